@@ -1,0 +1,126 @@
+"""What every experiment shares: the full list of keys with the defaults of model-spec 4.7, and the colon arguments.
+
+Values that differ from the paper's public facts are this project's own choices (see NOTICE).
+"""
+
+from ml_collections import ConfigDict
+
+PRESETS = ("", "phi3v")
+
+# Stage 1 trains the vision tower, the connector and the decoder; stage 2 the experts, the routers, the connector and
+# the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
+STAGE1_TRAINABLE = (
+    r"vision/(cls|pos|patch|pre_ln|depth_pos).*", r"vision/block_\d+/.*", r"task_router/(ln|proj)/.*",
+    r"connector/.*", r"decoder/.*",
+)  # fmt: skip
+STAGE2_TRAINABLE = (r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"connector/.*", r"decoder/.*")
+
+
+def parse_arg(arg: str | None, **typed) -> dict:
+    """`phi3v,patch_depth=1` -> {"preset": "phi3v", "patch_depth": 1}; defaults give the types. ValueError if unknown."""
+    result = {"preset": "", **typed}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if not value and key in PRESETS:
+            result["preset"] = key
+        elif key in typed and value:
+            kind = type(typed[key])
+            result[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+        else:
+            known = ", ".join([*filter(None, PRESETS), *(f"{k}=..." for k in typed)])
+            raise ValueError(f"the colon argument {part!r} is unknown; use {known}")
+    return result
+
+
+def get_config() -> ConfigDict:
+    """Every key, with the values of the embedded default (stage files change what differs)."""
+    c = ConfigDict()
+    c.mode = "train"  # train | evaluate
+    c.base = "embedded"  # folder of the 2D model or of a converted one; embedded: the package's own; empty: random init
+    c.init_from = ""  # a run to start from
+    c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
+    c.max_bad_fraction = 0.0  # share of data items that may fail before a run stops
+    c.trainable = ()
+
+    c.data = ConfigDict()
+    c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | labelmap | manifest
+    c.data.root = "runs/data"
+    c.data.manifest = ""
+    c.data.volumes = 6000  # drawn for training (phantom)
+    c.data.slices = 16
+    c.data.size = 64
+    c.data.channels = "windows3"  # windows3 | repeat:<window>
+    c.data.text_length = 80
+    c.data.mixture = ConfigDict({"report": 1, "open": 1, "closed": 2})
+
+    c.model = ConfigDict()
+    c.model.tasks = ("report", "vqa")
+    c.model.patch_depth = 4
+    c.model.inflation = "average"  # average | centre
+    c.model.attn3d_layers = (2, 3, 4)
+    c.model.attn3d_kind = "joint"
+    c.model.attn3d_window = 1
+    c.model.depth_embed = "rope"
+    c.model.depth_rope = ConfigDict(
+        {"enabled": True, "rotary_dim": 32, "base": 10000.0, "unit": "slice", "reference_mm": 10.0, "scale": 1.0,
+         "scale_init": 1.0, "ramp_steps": 0}
+    )  # fmt: skip
+    c.model.tgh = ConfigDict(
+        {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
+         "token_input": "image_text", "task_input": "text", "gate": "renormalised", "hidden": 256,
+         "dispatch": "capacity", "capacity_factor": 1.25}
+    )  # fmt: skip
+    c.model.depth_pool = 1
+    c.model.spatial_pool = 1
+    c.model.newline = True
+    c.model.global_view = True
+    c.model.layout = "sub_glb_3d"
+    c.model.rope_factor = "auto"
+    c.model.dtype = "float32"
+    c.model.param_dtype = "float32"
+    c.model.remat = "none"
+    c.model.attention = "auto"
+    c.model.aux_findings = True  # the auxiliary finding head: no part of the paper, off at full scale
+
+    c.loss = ConfigDict({"task": (1.0, 3.0), "balance": 0.01, "z": 0.001, "router": 0.1, "aux": 1.0})
+
+    c.optimizer = ConfigDict(
+        {"rate": 1e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
+         "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
+    )  # fmt: skip
+
+    c.train = ConfigDict({"steps": 600, "batch": 32, "seed": 0, "accumulate": 4})
+    c.checkpoint = ConfigDict({"every": 100, "keep": 2})
+    c.eval = ConfigDict({"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42})
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
+    return c
+
+
+# Sizes of microsoft/Phi-3-vision-128k-instruct. Its RoPE factor lists are read from the user's config.json only.
+PHI3V = {
+    "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "intermediate_size": 8192, "vocab_size": 32064, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
+    """Full scale: Phi-3-V 4.2B on M3D volumes of 32 slices (model-spec 0, 4.5, 4.6)."""
+    c.base = ""  # --config.base=DIR of a Phi-3-vision checkpoint
+    c.base_config = ConfigDict(PHI3V)
+    c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat:unit", "text_length": 512})
+    c.model.patch_depth = patch_depth
+    c.model.depth_pool = 4 // patch_depth if patch_depth in (1, 2, 4) else 1
+    c.model.attn3d_layers = tuple(range(12, 23))
+    c.model.depth_rope.rotary_dim = 64
+    c.model.tgh.layers = (12, 14, 16, 18, 20, 22)
+    c.model.tgh.dispatch = "ragged"
+    c.model.dtype = "bfloat16"
+    c.model.remat = "full"
+    c.model.aux_findings = False
+    c.loss.update({"task": (1.0, 1.0), "z": 0.0, "aux": 0.0})
+    c.optimizer.update({"rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
+    c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
+    c.checkpoint.every = 500
+    c.eval.update({"items": 2000, "batch": 32, "new_tokens": 256})
+    return c

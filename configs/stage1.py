@@ -1,0 +1,20 @@
+"""Stage 1: features shared by all tasks, one expert group (model-spec 4.6).
+
+    python -m tghmoe_jax.main --config configs/stage1.py
+
+trains on the embedded phantom from the embedded 2D base and evaluates. `:phi3v` is the full-scale recipe; it needs
+`--config.base=` and `--config.data.root=`.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    a = common.parse_arg(arg, patch_depth=0)
+    c = common.get_config()
+    c.trainable = common.STAGE1_TRAINABLE
+    if a["preset"] == "phi3v":
+        return common.phi3v(c, a["patch_depth"] or 2)
+    if a["patch_depth"]:
+        c.model.patch_depth = a["patch_depth"]
+    return c

@@ -1,0 +1,21 @@
+"""Stage 2: one copy of the stage-1 experts per task, picked by the prompt (model-spec 4.6).
+
+    python -m tghmoe_jax.main --config configs/stage2.py
+
+starts from the stage 1 of the same preset (`runs/stage1`, or --config.init_from=RUN), trains and evaluates.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    a = common.parse_arg(arg, patch_depth=0)
+    c = common.get_config()
+    c.trainable = common.STAGE2_TRAINABLE
+    c.init_from = "runs/stage1" + (f"-{a['preset']}" if a["preset"] else "")
+    if a["preset"] == "phi3v":
+        c = common.phi3v(c, a["patch_depth"] or 2)
+    elif a["patch_depth"]:
+        c.model.patch_depth = a["patch_depth"]
+    c.model.tgh.groups = len(c.model.tasks)
+    return c

@@ -1,0 +1,178 @@
+"""The keys of metrics.json, their values on a run small enough to count by hand, and what is written."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tghmoe_jax.data.samples import Question
+from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.evaluation.protocols import Prediction, score
+from tghmoe_jax.evaluation.tables import table, write_metrics, write_predictions
+
+ORGANS = ("liver", "spleen", "left kidney", "bladder")
+PLANES = ("axial", "coronal", "sagittal", "oblique")
+CYST = ("cyst", "kidney", "right")
+STONE = ("stone", "kidney", "left")
+
+KEYS = {
+    "closed/accuracy", "closed/accuracy_strict", "closed/accuracy_macro", "closed/ranked_accuracy",
+    "closed/by_type/plane", "closed/by_type/phase", "closed/by_type/organ", "closed/by_type/abnormality",
+    "closed/by_type/location", "open/bleu1", "open/rouge1", "open/meteor", "report/bleu1", "report/rouge1",
+    "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy", "control/shuffled_finding_f1",
+    "control/blind_closed_accuracy", "control/section_shuffled_closed_accuracy",
+    "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
+    "router/task_accuracy", "router/task_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+}  # fmt: skip
+
+
+def closed(index, type, choices, answer, output, **known):
+    return Prediction.of(index, Question("vqa", "closed", type, "Which one?", choices, answer), output, **known)
+
+
+def report(index, output, true, stated, **known):
+    question = Question("report", "report", "", "Describe the scan.", (), "A cyst in the right kidney.")
+    sets = {"findings_true": frozenset(true), "findings_stated": frozenset(stated)}
+    return Prediction.of(index, question, output, **sets, **known)
+
+
+def small_run():
+    openly = Question("vqa", "open", "organ", "Which organ?", (), "the left kidney")
+    return {
+        "closed": [
+            closed(0, "organ", ORGANS, "liver", "A. liver", ranked="A", task_predicted="vqa"),
+            closed(0, "plane", PLANES, "coronal", "coronal", ranked="B", task_predicted="vqa"),
+            closed(1, "organ", ORGANS, "spleen", "A. liver B. spleen", ranked="A", task_predicted="vqa"),
+            closed(2, "organ", ORGANS, "bladder", "B. spleen", ranked="D", task_predicted="report"),
+        ],
+        "open": [Prediction.of(3, openly, "left kidney"), Prediction.of(4, openly, "")],
+        "report": [
+            report(0, "A cyst in the right kidney.", [CYST], [CYST]),
+            report(1, "A stone in the left kidney.", [CYST], [STONE]),
+        ],
+        "control/shuffled_closed": [closed(0, "organ", ORGANS, "liver", "B. spleen")],
+        "control/section_shuffled_closed": [closed(0, "organ", ORGANS, "liver", "A. liver")],
+        "control/wrong_group_report": [report(0, "", [CYST], [])],
+    }
+
+
+def test_exactly_the_designed_keys_each_with_an_interval():
+    for run in ({}, small_run()):
+        metrics = score(run)
+        assert set(metrics) == KEYS | {f"{key}_ci95" for key in KEYS}
+
+
+def test_an_empty_run_gives_only_nulls():
+    assert set(score({}).values()) == {None}
+    assert set(score({"closed": [], "open": [], "report": []}).values()) == {None}
+
+
+def test_values_counted_by_hand():
+    metrics = score(small_run(), router={"task_accuracy_unseen_wording": [True, True, True, False]})
+    expected = {
+        "closed/accuracy": 2 / 4,  # "A. liver" and the echoed list
+        "closed/accuracy_strict": 2 / 4,  # "A. liver" and the exact text
+        "closed/accuracy_macro": (0 + 2 / 3) / 2,
+        "closed/ranked_accuracy": 3 / 4,
+        "closed/by_type/organ": 2 / 3,
+        "closed/by_type/plane": 0.0,
+        "closed/by_type/phase": None,
+        "open/bleu1": np.exp(1 - 3 / 2) / 2,
+        "open/rouge1": 0.8 / 2,
+        "open/meteor": None,
+        "report/finding_f1": 2 / 4,
+        "control/shuffled_closed_accuracy": 0.0,
+        "control/section_shuffled_closed_accuracy": 1.0,
+        "control/blind_closed_accuracy": None,
+        "control/wrong_group_finding_f1": 0.0,
+        "control/shuffled_finding_f1": None,
+        "router/task_accuracy": 3 / 4,
+        "router/task_accuracy_unseen_wording": 3 / 4,
+    }
+    assert {key: metrics[key] for key in expected} == {
+        key: None if value is None else pytest.approx(value) for key, value in expected.items()
+    }
+
+
+def test_intervals_hold_their_scores():
+    metrics = score(small_run())
+    for key in KEYS:
+        pair = metrics[f"{key}_ci95"]
+        if pair is not None:
+            assert 0 <= pair[0] <= metrics[key] <= pair[1] <= 1
+    assert metrics["closed/accuracy_ci95"] is not None
+    assert metrics["closed/by_type/plane_ci95"] is None  # one volume alone says nothing of the spread
+
+
+def test_given_router_decisions_take_the_place_of_the_noted_ones():
+    assert score(small_run(), router={"task_accuracy": [True, False]})["router/task_accuracy"] == 0.5
+
+
+def test_ranked_accuracy_needs_every_question_ranked():
+    run = small_run()
+    run["closed"].append(closed(5, "organ", ORGANS, "liver", "A. liver"))
+    assert score(run)["closed/ranked_accuracy"] is None
+
+
+def test_load_is_the_worst_layer_and_skips_groups_without_tokens():
+    load = np.array([[[10, 10, 10, 10], [0, 0, 0, 0]], [[20, 10, 8, 2], [1, 1, 1, 1]]])  # (layer, group, E)
+    metrics = score({}, load=load)
+    assert metrics["moe/load_max_over_mean"] == pytest.approx(2.0)
+    assert metrics["moe/load_min_share"] == pytest.approx(0.05)
+    assert score({}, load=np.zeros((2, 4)))["moe/load_min_share"] is None
+
+
+def test_metrics_file_is_strict_json(tmp_path):
+    metrics = score(small_run(), resamples=50)
+    path = write_metrics(tmp_path / "eval", metrics)
+    assert json.loads(path.read_text()) == metrics
+    assert [one.name for one in (tmp_path / "eval").iterdir()] == ["metrics.json"]
+
+
+def test_csv_files_carry_the_columns_of_m3d_first_and_the_disclaimer(tmp_path):
+    run = small_run()
+    run["closed"].append(closed(9, "organ", ORGANS, "liver", 'a "quoted",\noutput é'))
+    written = write_predictions(tmp_path, run)
+    assert {path.name for path in written} == {f"predictions_{kind}.csv" for kind in ("closed", "open", "report")}
+    rows = {}
+    for path in written:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows[path.name.removeprefix("predictions_").removesuffix(".csv")] = list(csv.DictReader(file))
+    assert list(rows["closed"][0])[:6] == ["Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"]
+    overlap = ["bleu", "rouge1", "meteor", "bert_f1"]
+    assert list(rows["open"][0])[:8] == ["Question Type", "Question", "Answer", "Pred", *overlap]
+    assert list(rows["report"][0])[:7] == ["Question", "Ground Truth", "pred", *overlap]
+    assert {row["Disclaimer"] for file in rows.values() for row in file} == {DISCLAIMER}
+
+    first = rows["closed"][0]
+    assert first["Question Type"] == "3"
+    assert first["Question"] == "Which one? Choices: A. liver B. spleen C. left kidney D. bladder"
+    assert (first["Answer Choice"], first["Correct"], first["Strict"], first["Ranked"]) == ("A", "1", "1", "A")
+    assert (first["Control shuffled"], first["Control section_shuffled"]) == ("B. spleen", "A. liver")
+    assert rows["closed"][-1]["Pred"] == 'a "quoted",\noutput é'
+    assert rows["closed"][-1]["Control shuffled"] == ""
+    assert rows["report"][1]["Findings Stated"] == "stone / kidney / left"
+    assert rows["report"][0]["meteor"] == ""
+
+
+def test_table_sets_controls_beside_their_scores():
+    run = small_run()
+    metrics = score(run)
+    lines = {line.split()[0]: line for line in table(metrics).splitlines() if line.strip()}
+    assert lines["closed/accuracy"].split()[-4:] == ["0.000", "1.000", "-", "-"]
+    assert lines["report/finding_f1"].split()[-4:] == ["-", "-", "-", "0.000"]
+    assert lines["closed/by_type/organ"].split()[-4:] == ["-", "-", "-", "-"]
+    assert not any(line.startswith("control/") for line in lines)
+    assert table(metrics).splitlines()[-1] == DISCLAIMER
+
+    filled = {line.split()[0]: line for line in table(metrics, run).splitlines() if line.strip()}
+    assert filled["closed/by_type/organ"].split()[-4:] == ["0.000", "1.000", "-", "-"]
+
+
+def test_table_says_so_where_forcing_the_wrong_group_changes_nothing():
+    run = small_run()
+    del run["control/wrong_group_report"]
+    assert "task level" not in table(score(run))
+    run["control/wrong_group_closed"] = run["closed"]
+    assert "the task level has no effect" in table(score(run))

@@ -1,0 +1,161 @@
+"""The canonical CT volume: one orientation, one unit, stated spacing; and the checks every reader shares.
+
+Axis legend: D slices toward Superior, H rows toward Posterior, W columns toward the patient's Left.
+
+World vectors are in the patient axes of DICOM, LPS: x toward Left, y toward Posterior, z toward Superior, in mm.
+"""
+
+import dataclasses
+import itertools
+from typing import Literal
+
+import numpy as np
+
+from tghmoe_jax.errors import UserError
+
+Unit = Literal["HU", "unit-interval"]
+
+MIN_SLICES = 4  # fewer is a picture, not a volume: one slab of the default patch depth
+MIN_PIXELS = 16
+MAX_VOXELS = 2**30  # 4 GiB as float32; a header that claims more is damaged or hostile
+SPACING_RANGE_MM = (0.02, 50.0)
+MAX_SHEAR_DEGREES = 1.0
+
+_TARGET = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)  # S, P, L as rows of LPS components
+_LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source does not say.
+
+    orientation is "LPS" (the canonical one) or "as stored" where the source does not say; window names the window the
+    source was already cut to, None for plain HU; history tells what was done, without paths or patient data.
+    """
+
+    array: np.ndarray
+    unit: Unit
+    spacing_mm: tuple[float, float, float] | None
+    orientation: str
+    window: str | None
+    history: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.array.ndim != 3 or self.array.dtype != np.float32:
+            raise ValueError(f"a Volume holds float32 (D, H, W), not {self.array.dtype} {self.array.shape}")
+
+
+def axis_letters(axes: np.ndarray) -> str:
+    """The nearest patient directions of three world vectors (rows, LPS), such as "SPL" for the canonical order."""
+    letters = []
+    for vector in axes:
+        world = int(np.argmax(np.abs(vector)))
+        letters.append(_LETTERS[world][int(vector[world] > 0)])
+    return "".join(letters)
+
+
+def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple, tuple[str, ...]]:
+    """Permute and flip (never interpolate) to the nearest S, P, L order.
+
+    `axes` (3, 3): row i is the world step in mm of array axis i. Returns the array float32 (D, H, W) contiguous,
+    spacing (z, y, x) and history. The choice depends on the world vectors alone, not on their order or sign, so every
+    stored orientation of one scan gives the same bits. `name` stands in errors, which refuse sheared axes and absurd
+    spacing.
+    """
+    axes = np.asarray(axes, float)
+    lengths = np.linalg.norm(axes, axis=1)
+    if not np.all(np.isfinite(lengths)) or np.any(lengths == 0):
+        raise UserError(f"{name} states no voxel spacing: export the scan again with its geometry.")
+    low, high = SPACING_RANGE_MM
+    if np.any(lengths < low) or np.any(lengths > high):
+        sizes = " x ".join(f"{length:.4g}" for length in lengths)
+        raise UserError(
+            f"{name} states voxels of {sizes} mm, outside {low} to {high} mm: correct the spacing in its header."
+        )
+    units = axes / lengths[:, None]
+    shear = max(abs(float(units[i] @ units[j])) for i, j in ((0, 1), (0, 2), (1, 2)))
+    if np.degrees(np.arcsin(min(shear, 1.0))) > MAX_SHEAR_DEGREES:
+        raise UserError(
+            f"{name} has slices that are not at right angles to the stack (a tilted gantry): "
+            "resample it to a straight grid first."
+        )
+
+    def fit(order: tuple[int, ...]) -> tuple:
+        # At 45 degrees two orders fit alike; the vectors themselves, without sign, then decide.
+        chosen = units[list(order)]
+        signs = np.where(np.sum(chosen * _TARGET, axis=1, keepdims=True) < 0, -1, 1)
+        return (round(float(np.sum(np.abs(chosen * _TARGET))), 4), *np.round(chosen * signs, 3).ravel().tolist())
+
+    order = max(itertools.permutations(range(3)), key=fit)
+    chosen = units[list(order)]
+    along = np.sum(chosen * _TARGET, axis=1)
+    flips = tuple(slice(None, None, -1) if value < 0 else slice(None) for value in along)
+    canonical = np.ascontiguousarray(np.transpose(array, order)[flips], dtype=np.float32)
+    # A tenth of a micrometre is far below any scanner and above the rounding of a float32 affine.
+    spacing = tuple(round(float(lengths[axis]), 4) for axis in order)
+    tilt = float(np.degrees(np.arccos(np.clip(np.min(np.abs(along)), -1, 1))))
+    notes = [f"axes {axis_letters(axes)} -> SPL (slices, rows, columns), not interpolated"]
+    if tilt > 0.5:
+        notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
+    return canonical, spacing, tuple(notes)
+
+
+def check_shape(shape: tuple[int, ...], name: str) -> None:
+    """Refuse what is not a 3D volume of a size that can be read. Call it on the header, before any voxel is read."""
+    sizes = " x ".join(str(size) for size in shape)
+    if len(shape) == 4 and min(shape) > 0:
+        raise UserError(
+            f"{name} is 4D ({sizes}): split the series of volumes (phases, times) into 3D files and name one of them."
+        )
+    if not shape or min(shape) <= 0:
+        raise UserError(f"{name} is empty ({sizes or 'no'} voxels): export the scan again.")
+    if len(shape) != 3:
+        raise UserError(f"{name} is {len(shape)}D ({sizes}) where a scan is 3D: name a volume.")
+    if np.prod([float(size) for size in shape]) > MAX_VOXELS:
+        raise UserError(f"{name} claims {sizes} voxels, more than {MAX_VOXELS}: check its header, or crop the scan.")
+
+
+def check_canonical_shape(shape: tuple[int, int, int], name: str) -> None:
+    """Refuse a stack too thin or too small to be read as a volume."""
+    if shape[0] < MIN_SLICES:
+        raise UserError(
+            f"{name} has {shape[0]} axial slice{'s' if shape[0] > 1 else ''} where at least {MIN_SLICES} are needed: "
+            "name the whole scan."
+        )
+    if min(shape[1:]) < MIN_PIXELS:
+        raise UserError(
+            f"{name} has slices of {shape[1]} x {shape[2]} pixels where at least {MIN_PIXELS} x {MIN_PIXELS} "
+            "are needed: name the whole scan."
+        )
+
+
+def check_finite(array: np.ndarray, name: str) -> tuple[float, float]:
+    """The smallest and greatest value; refuses NaN, infinity and a volume of one value."""
+    low, high = float(array.min()), float(array.max())  # NaN and infinity reach one of the two
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(
+            f"{name} holds NaN or infinite voxels: export the scan again, or set voxels outside the scan to -1024 HU."
+        )
+    if low == high:
+        raise UserError(f"{name} holds the one value {low:g} in every voxel: it is blank, name another scan.")
+    return low, high
+
+
+def check_hu(array: np.ndarray, name: str) -> None:
+    """Refuse values that cannot be HU: unscaled, windowed, normalised, a label map, or rescaled twice."""
+    low, high = check_finite(array, name)
+    if low > -50 or high < -500 or high > 70_000 or low < -70_000:
+        raise UserError(
+            f"{name} runs from {low:g} to {high:g}, which are not Hounsfield units (air is near -1000): "
+            "apply its rescale slope and intercept once, and take the scan itself, not a windowed picture or label map."
+        )
+    # Scanners mark voxels outside the reconstruction by -2000 or -3024, which alone is no second rescale:
+    # after one, soft tissue lies near -1000 and air near -2000, so almost nothing is left around 0.
+    if low < -1500:
+        inside = np.count_nonzero(array > -1500)
+        tissue = np.count_nonzero((array > -200) & (array < 300))
+        if tissue < 0.05 * inside:
+            raise UserError(
+                f"{name} runs from {low:g} to {high:g} with almost nothing near 0, as if its rescale had been applied "
+                "twice: write it again with the slope and intercept applied once."
+            )

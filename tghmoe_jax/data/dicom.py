@@ -1,0 +1,348 @@
+"""DICOM CT series (a folder, or one enhanced multi-frame file) to canonical volumes in HU.
+
+Only the tags listed here are ever parsed, so no patient data enters the program; errors name the path the user gave and
+positions in the stack, never a file inside it (scanners put identifiers into file names), a UID or a tag's value.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from tghmoe_jax.data.canonical import Volume, canonicalise, check_canonical_shape, check_hu, check_shape
+from tghmoe_jax.errors import UserError
+
+MAX_FILES = 20_000  # a study, not a disk
+MAX_TILT_DEGREES = 1.0
+PADDING_HU = -1024.0
+
+_GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+_HEADER = (
+    *_GEOMETRY,
+    *("Modality", "SeriesInstanceUID", "SeriesNumber", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelRepresentation"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_PIXELS = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable"),
+    *("ExtendedOffsetTableLengths",),
+)
+# In an enhanced file each value lives in a functional group, shared or per frame.
+_GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """One image of the stack: where its pixels are, where it lies (LPS, mm) and how it is scaled."""
+
+    file: Path
+    frame: int | None
+    shape: tuple[int, int]
+    position: np.ndarray  # (3,)
+    row: np.ndarray  # (3,) unit vector along increasing column index
+    column: np.ndarray  # (3,) unit vector along increasing row index
+    spacing: tuple[float, float]  # between rows, between columns
+    slope: float
+    intercept: float
+    padding: float | None
+
+
+def read_dicom(path: Path, series: int | None = None) -> Volume:
+    """Read one CT series. `series` counts from 1 in the order that the error for several series lists.
+
+    Rescale slope and intercept are applied once, slice by slice; slices are ordered by their position along the normal
+    and the slice spacing is the step between positions. Raises UserError for everything that is not one complete,
+    straight, evenly spaced CT series.
+    """
+    with _quiet():
+        return _read(path, series)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom quotes tag values and file names in its warnings, on reading and again on first access; drop them."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _read(path: Path, series: int | None) -> Volume:
+    datasets = _choose(_series_of(path), series, path)
+    slices = _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+    first = slices[0]
+    check_shape((len(slices), *first.shape), str(path))
+    step = (slices[-1].position - first.position) / max(len(slices) - 1, 1)
+    axes = np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
+    stored, syntaxes = _pixels(slices, path)
+    array, spacing, notes = canonicalise(stored, axes, str(path))
+    check_canonical_shape(array.shape, str(path))
+    check_hu(array, str(path))
+    scales = sorted({(entry.slope, entry.intercept) for entry in slices})
+    scale = f"slope {scales[0][0]:g} and intercept {scales[0][1]:g}" if len(scales) == 1 else "the slope of each slice"
+    history = (
+        f"DICOM, {len(slices)} slices of {first.shape[0]} x {first.shape[1]}, {', '.join(sorted(syntaxes))}",
+        f"HU, rescale ({scale}) applied once",
+        "slices sorted by position along the normal, spacing from positions",
+        *notes,
+    )
+    return Volume(array, "HU", spacing, "LPS", None, history)
+
+
+# ---------------------------------------------------------------------------------------------- files and series
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found: list[Path] = []
+    for folder, _, names in os.walk(path):
+        found += [file for name in names if not name.startswith(".") and (file := Path(folder, name)).is_file()]
+        if len(found) > MAX_FILES:
+            raise UserError(f"{path} holds more than {MAX_FILES} files: name the folder of one series.")
+    return sorted(found)
+
+
+def _header(file: Path) -> pydicom.Dataset | None:
+    """The listed tags of an image; None for what is not DICOM or carries no image (reports, indexes, structures)."""
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
+        return header if header.get("Rows") and header.get("Columns") else None
+    except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError):
+        return None
+
+
+def _series_of(path: Path) -> list[list[tuple[Path, pydicom.Dataset]]]:
+    """The image series under the path, in a stable order: by series number, then by UID."""
+    groups: dict[tuple, list[tuple[Path, pydicom.Dataset]]] = {}
+    files = _files(path)
+    for file in files:
+        header = _header(file)
+        if header is not None:
+            number = str(header.get("SeriesNumber") or "")
+            key = (int(number) if number.isdecimal() else -1, str(header.get("SeriesInstanceUID") or ""))
+            groups.setdefault(key, []).append((file, header))
+    if not groups:
+        if path.is_file():
+            raise UserError(f"{path} is not a DICOM image with pixels: name a CT scan.")
+        what = "is an empty folder" if not files else "holds no DICOM image with pixels"
+        raise UserError(f"{path} {what}: name the folder of one CT series, or a .nii or .nii.gz file.")
+    return [groups[key] for key in sorted(groups)]
+
+
+def _choose(
+    series: list[list[tuple[Path, pydicom.Dataset]]], number: int | None, path: Path
+) -> list[tuple[Path, pydicom.Dataset]]:
+    listed = "; ".join(f"{index}: {_summary(group)}" for index, group in enumerate(series, 1))
+    if number is None and len(series) > 1:
+        raise UserError(f"{path} holds {len(series)} series ({listed}): choose one with --series N.")
+    if number is not None and not 1 <= number <= len(series):
+        raise UserError(f"--series {number} does not exist in {path}: choose among {listed}.")
+    chosen = series[(number or 1) - 1]
+    modalities = sorted({_modality(header) for _, header in chosen})
+    if modalities != ["CT"]:
+        raise UserError(f"{path} holds {' and '.join(modalities)} images, not CT: name a CT series.")
+    return chosen
+
+
+def _modality(header: pydicom.Dataset) -> str:
+    """The modality code, checked so that nothing but a code of the standard's form can reach a message."""
+    value = str(header.get("Modality") or "")
+    return value if value.isalnum() and value.isupper() and len(value) <= 16 else "unnamed"
+
+
+def _summary(group: list[tuple[Path, pydicom.Dataset]]) -> str:
+    """What tells series apart without a description, which may hold patient data."""
+    first = group[0][1]
+    count = sum(_frames(header) or 1 for _, header in group)
+    return f"{_modality(first)}, {first.Rows} x {first.Columns}, {count} slice{'s' if count > 1 else ''}"
+
+
+def _frames(header: pydicom.Dataset) -> int | None:
+    """The number of frames of a multi-frame file, None for a classic one."""
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    return len(groups) if groups else None
+
+
+# ------------------------------------------------------------------------------------------------------- geometry
+
+
+def _slices_of(file: Path, header: pydicom.Dataset, path: Path) -> list[_Slice]:
+    if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") != "MONOCHROME2":
+        # MONOCHROME1 in a CT comes from film digitisers and exports of a display, where HU are already lost.
+        raise UserError(
+            f"{path} holds images that are not MONOCHROME2 (colour or inverted grey): export the original CT."
+        )
+    if header.get("ModalityLUTSequence"):
+        raise UserError(f"{path} scales its pixels by a look-up table: export it with a rescale slope and intercept.")
+    frames = _frames(header)
+    if frames is None and int(header.get("NumberOfFrames") or 1) > 1:
+        raise UserError(f"{path} is a multi-frame image without positions of its frames: export it as single slices.")
+    return [_slice(file, header, frame, path) for frame in ([None] if frames is None else range(frames))]
+
+
+def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -> _Slice:
+    kind = _value(header, frame, "RescaleType")
+    if kind and str(kind).strip() not in ("HU", "HU_MOD"):
+        raise UserError(f"{path} is rescaled to another unit than HU: export the original CT series.")
+    position = _floats(header, frame, "ImagePositionPatient", 3, path, "slice position")
+    orientation = _floats(header, frame, "ImageOrientationPatient", 6, path, "slice orientation")
+    spacing = _floats(header, frame, "PixelSpacing", 2, path, "pixel spacing")
+    slope = _floats(header, frame, "RescaleSlope", 1, path, "rescale slope, so HU are unknown")[0]
+    intercept = _floats(header, frame, "RescaleIntercept", 1, path, "rescale intercept, so HU are unknown")[0]
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
+        raise UserError(f"{path} states an orientation that is not two unit vectors at right angles: export it again.")
+    if slope == 0 or min(spacing) <= 0:
+        what = "a rescale slope" if slope == 0 else "a pixel spacing"
+        raise UserError(f"{path} states {what} that is not positive: export the original CT series.")
+    padding = header.get("PixelPaddingValue")
+    return _Slice(
+        file=file,
+        frame=frame,
+        shape=(int(header.Rows), int(header.Columns)),
+        position=position,
+        row=row / lengths[0],
+        column=column / lengths[1],
+        spacing=(float(spacing[0]), float(spacing[1])),
+        slope=float(slope),
+        intercept=float(intercept),
+        padding=float(padding) if isinstance(padding, int) else None,
+    )
+
+
+def _value(header: pydicom.Dataset, frame: int | None, keyword: str):
+    """A tag of the file, or of the frame's functional group (its own before the shared one)."""
+    if frame is None:
+        return header.get(keyword)
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        sequence = header.get(groups)
+        holder = sequence[index].get(_GROUPS[keyword]) if sequence else None
+        if holder:
+            return holder[0].get(keyword)
+    return None
+
+
+def _floats(header: pydicom.Dataset, frame: int | None, keyword: str, count: int, path: Path, what: str) -> np.ndarray:
+    try:
+        value = _value(header, frame, keyword)
+        values = np.array([float(part) for part in (np.atleast_1d(value) if value is not None else ())])
+    except (TypeError, ValueError):
+        values = np.array([])
+    if values.shape != (count,) or not np.all(np.isfinite(values)):
+        raise UserError(f"{path} holds a slice that states no {what}: export the original CT series.")
+    return values
+
+
+def _sorted(slices: list[_Slice], path: Path) -> list[_Slice]:
+    """Slices in order of position along the normal; refuses anything but one straight, complete, even stack."""
+    first = slices[0]
+    normal = np.cross(first.row, first.column)
+    if len({entry.shape for entry in slices}) > 1:
+        raise UserError(f"{path} mixes slices of different size: keep the slices of one series.")
+    # 0.5 degrees: scanners write direction cosines with as few as four digits.
+    same = np.cos(np.radians(0.5))
+    if any(entry.row @ first.row < same or entry.column @ first.column < same for entry in slices):
+        raise UserError(
+            f"{path} mixes orientations (a localizer among the slices?): keep the slices of one orientation."
+        )
+    if any(not np.allclose(entry.spacing, first.spacing, rtol=1e-3) for entry in slices):
+        raise UserError(f"{path} mixes pixel spacings: keep the slices of one series.")
+    if len(slices) < 2:
+        raise UserError(f"{path} holds one slice, which is no volume: name the folder of the whole series.")
+    ordered = sorted(slices, key=lambda entry: float(entry.position @ normal))
+    positions = np.stack([entry.position for entry in ordered])  # (N, 3)
+    along = positions @ normal
+    steps = np.diff(along)
+    doubles = int(np.count_nonzero(steps < 0.01))
+    if doubles:
+        raise UserError(
+            f"{path} holds {doubles} slice{'s' if doubles > 1 else ''} at the position of another (several phases, "
+            "or copies?): keep one acquisition."
+        )
+    usual = float(np.median(steps))
+    uneven = np.flatnonzero(np.abs(steps - usual) > max(0.1 * usual, 0.02))
+    if uneven.size:
+        at = int(uneven[0])
+        raise UserError(
+            f"{path} misses slices or is unevenly spaced: slices {at + 1} and {at + 2} of {len(ordered)} lie "
+            f"{steps[at]:.2f} mm apart where {usual:.2f} mm is usual; export the complete series."
+        )
+    line = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
+    aside = positions - line - np.outer((positions - line) @ normal, normal)
+    course = positions[-1] - positions[0]
+    tilt = np.degrees(np.arccos(min(1.0, abs(course @ normal) / np.linalg.norm(course))))
+    if tilt > MAX_TILT_DEGREES:
+        raise UserError(
+            f"{path} was taken with a gantry tilted by {tilt:.1f} degrees: resample it to a straight grid first."
+        )
+    if np.max(np.linalg.norm(aside, axis=1)) > max(first.spacing):
+        raise UserError(f"{path} holds slices shifted against each other in plane: keep one reconstruction.")
+    return ordered
+
+
+# --------------------------------------------------------------------------------------------------------- pixels
+
+
+def _pixels(slices: Sequence[_Slice], path: Path) -> tuple[np.ndarray, set[str]]:
+    """HU float32 (N, H, W) in the order given, and the names of the transfer syntaxes met."""
+    array = np.empty((len(slices), *slices[0].shape), np.float32)
+    syntaxes: set[str] = set()
+    file, frames = None, np.empty(0)
+    for index, entry in enumerate(slices):
+        if entry.file != file:
+            frames, syntax = _decode(entry.file, f"slice {index + 1} of {len(slices)} in {path}")
+            file = entry.file
+            syntaxes.add(syntax)
+        stored = frames if entry.frame is None else frames[entry.frame : entry.frame + 1]
+        if stored.size != array[index].size:
+            raise UserError(
+                f"slice {index + 1} of {len(slices)} in {path} has fewer pixels than it states: copy it again."
+            )
+        stored = stored.reshape(entry.shape)
+        hu = stored * np.float64(entry.slope) + entry.intercept
+        if entry.padding is not None:
+            padded = entry.padding * entry.slope + entry.intercept
+            # Some writers name a tissue value here by mistake; only a value that no tissue has marks the outside.
+            if padded < PADDING_HU or padded > 3071:
+                hu[stored == entry.padding] = PADDING_HU
+        array[index] = hu
+    return array, syntaxes
+
+
+def _decode(file: Path, what: str) -> tuple[np.ndarray, str]:
+    """Stored values of one file and its transfer syntax; `what` names it in errors."""
+    syntax = "unknown encoding"
+    try:
+        dataset = pydicom.dcmread(file, specific_tags=list(_PIXELS))
+        uid = dataset.file_meta.TransferSyntaxUID
+        syntax = uid.name if uid.is_transfer_syntax and not uid.is_private else syntax
+        pixels = dataset.pixel_array if dataset.get("PixelData") else None
+    except Exception:  # noqa: BLE001 - decoders raise anything, and their messages may quote the file
+        raise UserError(
+            f"{what} cannot be decoded ({syntax}): copy it again, or export the series without compression."
+        ) from None
+    if pixels is None:
+        raise UserError(f"{what} has no pixels or is cut short: copy the series again, with its images.")
+    return pixels, syntax

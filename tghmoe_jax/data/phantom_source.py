@@ -1,0 +1,209 @@
+"""The embedded phantom as a data source: drawn once into a cache folder, then read by random access.
+
+The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import tghmoe_jax
+from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
+from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, make_question
+from tghmoe_jax.data.samples import Kind, Question
+from tghmoe_jax.data.volumes import WINDOWS, window_names
+from tghmoe_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
+INLINE = 200  # up to this many volumes are drawn without starting processes
+
+
+class PhantomSource:
+    """`samples.Source` over phantom volumes.
+
+    `root` is the folder for caches; `wording` is `seen` or `unseen`, the phrasing of the requests.
+    """
+
+    aux_names = AUX_NAMES
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        count: int,
+        seed: int = 0,
+        grid: tuple[int, int, int] = (16, 64, 64),
+        channels: str = "windows3",
+        wording: str = "seen",
+        processes: int = 2,
+    ):
+        if split not in SPLITS:
+            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
+        if wording not in WORDINGS:
+            raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
+        if not 0 < count <= SPLIT_SEEDS:
+            raise UserError(f"count={count} is out of range: ask for 1 to {SPLIT_SEEDS} phantom volumes.")
+        self.wording = wording
+        self.table = _window_table(channels)
+        folder = prepare(Path(root), split, count, seed, tuple(grid), processes)
+        self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
+        with open(folder / "truth.jsonl", encoding="utf-8") as lines:
+            self.truths = [Truth.from_json(json.loads(line)) for line in lines]
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (D, H, W, 3), and the mask bool (D,): every phantom slice is real."""
+        # Row 0 of the table is the padding's HU.
+        levels = self.table[self.volumes[index].astype(np.intp) + 1024]
+        return levels, np.ones(len(levels), bool)
+
+    def slice_spacing(self, index: int) -> float:
+        """Distance of neighbouring slices in mm."""
+        return float(self.truths[index].spacing_mm[0])
+
+    def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
+        """A request about volume `index`; without `type` all five question types are equally likely."""
+        return make_question(self.truths[index], kind, rng, type, self.wording)
+
+    def aux(self, index: int) -> np.ndarray:
+        """float32 (A,) in 0..1, named by `aux_names`."""
+        return aux_targets(self.truths[index])
+
+    def input_ranges(self) -> dict:
+        """Spacing (slice, row, column) and field of view in mm, number of slices, and HU, as [low, high]."""
+        spacing = np.array([truth.spacing_mm for truth in self.truths])
+        view = spacing[:, 1:] * self.volumes.shape[2:]
+        few = self.volumes[:: max(1, len(self.volumes) // 200)]
+        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
+        return {
+            "spacing_mm": [pair(column) for column in spacing.T],
+            "slices": [int(self.volumes.shape[1])] * 2,
+            "field_of_view_mm": pair(view),
+            "hu": pair(few),
+        }
+
+    def group(self, index: int) -> str:
+        """The body section."""
+        return self.truths[index].section
+
+    def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
+        """True (lesion, organ, side) triples."""
+        return self.truths[index].triples
+
+
+@functools.cache
+def _window_table(channels: str) -> np.ndarray:
+    """uint8 (4096, 3): the three windows of every HU from -1024 on; looking up is faster than `volumes.to_channels`."""
+    hu = np.arange(-1024, 3072, dtype=np.float32)
+    columns = []
+    for centre, width in (WINDOWS[name] for name in window_names(channels)):
+        columns.append(np.rint(np.clip((hu - np.float32(centre - width / 2)) * np.float32(255 / width), 0, 255)))
+    return np.stack(columns, -1).astype(np.uint8)
+
+
+def seeds_of(split: str, count: int, seed: int) -> range:
+    """The volume seeds of a split: no two splits share one, and a longer split begins with a shorter one's volumes."""
+    first = (seed * len(SPLITS) + SPLITS.index(split)) * SPLIT_SEEDS
+    return range(first, first + count)
+
+
+def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], processes: int) -> Path:
+    """Draws the split unless its cache exists, and returns the cache folder.
+
+    The folder is filled under a temporary name and renamed, so that a reader never sees half a cache and two processes
+    that draw the same split do not disturb each other.
+    """
+    key = json.dumps({"generator": GENERATOR, "split": split, "count": count, "seed": seed, "grid": grid})
+    folder = root / f"phantom-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    seeds = seeds_of(split, count, seed)
+    building = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root))
+    try:
+        _reserve(building / "volumes.npy", (count, *grid))
+        workers = max(1, processes) if count > INLINE else 1
+        cuts = [count * i // workers for i in range(workers + 1)]
+        parts = [(seeds[a], a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        if workers == 1:
+            _fill(building, *parts[0])
+        else:
+            _fill_apart(building, parts)
+        with open(building / "truth.jsonl", "wb") as joined:
+            for _, start, _ in parts:
+                part = building / f"truth-{start}.jsonl"
+                joined.write(part.read_bytes())
+                part.unlink()
+        os.chmod(building, 0o755)
+        try:
+            os.replace(building, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same volumes
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> None:
+    """Creates an int16 array file whose disk space is taken now: a disk that fills up later would kill the writer."""
+    np.lib.format.open_memmap(file, "w+", np.int16, shape).flush()
+    size = file.stat().st_size
+    if shutil.disk_usage(file.parent).free < size:
+        raise UserError(
+            f"The phantom cache needs {size / 2**30:.1f} GiB and {file.parent.parent} has less free: "
+            "make room there, or ask for a smaller count."
+        )
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size)
+
+
+def _fill(folder: Path, first_seed: int, start: int, count: int) -> None:
+    """Draws `count` volumes into rows `start`... of volumes.npy and their truth into truth-<start>.jsonl."""
+    volumes = np.load(folder / "volumes.npy", mmap_mode="r+", allow_pickle=False)
+    with open(folder / f"truth-{start}.jsonl", "w", encoding="utf-8") as lines:
+        for i in range(count):
+            phantom = draw(first_seed + i, volumes.shape[1:])
+            volumes[start + i] = phantom.hu
+            lines.write(json.dumps(phantom.truth.to_json()) + "\n")
+    volumes.flush()
+
+
+def _fill_apart(folder: Path, parts: list[tuple[int, int, int]]) -> None:
+    """Runs `_fill` once per part in fresh interpreters: a fork after JAX has started threads can hang, and a spawned
+    pool would run the caller's main module again."""
+    package = str(Path(tghmoe_jax.__file__).resolve().parent.parent)
+    path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    running = []
+    try:
+        for part in parts:
+            command = [sys.executable, "-m", "tghmoe_jax.data.phantom_source", str(folder), *map(str, part)]
+            running.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            )
+        for process in running:
+            _, errors = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"drawing phantoms failed: {errors.decode(errors='replace')[-2000:]}")
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+if __name__ == "__main__":
+    _fill(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,0 +1,81 @@
+"""What a data set yields: volumes as slices, and questions about them.
+
+Axis legend: D slices, S pixels, A auxiliary labels.
+"""
+
+import dataclasses
+from typing import Literal, Protocol
+
+import numpy as np
+
+LETTERS = "ABCD"
+TYPES = ("plane", "phase", "organ", "abnormality", "location")  # M3D-VQA question types 1 to 5
+Kind = Literal["report", "open", "closed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One request about one volume and its true answer.
+
+    `task` names the expert group (`report` or `vqa`); `choices` is empty unless the question is closed-ended;
+    `answer` is the answer's text without a letter.
+    """
+
+    task: str
+    kind: Kind
+    type: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+
+    @property
+    def letter(self) -> str:
+        """The true option's letter; empty for a question without choices."""
+        return LETTERS[self.choices.index(self.answer)] if self.choices else ""
+
+    @property
+    def prompt(self) -> str:
+        """The question as it is asked: M3D's closed form appends the lettered choices."""
+        if not self.choices:
+            return self.question
+        listed = " ".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False))
+        return f"{self.question} Choices: {listed}"
+
+    @property
+    def target(self) -> str:
+        """The text to be generated: `<letter>. <answer>` for a closed question, else the answer."""
+        return f"{self.letter}. {self.answer}" if self.choices else self.answer
+
+    def without_choices(self) -> "Question":
+        """The same question asked openly (M3D asks each row both ways)."""
+        return dataclasses.replace(self, kind="open", choices=())
+
+
+class Source(Protocol):
+    """A split of a data set with random access; every answer is a pure function of its arguments."""
+
+    aux_names: tuple[str, ...]  # the A binary labels of the optional auxiliary finding loss
+
+    def __len__(self) -> int: ...
+
+    def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real slices."""
+
+    def slice_spacing(self, index: int) -> float:
+        """Distance of neighbouring slices in mm (1.0 where a picture has none)."""
+
+    def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
+        """A question about volume `index`; `type` fixes the question type, otherwise `rng` draws it."""
+
+    def aux(self, index: int) -> np.ndarray:
+        """float32 (A,) in 0..1."""
+
+    def input_ranges(self) -> dict:
+        """What the volumes cover, for predict's warnings: `spacing_mm` 3 x [low, high], `slices`, `field_of_view_mm`
+        and `hu` [low, high]; empty where it means nothing."""
+
+    def group(self, index: int) -> str:
+        """The stratum of the section-shuffled control (the body section)."""
+
+    def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
+        """True (lesion, organ, side) triples."""

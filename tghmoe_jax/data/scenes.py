@@ -1,0 +1,126 @@
+"""2D pretraining pictures that are not CT: coloured shapes on textured backgrounds, with captions and questions.
+
+They teach a small base model what it later needs on CT: shape, colour, place, number, size, brightness, texture, what
+lies inside what, and the binding of an option's text to its letter. Axis legend: D slices (always 1), S pixels, A
+auxiliary labels.
+"""
+
+import functools
+
+import numpy as np
+
+from tghmoe_jax.data import scenes_language as language
+from tghmoe_jax.data.samples import Kind, Question
+from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, draw
+from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
+from tghmoe_jax.data.scenes_text import SCENE_TYPES, ask, caption, pick
+from tghmoe_jax.data.scenes_wording import CAPTION_REQUESTS
+from tghmoe_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+WORDINGS = ("seen", "unseen")  # `unseen` wordings never occur in training
+TEXT_TYPES = {"closed": "binding", "open": "reading", "report": "repeat"}  # items whose answer stands in the text
+TEXT_SHARE = {"closed": 0.3, "open": 0.15, "report": 0.2}  # of the items of a kind, in the training split only
+
+_FORMS = (*SHAPES, DOT)
+AUX_NAMES: tuple[str, ...] = (
+    *(f"shape:{s}" for s in _FORMS),
+    *(f"colour:{c}" for c in COLOURS),
+    *(f"place:{p}" for p in PLACES),
+    *(f"place:{p}:{s}" for p in PLACES for s in _FORMS),
+    *(f"size:{s}" for s in SIZES),
+    *(f"count:{c}" for c in COUNTS),
+    *(f"texture:{t}" for t in TEXTURES),
+    "mark",
+    *(f"mark:{m}" for m in MARKS),
+    *(f"mark:{m}:{s}" for m in MARKS for s in SIDES),
+    *(f"mark:{p}" for p in PLACES),
+)
+
+
+@functools.lru_cache(maxsize=2048)  # a batch asks for the same pictures' content, pixels and labels in turn
+def _scene(seed: int, split: int, index: int) -> Scene:
+    return sample(np.random.default_rng((seed, split, index)))
+
+
+_AUX_INDEX = {name: i for i, name in enumerate(AUX_NAMES)}
+
+
+class ScenesSource:
+    """`samples.Source` over scenes. Picture `i` of a (split, seed) is always the same; splits share none.
+
+    `question` knows the types SCENE_TYPES (open or closed), `binding` (closed), `reading` (open), `report` (a caption)
+    and `repeat` (a report). Every picture answers every type.
+    """
+
+    aux_names = AUX_NAMES
+    types = SCENE_TYPES
+
+    def __init__(self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen"):
+        if split not in SPLITS:
+            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
+        if wording not in WORDINGS:
+            raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
+        if count < 1 or size < 32:
+            raise UserError(f"count={count} and size={size} must be at least 1 picture and 32 pixels.")
+        self.split, self.count, self.seed, self.size, self.wording = split, count, seed, size, wording
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        """What picture `index` shows."""
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return _scene(self.seed, SPLITS.index(self.split), int(index))
+
+    def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (1, S, S, 3) and the mask bool (1,)."""
+        scene = self.scene(index)
+        return draw(list(scene.items), scene.look, self.size)[None], np.ones(1, bool)
+
+    def slice_spacing(self, index: int) -> float:
+        """Distance of slices in mm; a picture has one slice, so the value has no effect."""
+        return 1.0
+
+    def input_ranges(self) -> dict:
+        """Nothing to warn of: pictures carry no units."""
+        return {}
+
+    def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
+        """A request about picture `index`; without `type`, `rng` draws it."""
+        if type is None:
+            text_only = self.split == "train" and rng.random() < TEXT_SHARE[kind]
+            type = TEXT_TYPES[kind] if text_only else "report" if kind == "report" else pick(rng, SCENE_TYPES)
+        if type == "binding":
+            return language.binding(rng, self.wording)
+        if type == "reading":
+            return language.reading(rng, self.wording)
+        if type in ("repeat", "shorten"):
+            return language.repeating(rng, self.wording)
+        if kind == "report":
+            request = pick(rng, CAPTION_REQUESTS[self.wording])
+            return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
+        return ask(self.scene(index), kind, rng, type, self.wording)
+
+    def aux(self, index: int) -> np.ndarray:
+        """float32 (A,), 1 where the label of `aux_names` holds."""
+        scene = self.scene(index)
+        names = [f"count:{COUNTS[len(scene.items) - 1]}", f"texture:{scene.look.texture}"]
+        for i in scene.items:
+            names += [f"shape:{i.shape}", f"place:{i.place}", f"place:{i.place}:{i.shape}", f"size:{i.size}"]
+            if i.colour:
+                names.append(f"colour:{i.colour}")
+            if i.mark:
+                names += ["mark", f"mark:{i.mark.kind}", f"mark:{i.mark.kind}:{i.mark.side}", f"mark:{i.place}"]
+        labels = np.zeros(len(AUX_NAMES), np.float32)
+        labels[[_AUX_INDEX[name] for name in names]] = 1
+        return labels
+
+    def group(self, index: int) -> str:
+        """One stratum: scenes have no body section."""
+        return "scene"
+
+    def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
+        """No scene has a CT finding."""
+        return frozenset()

@@ -1,0 +1,24 @@
+"""The data set that a config names."""
+
+from collections.abc import Callable, Mapping
+
+from tghmoe_jax.data.phantom_report import parse_findings
+from tghmoe_jax.data.phantom_source import PhantomSource
+from tghmoe_jax.data.samples import Source
+from tghmoe_jax.data.scenes import ScenesSource
+from tghmoe_jax.errors import UserError
+
+
+def make_source(data: Mapping, split: str, count: int, wording: str = "seen") -> Source:
+    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name."""
+    if data["name"] == "phantom":
+        grid = (data["slices"], data["size"], data["size"])
+        return PhantomSource(data["root"], split, count, grid=grid, channels=data["channels"], wording=wording)
+    if data["name"] == "scenes":
+        return ScenesSource(split, count, size=data["size"], wording=wording)
+    raise UserError(f"--config.data.name={data['name']} cannot be read yet; use phantom or scenes.")
+
+
+def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]]:
+    """Text of a report -> the (lesion, organ, side) triples it states as present; none where a data set has no parser."""
+    return parse_findings if name == "phantom" else lambda text: frozenset()

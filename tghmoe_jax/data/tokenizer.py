@@ -1,0 +1,89 @@
+"""Text to ids and back, for any byte-fallback BPE in the `tokenizer.json` format (the embedded one, Phi-3's, Llama's).
+
+Only the `tokenizers` library is imported: worker processes stay light.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+
+from tghmoe_jax.errors import UserError
+
+FILES = ("tokenizer.json", "tokenizer_config.json")
+BOS, END, USER, ASSISTANT = "<s>", "<|end|>", "<|user|>", "<|assistant|>"
+
+
+class Tokenizer:
+    """The tokeniser of a base model with the ids that the prompt template and generation need.
+
+    Text is data: `encode` spells out anything in it that looks like a special token. Only `encode_template` knows them.
+    """
+
+    def __init__(self, tokenizer_json: str, config: dict, source: str = "tokenizer.json"):
+        try:
+            self._template = tokenizers.Tokenizer.from_str(tokenizer_json)
+            self._plain = tokenizers.Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise UserError(
+                f"{source} is not a readable tokenizer.json ({error}); copy the base model's file again."
+            ) from error
+        self._plain.encode_special_tokens = True
+        self.vocab_size: int = self._template.get_vocab_size(with_added_tokens=True)
+
+        def id_of(token: str) -> int:
+            number = self._template.token_to_id(token)
+            if number is None:
+                raise UserError(f"{source} has no token {token}; use a tokeniser with the Phi-3 special tokens.")
+            return number
+
+        self.bos_id = id_of(_name(config.get("bos_token")) or BOS)
+        self.eos_id = id_of(_name(config.get("eos_token")) or "<|endoftext|>")
+        self.pad_id = id_of(_name(config.get("pad_token")) or "<|endoftext|>")
+        self.end_id, self.user_id, self.assistant_id = id_of(END), id_of(USER), id_of(ASSISTANT)
+        self.stop_ids = frozenset((self.end_id, self.eos_id, self.assistant_id))
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """The tokeniser of a base-model folder. UserError names a missing or broken file."""
+        folder = Path(path)
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name} is missing; copy {' and '.join(FILES)} of the base model into {folder}."
+                )
+        try:
+            config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+            text = (folder / FILES[0]).read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(
+                f"{folder} holds a tokeniser file that is not UTF-8 JSON ({error}); copy it again."
+            ) from error
+        if not isinstance(config, dict):
+            raise UserError(f"{folder / FILES[1]} is not a JSON object; copy the base model's file again.")
+        return cls(text, config, str(folder / FILES[0]))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without BOS; never a special token's id."""
+        return self._ids(self._plain, text)
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of trusted text, without BOS: special tokens in it are recognised."""
+        return self._ids(self._template, text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self._template.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @staticmethod
+    def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+        try:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:  # half a UTF-16 pair, as from a terminal in another encoding
+            raise UserError(f"The text {text!r} is not valid Unicode; give it in UTF-8.") from error
+
+
+def _name(token: str | dict | None) -> str | None:
+    """The token's text: tokenizer_config.json holds it bare or as an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,188 @@
+"""CT volumes: read a scan, resample it, and make the model's slices; the one way from a file to the model's input.
+
+Axis legend: N slices of the scan, D slices of the model, H rows, W columns, S pixels of the model's square slice.
+
+The canonical volume counts up toward Superior, Posterior and Left (the patient axes of DICOM), so a slice shown with
+row 0 on top has the front of the patient on top and the patient's right on the image's left.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from tghmoe_jax.data.arrays import read_array
+from tghmoe_jax.data.canonical import Volume
+from tghmoe_jax.data.dicom import read_dicom
+from tghmoe_jax.data.nifti import read_nifti
+from tghmoe_jax.errors import UserError
+
+__all__ = ["WINDOWS", "Prepared", "Volume", "prepare_slices", "read_volume", "resample", "to_channels", "window_names"]
+
+# Centre and width in HU, as radiologists name them.
+WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (40.0, 400.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+    "full": (0.0, 2000.0),
+}
+WINDOWS3 = ("lung", "mediastinum", "bone")
+
+AIR = {"HU": -1000.0, "unit-interval": 0.0}  # what surrounds a slice that is padded to a square
+FLOOR_HU = -1024.0  # below lies only what scanners write outside their field of view
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The model's input. slices uint8 (D, S, S, 3); slice_mask bool (D,), False where no slice of the scan stands.
+
+    spacing_mm is (z, y, x) of the resampled grid, None where the source states none; history as in Volume; hu_range is
+    the lowest and highest HU of the resampled grid, None where the source holds no HU.
+    """
+
+    slices: np.ndarray
+    slice_mask: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+    history: tuple[str, ...]
+    hu_range: tuple[float, float] | None = None
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def read_volume(path: str | Path, series: int | None = None) -> Volume:
+    """Read a scan: NIfTI (.nii, .nii.gz), a DICOM folder or multi-frame file, or an M3D array (.npy, .npz).
+
+    `series` chooses, counting from 1, among the series of a DICOM folder. Raises UserError in one sentence that names
+    the path and the mend; see the readers for what they refuse.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a NIfTI file, a DICOM folder or a .npy volume.")
+    one_file = not path.is_dir() and name.endswith((".nii", ".nii.gz", ".npy", ".npz"))
+    if series is not None and one_file:
+        raise UserError(f"--series applies to DICOM folders and {path} is a file of one volume: leave it out.")
+    try:
+        if path.is_dir() or (not one_file and path.is_file() and _is_dicom(path)):
+            return read_dicom(path, series)
+        if name.endswith((".nii", ".nii.gz")):
+            return read_nifti(path)
+        if name.endswith((".npy", ".npz")):
+            return read_array(path)
+    except PermissionError:
+        raise UserError(f"{path} may not be read: change its permissions.") from None
+    raise UserError(f"{path} is no known kind of scan: name a .nii, .nii.gz, .npy or .npz file or a DICOM folder.")
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+# -------------------------------------------------------------------------------------------------------- windows
+
+
+def window_names(channels: str) -> tuple[str, str, str]:
+    """The windows of the three channels: `windows3`, `repeat:<window>`, or `repeat` for `repeat:full`."""
+    if channels == "windows3":
+        return WINDOWS3
+    mode, colon, name = channels.partition(":")
+    name = name if colon else "full"
+    if mode != "repeat" or name not in WINDOWS:
+        known = ", ".join(WINDOWS)
+        raise UserError(f"channels={channels!r} is unknown: use windows3 or repeat:<window> with one of {known}.")
+    return (name, name, name)
+
+
+def to_channels(array_hu: np.ndarray, channels: str = "windows3") -> np.ndarray:
+    """HU (..., D, H, W) of any real dtype to uint8 (..., D, H, W, 3); each window spans 0 to 255, ends clipped."""
+    array = np.asarray(array_hu, np.float32)
+    out = np.empty((*array.shape, 3), np.uint8)
+    done: dict[str, int] = {}
+    for channel, name in enumerate(window_names(channels)):
+        if name in done:
+            out[..., channel] = out[..., done[name]]
+            continue
+        centre, width = WINDOWS[name]
+        scaled = (array - np.float32(centre - width / 2)) * np.float32(255 / width)
+        out[..., channel] = np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
+        done[name] = channel
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------ resampling
+
+
+def resample(volume: Volume, slices: int, size: int) -> Volume:
+    """To min(N, slices) slices of size x size pixels, the square (in mm) padded with air around the centre.
+
+    Linear with half-pixel centres; where an axis shrinks, the kernel widens by the same factor (anti-aliasing), as
+    Pillow's BILINEAR and jax.image.resize do. Depth is never invented: fewer slices stay as they are. Computed in
+    float64 slice by slice, a function of the canonical volume alone.
+    """
+    count, rows, columns = volume.array.shape
+    air = AIR[volume.unit]
+    dz, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
+    high, wide = rows * dy, columns * dx
+    side = max(high, wide)
+    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are one.
+    row_weights = _weights(rows, size, rows if side - high <= 1e-4 * side else side / dy)
+    column_weights = _weights(columns, size, columns if side - wide <= 1e-4 * side else side / dx)
+    plane = np.empty((count, size, size), np.float64)
+    for index in range(count):
+        source = volume.array[index].astype(np.float64)
+        if volume.unit == "HU":
+            np.maximum(source, FLOOR_HU, out=source)
+        # Weights sum to less than one where the kernel reaches into the padding; the rest is air.
+        plane[index] = row_weights @ (source - air) @ column_weights.T + air
+    history = [
+        f"{rows} x {columns} padded to a square of {'pixels' if volume.spacing_mm is None else f'{side:.1f} mm'}"
+    ]
+    history.append(f"resampled in plane to {size} x {size}, linear, anti-aliased")
+    spacing = None if volume.spacing_mm is None else (dz, side / size, side / size)
+    if count > slices:
+        plane = np.tensordot(_weights(count, slices, count), plane, axes=1)
+        history.append(f"{count} slices resampled to {slices}, linear, anti-aliased")
+        spacing = spacing and (dz * count / slices, *spacing[1:])
+    return dataclasses.replace(
+        volume, array=plane.astype(np.float32), spacing_mm=spacing, history=(*volume.history, *history)
+    )
+
+
+def _weights(source: int, target: int, length: float) -> np.ndarray:
+    """Linear resampling weights float64 (target, source).
+
+    The target spans `length` source pixels around the centre of the source; what of it lies beyond the source is
+    padding and takes its share of the weight, so rows sum to one or less. Without padding they sum to one.
+    """
+    pad = (length - source) / 2
+    scale = length / target
+    support = max(scale, 1.0)
+    beyond = int(np.ceil(pad + support)) if pad > 0 else 0
+    centres = (np.arange(target) + 0.5) * scale - pad
+    pixels = np.arange(-beyond, source + beyond) + 0.5
+    kernel = np.maximum(0.0, 1 - np.abs(pixels - centres[:, None]) / support)
+    return (kernel / kernel.sum(axis=1, keepdims=True))[:, beyond : beyond + source]
+
+
+def prepare_slices(volume: Volume, slices: int, size: int, channels: str = "windows3") -> Prepared:
+    """The model's slices of a scan: resampled, windowed, three channels, padded at the end with masked zero slices.
+
+    `channels` names HU windows; values of a unit interval were windowed by their source and fill all three alike.
+    """
+    windows = window_names(channels)
+    grid = resample(volume, slices, size)
+    if grid.unit == "HU":
+        real = to_channels(grid.array, channels)
+        note = f"HU windows {', '.join(windows)}"
+    else:
+        real = np.repeat(np.rint(np.clip(grid.array, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+        note = "no HU window: values of the unit interval in all three channels"
+    out = np.zeros((slices, size, size, 3), np.uint8)
+    out[: len(real)] = real
+    mask = np.arange(slices) < len(real)
+    notes = [note] if mask.all() else [note, f"{slices - len(real)} slices masked, none invented"]
+    hu_range = (float(grid.array.min()), float(grid.array.max())) if grid.unit == "HU" else None
+    return Prepared(out, mask, grid.spacing_mm, (*grid.history, *notes), hu_range)

@@ -1,0 +1,237 @@
+"""Asks a model the test questions, with every control, and scores the answers.
+
+Axis legend: B batch, N items, O options.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tghmoe_jax.data import pipeline
+from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
+from tghmoe_jax.data.sources import finding_parser, make_source
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.evaluation import protocols, statistics, tables
+from tghmoe_jax.models import generation
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.training.step import variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to ask: about volume `volume`; `options` are ranked; `group` forces an expert group; -1: predicted."""
+
+    volume: int
+    question: Question
+    options: tuple[str, ...] = ()
+    group: int = -1
+    visible: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """text generated ('' where only options were ranked); likelihoods (O,) per token; group used; expert load.
+
+    load float32 (layers, G, E): (token, choice) pairs of this sample; task_probabilities (tasks,) or None.
+    """
+
+    text: str
+    likelihoods: np.ndarray
+    group: int
+    load: np.ndarray
+    task_probabilities: np.ndarray | None
+
+
+class Reader:
+    """A model with its tokeniser, ready to answer in batches of one static shape."""
+
+    def __init__(self, model: MLLM, tokenizer: Tokenizer, flat_params: dict, text_length: int, batch: int):
+        self.model = generation.inference(model)
+        self.tokenizer = tokenizer
+        self.variables = variables(flat_params)
+        self.text_length = text_length
+        self.batch = batch
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = 1 if mesh.empty else mesh.shape["data"]
+        self.batch += -batch % rows
+
+    def ask(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
+        """Answers in order. Requests with options are ranked, the others generate up to `new_tokens` tokens."""
+        answers: list[Answer] = []
+        for start in range(0, len(requests), self.batch):
+            part = list(requests[start : start + self.batch])
+            padded = part + [part[-1]] * (self.batch - len(part))
+            answers += self._ask(source, padded, new_tokens)[: len(part)]
+        return answers
+
+    def _collate(self, source, requests, targets):
+        rows = [
+            (r.volume, r.question.prompt, target, r.question.task) for r, target in zip(requests, targets, strict=True)
+        ]
+        batch = pipeline.collate(source, rows, self.tokenizer, self.text_length, self.model.cfg.tasks)
+        batch["image_visible"] = np.array([r.visible for r in requests])
+        return self._put(batch)
+
+    def _put(self, tree):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return tree
+        return jax.device_put(tree, jax.P("data"))
+
+    def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
+        blind = not any(r.visible for r in requests)
+        batch = self._collate(source, requests, [None] * len(requests))
+        forced = np.array([r.group for r in requests])
+        group = self._put(forced) if (forced >= 0).all() else None
+        count, shares, logits = len(requests), None, None
+        if blind:
+            visual, mask = generation.blank(self.model, self.variables, batch)
+            used = np.zeros(count, int)
+            load = np.zeros((count, 0, 0, 0))
+        else:
+            encoded = generation.encode(self.model, self.variables, batch, group)
+            visual, mask, logits = encoded.tokens, encoded.mask, encoded.task_logits
+            used = np.asarray(encoded.group)
+            load = expert_load(encoded, self.model.cfg.tgh.groups)
+        if logits is not None:
+            logits = np.asarray(logits, np.float64)
+            shares = np.exp(logits - logits.max(-1, keepdims=True))
+            shares /= shares.sum(-1, keepdims=True)
+        likelihoods, texts = np.zeros((count, 0)), [""] * count
+        if requests[0].options:
+            columns = []
+            for o in range(len(requests[0].options)):
+                scored = self._collate(source, requests, [r.options[o] for r in requests])
+                columns.append(
+                    np.asarray(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
+                )
+            likelihoods = np.stack(columns, axis=1)
+        else:
+            ids = np.asarray(
+                generation.generate(
+                    self.model, self.variables, batch, visual, mask, new_tokens, tuple(self.tokenizer.stop_ids)
+                )
+            )
+            texts = [self.tokenizer.decode([int(i) for i in row if i >= 0]).strip() for row in ids]
+        return [
+            Answer(texts[i], likelihoods[i], int(used[i]), load[i], None if shares is None else shares[i])
+            for i in range(count)
+        ]
+
+
+def expert_load(encoded, groups: int) -> np.ndarray:
+    """float32 (B, layers, G, E): pairs each sample sent to each expert of its group; layers with one expert left out."""
+    stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
+    used = np.asarray(encoded.group)
+    if not stats:
+        return np.zeros((len(used), 0, groups, 1), np.float32)
+    per_sample = np.stack([np.asarray(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
+    size = stats[0].load.shape[0]
+    load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
+    load[np.arange(len(used)), :, used % size] = per_sample
+    return load
+
+
+# ---- the protocols ---------------------------------------------------------------------------------------------------
+
+
+def test_sources(config: ConfigDict) -> tuple[Source, Source]:
+    """The test split in the wordings of training, and in wordings that training never holds."""
+    return tuple(make_source(config.data, "test", config.eval["items"], wording) for wording in ("seen", "unseen"))
+
+
+def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[str | None]) -> list[Question]:
+    """The fixed test questions: item i asks about volume i, its type in rotation."""
+    return [
+        source.question(i % len(source), kind, np.random.default_rng([seed, 7, i]), types[i % len(types)])
+        for i in range(items)
+    ]
+
+
+def evaluate(
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: Path, progress=print
+) -> dict[str, Any]:
+    """Runs all protocols and controls on `source` and writes predictions and metrics.json into `folder`.
+
+    `unseen` is the same split in wordings that training never holds, for the router's second score.
+    """
+    e, cfg = config.eval, reader.model.cfg
+    items = min(e["items"], len(source))
+    types = list(TYPES) if config.data.name == "phantom" else [None]
+    parse = finding_parser(config.data.name)
+    volumes = np.arange(items)
+    shuffled = statistics.derangement(items, e.seed)
+    sectioned, moved = statistics.derangement_within([source.group(i) for i in volumes], e.seed)
+    routed = cfg.tgh.groups > 1
+    run: dict[str, list[protocols.Prediction]] = {}
+
+    def protocol(name, asked, shown=volumes, keep=None, rank=False, group=None, visible=True) -> list[Answer]:
+        """Asks question i of `asked` about volume shown[i]; with `rank` the options are ranked as well."""
+        kept = [i for i in range(len(asked)) if keep is None or keep[i]]
+        requests = [
+            Request(int(shown[i]), asked[i], group=-1 if group is None else group(asked[i]), visible=visible)
+            for i in kept
+        ]
+        kind = asked[0].kind
+        answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
+        ranked = [None] * len(kept)
+        if rank:
+            bare = [
+                dataclasses.replace(r, question=r.question.without_choices(), options=r.question.choices)
+                for r in requests
+            ]
+            ranked = [LETTERS[int(np.argmax(a.likelihoods))] for a in reader.ask(source, bare, 0)]
+        run[name] = [
+            protocols.Prediction.of(
+                i, asked[i], answer.text, ranked=letter,
+                task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
+                findings_true=source.findings(i) if kind == "report" else None,
+                findings_stated=parse(answer.text) if kind == "report" else None,
+            )
+            for i, answer, letter in zip(kept, answers, ranked, strict=True)
+        ]  # fmt: skip
+        progress(f"evaluated {name}: {len(kept)} items")
+        return answers
+
+    closed = questions(source, "closed", items, e.seed, types)
+    reports = questions(source, "report", items, e.seed + 2, [None])
+    answers = protocol("closed", closed, rank=True)
+    answers += protocol("open", questions(source, "open", items, e.seed + 1, types))
+    answers += protocol("report", reports)
+    load = sum(a.load for a in answers)
+    for kind, asked in (("closed", closed), ("report", reports)):
+        protocol(f"control/shuffled_{kind}", asked, shuffled)
+        protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
+        if routed:
+            other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
+            protocol(f"control/wrong_group_{kind}", asked, group=other)
+    protocol("control/blind_closed", closed, visible=False)
+    router = None
+    if routed:
+        asked = [
+            q for kind in ("closed", "open", "report")
+            for q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
+        ]  # fmt: skip
+        router = {"task_accuracy_unseen_wording": route(reader, unseen, asked)}
+    metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
+    tables.write_predictions(folder, run)
+    tables.write_metrics(folder, metrics)
+    progress(tables.table(metrics, run))
+    return metrics
+
+
+def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[bool]:
+    """Whether the prompt alone routes each question to its task."""
+    hits: list[bool] = []
+    for start in range(0, len(asked), reader.batch):
+        part = list(asked[start : start + reader.batch])
+        padded = [Request(0, q) for q in part + [part[-1]] * (reader.batch - len(part))]
+        batch = reader._collate(source, padded, [None] * len(padded))
+        picked = np.argmax(np.asarray(generation.route(reader.model, reader.variables, batch)), axis=-1)
+        hits += [reader.model.cfg.tasks[g] == q.task for g, q in zip(picked, part, strict=False)]
+    return hits

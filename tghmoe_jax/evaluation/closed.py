@@ -1,0 +1,50 @@
+"""The two rules that decide whether the output to a closed-ended question is right.
+
+Source: the M3D benchmark's rule (containment) and this project's strict rule. Both are case-sensitive.
+"""
+
+import re
+from collections.abc import Sequence
+
+from tghmoe_jax.data.samples import LETTERS
+
+_MARKED = re.compile(r"(?<![^\W_])(?:\((?P<both>[A-Z])\)|(?P<one>[A-Z])[.)])")  # (A), A. or A), not inside a word
+
+
+def contains_letter(output: str, letter: str) -> bool:
+    """M3D's containment rule: `<letter>.` occurs anywhere in the output.
+
+    Kept as published, with its false positives ("Vitamin A.", an echoed list of choices); see `strict_letter`.
+    """
+    return bool(letter) and f"{letter}." in output
+
+
+def strict_letter(output: str, choices: Sequence[str]) -> str:
+    """The one option that the output states, or an empty string where it states none or several.
+
+    Stated means: the output starts with exactly one option letter as `A`, `A.`, `(A)` or `A)`, or is an option's
+    exact text. White space around the output is no part of it. A bare letter counts only alone or before its own
+    option's text, or the article would count. What follows a marked letter is free, but a second option's marked
+    letter makes the statement void unless it belongs to the first option's own text.
+    """
+    text = output.strip()
+    texts = {letter: choice.strip() for letter, choice in zip(LETTERS, choices, strict=False)}
+    exact = [letter for letter, choice in texts.items() if text and choice == text]
+    if exact:
+        return exact[0]
+    if text[:1] in texts and text[1:2] in ("", " ") and text[1:].strip() in ("", texts[text[0]]):
+        return text[0]
+    start = _MARKED.match(text)
+    letter = (start["both"] or start["one"]) if start else ""
+    if letter not in texts:
+        return ""
+    rest = text[start.end() :].strip()
+    if rest == texts[letter]:
+        return letter
+    stated = {found["both"] or found["one"] for found in _MARKED.finditer(rest)}
+    return "" if stated & texts.keys() - {letter} else letter
+
+
+def strictly_correct(output: str, letter: str, choices: Sequence[str]) -> bool:
+    """Whether `strict_letter` of the output is the true option's letter."""
+    return bool(letter) and strict_letter(output, choices) == letter

@@ -1,0 +1,118 @@
+"""A picture of one answer's routing: the load of each expert, and the winning expert of each patch over the slices.
+
+Axis legend: M MoE layers, E experts, D slabs of the model, G patches along a side, S pixels of a slice, N slices.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tghmoe_jax.evaluation import DISCLAIMER
+
+MAX_SLABS, MAX_LAYERS = 6, 8  # what is drawn; more would be too small to see
+CAPTION = (
+    "Routing, not explanation: colours show which expert processed a patch first, not what the model saw, and say "
+    "nothing about where a finding is."
+)
+_SOFT_TISSUE = 1  # channel of the mediastinal window (all three are equal where one window is repeated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """How one request was routed.
+
+    task names the expert group used; probabilities {task: float} are the task router's, None without one. `layers` (M)
+    are the tower's layers with several experts; load float (M, E) are shares that sum to 1 over E; winner int
+    (M, D, G, G) is the first choice of each patch, -1 in slabs without a real slice.
+    """
+
+    task: str
+    probabilities: dict[str, float] | None
+    layers: tuple[int, ...]
+    load: np.ndarray
+    winner: np.ndarray
+
+
+def draw(path: str | Path, routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> None:
+    """Writes the picture as PNG, whole or not at all.
+
+    slices uint8 (N, S, S, 3) and slice_mask bool (N,) are the model's input; `checkpoint` is printed. Nothing else is,
+    so the picture names no patient and no file.
+    """
+    figure = _figure(routing, slices, slice_mask, checkpoint)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(part, format="png", dpi=110, metadata={"Description": f"{CAPTION} {DISCLAIMER}"})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _figure(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str):
+    from matplotlib.figure import Figure  # slow to import, and wanted for this file alone; no display is needed
+
+    experts, slabs = routing.load.shape[1], routing.winner.shape[1]
+    colours = _colours(experts)
+    real = [d for d in range(slabs) if (routing.winner[0, d] >= 0).any()]
+    columns = _spread(real, MAX_SLABS)
+    rows = _spread(range(len(routing.layers)), MAX_LAYERS)
+    depth = -(-len(slices) // slabs)  # slices of a slab
+
+    figure = Figure(figsize=(3.4 + 1.9 * len(columns), 1.5 + 1.9 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(len(rows), len(columns) + 1, width_ratios=[1.5] + [1] * len(columns))
+    for y, layer in enumerate(rows):
+        axis = figure.add_subplot(grid[y, 0])
+        axis.bar(range(experts), routing.load[layer], color=colours)
+        axis.axhline(1 / experts, color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(f"layer {routing.layers[layer]}: expert load", fontsize=9)
+        axis.set_xticks(range(experts) if experts <= 16 else [])
+        axis.set_ylabel("share of tokens", fontsize=8)
+        axis.tick_params(labelsize=8)
+        for x, slab in enumerate(columns, 1):
+            axis = figure.add_subplot(grid[y, x])
+            own = [n for n in range(slab * depth, min((slab + 1) * depth, len(slices))) if slice_mask[n]]
+            middle = own[len(own) // 2]
+            size = slices.shape[1]
+            axis.imshow(slices[middle, :, :, _SOFT_TISSUE], cmap="gray", vmin=0, vmax=255)
+            overlay = colours[routing.winner[layer, slab]]
+            axis.imshow(overlay, extent=(-0.5, size - 0.5, size - 0.5, -0.5), alpha=0.4, interpolation="nearest")
+            axis.set_xticks([]), axis.set_yticks([])
+            span = f"slice {own[0] + 1}" if len(own) == 1 else f"slices {own[0] + 1}-{own[-1] + 1}"
+            axis.set_title(f"{span} of {int(slice_mask.sum())}", fontsize=8)
+    shown = "" if len(columns) == len(real) and len(rows) == len(routing.layers) else " (some slabs or layers left out)"
+    handles = [_patch(colour, f"expert {e}") for e, colour in enumerate(colours)]
+    figure.suptitle(
+        f"Experts of the {routing.task} group, checkpoint {checkpoint}{shown}; slices count upward, 1 is the lowest",
+        fontsize=10,
+    )
+    if experts <= 16:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(experts, 8), fontsize=8, frameon=False)
+    figure.supxlabel(f"{CAPTION}\n{DISCLAIMER}", fontsize=8, wrap=True)
+    return figure
+
+
+def _patch(colour, label: str):
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
+
+
+def _colours(count: int) -> np.ndarray:
+    """RGB (count, 3), told apart by colour-blind readers up to eight (Okabe and Ito); more are spread over the hues."""
+    named = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"]
+    if count <= len(named):
+        return np.array([[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for name in named[:count]])
+    from matplotlib import colormaps
+
+    return colormaps["hsv"](np.arange(count) / count)[:, :3]
+
+
+def _spread(items, most: int) -> list:
+    """At most `most` of the items, evenly spread, first and last included."""
+    items = list(items)
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

@@ -1,0 +1,88 @@
+"""Bootstrap intervals and the permutations of the control protocols; every draw is a pure function of its seed.
+
+Axis legend: N samples, U resampled units, K parts, R resamples.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+RESAMPLES = 1_000
+
+
+def mean_of_ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Mean over K of numerator / denominator (..., K) where the denominator is not 0; NaN where all of them are."""
+    present = denominator > 0
+    ratios = np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=present)
+    parts = present.sum(-1)
+    return np.divide(ratios.sum(-1), parts, out=np.full(parts.shape, np.nan), where=parts > 0)
+
+
+def ratio_ci95(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    units: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """95% percentile bootstrap interval of the mean over K of sum_N numerator / sum_N denominator.
+
+    `numerator` and `denominator` are (N, K). A mean has K = 1 and denominators 1, a micro F1 2TP and 2TP+FP+FN, a
+    macro accuracy one column a type. Whole `units` (N labels: the volume of each sample) are drawn with replacement,
+    because questions about one volume are right or wrong together; without labels each sample is its own unit.
+    None where fewer than two units leave nothing to resample, or the score itself is undefined.
+    """
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    labels = list(range(len(numerator)) if units is None else units)
+    row = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    if len(row) < 2 or not denominator.any():
+        return None
+    unit = np.array([row[label] for label in labels])
+    sums = np.zeros((2, len(row), numerator.shape[1]))  # (2, U, K)
+    np.add.at(sums[0], unit, numerator)
+    np.add.at(sums[1], unit, denominator)
+    evenly = np.full(len(row), 1 / len(row))
+    weights = np.random.default_rng(seed).multinomial(len(row), evenly, size=resamples)  # (R, U)
+    scores = mean_of_ratios(weights @ sums[0], weights @ sums[1])  # (R,)
+    low, high = np.nanpercentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_ci95(
+    values: Sequence[float] | np.ndarray,
+    units: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """`ratio_ci95` of the plain mean of `values` (N,)."""
+    values = np.asarray(values, np.float64).reshape(-1, 1)
+    return ratio_ci95(values, np.ones_like(values), units, seed, resamples)
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A uniformly drawn permutation int64 (n,) that leaves no index in place; raises ValueError for n = 1."""
+    if n == 1:
+        raise ValueError("one item alone cannot be shuffled: a derangement needs at least two")
+    rng = np.random.default_rng(seed)
+    identity = np.arange(n)
+    while True:  # a permutation has no fixed point with probability near 1/e
+        order = rng.permutation(n)
+        if not (order == identity).any():
+            return order
+
+
+def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A derangement inside each group: permutation int64 (N,) and moved bool (N,).
+
+    An item alone in its group cannot be exchanged: it keeps its place and `moved` is False, so that the control
+    leaves it out.
+    """
+    order = np.arange(len(groups))
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    for number, indices in enumerate(members.values()):
+        if len(indices) > 1:
+            own = np.array(indices)
+            order[own] = own[derangement(len(own), np.random.SeedSequence([seed, number]).generate_state(1)[0])]
+    return order, order != np.arange(len(groups))

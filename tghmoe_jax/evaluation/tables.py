@@ -1,0 +1,153 @@
+"""What an evaluation leaves behind: `predictions_{report,open,closed}.csv`, `metrics.json` and the terminal table."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+
+from etils import epath
+
+from tghmoe_jax.data.samples import TYPES
+from tghmoe_jax.evaluation import DISCLAIMER, text_metrics
+from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, KINDS, Prediction, Run, kind_scores, under_control
+
+# The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
+_FIRST = {
+    "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
+    "open": ("Question Type", "Question", "Answer", "Pred", "bleu", "rouge1", "meteor", "bert_f1"),
+    "report": ("Question", "Ground Truth", "pred", "bleu", "rouge1", "meteor", "bert_f1"),
+}
+_MORE = {
+    "closed": ("Type", "Strict", "Ranked"),
+    "open": ("Type",),
+    "report": ("Findings True", "Findings Stated"),
+}
+
+
+def _triples(triples) -> str:
+    return "" if triples is None else "; ".join(" / ".join(part for part in triple) for triple in sorted(triples))
+
+
+def _row(one: Prediction) -> dict[str, object]:
+    """Every column a prediction can fill; each file keeps its own."""
+    row = {
+        # M3D numbers the five types from 1; any other type keeps its name.
+        "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,
+        "Question": one.prompt,
+        "Answer": one.answer,
+        "Ground Truth": one.answer,
+        "Answer Choice": one.letter,
+        "Pred": one.output,
+        "pred": one.output,
+        "Volume": one.index,
+        "Type": one.type,
+        "Ranked": one.ranked,
+        "Task": one.task_true,
+        "Task Predicted": one.task_predicted,
+        "Findings True": _triples(one.findings_true),
+        "Findings Stated": _triples(one.findings_stated),
+        "Disclaimer": DISCLAIMER,
+    }
+    if one.kind == "closed":
+        return row | {"Correct": int(one.correct), "Strict": int(one.strictly_correct)}
+    overlap = {name: getattr(text_metrics, name)(one.output, one.answer) for name in text_metrics.METRICS}
+    return row | {"bleu": overlap.pop("bleu1"), **overlap}
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
+    path = epath.Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
+    """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
+
+    M3D's columns come first, then the volume, the task and what each control answered to the same question
+    (empty where the control left it out). Every row ends with the disclaimer.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind in KINDS:
+        if kind not in run:
+            continue
+        answers = {
+            name: {(one.index, one.prompt): one.output for one in ones[kind]}
+            for name in CONTROLS
+            if kind in (ones := under_control(run, name))
+        }
+        columns = [*_FIRST[kind], "Volume", *_MORE[kind], "Task", "Task Predicted"]
+        columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for one in run[kind]:
+            controls = {f"Control {name}": given.get((one.index, one.prompt), "") for name, given in answers.items()}
+            writer.writerow(_row(one) | controls)
+        path = folder / f"predictions_{kind}.csv"
+        write_text(path, text.getvalue())
+        written.append(path)
+    return written
+
+
+def write_metrics(folder: epath.PathLike, metrics: Mapping[str, object]) -> epath.Path:
+    """Writes `metrics.json`."""
+    path = epath.Path(folder) / "metrics.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _pair(metrics: Mapping[str, object], key: str) -> str:
+    low_high = metrics.get(f"{key}_ci95")
+    return "" if low_high is None else f"[{low_high[0]:.3f}, {low_high[1]:.3f}]"
+
+
+def _remarks(metrics: Mapping[str, object]) -> list[str]:
+    """Says so where a forced wrong expert group changes nothing."""
+    remarks = []
+    for score, name in (("closed/accuracy", "closed_accuracy"), ("report/finding_f1", "finding_f1")):
+        interval, forced = metrics.get(f"{score}_ci95"), metrics.get(f"control/wrong_group_{name}")
+        if interval and forced is not None and interval[0] <= forced <= interval[1]:
+            remarks.append(
+                f"{score}: with the other task's experts forced the score stays inside its own interval; "
+                "the task level has no effect that these items show."
+            )
+    return remarks
+
+
+def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
+    """A terminal table: each score, its 95% interval and the same score under each control.
+
+    Without `run` only the controls that `metrics` holds are filled; with it every row is.
+    """
+    beside = {control: {} for control in CONTROLS}
+    for key, (control, score) in CONTROL_SCORES.items():
+        beside[control][score] = metrics.get(key)
+    if run is not None:
+        for control in CONTROLS:
+            scores = kind_scores(under_control(run, control), resamples=0)
+            beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
+    rows = [["score", "value", "95% interval", "shuffled", "in section", "blind", "wrong group"]]
+    for key in metrics:
+        if key.endswith("_ci95") or key.startswith("control/"):
+            continue
+        controls = [_number(beside[control].get(key)) for control in CONTROLS]
+        rows.append([key, _number(metrics[key]), _pair(metrics, key), *controls])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *_remarks(metrics), DISCLAIMER])

@@ -1,0 +1,71 @@
+"""Patch features to visual tokens: depth pooling, 2x2 merge, newlines, global view, Phi-3-V's MLP (model-spec 4.5).
+
+Axis legend: B batch, D slab, V view (a depth group or the global view), P patch, C width, L visual tokens, W decoder width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.router import masked_mean
+
+
+def merge_2x2(x: jax.Array, grid: int) -> jax.Array:
+    """(..., grid * grid, C) -> (..., grid/2, grid/2, 4C); cell (i, j) concatenates (dy, dx) = (0,0), (0,1), (1,0), (1,1)."""
+    lead, width = x.shape[:-2], x.shape[-1]
+    x = x.reshape(*lead, grid // 2, 2, grid // 2, 2, width)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, grid // 2, grid // 2, 4 * width)
+
+
+def pool_depth(x: jax.Array, slab_mask: jax.Array, pool: int) -> tuple[jax.Array, jax.Array]:
+    """Masked mean of each `pool` neighbouring slabs; the last group is the mean of the remainder (I24).
+
+    (B, D, P, C), (B, D) -> (B, ceil(D / pool), P, C) and the mask of groups with a real slab.
+    """
+    pad = -x.shape[1] % pool
+    x = jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)])
+    slab_mask = jnp.pad(slab_mask, [(0, 0), (0, pad)])
+    groups = x.shape[1] // pool
+    x = x.reshape(x.shape[0], groups, pool, *x.shape[2:])
+    mask = slab_mask.reshape(slab_mask.shape[0], groups, pool)
+    return masked_mean(x, mask, axis=2), jnp.any(mask, axis=-1)
+
+
+class Connector(nn.Module):
+    """Separators and projector are Phi-3-V's; nothing is new, so a single slab gives exactly its 2D tokens (I3)."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, features: jax.Array, slab_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """features (B, D, P, C), slab_mask bool (B, D) -> tokens (B, L, W) and their mask bool (B, L)."""
+        c, width = self.cfg.connector, self.cfg.decoder.width
+        param_dtype, dtype = jnp.dtype(self.cfg.param_dtype), features.dtype
+        merged = 4 * features.shape[-1]
+        init = nn.initializers.normal(0.02)
+        sub_newline = self.param("sub_newline", init, (merged,), param_dtype).astype(dtype)
+        glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
+        grid, batch = self.cfg.vision.grid, features.shape[0]
+
+        def rows(views: jax.Array) -> jax.Array:
+            """(B, V, P, C) -> (B, V * tokens, 4C), each row of cells closed by a newline."""
+            x = merge_2x2(views, grid)
+            if c.spatial_pool > 1:
+                side = x.shape[2] // c.spatial_pool
+                x = x.reshape(*x.shape[:2], side, c.spatial_pool, side, c.spatial_pool, merged).mean(axis=(3, 5))
+            if c.newline and c.layout != "flat":
+                x = jnp.concatenate([x, jnp.broadcast_to(sub_newline, (*x.shape[:3], 1, merged))], axis=3)
+            return x.reshape(batch, -1, merged)
+
+        pooled, group_mask = pool_depth(features, slab_mask, c.depth_pool)
+        x = rows(pooled)
+        mask = jnp.repeat(group_mask, x.shape[1] // group_mask.shape[1], axis=1)
+        if c.global_view and c.layout != "flat":
+            view = rows(masked_mean(features, slab_mask, axis=1)[:, None])
+            x = jnp.concatenate([x, jnp.broadcast_to(glb_newline, (batch, 1, merged)), view], axis=1)
+            seen = jnp.any(slab_mask, axis=1, keepdims=True)
+            mask = jnp.concatenate([mask, jnp.broadcast_to(seen, (batch, 1 + view.shape[1]))], axis=1)
+        kw = {"dtype": dtype, "param_dtype": param_dtype}
+        x = nn.gelu(nn.Dense(width, name="fc1", **kw)(x), approximate=False)
+        return nn.Dense(width, name="fc2", **kw)(x), mask

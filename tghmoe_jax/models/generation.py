@@ -1,0 +1,77 @@
+"""Greedy decoding and option likelihoods, jit-compiled once per shape.
+
+Axis legend: B batch, L visual token, N new token, O options.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from tghmoe_jax.models.mllm import MLLM, Batch, Encoded
+
+
+def inference(model: MLLM) -> MLLM:
+    """The same model with dropless experts and no rematerialisation: answers do not depend on the batch (I21)."""
+    tgh = dataclasses.replace(model.cfg.tgh, dispatch="ragged")
+    return MLLM(dataclasses.replace(model.cfg, tgh=tgh, remat="none"))
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(model: MLLM, variables, batch: Batch, group: jax.Array | None) -> Encoded:
+    """Visual tokens and routing; `group` (B,) forces the expert group, None lets the prompt pick it."""
+    return model.apply(variables, batch, group, method=MLLM.encode)
+
+
+@partial(jax.jit, static_argnums=0)
+def route(model: MLLM, variables, batch: Batch) -> jax.Array | None:
+    """Task logits (B, tasks) from the prompts alone."""
+    return model.apply(variables, batch, method=MLLM.route)
+
+
+@partial(jax.jit, static_argnums=0)
+def blank(model: MLLM, variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Visual tokens of a volume that is not looked at: zeros, none visible."""
+    return model.apply(variables, batch, method=MLLM.blank)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def generate(
+    model: MLLM, variables, batch: Batch, visual: jax.Array, visual_mask: jax.Array, new_tokens: int,
+    stop_ids: tuple[int, ...],
+) -> jax.Array:  # fmt: skip
+    """Greedy continuation int32 (B, new_tokens), -1 from each sample's stop token on.
+
+    `batch` holds prompts without answers. Decoding ends when every sample has stopped.
+    """
+    logits, cache = model.apply(variables, batch, visual, visual_mask, new_tokens, method=MLLM.prefill)
+    planned = cache.valid.shape[1]
+    stops = jnp.asarray(stop_ids)
+    rows = logits.shape[0]
+
+    def more(carry):
+        step, _, _, done, _ = carry
+        return (step < new_tokens) & ~jnp.all(done)
+
+    def one(carry):
+        step, logits, cache, done, out = carry
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        done = done | jnp.any(token[:, None] == stops, axis=1)
+        out = out.at[:, step].set(jnp.where(done, -1, token))
+        logits, cache = model.apply(variables, token, cache, planned, method=MLLM.decode)
+        return step + 1, logits, cache, done, out
+
+    first = (jnp.int32(0), logits, cache, jnp.zeros(rows, bool), jnp.full((rows, new_tokens), -1, jnp.int32))
+    return jax.lax.while_loop(more, one, first)[-1]
+
+
+@partial(jax.jit, static_argnums=0)
+def answer_likelihood(model: MLLM, variables, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
+    """Mean log-likelihood per answer token, float32 (B,), of the targets that `loss_mask` marks."""
+    start = model.cfg.prefix_length + 1
+    logits = model.apply(variables, batch, visual, visual_mask, method=MLLM.text_logits)
+    picked = jnp.take_along_axis(logits, batch["tokens"][:, start:, None], axis=-1)[..., 0]
+    weight = batch["loss_mask"][:, start:].astype(jnp.float32)
+    total = jnp.sum((picked - jax.nn.logsumexp(logits, axis=-1)) * weight, axis=-1)
+    return total / jnp.maximum(jnp.sum(weight, axis=-1), 1)

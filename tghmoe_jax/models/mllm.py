@@ -1,0 +1,130 @@
+"""The whole model: volume and prompt in, next-token logits out.
+
+Axis legend: B batch, S slice, T text token, L visual token, W decoder width, V vocabulary, A auxiliary labels.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.connector import Connector
+from tghmoe_jax.models.decoder import Cache, Decoder, empty_cache
+from tghmoe_jax.models.router import TaskRouter
+from tghmoe_jax.models.tgh_moe import MoEStats
+from tghmoe_jax.models.vit3d import ViT3D
+
+Batch = dict[str, jax.Array]  # the keys of data/pipeline.py
+
+
+class Encoded(NamedTuple):
+    """Visual tokens (B, L, W), their mask (B, L), task logits (B, tasks) or None, the group used (B,), MoE statistics."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    task_logits: jax.Array | None
+    group: jax.Array
+    stats: dict[int, MoEStats]
+
+
+class Output(NamedTuple):
+    """logits float32 (B, T - prefix - 1, V) for text tokens prefix + 1 onwards; aux_logits (B, A) or None; encoded."""
+
+    logits: jax.Array
+    aux_logits: jax.Array | None
+    encoded: Encoded
+
+
+class MLLM(nn.Module):
+    """3D multimodal LLM with a text-guided hierarchical MoE in its vision tower."""
+
+    cfg: Model
+
+    def setup(self):
+        self.vision = ViT3D(self.cfg)
+        self.connector = Connector(self.cfg)
+        self.decoder = Decoder(self.cfg)
+        self.task_router = TaskRouter(self.cfg.tgh, len(self.cfg.tasks))
+        if self.cfg.aux_labels:
+            self.aux_head = nn.Dense(self.cfg.aux_labels)
+
+    def __call__(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> Output:
+        """Teacher-forced logits. `group` (B,) forces the expert group; None lets the task router predict it."""
+        encoded = self.encode(batch, group, depth_scale)
+        aux = self.aux_logits(encoded) if self.cfg.aux_labels else None
+        return Output(self.text_logits(batch, encoded.tokens, encoded.mask), aux, encoded)
+
+    # ---- the tower ------------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> Encoded:
+        """slices (B, S, H, W, 3), slice_mask (B, S), tokens and question_mask (B, T) -> visual tokens and routing."""
+        t = self.task_router.prompt_vector(self.decoder.embeddings(batch["tokens"]), batch["question_mask"])
+        logits = self._task_logits(t, batch)
+        if group is None:
+            group = jnp.zeros(t.shape[0], jnp.int32) if logits is None else jnp.argmax(logits, axis=-1)
+        features, slab_mask, stats = self.vision(
+            batch["slices"], batch["slice_mask"], t, group, batch.get("slice_spacing"), depth_scale,
+            batch.get("depth_index"),
+        )  # fmt: skip
+        tokens, mask = self.connector(features, slab_mask)
+        if "image_visible" in batch:
+            mask = mask & batch["image_visible"][:, None]
+        return Encoded(tokens, mask, logits, group, stats)
+
+    def route(self, batch: Batch) -> jax.Array | None:
+        """Task logits float32 (B, tasks) from the prompt alone; None with one group."""
+        t = self.task_router.prompt_vector(self.decoder.embeddings(batch["tokens"]), batch["question_mask"])
+        return self._task_logits(t, batch)
+
+    def _task_logits(self, t: jax.Array, batch: Batch) -> jax.Array | None:
+        tgh = self.cfg.tgh
+        if tgh.groups == 1:
+            return None
+        pixels = batch["slices"].astype(jnp.float32)
+        grid = self.cfg.vision.grid  # a coarse view of the volume: its mean over slices, one value a patch column
+        mean = jnp.mean(pixels.reshape(pixels.shape[0], pixels.shape[1], grid, -1, pixels.shape[3], 3), axis=(1, 3, 5))
+        return self.task_router.task_logits(t, mean.reshape(mean.shape[0], -1))
+
+    def aux_logits(self, encoded: Encoded) -> jax.Array:
+        """Auxiliary finding logits (B, A) on [mean; max] of the connector's tokens; no part of the paper."""
+        x, seen = encoded.tokens.astype(jnp.float32), encoded.mask[..., None]
+        mean = jnp.sum(x * seen, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
+        peak = jnp.max(jnp.where(seen, x, -1e4), axis=1)
+        return self.aux_head(jnp.concatenate([mean, peak], axis=-1))
+
+    # ---- the decoder ----------------------------------------------------------------------------------------------
+
+    def _sequence(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array):
+        """[chunk 1 ; visual tokens ; chunk 2] and its mask."""
+        p = self.cfg.prefix_length
+        text, valid = self.decoder.embeddings(batch["tokens"]), batch["token_mask"]
+        x = jnp.concatenate([text[:, :p], visual.astype(text.dtype), text[:, p:]], axis=1)
+        return x, jnp.concatenate([valid[:, :p], visual_mask, valid[:, p:]], axis=1)
+
+    def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
+        """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""
+        x, valid = self._sequence(batch, visual, visual_mask)
+        hidden, _ = self.decoder(x, valid, x.shape[1])
+        start = self.cfg.prefix_length + visual.shape[1]
+        return self.decoder.logits(hidden[:, start:-1])
+
+    def prefill(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array, new_tokens: int):
+        """Fills a cache with room for `new_tokens`; returns the logits (B, V) after each sample's last token and it."""
+        x, valid = self._sequence(batch, visual, visual_mask)
+        slots = x.shape[1] + new_tokens
+        hidden, cache = self.decoder(x, valid, slots, empty_cache(self.cfg, x.shape[0], slots))
+        last = jnp.max(jnp.where(valid, jnp.arange(x.shape[1]), 0), axis=1)
+        return self.decoder.logits(hidden[jnp.arange(x.shape[0]), last]), cache
+
+    def decode(self, token: jax.Array, cache: Cache, planned_length: int):
+        """One step: token int (B,) -> logits (B, V) and the cache."""
+        x = self.decoder.embeddings(token[:, None])
+        hidden, cache = self.decoder(x, jnp.ones_like(token[:, None], bool), planned_length, cache)
+        return self.decoder.logits(hidden[:, 0]), cache
+
+    def blank(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Stand-ins for the visual tokens of a volume that is not looked at: no tower is run, nothing is visible."""
+        size = batch["tokens"].shape[0], self.cfg.visual_tokens(batch["slices"].shape[1])
+        return jnp.zeros((*size, self.cfg.decoder.width), jnp.dtype(self.cfg.dtype)), jnp.zeros(size, bool)

@@ -1,0 +1,130 @@
+"""Expert FFNs applied to routed tokens: three dispatches that agree wherever nothing is dropped (I12).
+
+`dense` computes every expert and masks (the oracle); `capacity` gives each expert a fixed number of slots and drops
+what does not fit; `ragged` sorts tokens by expert and runs a grouped matrix product (dropless).
+
+Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+DISPATCHES = ("dense", "capacity", "ragged")
+_TILE = 128  # rows of one expert's tile in the CPU grouped matrix product
+
+
+class ExpertWeights(NamedTuple):
+    """FFN leaves with all experts on the leading axis: (X, C, F), (X, F), (X, F, C), (X, C)."""
+
+    fc1: jax.Array
+    fc1_bias: jax.Array
+    fc2: jax.Array
+    fc2_bias: jax.Array
+
+
+def apply_experts(
+    x: jax.Array,
+    choice: jax.Array,
+    gate: jax.Array,
+    weights: ExpertWeights,
+    activation: Callable[[jax.Array], jax.Array],
+    dispatch: str,
+    capacity_factor: float = 1.25,
+    slots_over: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Sum over the K choices of gate * FFN_choice(x).
+
+    x (N, C); choice int (N, K) in 0..X-1, or X for a token that goes nowhere (padding); gate (N, K). Capacity is
+    capacity_factor * N * K / slots_over slots an expert (`slots_over` defaults to X). Returns y (N, C) in x's dtype
+    and the number of dropped (token, choice) pairs, int32. ValueError for an unknown dispatch.
+    """
+    gate = gate.astype(x.dtype)
+    weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
+    if dispatch == "dense":
+        return _dense(x, choice, gate, weights, activation), jnp.int32(0)
+    if dispatch == "capacity":
+        experts = weights.fc1.shape[0]
+        pairs = choice.size
+        capacity = min(pairs, -(-int(capacity_factor * pairs) // (slots_over or experts)))
+        return _capacity(x, choice, gate, weights, activation, capacity)
+    if dispatch == "ragged":
+        return _ragged(x, choice, gate, weights, activation), jnp.int32(0)
+    raise ValueError(f"dispatch {dispatch!r} is not one of {', '.join(DISPATCHES)}")
+
+
+def _ffn(x, weights: ExpertWeights, expert: int, activation):
+    hidden = activation(x @ weights.fc1[expert] + weights.fc1_bias[expert])
+    return hidden @ weights.fc2[expert] + weights.fc2_bias[expert]
+
+
+def _dense(x, choice, gate, weights, activation):
+    y = jnp.zeros_like(x)
+    for expert in range(weights.fc1.shape[0]):  # a loop: XLA's CPU batched product is half as fast
+        share = jnp.sum(jnp.where(choice == expert, gate, 0), axis=-1, keepdims=True)
+        y = y + share * _ffn(x, weights, expert, activation)
+    return y
+
+
+def _ranks(flat: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
+    """Counts (X,) and each pair's rank within its expert, in token order, for flat choices (N * K,)."""
+    counts = jnp.bincount(flat, length=experts + 1)
+    order = jnp.argsort(flat, stable=True)
+    position = jnp.zeros_like(flat).at[order].set(jnp.arange(flat.shape[0], dtype=flat.dtype))
+    return counts[:experts], position - (jnp.cumsum(counts) - counts)[flat].astype(flat.dtype)
+
+
+def _gather_rows(x, flat, slot, slots, choices):
+    """Rows of x placed into `slots` slots; empty slots hold zeros."""
+    source = jnp.full((slots + 1,), x.shape[0], jnp.int32)
+    source = source.at[slot].set(jnp.arange(flat.shape[0], dtype=jnp.int32) // choices)[:-1]
+    return jnp.concatenate([x, jnp.zeros_like(x[:1])])[source]
+
+
+def _combine(rows, slot, gate, shape):
+    """Weighted sum over the K choices of rows (S, C) read at slot (N * K,); the slot past the end reads zeros."""
+    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
+    return jnp.sum(rows[slot].reshape(*shape, -1) * gate[..., None], axis=1)
+
+
+def _capacity(x, choice, gate, weights, activation, capacity):
+    experts = weights.fc1.shape[0]
+    flat = choice.reshape(-1)
+    _, rank = _ranks(flat, experts)
+    kept = (rank < capacity) & (flat < experts)
+    slot = jnp.where(kept, flat * capacity + rank, experts * capacity)
+    rows = _gather_rows(x, flat, slot, experts * capacity, choice.shape[1]).reshape(experts, capacity, -1)
+    out = jnp.concatenate([_ffn(rows[e], weights, e, activation) for e in range(experts)])
+    dropped = jnp.sum((flat < experts) & ~kept).astype(jnp.int32)
+    return _combine(out, slot, gate, choice.shape), dropped
+
+
+def _ragged(x, choice, gate, weights, activation):
+    """Grouped matrix product: `ragged_dot` on accelerators, whole tiles of one expert on CPU.
+
+    On CPU `ragged_dot` multiplies by every expert; padding each expert's rows to whole tiles costs less.
+    """
+    experts, pairs = weights.fc1.shape[0], choice.size
+    flat = choice.reshape(-1)
+    counts, rank = _ranks(flat, experts)
+    if jax.default_backend() != "cpu":
+        start = jnp.cumsum(counts) - counts
+        slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, pairs)
+        rows = _gather_rows(x, flat, slot, pairs, choice.shape[1])
+        owner = jnp.clip(jnp.searchsorted(jnp.cumsum(counts), jnp.arange(pairs), side="right"), 0, experts - 1)
+        hidden = activation(jax.lax.ragged_dot(rows, weights.fc1, counts) + weights.fc1_bias[owner])
+        out = jax.lax.ragged_dot(hidden, weights.fc2, counts) + weights.fc2_bias[owner]
+        return _combine(out, slot, gate, choice.shape)
+
+    tile = min(_TILE, pairs)
+    padded = -(-counts // tile) * tile
+    start = jnp.cumsum(padded) - padded
+    tiles = pairs // tile + experts
+    slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, tiles * tile)
+    rows = _gather_rows(x, flat, slot, tiles * tile, choice.shape[1]).reshape(tiles, tile, -1)
+    owner = jnp.clip(jnp.searchsorted(jnp.cumsum(padded), jnp.arange(tiles) * tile, side="right"), 0, experts - 1)
+    hidden = activation(jnp.einsum("trc,tcf->trf", rows, weights.fc1[owner]) + weights.fc1_bias[owner][:, None])
+    out = jnp.einsum("trf,tfc->trc", hidden, weights.fc2[owner]) + weights.fc2_bias[owner][:, None]
+    return _combine(out.reshape(tiles * tile, -1), slot, gate, choice.shape)

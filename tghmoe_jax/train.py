@@ -1,0 +1,228 @@
+"""The one training loop, for the 2D base and for both stages. It reads from top to bottom.
+
+Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and a
+killed run goes on with the very losses of an unbroken one.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from tghmoe_jax import evaluate
+from tghmoe_jax.data import pipeline, prompts
+from tghmoe_jax.data.samples import Source
+from tghmoe_jax.data.sources import make_source
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import layout
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding import rules as sharding_rules
+from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.training import checkpoints, losses, optimizer, reporting, rules, runs
+from tghmoe_jax.training.step import TrainState, make_step
+from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights.base import EMBEDDED, load_base
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
+
+    UserError for anything the user can mend, before anything is written.
+    """
+    if config.mode == "evaluate":
+        return evaluate.run(config, workdir)
+    if config.mode != "train":
+        raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
+    runs.check_workdir(config, workdir)
+
+    # ---- data and sizes -------------------------------------------------------------------------------------------
+    origin = load_origin(config)
+    tokenizer = Tokenizer.from_folder(origin.tokenizer)
+    source = make_source(config.data, "train", config.data.volumes)
+    mesh = open_mesh(config)
+    model = build_model(config, origin.config, source, tokenizer)
+    spec = pipeline.BatchSpec(
+        rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
+        text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
+        tasks=tuple(config.model.tasks),
+    )  # fmt: skip
+    batches = pipeline.train_iterator(
+        source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count()
+    )
+
+    # ---- shapes, shardings, state ---------------------------------------------------------------------------------
+    shapes = param_shapes(model, config)
+    shardings = param_shardings(shapes, mesh)
+    trains = rules.trainable(shapes, config.trainable)
+    paths = [path for path in shapes if trains[path]]
+    tx = optimizer.build(config.optimizer, config.train.steps, paths)
+    loaded, fresh, report = assemble(origin, shapes, config.model.inflation)
+    state = initial_state(model, config, loaded, fresh, shardings, trains, tx)
+    del loaded
+
+    # ---- what will run --------------------------------------------------------------------------------------------
+    workdir = Path(workdir)
+    weights = losses.LossWeights(
+        task=tuple(config.loss.task), balance=config.loss.balance, z=config.loss.z, router=config.loss.router,
+        aux=config.loss.aux if model.cfg.aux_labels else 0.0,
+    )  # fmt: skip
+    table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
+    print(config, table, report, f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices", sep="\n\n")
+    store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
+    if store.latest() is not None:
+        state = store.restore(state, batches)
+        print(f"continued from step {int(state.step)}")
+    elif jax.process_index() == 0:
+        manifest = reporting.manifest(
+            seeds={"train": config.train.seed, "eval": config.eval.seed},
+            data={"name": config.data.name, "volumes": len(source)},
+            base={"base": config.base, "init_from": config.init_from},
+            devices=jax.devices(),
+        )
+        manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
+        runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+    step_fn = jax.jit(make_step(model, weights, tx, config.train.seed), donate_argnums=0)
+    sharding = jax.NamedSharding(mesh, jax.P(None, "data"))
+    log = reporting.RunLog(
+        workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
+        enabled=jax.process_index() == 0,
+    )  # fmt: skip
+
+    def evaluate_now() -> None:
+        reader = evaluate.Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
+        sources = evaluate.test_sources(config)
+        metrics = evaluate.evaluate(reader, *sources, config, workdir / "eval" / str(step), log.say)
+        log.scalars(step, metrics)
+
+    first = step = int(state.step)
+    while True:
+        finished = step >= config.train.steps
+        if config.eval.every and step > first and (finished or (config.eval.every > 0 and step % config.eval.every == 0)):
+            evaluate_now()
+        if finished or (step > first and step % config.checkpoint.every == 0):
+            store.save(state, batches)
+        if finished:
+            break
+        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), next(batches))
+        state, scalars = step_fn(state, batch)
+        step += 1
+        log.record(step, scalars)
+    log.close()
+    store.close()
+
+
+# ---- pieces, also used by evaluation and tests ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run's parameters come from: canonical leaves, the base's config.json, its tokeniser, what may be new."""
+
+    params: dict[str, np.ndarray]
+    config: dict[str, Any]
+    tokenizer: Path
+    new: tuple[str, ...]
+
+
+def load_origin(config: ConfigDict) -> Origin:
+    """A run to start from, or a 2D base, or nothing (random initialisation)."""
+    if config.init_from:
+        folder = runs.find(config.init_from, "--config.init_from")
+        params, _ = checkpoints.load_params(folder)
+        return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
+    if config.base:
+        base = load_base(config.base)
+        return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
+    return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
+
+
+def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of the config, made current."""
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert)
+    except ValueError as error:
+        raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def build_model(config: ConfigDict, base_config: dict, source: Source, tokenizer: Tokenizer) -> MLLM:
+    aux = len(source.aux_names) if config.model.aux_findings else 0
+    return MLLM(model_config.build(base_config, config.model.to_dict(), aux, prompts.encode(tokenizer, "", None).prefix_len))
+
+
+def dummy_batch(config: ConfigDict, rows: int = 1) -> dict[str, np.ndarray]:
+    """Zeros in the shape of a batch, for shape inference."""
+    d, length = config.data, config.data.text_length
+    return {
+        "slices": np.zeros((rows, d.slices, d.size, d.size, 3), np.uint8),
+        "slice_mask": np.ones((rows, d.slices), bool),
+        "slice_spacing": np.ones((rows,), np.float32),
+        "tokens": np.zeros((rows, length), np.int32),
+        "token_mask": np.ones((rows, length), bool),
+        "question_mask": np.ones((rows, length), bool),
+    }
+
+
+def param_shapes(model: MLLM, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """{leaf path: shape and dtype}, without allocating anything."""
+    tree = jax.eval_shape(model.init, jax.random.key(0), dummy_batch(config))
+    return traverse_util.flatten_dict(tree["params"], sep="/")
+
+
+def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, jax.NamedSharding]:
+    return {
+        path: jax.NamedSharding(
+            mesh,
+            sharding_rules.spec(layout.canonical_names(path)[0], layout.is_stacked(path), s.shape, dict(mesh.shape)),
+        )
+        for path, s in shapes.items()
+    }
+
+
+def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
+    """Leaves that the origin fills, {leaf path: array}, the set of leaf paths left to initialise, and the report."""
+    wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
+    canonical, report = adapt.assemble(wanted, origin.params, origin.new, inflation=inflation)
+    fresh = {path for path in shapes if layout.canonical_names(path)[0] not in canonical}
+    return layout.from_canonical([p for p in shapes if p not in fresh], canonical), fresh, report
+
+
+def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainState:
+    """New leaves are initialised where they live; loaded ones are put there, leaf by leaf."""
+    batch = dummy_batch(config)
+
+    def new_leaves():
+        flat = traverse_util.flatten_dict(model.init(jax.random.key(config.train.seed), batch)["params"], sep="/")
+        return {path: flat[path] for path in fresh}
+
+    leaves = jax.jit(new_leaves, out_shardings={path: shardings[path] for path in fresh})()
+    dtype = jnp.dtype(model.cfg.param_dtype)
+    for path, value in loaded.items():
+        leaves[path] = jax.device_put(np.asarray(value).astype(dtype), shardings[path])
+    trained = {path: leaves[path] for path in shardings if trains[path]}
+    frozen = {path: leaves[path] for path in shardings if not trains[path]}
+    mesh = next(iter(shardings.values())).mesh
+    opt = jax.jit(tx.init)(trained)
+    opt = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, jax.NamedSharding(mesh, jax.P())), opt)
+    return TrainState(jax.device_put(jnp.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
+
+
+def parameter_rows(shapes, shardings, trains, fresh) -> list[reporting.ParameterRow]:
+    """One row per canonical leaf."""
+    rows = []
+    for path, leaf in shapes.items():
+        status = "frozen" if not trains[path] else "new" if path in fresh else "trained"
+        shape = leaf.shape[1:] if layout.is_stacked(path) else leaf.shape
+        spec = str(shardings[path].spec)
+        rows += [reporting.ParameterRow(name, shape, status, spec) for name in layout.canonical_names(path)]
+    return rows

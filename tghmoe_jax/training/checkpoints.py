@@ -1,0 +1,105 @@
+"""A run's checkpoints: parameters, optimiser, step and data iterator in one atomic orbax unit.
+
+Parameters are an item of their own, so that predict and the next stage read them alone. Evaluation comes before the
+checkpoint of its step, the checkpoint before the next batch is taken: the saved iterator matches the saved step.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import layout
+from tghmoe_jax.training.step import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """Saves and restores the training state of one run folder."""
+
+    def __init__(self, workdir: str | Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / FOLDER, options=options)
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(_nest(state.params)),
+                opt=ocp.args.PyTreeSave(_listed(state.opt)),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+        )
+
+    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The latest checkpoint with `state`'s shapes and shardings; `iterator` is moved to the next batch."""
+        step = self.latest()
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=_restore_args(_nest(state.params)),
+                opt=_restore_args(_listed(state.opt)),
+                data=grain.checkpoint.CheckpointRestore(iterator),
+            ),
+        )
+        flat = traverse_util.flatten_dict(restored["params"], sep="/")
+        opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
+        put = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), flat, dict(state.params))
+        return TrainState(
+            jax.device_put(np.int32(step), state.step.sharding),
+            {path: put[path] for path in state.trained},
+            {path: put[path] for path in state.frozen},
+            jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), opt, state.opt),
+        )
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+    """Canonical parameters and the step of a run's latest (or given) checkpoint, on the host.
+
+    UserError where `run` holds no checkpoint.
+    """
+    folder = Path(run).absolute() / FOLDER
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
+    step = steps[-1] if step is None else step
+    item = epath.Path(folder / str(step) / "params")
+    reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
+    tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+    reader.close()
+    return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
+
+
+def _nest(flat: dict[str, Any]) -> dict:
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def _keys(tree) -> list[str]:
+    return [str(i) for i in range(len(jax.tree.leaves(tree)))]
+
+
+def _listed(tree) -> dict[str, Any]:
+    """The optimiser's leaves by number: its own classes need not be known to read them back."""
+    return dict(zip(_keys(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _restore_args(tree):
+    arguments = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), tree)
+    return ocp.args.PyTreeRestore(tree, restore_args=arguments)

@@ -1,0 +1,108 @@
+"""A finished run read back: its model, parameters, tokeniser and what it recorded about itself.
+
+Used wherever a run is only read (predict, evaluation alone): no optimiser, no data set, no base model is needed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from tghmoe_jax.data import prompts
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import layout
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.training import checkpoints, runs
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A run on the host. `params` are the model's leaves {leaf path: array}; `config` and `manifest` as recorded.
+
+    `digest` names the parameters: the first 16 hex digits of sha256 over canonical names and bytes in order of name.
+    """
+
+    name: str
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    model: MLLM
+    tokenizer: Tokenizer
+    params: dict[str, np.ndarray]
+    step: int
+    digest: str
+
+
+def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
+    """The latest (or given) checkpoint of a run. The auxiliary finding head, which only training uses, is left out.
+
+    UserError names `flag` or the run where it is no finished run, or its checkpoint is damaged or does not fit.
+    """
+    folder = runs.find(str(run), flag)
+    config, tokenizer = runs.read_config(folder), Tokenizer.from_folder(runs.model_folder(folder))
+    prefix = prompts.encode(tokenizer, "", None).prefix_len
+    model = MLLM(model_config.build(runs.read_base_config(folder), config["model"], prefix_length=prefix))
+    shapes = param_shapes(model, config["data"])
+    try:
+        canonical, step = checkpoints.load_params(folder, step)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
+    wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
+    unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
+    if unfit:
+        raise UserError(
+            f"{run} holds a checkpoint that does not fit its config.json (first {unfit[0]}); "
+            "copy the run again, or name another."
+        )
+    if not all(np.isfinite(canonical[name].astype(np.float32)).all() for name in wanted):
+        raise UserError(f"{run} holds NaN or infinite parameters (its training diverged); name another run.")
+    manifest = folder / "manifest.json"
+    return LoadedRun(
+        name=folder.resolve().name, config=config, model=model, tokenizer=tokenizer, step=step,
+        manifest=json.loads(manifest.read_text()) if manifest.is_file() else {},
+        params=layout.from_canonical(list(shapes), canonical), digest=digest(canonical),
+    )  # fmt: skip
+
+
+def digest(canonical: Mapping[str, np.ndarray]) -> str:
+    """16 hex digits that name a set of canonical parameters."""
+    whole = hashlib.sha256()
+    for name in sorted(canonical):
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(canonical[name]).reshape(-1).view(np.uint8))
+    return whole.hexdigest()[:16]
+
+
+def dummy_batch(data: Mapping[str, Any], rows: int = 1) -> dict[str, np.ndarray]:
+    """Zeros in the shape of a batch of a config's `data` section, for shape inference."""
+    length = data["text_length"]
+    return {
+        "slices": np.zeros((rows, data["slices"], data["size"], data["size"], 3), np.uint8),
+        "slice_mask": np.ones((rows, data["slices"]), bool),
+        "slice_spacing": np.ones((rows,), np.float32),
+        "tokens": np.zeros((rows, length), np.int32),
+        "token_mask": np.ones((rows, length), bool),
+        "question_mask": np.ones((rows, length), bool),
+    }
+
+
+def param_shapes(model: MLLM, data: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """{leaf path: shape and dtype}, without allocating anything."""
+    return dict(_param_shapes(model, data["slices"], data["size"], data["text_length"]))
+
+
+@functools.lru_cache(maxsize=8)  # tracing takes a second, and a session may open several runs of one model
+def _param_shapes(model: MLLM, slices: int, size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    batch = dummy_batch({"slices": slices, "size": size, "text_length": text_length})
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch)
+    return traverse_util.flatten_dict(tree["params"], sep="/")

@@ -1,0 +1,89 @@
+"""A run's folder: what it must hold, when it may be continued, and how another run finds it.
+
+    config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}  checkpoints/  metrics.jsonl  eval/
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tghmoe_jax.errors import UserError
+
+MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} with tuples as lists, as JSON keeps them."""
+    if isinstance(config, ConfigDict):
+        config = config.to_dict()
+    result = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            result.update(flatten(value, name + "."))
+        else:
+            result[name] = json.loads(json.dumps(value))
+    return result
+
+
+def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
+    """UserError where `workdir` holds a run of another config; keys in _MAY_CHANGE do not count."""
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        return
+    old, new = flatten(read_config(workdir)), flatten(config)
+    differ = [
+        key for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]  # fmt: skip
+    if differ:
+        raise UserError(
+            f"--workdir {workdir} holds a run of another config, which differs in {', '.join(differ)}; "
+            "choose another --workdir or delete that folder."
+        )
+
+
+def read_config(run: str | Path) -> dict[str, Any]:
+    """A run's resolved config. UserError where the folder is no run."""
+    file = Path(run) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
+    return json.loads(file.read_text())
+
+
+def find(run: str, flag: str) -> Path:
+    """The folder of a run that another one starts from. UserError names the flag and the mend."""
+    folder = Path(run)
+    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+        hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
+        raise UserError(f"{flag}={run} is not a finished run; run {hint} first, or name another run.")
+    return folder
+
+
+def model_folder(run: str | Path) -> Path:
+    return Path(run) / MODEL
+
+
+def read_base_config(run: str | Path) -> dict[str, Any]:
+    """The 2D base's config.json as the run recorded it."""
+    return json.loads((model_folder(run) / "config.json").read_text())
+
+
+def write_description(
+    workdir: str | Path, config: ConfigDict, base_config: dict, tokenizer: Path, table: str, manifest: dict[str, Any]
+) -> None:
+    """Writes what describes a run, before its first step; config.json last, since it makes the folder a run."""
+    folder = Path(workdir)
+    (folder / MODEL).mkdir(parents=True, exist_ok=True)
+    (folder / MODEL / "config.json").write_text(json.dumps(base_config, indent=1))
+    for name in _TOKENIZER_FILES:
+        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (folder / MODEL / name).resolve():
+            shutil.copyfile(tokenizer / name, folder / MODEL / name)
+    (folder / "params.txt").write_text(table + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))

@@ -1,0 +1,86 @@
+"""State and the train step: microbatches are scanned, gradients exist only for what trains.
+
+Leaves are kept flat, {leaf path: array}, split into trained and frozen.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from tghmoe_jax.models.mllm import MLLM, Batch
+from tghmoe_jax.training import losses, optimizer
+
+Flat = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """step int32 (); trained and frozen leaves; the optimiser's state over the trained ones."""
+
+    step: jax.Array
+    trained: Flat
+    frozen: Flat
+    opt: Any
+
+    @property
+    def params(self) -> Flat:
+        return {**self.trained, **self.frozen}
+
+
+def variables(flat: Flat) -> dict:
+    """Flat leaves as the tree that `MLLM.apply` takes."""
+    return {"params": traverse_util.unflatten_dict(dict(flat), sep="/")}
+
+
+def depth_scale(model: MLLM, step: jax.Array) -> jax.Array | None:
+    """The depth rotation's scale at a step: a linear ramp where depth_rope.ramp_steps is set (model-spec 4.3)."""
+    r = model.cfg.vision.depth_rope
+    if not r.ramp_steps:
+        return None
+    share = jnp.minimum(step / r.ramp_steps, 1.0)
+    return r.scale_init + (r.scale - r.scale_init) * share
+
+
+def make_step(
+    model: MLLM, weights: losses.LossWeights, tx: optax.GradientTransformation, seed: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch [A, R, ...]) -> (state, scalars). Pure; jit it with donated state.
+
+    In training every sample is routed to its true task's group (teacher forcing, model-spec 4.6); a group that no
+    sample of the step belongs to keeps its values and moments.
+    """
+    prefix, groups = model.cfg.prefix_length, model.cfg.tgh.groups
+
+    def loss_fn(trained, frozen, batch, total_weight, shares, scale, rng):
+        group = batch["task"] if groups > 1 else jnp.zeros_like(batch["task"])
+        rngs = {"router": rng} if model.cfg.tgh.gate == "noisy" else None
+        output = model.apply(variables({**trained, **frozen}), batch, group, scale, rngs=rngs)
+        return losses.loss(output, batch, weights, prefix, total_weight, shares)
+
+    def step(state: TrainState, batch: Batch):
+        shares = batch["task"].shape[0]
+        total_weight = jnp.sum(losses.answer_weights(batch, weights, prefix))
+        scale = depth_scale(model, state.step)
+        rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), shares)
+
+        def gradients(micro):
+            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+            return grad_fn(state.trained, state.frozen, micro[0], total_weight, shares, scale, micro[1])
+
+        shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], (batch, rngs)))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(micro)), None)  # noqa: E731
+        ((value, parts), grads), _ = jax.lax.scan(add, zeros, (batch, rngs))
+
+        updates, opt = tx.update(grads, state.opt, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        if groups > 1:
+            present = jnp.zeros((groups,), bool).at[batch["task"].reshape(-1)].set(True)
+            trained, opt = optimizer.keep_absent_groups((trained, opt), (state.trained, state.opt), present)
+        scalars = {"loss": value, "grad_norm": optax.global_norm(grads), **losses.summarise(parts, model.cfg.tasks)}
+        return TrainState(state.step + 1, trained, state.frozen, opt), scalars
+
+    return step

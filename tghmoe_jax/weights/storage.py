@@ -1,0 +1,207 @@
+"""Reads and writes safetensors folders, tensor by tensor and without pickle.
+
+A folder holds `model.safetensors`, or shards `model-00001-of-00003.safetensors` with `model.safetensors.index.json`,
+as Hugging Face writes them. dtypes: float32, float16 and bfloat16 (the latter through ml_dtypes).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tghmoe_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")  # every name `write_tensors` can leave
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),  # position_ids, which some files still carry
+    "I32": np.dtype(np.int32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor on disk. `shape` and `dtype` are known from the header; `np.asarray` reads the data."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def load(self) -> np.ndarray:
+        """Reads the data. The file is closed at once, so resident memory stays that of the tensors in use."""
+        try:
+            with safe_open(self.file, framework="numpy") as handle:
+                return handle.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:
+            raise damaged(self.file, error) from error
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = self.load()
+        return array if dtype is None else array.astype(dtype)
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    """The error for a file that is not a whole safetensors file."""
+    return UserError(f"{file} is not a complete safetensors file ({error}); copy or download it again.")
+
+
+def read_tensors(folder: str | os.PathLike) -> Mapping[str, LazyTensor]:
+    """Lists the tensors of a folder without reading their data; with an index, exactly those the index names."""
+    folder = local_folder(folder)
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise no_weights(folder)
+        return read_header(folder / SINGLE)
+    shards, tensors, problems = read_index(index), {}, []
+    for shard in sorted(set(shards.values())):
+        tensors |= {name: tensor for name, tensor in read_header(folder / shard).items() if shards.get(name) == shard}
+    problems += sorted(set(shards) - set(tensors))
+    if problems:
+        raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(problems)}); copy them again.")
+    return tensors
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Reads {tensor name: shard file name}; every shard must be a file directly in the folder."""
+    try:
+        shards = json.loads(index.read_text())["weight_map"]
+        valid = isinstance(shards, dict) and all(isinstance(shard, str) for shard in shards.values())
+    except (ValueError, KeyError, TypeError, OSError):
+        valid = False
+    if not valid:
+        raise UserError(f"{index} is not a safetensors index with a weight_map; copy or download it again.")
+    names = sorted(set(shards.values()))
+    # A shard elsewhere could be any file of the machine: an index from the net may not choose it.
+    outside = [name for name in names if Path(name).name != name or name in ("", ".", "..") or "\\" in name]
+    if outside:
+        raise UserError(f"{index} names files outside its folder ({', '.join(outside)}); use an index of plain names.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index.parent} lacks the shards {', '.join(missing)} that {INDEX} names; copy them there.")
+    return shards
+
+
+def read_header(file: Path) -> dict[str, LazyTensor]:
+    """Reads names, shapes and dtypes of one file."""
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            names = handle.keys()
+            slices = {name: handle.get_slice(name) for name in names}
+            headers = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise damaged(file, error) from error
+    unknown = sorted({dtype for dtype, _ in headers.values()} - set(DTYPES))
+    if unknown:
+        raise UserError(f"{file} holds {', '.join(unknown)} tensors; convert it to BF16, F16 or F32 first.")
+    return {name: LazyTensor(file, name, shape, DTYPES[dtype]) for name, (dtype, shape) in headers.items()}
+
+
+def write_tensors(
+    folder: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    max_shard_bytes: int = 1 << 30,
+    metadata: dict[str, str] | None = None,
+) -> list[Path]:
+    """Writes a safetensors folder; returns the files written, the index last if there is one.
+
+    Values need `shape` and `dtype` and are read one shard at a time. All data is on disk under temporary names before
+    the first file gets its own; the index is removed first and placed last, so that a reader never sees a mixture.
+    """
+    folder = local_folder(folder, create=True)
+    shards = split_shards(tensors, max_shard_bytes)
+    count = len(shards)
+    names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    metadata = {"format": "pt"} | (metadata or {})  # Hugging Face refuses a file without the format key
+    pending: dict[Path, Path] = {}
+    try:
+        for name, keys in zip(names, shards, strict=True):
+            pending[folder / f".{name}.{os.getpid()}.tmp"] = folder / name
+            # save_file writes raw memory: a strided view would be stored in the wrong order.
+            data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
+            save_file(data, next(reversed(pending)), metadata=metadata)
+        if count > 1:
+            pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
+            next(reversed(pending)).write_text(index_text(tensors, shards, names))
+        (folder / INDEX).unlink(missing_ok=True)
+        for temporary, final in pending.items():
+            os.replace(temporary, final)
+    finally:
+        for temporary in pending:
+            temporary.unlink(missing_ok=True)
+    for stale in folder.iterdir():  # shards of an earlier write would be read again or waste space
+        if OURS.fullmatch(stale.name) and stale not in pending.values():
+            stale.unlink()
+    return list(pending.values())
+
+
+def split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> list[list[str]]:
+    """Groups names in order so that no group exceeds the limit, except one that is a single larger tensor."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = n_bytes(tensor)
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def index_text(tensors: Mapping[str, np.ndarray], shards: list[list[str]], names: list[str]) -> str:
+    """The JSON text of a Hugging Face index."""
+    weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+    total = sum(n_bytes(tensor) for tensor in tensors.values())
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+
+
+def n_bytes(tensor) -> int:
+    """Size of an array or lazy tensor in bytes."""
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replaces a text file atomically."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def local_folder(folder: str | os.PathLike, create: bool = False) -> Path:
+    """The folder as a path; it must be on a local disk, because safetensors maps its files into memory."""
+    if "://" in str(folder):
+        raise UserError(f"{folder} is not on a local disk; copy the model folder to one and name that.")
+    folder = Path(folder)
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name one that holds {SINGLE} or {INDEX}.")
+    return folder
+
+
+def no_weights(folder: Path) -> UserError:
+    """The error for a folder without safetensors files."""
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        return UserError(
+            f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run code when opened; save the "
+            "model with save_pretrained(..., safe_serialization=True) and name that folder."
+        )
+    return UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder with safetensors weights.")
