@@ -17,7 +17,7 @@ STAGE2_TRAINABLE = (r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"
 
 
 def parse_arg(arg: str | None, **typed) -> dict:
-    """`phi3v,patch_depth=1` -> {"preset": "phi3v", "patch_depth": 1}; defaults give the types. ValueError if unknown."""
+    """`phi3v,patch_depth=1` -> {"preset": "phi3v", "patch_depth": 1}; defaults give types. ValueError if unknown."""
     result = {"preset": "", **typed}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")

@@ -35,7 +35,7 @@ def get_config(arg: str | None = None):
     c.model.tgh.layers = ()
     c.optimizer.update({"rate": 2e-3, "decay": 0.01})
     c.loss.aux = 2.0
-    c.train.update({"steps": 3600, "batch": 64, "accumulate": 4})
+    c.train.update({"steps": 2900, "batch": 64, "accumulate": 4})
     c.checkpoint.every = 500
     c.eval.items = 1000
     return c

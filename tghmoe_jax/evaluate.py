@@ -16,15 +16,18 @@ from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import protocols, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question to ask: about volume `volume`; `options` are ranked; `group` forces an expert group; -1: predicted."""
+    """One question about volume `volume`; `options` are ranked; `group` forces an expert group (-1: predicted)."""
 
     volume: int
     question: Question
@@ -125,7 +128,7 @@ class Reader:
 
 
 def expert_load(encoded, groups: int) -> np.ndarray:
-    """float32 (B, layers, G, E): pairs each sample sent to each expert of its group; layers with one expert left out."""
+    """float32 (B, layers, G, E): pairs a sample sent to each expert of its group; one-expert layers left out."""
     stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
     used = np.asarray(encoded.group)
     if not stats:
@@ -135,6 +138,29 @@ def expert_load(encoded, groups: int) -> np.ndarray:
     load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
     load[np.arange(len(used)), :, used % size] = per_sample
     return load
+
+
+# ---- a run that exists ----------------------------------------------------------------------------------------------
+
+
+def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of the config, made current. UserError where it does not fit the devices."""
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert)
+    except ValueError as error:
+        raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """mode=evaluate: scores the latest checkpoint of `config.init_from` on its own data, into workdir/eval/<step>."""
+    mesh = open_mesh(config)
+    loaded = load_run(config.init_from, "--config.init_from")
+    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | {"root": config.data.root}})
+    params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
+    reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
+    return evaluate(reader, *test_sources(config), config, Path(workdir) / "eval" / str(loaded.step))
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------

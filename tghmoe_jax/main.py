@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]):
     """The resolved config and the workdir. UserError for an unknown flag, config key, colon argument or file."""
-    spec = next((a.partition("=")[2] or argv[i + 1 : i + 2] for i, a in enumerate(argv) if a.split("=")[0] == "--config"), "")
+    spec = next(
+        (a.partition("=")[2] or argv[i + 1 : i + 2] for i, a in enumerate(argv) if a.split("=")[0] == "--config"), ""
+    )
     spec = spec if isinstance(spec, str) else "".join(spec)
     file, _, arg = spec.partition(":")
     if not spec:
@@ -77,7 +79,9 @@ def parse(argv: list[str]):
 
 def prepare_jax() -> None:
     """Several host devices where there is no accelerator, and a persistent compilation cache."""
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
         jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
 
 

@@ -69,6 +69,7 @@ class Answer:
 
     @property
     def expert_load(self) -> dict[int, list[float]]:
+        """{layer: share of each expert of the group used}."""
         pairs = zip(self.routing.layers, self.routing.load, strict=True) if self.routing else ()
         return {layer: [round(float(share), 4) for share in load] for layer, load in pairs}
 
@@ -103,13 +104,15 @@ class Answer:
         return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
     def draw_routing(self, path: str | Path) -> None:
-        """Writes the picture of `routing` as PNG."""
+        """Writes the picture of `routing` as PNG. UserError where no layer has several experts."""
+        if not self.routing.layers:
+            raise UserError(f"--routing has nothing to show: {self.checkpoint['name']} has no experts; leave it out.")
         name = f"{self.checkpoint['name']} {self.checkpoint['digest']}"
-        routing_picture.draw(path, self.routing, *self.scan.slices(0), name)
+        routing_picture.draw(path, self.routing, *self.scan.slices(), name)
 
 
 class Predictor:
-    """A run ready to answer about scans, one at a time. Every call reads its scan anew and keeps nothing of it."""
+    """A run ready to answer about scans, one at a time. Every call reads its scan anew; only the Answer holds it."""
 
     def __init__(self, run: LoadedRun):
         self.run = run
@@ -337,8 +340,6 @@ def run(args: argparse.Namespace) -> str:
     """Answers what the command line asks; returns what to print."""
     begun = time.perf_counter()
     reader = load(args.checkpoint)
-    if args.routing and not reader.model.cfg.tgh.layers:
-        raise UserError(f"--routing has nothing to show: {reader.run.name} has no experts; leave it out.")
     options = {
         "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
-Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and a
-killed run goes on with the very losses of an unbroken one.
+Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and
+a killed run goes on with the very losses of an unbroken one.
 """
 
 import dataclasses
@@ -24,8 +24,7 @@ from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding import rules as sharding_rules
-from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import checkpoints, losses, optimizer, reporting, rules, runs
+from tghmoe_jax.training import checkpoints, loading, losses, optimizer, reporting, rules, runs
 from tghmoe_jax.training.step import TrainState, make_step
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base
@@ -46,7 +45,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     origin = load_origin(config)
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
     source = make_source(config.data, "train", config.data.volumes)
-    mesh = open_mesh(config)
+    mesh = evaluate.open_mesh(config)
     model = build_model(config, origin.config, source, tokenizer)
     spec = pipeline.BatchSpec(
         rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
@@ -58,7 +57,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
-    shapes = param_shapes(model, config)
+    shapes = loading.param_shapes(model, config.data)
     shardings = param_shardings(shapes, mesh)
     trains = rules.trainable(shapes, config.trainable)
     paths = [path for path in shapes if trains[path]]
@@ -74,7 +73,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         aux=config.loss.aux if model.cfg.aux_labels else 0.0,
     )  # fmt: skip
     table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
-    print(config, table, report, f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices", sep="\n\n")
+    print(
+        config,
+        table,
+        report,
+        f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices",
+        sep="\n\n",
+    )
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
     if store.latest() is not None:
         state = store.restore(state, batches)
@@ -106,7 +111,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     first = step = int(state.step)
     while True:
         finished = step >= config.train.steps
-        if config.eval.every and step > first and (finished or (config.eval.every > 0 and step % config.eval.every == 0)):
+        if (
+            config.eval.every
+            and step > first
+            and (finished or (config.eval.every > 0 and step % config.eval.every == 0))
+        ):
             evaluate_now()
         if finished or (step > first and step % config.checkpoint.every == 0):
             store.save(state, batches)
@@ -120,7 +129,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     store.close()
 
 
-# ---- pieces, also used by evaluation and tests ---------------------------------------------------------------------
+# ---- pieces ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,38 +154,11 @@ def load_origin(config: ConfigDict) -> Origin:
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
 
 
-def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of the config, made current."""
-    try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert)
-    except ValueError as error:
-        raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
-    jax.set_mesh(mesh)
-    return mesh
-
-
 def build_model(config: ConfigDict, base_config: dict, source: Source, tokenizer: Tokenizer) -> MLLM:
     aux = len(source.aux_names) if config.model.aux_findings else 0
-    return MLLM(model_config.build(base_config, config.model.to_dict(), aux, prompts.encode(tokenizer, "", None).prefix_len))
-
-
-def dummy_batch(config: ConfigDict, rows: int = 1) -> dict[str, np.ndarray]:
-    """Zeros in the shape of a batch, for shape inference."""
-    d, length = config.data, config.data.text_length
-    return {
-        "slices": np.zeros((rows, d.slices, d.size, d.size, 3), np.uint8),
-        "slice_mask": np.ones((rows, d.slices), bool),
-        "slice_spacing": np.ones((rows,), np.float32),
-        "tokens": np.zeros((rows, length), np.int32),
-        "token_mask": np.ones((rows, length), bool),
-        "question_mask": np.ones((rows, length), bool),
-    }
-
-
-def param_shapes(model: MLLM, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """{leaf path: shape and dtype}, without allocating anything."""
-    tree = jax.eval_shape(model.init, jax.random.key(0), dummy_batch(config))
-    return traverse_util.flatten_dict(tree["params"], sep="/")
+    return MLLM(
+        model_config.build(base_config, config.model.to_dict(), aux, prompts.encode(tokenizer, "", None).prefix_len)
+    )
 
 
 def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, jax.NamedSharding]:
@@ -199,7 +181,7 @@ def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation:
 
 def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainState:
     """New leaves are initialised where they live; loaded ones are put there, leaf by leaf."""
-    batch = dummy_batch(config)
+    batch = loading.dummy_batch(config.data)
 
     def new_leaves():
         flat = traverse_util.flatten_dict(model.init(jax.random.key(config.train.seed), batch)["params"], sep="/")

@@ -205,7 +205,12 @@ def test_auxiliary_labels_hold_for_the_scene():
 
 
 def test_strata_and_findings_are_empty_of_ct():
-    assert SOURCE.group(0) == "scene" and SOURCE.findings(0) == frozenset() and len(SOURCE) == 100_000
+    assert (
+        SOURCE.group(0) == "scene"
+        and SOURCE.findings(0) == frozenset()
+        and SOURCE.input_ranges() == {}
+        and len(SOURCE) == 100_000
+    )
 
 
 def test_bad_arguments_are_named():

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-import tghmoe_jax
 from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
 from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, make_question
 from tghmoe_jax.data.samples import Kind, Question
@@ -184,7 +183,7 @@ def _fill(folder: Path, first_seed: int, start: int, count: int) -> None:
 def _fill_apart(folder: Path, parts: list[tuple[int, int, int]]) -> None:
     """Runs `_fill` once per part in fresh interpreters: a fork after JAX has started threads can hang, and a spawned
     pool would run the caller's main module again."""
-    package = str(Path(tghmoe_jax.__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     running = []

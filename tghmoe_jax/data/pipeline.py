@@ -129,5 +129,7 @@ def mixture_of(config: Mapping[str, int]) -> tuple[tuple[Kind, int], ...]:
     known = ("report", "open", "closed")
     for kind, count in config.items():
         if kind not in known or int(count) < 0:
-            raise UserError(f"--config.data.mixture.{kind}={count} must be one of {', '.join(known)} with a count >= 0.")
+            raise UserError(
+                f"--config.data.mixture.{kind}={count} must be one of {', '.join(known)} with a count >= 0."
+            )
     return tuple((kind, int(config[kind])) for kind in known if config.get(kind, 0))

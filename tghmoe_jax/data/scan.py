@@ -65,15 +65,17 @@ def range_warnings(prepared: Prepared, ranges: Mapping[str, Any] | None) -> list
         slack = 0.005 + 1e-4 * abs(value)  # ranges are stored with two decimals
         if not low - slack <= value <= high + slack:
             seen = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            found.append(f"{what} {value:.4g}{unit}, outside the {seen}{unit} of the training data")
+            text = f"{what} {value:.4g}{unit}, outside the {seen}{unit} of the training data"
+            if text not in found:  # rows and columns of the model's square pixels say the same
+                found.append(text)
 
     if prepared.spacing_mm is None:
         found.append("spacing: the volume states none, so spacing and field of view cannot be checked")
     else:
         pixels = prepared.slices.shape[1]
-        names = ("slices are", "rows are", "columns are")
+        names = ("slices", "pixels", "pixels")
         for name, value, limits in zip(names, prepared.spacing_mm, ranges.get("spacing_mm", ()), strict=False):
-            compare(f"spacing: {name} apart by", value, limits, " mm")
+            compare(f"spacing: {name} are apart by", value, limits, " mm")
         if "field_of_view_mm" in ranges:
             compare("field of view: a side of", prepared.spacing_mm[1] * pixels, ranges["field_of_view_mm"], " mm")
     if "slices" in ranges:

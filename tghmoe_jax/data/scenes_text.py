@@ -96,9 +96,9 @@ def _inside(scene: Scene, rng: np.random.Generator):
     absent = [k for k in MARKS if k not in kinds]
     present = {i.shape for i in scene.items}
     # Shares at which "none" and "nothing" are true about as often as any other answer that is shown.
-    chances = {"holder": 0.43 * bool(single), "content": 0.32, "side": 0.25}
+    chances = {"holder": 0.48 * bool(single), "content": 0.30, "side": 0.22}
     if not marked:
-        chances = {"holder": 0.43, "content": 0.27, "side": 0.30 * bool(solid)}
+        chances = {"holder": 0.38, "content": 0.22, "side": 0.40 * bool(solid)}
     form = list(chances)[rng.choice(3, p=np.array(list(chances.values())) / sum(chances.values()))]
     if form == "holder":
         item = pick(rng, single) if marked else None

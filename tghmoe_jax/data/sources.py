@@ -20,5 +20,5 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen") ->
 
 
 def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]]:
-    """Text of a report -> the (lesion, organ, side) triples it states as present; none where a data set has no parser."""
+    """Report text -> the (lesion, organ, side) triples it states as present; none where a data set has no parser."""
     return parse_findings if name == "phantom" else lambda text: frozenset()

@@ -68,7 +68,9 @@ def _figure(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkp
         axis.bar(range(experts), routing.load[layer], color=colours)
         axis.axhline(1 / experts, color="black", linewidth=0.8, linestyle="--")
         axis.set_title(f"layer {routing.layers[layer]}: expert load", fontsize=9)
-        axis.set_xticks(range(experts) if experts <= 16 else [])
+        if experts <= 16:
+            axis.set_xticks(range(experts), labels=map(str, range(experts)))
+        axis.set_xlabel("expert, in its colour", fontsize=8)
         axis.set_ylabel("share of tokens", fontsize=8)
         axis.tick_params(labelsize=8)
         for x, slab in enumerate(columns, 1):
@@ -83,21 +85,12 @@ def _figure(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkp
             span = f"slice {own[0] + 1}" if len(own) == 1 else f"slices {own[0] + 1}-{own[-1] + 1}"
             axis.set_title(f"{span} of {int(slice_mask.sum())}", fontsize=8)
     shown = "" if len(columns) == len(real) and len(rows) == len(routing.layers) else " (some slabs or layers left out)"
-    handles = [_patch(colour, f"expert {e}") for e, colour in enumerate(colours)]
     figure.suptitle(
         f"Experts of the {routing.task} group, checkpoint {checkpoint}{shown}; slices count upward, 1 is the lowest",
         fontsize=10,
     )
-    if experts <= 16:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(experts, 8), fontsize=8, frameon=False)
     figure.supxlabel(f"{CAPTION}\n{DISCLAIMER}", fontsize=8, wrap=True)
     return figure
-
-
-def _patch(colour, label: str):
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label)
 
 
 def _colours(count: int) -> np.ndarray:

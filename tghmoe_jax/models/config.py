@@ -13,7 +13,7 @@ from tghmoe_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DepthRope:
-    """Rotary depth positions (model-spec 4.3). `unit` is `slice` (slab index) or `mm` (index * slab spacing / reference)."""
+    """Rotary depth positions (model-spec 4.3). `unit`: `slice` (slab index) or `mm` (index * spacing / reference)."""
 
     enabled: bool = True
     rotary_dim: int = 64
@@ -45,7 +45,7 @@ class TGH:
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
-    """CLIP tower over slabs of slices (model-spec 2.2, 4.1, 4.2). The tower's output is block `layers + feature_layer`."""
+    """CLIP tower over slabs of slices (model-spec 2.2, 4.1, 4.2). Its output is block `layers + feature_layer`."""
 
     width: int = 1024
     layers: int = 24

@@ -1,6 +1,7 @@
 """Patch features to visual tokens: depth pooling, 2x2 merge, newlines, global view, Phi-3-V's MLP (model-spec 4.5).
 
-Axis legend: B batch, D slab, V view (a depth group or the global view), P patch, C width, L visual tokens, W decoder width.
+Axis legend: B batch, D slab, V view (a depth group or the global view), P patch, C width, L visual tokens, W decoder
+width.
 """
 
 import jax
@@ -12,7 +13,7 @@ from tghmoe_jax.models.router import masked_mean
 
 
 def merge_2x2(x: jax.Array, grid: int) -> jax.Array:
-    """(..., grid * grid, C) -> (..., grid/2, grid/2, 4C); cell (i, j) concatenates (dy, dx) = (0,0), (0,1), (1,0), (1,1)."""
+    """(..., grid * grid, C) -> (..., grid/2, grid/2, 4C); a cell joins (dy, dx) = (0,0), (0,1), (1,0), (1,1)."""
     lead, width = x.shape[:-2], x.shape[-1]
     x = x.reshape(*lead, grid // 2, 2, grid // 2, 2, width)
     return jnp.moveaxis(x, -4, -3).reshape(*lead, grid // 2, grid // 2, 4 * width)

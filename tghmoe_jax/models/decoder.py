@@ -145,9 +145,7 @@ class Decoder(nn.Module):
             start = cache.index
             filled = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
             if positions is None:
-                positions = jnp.maximum(
-                    jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1, 0
-                )
+                positions = jnp.maximum(jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1, 0)
             mask = Mask(key_valid=filled, query_slot=start + jnp.arange(length), key_slot=jnp.arange(filled.shape[1]))
             layer_cache = (cache.k, cache.v)
         cos, sin = rope_tables(self.cfg, positions, planned_length)
@@ -158,7 +156,7 @@ class Decoder(nn.Module):
 
 
 def rope_tables(cfg: Model, positions: jax.Array, planned_length: int) -> tuple[jax.Array, jax.Array]:
-    """cos, sin (B, T, H/2) with the su/longrope factors of the regime that `planned_length` falls in (model-spec 2.4)."""
+    """cos, sin (B, T, H/2) with the su/longrope factors of `planned_length`'s regime (model-spec 2.4)."""
     d = cfg.decoder
     inverse = d.rope_theta ** (-np.arange(0, d.head_size, 2, dtype=np.float32) / d.head_size)
     factors = d.factors(planned_length)

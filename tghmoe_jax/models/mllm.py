@@ -20,7 +20,7 @@ Batch = dict[str, jax.Array]  # the keys of data/pipeline.py
 
 
 class Encoded(NamedTuple):
-    """Visual tokens (B, L, W), their mask (B, L), task logits (B, tasks) or None, the group used (B,), MoE statistics."""
+    """Visual tokens (B, L, W), mask (B, L), task logits (B, tasks) or None, the group used (B,), MoE statistics."""
 
     tokens: jax.Array
     mask: jax.Array

@@ -76,7 +76,7 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(self, u: jax.Array, valid: jax.Array, t: jax.Array, group: jax.Array) -> tuple[jax.Array, MoEStats]:
-        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) in 0..G-1 -> y (B, T, C) and the layer's MoEStats."""
+        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) below G -> y (B, T, C) and the layer's MoEStats."""
         batch, tokens, width = u.shape
         weights = Experts(self.groups, self.experts, self.ffn, self.param_dtype, name="experts")(width)
         if self.experts > 1:
@@ -118,7 +118,7 @@ def dispatch_over_data(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
 
 
 def moe_stats(routing: Routing, valid: jax.Array, group: jax.Array, groups: int, dropped: jax.Array) -> MoEStats:
-    """Losses per group, averaged over the groups present: L_lb = E sum_e f_e P_e (1 at uniform), L_z = mean lse(s)^2."""
+    """Losses per group, averaged over groups present: L_lb = E sum_e f_e P_e (1 at uniform), L_z = mean lse(s)^2."""
     experts = routing.probabilities.shape[-1]
     top_k = routing.choice.shape[-1]
     weight = valid.astype(jnp.float32)

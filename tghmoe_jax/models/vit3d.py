@@ -261,9 +261,7 @@ class ViT3D(nn.Module):
         pos = self.param("pos", init, (grid * grid + 1, v.width), param_dtype).astype(dtype)
         cls = jnp.broadcast_to(cls, (batch, slabs, 1, v.width))
         x = jnp.concatenate([cls, patches], axis=2) + pos
-        norm = nn.LayerNorm(
-            epsilon=v.eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name="pre_ln"
-        )
+        norm = nn.LayerNorm(epsilon=v.eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name="pre_ln")
         return norm(x), slab_mask
 
     def _unused(self, x, ctx):

@@ -78,8 +78,8 @@ def loss(
 
 def summarise(parts: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, jax.Array]:
     """Scalars for the log from the summed parts of one step."""
-    result = {key: parts[key] for key in ("lm", "balance", "z", "dropped", "entropy", "router", "router_accuracy", "aux")
-              if key in parts}  # fmt: skip
+    plain = ("lm", "balance", "z", "dropped", "entropy", "router", "router_accuracy", "aux")
+    result = {key: parts[key] for key in plain if key in parts}
     for i, task in enumerate(tasks):
         result[f"lm_{task}"] = parts["task_nll"][i] / jnp.maximum(parts["task_weight"][i], 1e-6)
         result[f"token_accuracy_{task}"] = parts["task_right"][i] / jnp.maximum(parts["task_tokens"][i], 1)

@@ -16,12 +16,16 @@ def trainable(paths: Iterable[str], patterns: Sequence[str], flag: str = "traina
     for pattern in patterns:
         hits = [path for path in paths if _match(pattern, path, flag)]
         if not hits:
-            raise UserError(f"--config.{flag} holds the pattern {pattern!r}, which matches no parameter; correct or remove it.")
+            raise UserError(
+                f"--config.{flag} holds the pattern {pattern!r}, which matches no parameter; correct or remove it."
+            )
         result.update(dict.fromkeys(hits, True))
     return result
 
 
-def first_match(paths: Iterable[str], rules: Sequence[tuple[str, float]], default: float, flag: str) -> dict[str, float]:
+def first_match(
+    paths: Iterable[str], rules: Sequence[tuple[str, float]], default: float, flag: str
+) -> dict[str, float]:
     """{leaf path: value of the first rule that matches}, else the default."""
     result = {}
     for path in paths:

@@ -1,6 +1,6 @@
 """A run's folder: what it must hold, when it may be continued, and how another run finds it.
 
-    config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}  checkpoints/  metrics.jsonl  eval/
+config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}  checkpoints/  metrics.jsonl  eval/
 """
 
 import json

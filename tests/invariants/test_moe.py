@@ -1,0 +1,297 @@
+"""I9 to I17: what must hold of TGH-MoE at upcycling, under its dispatches, in its losses and between its groups."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from tghmoe_jax.models.config import TGH
+from tghmoe_jax.models.router import Routing
+from tghmoe_jax.models.tgh_moe import MoE, moe_stats, quick_gelu
+from tghmoe_jax.training import losses
+from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights.phi3v import canonical_shapes
+
+B, T, C, F, R, E, G = 3, 7, 6, 10, 5, 4, 2
+GROUP = np.array([0, 1, 1], np.int32)
+
+
+# ---- one layer -------------------------------------------------------------------------------------------------------
+
+
+def inputs(seed=0):
+    """u (B, T, C), valid (B, T), t (B, R), group (B,)."""
+    rng = np.random.default_rng(seed)
+    u, t = rng.standard_normal((B, T, C)).astype(np.float32), rng.standard_normal((B, R)).astype(np.float32)
+    return u, np.arange(T) < np.array([[T], [T - 2], [T]]), t, GROUP
+
+
+def layer_params(seed=0, equal_experts=False):
+    rng = np.random.default_rng(seed)
+
+    def expert(*shape):
+        lead = (1, 1) if equal_experts else (G, E)
+        return np.broadcast_to(rng.standard_normal((*lead, *shape)), (G, E, *shape)).astype(np.float32)
+
+    router = lambda n: {"kernel": rng.standard_normal((G, n, E)).astype(np.float32)}  # noqa: E731
+    return {
+        "experts": {
+            "fc1": {"kernel": expert(C, F), "bias": expert(F)}, "fc2": {"kernel": expert(F, C), "bias": expert(C)}
+        },
+        "router": {"x": router(C), "t": router(R)},
+    }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("top_k", "gate", "dispatch"))
+def layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged"):
+    cfg = TGH(groups=G, experts=E, top_k=top_k, gate=gate, dispatch=dispatch, capacity_factor=float(G * E))
+    return MoE(cfg, G, E, top_k, F, jnp.float32).apply({"params": params}, *inputs)
+
+
+def dense_ffn(params, u):
+    e = params["experts"]
+    hidden = quick_gelu(u @ e["fc1"]["kernel"][0, 0] + e["fc1"]["bias"][0, 0])
+    return hidden @ e["fc2"]["kernel"][0, 0] + e["fc2"]["bias"][0, 0]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "gate", "equal"),
+    [(2, "renormalised", True), (3, "noisy", True), (E, "renormalised", True), (E, "unnormalised", True),
+     (2, "unnormalised", False), (1, "renormalised", False)],
+)  # fmt: skip
+def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, gate, equal):
+    """I9: for any router weights when gates are renormalised or k = E; otherwise not (k = 1 keeps its gate)."""
+    given = inputs()
+    u, valid = given[:2]
+    for seed in range(3):
+        params = layer_params(seed, equal_experts=True)
+        y, expected = np.asarray(layer(params, given, top_k, gate)[0]), np.asarray(dense_ffn(params, u))
+        if equal:
+            tiny.close(y[valid], expected[valid])
+        else:
+            assert tiny.distance(y[valid], expected[valid]) > 0.5
+        assert not np.any(y[~valid])
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_permuting_experts_with_their_router_columns_changes_nothing(top_k):
+    """I10: in every group by its own permutation."""
+    params, given = layer_params(1), inputs(1)
+    y, stats = layer(params, given, top_k)
+    order = np.array([[2, 0, 3, 1], [1, 3, 2, 0]])
+    permuted = {
+        "experts": jax.tree.map(lambda a: np.stack([a[g][order[g]] for g in range(G)]), params["experts"]),
+        "router": jax.tree.map(lambda a: np.stack([a[g][:, order[g]] for g in range(G)]), params["router"]),
+    }
+    moved, moved_stats = layer(permuted, given, top_k)
+    tiny.close(moved, y)
+    tiny.close(moved_stats.load, np.take_along_axis(np.asarray(stats.load), order, axis=1))
+    tiny.close([moved_stats.balance, moved_stats.z], [stats.balance, stats.z])
+    half = permuted | {"router": params["router"]}
+    assert tiny.distance(layer(half, given, top_k)[0], y) > 0.5
+
+
+def test_dispatches_agree_in_values_and_gradients_of_a_routed_layer():
+    """I12: dense-masked, grouped-matmul and capacity with room for every token."""
+    params, given = layer_params(2), inputs(2)
+    cotangent = np.random.default_rng(0).standard_normal((B, T, C)).astype(np.float32)
+
+    def gradients(dispatch):
+        def total(params, u):
+            y, stats = layer(params, (u, *given[1:]), dispatch=dispatch)
+            return jnp.sum(y * cotangent) + stats.balance, (y, stats.dropped, stats.load)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, given[0])
+
+    dense = gradients("dense")
+    assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(dense[1]))
+    for dispatch in ("ragged", "capacity"):
+        found = gradients(dispatch)
+        assert found[0][1][1] == 0
+        jax.tree.map(tiny.close, found, dense)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def routing(logits, top_k) -> Routing:
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    gate, choice = jax.lax.top_k(probabilities, top_k)
+    return Routing(choice, gate, probabilities, logits)
+
+
+def test_balance_loss_is_one_when_uniform_and_e_when_collapsed():
+    """I15: uniform probabilities give 1 for any choices; all tokens to one expert with probability one give E."""
+    valid = np.ones((B, T), bool)
+    uniform = routing(jnp.zeros((B, T, E)), 2)
+    stats = moe_stats(uniform, valid, GROUP, G, jnp.int32(0))
+    assert stats.balance == pytest.approx(1)
+    spread = jnp.broadcast_to(jnp.arange(T)[None, :, None] % E, (B, T, 1))
+    assert moe_stats(uniform._replace(choice=spread), valid, GROUP, G, jnp.int32(0)).balance == pytest.approx(1)
+    collapsed = routing(jnp.zeros((B, T, E)).at[..., 1].set(50.0), 1)
+    assert moe_stats(collapsed, valid, GROUP, G, jnp.int32(0)).balance == pytest.approx(E)
+
+
+def test_balance_loss_follows_its_formula_over_valid_tokens_of_each_group():
+    """I15: E sum_e f_e P_e with f summing to one, averaged over the groups present; so is mean lse(s)^2."""
+    logits = np.random.default_rng(0).standard_normal((B, T, E)).astype(np.float32) * 2
+    valid = inputs()[1]
+    one = routing(logits, 2)
+    stats = moe_stats(one, valid, GROUP, 3, jnp.int32(0))  # group 2 is absent
+    balance, z = [], []
+    for g in (0, 1):
+        rows = (GROUP == g)[:, None] & valid
+        f = np.bincount(np.asarray(one.choice)[rows].ravel(), minlength=E) / (2 * rows.sum())
+        assert f.sum() == pytest.approx(1)
+        tiny.close(np.asarray(stats.load[g]), f * 2 * rows.sum())
+        balance.append(E * np.sum(f * np.asarray(one.probabilities)[rows].mean(axis=0)))
+        z.append(np.mean(np.log(np.exp(logits[rows]).sum(-1)) ** 2))
+    assert stats.balance == pytest.approx(np.mean(balance), rel=1e-5)
+    assert stats.z == pytest.approx(np.mean(z), rel=1e-5)
+    assert not np.any(stats.load[2]) and stats.load.sum() == 2 * valid.sum()
+
+
+def test_no_gradient_flows_through_the_expert_shares():
+    """I15: the gradient of the balance loss is that with f held constant."""
+    logits = np.random.default_rng(1).standard_normal((B, T, E)).astype(np.float32)
+    valid = np.ones((B, T), bool)
+    f = np.stack([np.asarray(moe_stats(routing(logits, 2), valid, GROUP, G, jnp.int32(0)).load[g]) for g in range(G)])
+    f = f / f.sum(axis=1, keepdims=True)
+
+    def loss(logits):
+        return moe_stats(routing(logits, 2), valid, GROUP, G, jnp.int32(0)).balance
+
+    def by_hand(logits):
+        p = jax.nn.softmax(logits, axis=-1)
+        return sum(E * jnp.sum(f[g] * p[GROUP == g].mean(axis=(0, 1))) for g in range(G)) / G
+
+    tiny.close(jax.grad(loss)(logits), jax.grad(by_hand)(logits), atol=1e-7)
+
+    def through_gates(gate):
+        return moe_stats(routing(logits, 2)._replace(gate=gate), valid, GROUP, G, jnp.int32(0)).balance
+
+    assert not np.any(jax.grad(through_gates)(routing(logits, 2).gate))
+
+
+# ---- the whole model -------------------------------------------------------------------------------------------------
+
+
+def base_leaves() -> dict[str, np.ndarray]:
+    return {name: tiny.leaf(name, shape, 0) for name, shape in canonical_shapes(tiny.CONFIG).items()}
+
+
+@pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])
+def test_one_expert_of_one_group_takes_the_dense_code_path(topology):
+    """I11: E = k = T = 1 has the dense model's leaves and computes it (a task FFN of one group stays a task FFN)."""
+    model = tiny.model(tgh={"topology": topology, "experts": 1, "top_k": 1})
+    moe = [name for name in tiny.canonical(model) if "/moe/" in name]
+    assert not moe
+    if topology != "parallel":
+        assert set(tiny.shapes(model)) == set(tiny.shapes(tiny.model(tgh={"layers": ()})))
+
+
+def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
+    """I11: imported at patch depth 1, written back and read again, every tensor is bitwise the base's."""
+    from tghmoe_jax.weights.base import load_base, save_base
+
+    base = tiny.base(tmp_path / "base")
+    model = tiny.model(base.config, tgh={"experts": 1, "top_k": 1})
+    leaves = adapt.assemble(
+        {name: leaf.shape for name, leaf in tiny.canonical(model).items()}, base.params
+    )[0]  # fmt: skip
+    save_base(tmp_path / "again", leaves, base.config, dtype=None)
+    again = load_base(tmp_path / "again").params
+    assert set(again) == set(base.params)
+    assert all(np.asarray(again[n]).tobytes() == np.asarray(base.params[n]).tobytes() for n in again)
+
+
+def stage_1(topology="nested"):
+    task = {"task_layers": (3,), "layers": (2,)} if topology == "stacked" else {}
+    return tiny.model(tgh={"topology": topology, **task})
+
+
+def stage_2(topology="nested", **tgh):
+    model = stage_1(topology)
+    return model.clone(cfg=dataclasses.replace(model.cfg, tgh=dataclasses.replace(model.cfg.tgh, groups=2, **tgh)))
+
+
+@pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])
+def test_stage2_at_init_equals_stage1_for_every_task(topology):
+    """I13: whatever the experts of stage 1 have become, and whatever the group."""
+    first, second = stage_1(topology), stage_2(topology)
+    leaves, batch = tiny.canonical(first), tiny.batch()
+    params = tiny.adapted(second, leaves, adapt.NEW_FROM_STAGE1)
+    expected = tiny.features(first, tiny.params(first), batch)
+    for group in ([0, 0], [1, 1], [1, 0]):
+        tiny.close(tiny.features(second, params, batch, group), expected)
+
+
+LM_ONLY = tiny.LOSS
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(model, params, batch):
+    """Gradient of the LM loss alone, every sample in its task's group."""
+
+    def total(params):
+        output = tiny.forward(model, params, batch, batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"])
+        weight = jnp.sum(losses.answer_weights(batch, LM_ONLY, tiny.PREFIX))
+        return losses.loss(output, batch, LM_ONLY, tiny.PREFIX, weight, 1)[0]
+
+    return jax.grad(total)(params)
+
+
+def routers(gradients):
+    return {path: np.asarray(g) for path, g in gradients.items() if "/moe/router/" in path}
+
+
+def experts(gradients):
+    return {path: np.asarray(g) for path, g in gradients.items() if "/moe/experts/" in path}
+
+
+@pytest.mark.parametrize("gate", ["renormalised", "unnormalised"])
+def test_at_upcycling_the_lm_loss_moves_experts_but_not_token_routers(gate):
+    """I14: gates that sum to one over equal experts leave routers without gradient; unnormalised ones do not."""
+    model = tiny.model(tgh={"gate": gate})
+    found = gradient(model, tiny.adapted(model, base_leaves()), tiny.batch())
+    size = max(np.abs(g).max() for g in experts(found).values())
+    of_routers = max(np.abs(g).max() for g in routers(found).values())
+    assert size > 1e-3
+    assert of_routers < 1e-6 * size if gate == "renormalised" else of_routers > 1e-3 * size
+
+
+@pytest.fixture(scope="module")
+def one_task():
+    """A stage-2 model, its weights with groups that differ, and a batch of task 1 only."""
+    model = stage_2()
+    return model, tiny.params(model), tiny.batch() | {"task": np.array([1, 1], np.int32)}
+
+
+def test_a_batch_of_one_task_leaves_no_gradient_in_other_groups(one_task):
+    """I16: exactly zero in group 0, something in every leaf of group 1."""
+    found = gradient(*one_task)
+    leaves = experts(found) | routers(found)
+    assert len(leaves) == 6
+    for path, g in leaves.items():
+        assert g.shape[1] == 2  # stacked over two layers, then groups
+        assert not np.any(g[:, 0]), path
+        assert np.all(np.any(g[:, 1].reshape(2, -1), axis=1)), path
+
+
+def test_changing_other_groups_changes_no_output(one_task):
+    """I17: hard routing uses exactly one group, to the last bit; the used group does matter."""
+    model, params, batch = one_task
+    group = np.array([1, 0], np.int32)
+    before = tiny.features(model, params, batch, group)
+    for row, other in ((0, 0), (1, 1)):
+        changed = {path: leaf.copy() if "/moe/" in path else leaf for path, leaf in params.items()}
+        for path, leaf in changed.items():
+            if "/moe/" in path:
+                leaf[:, other] = np.nan
+        found = tiny.features(model, changed, batch, group)
+        assert np.array_equal(found[row], before[row])
+        assert not np.isfinite(found[1 - row]).all()

@@ -1,0 +1,41 @@
+"""Writes the 2D model of a run as a Phi-3-V folder: safetensors under the published names, config.json, tokeniser.
+
+    python -m tghmoe_jax.convert --from runs/pretrain2d --to DIR
+
+The folder serves --config.base=DIR. A run with patch_depth above 1 or with experts has no 2D form and is refused.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from tghmoe_jax.data import tokenizer
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.training import checkpoints, runs
+from tghmoe_jax.weights.base import save_base
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--from", dest="source", required=True, help="folder of a run")
+    parser.add_argument("--to", required=True, help="folder for the base model")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    args = parser.parse_args(argv)
+    try:
+        run = runs.find(args.source, "--from")
+        params, step = checkpoints.load_params(run)
+        files = save_base(args.to, params, runs.read_base_config(run), args.dtype)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name in tokenizer.FILES:
+        source, target = runs.model_folder(run) / name, Path(args.to) / name
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source, target)
+    print(f"step {step} of {args.source} -> {', '.join(str(f) for f in files)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
