@@ -5,7 +5,7 @@ Values that differ from the paper's public facts are this project's own choices 
 
 from ml_collections import ConfigDict
 
-PRESETS = ("", "phi3v")
+PRESETS = ("phi3v",)
 
 # Stage 1 trains the vision tower, the connector and the decoder; stage 2 the experts, the routers, the connector and
 # the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
@@ -16,18 +16,18 @@ STAGE1_TRAINABLE = (
 STAGE2_TRAINABLE = (r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"connector/.*", r"decoder/.*")
 
 
-def parse_arg(arg: str | None, **typed) -> dict:
+def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS, **typed) -> dict:
     """`phi3v,patch_depth=1` -> {"preset": "phi3v", "patch_depth": 1}; defaults give types. ValueError if unknown."""
     result = {"preset": "", **typed}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
-        if not value and key in PRESETS:
+        if not value and key in presets:
             result["preset"] = key
         elif key in typed and value:
             kind = type(typed[key])
             result[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
         else:
-            known = ", ".join([*filter(None, PRESETS), *(f"{k}=..." for k in typed)])
+            known = ", ".join([*presets, *(f"{k}=..." for k in typed)])
             raise ValueError(f"the colon argument {part!r} is unknown; use {known}")
     return result
 
@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     c.data.size = 64
     c.data.channels = "windows3"  # windows3 | repeat:<window>
     c.data.text_length = 80
+    c.data.binding = 0.3  # scenes: share of text-only "which letter" items among closed questions
     c.data.mixture = ConfigDict({"report": 1, "open": 1, "closed": 2})
 
     c.model = ConfigDict()
@@ -68,7 +69,7 @@ def get_config() -> ConfigDict:
     c.model.tgh = ConfigDict(
         {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
          "token_input": "image_text", "task_input": "text", "gate": "renormalised", "hidden": 256,
-         "dispatch": "capacity", "capacity_factor": 1.25}
+         "dispatch": "capacity", "capacity_factor": 1.5}
     )  # fmt: skip
     c.model.depth_pool = 1
     c.model.spatial_pool = 1
@@ -82,7 +83,9 @@ def get_config() -> ConfigDict:
     c.model.attention = "auto"
     c.model.aux_findings = True  # the auxiliary finding head: no part of the paper, off at full scale
 
-    c.loss = ConfigDict({"task": (1.0, 3.0), "balance": 0.01, "z": 0.001, "router": 0.1, "aux": 1.0})
+    c.loss = ConfigDict(
+        {"task": (1.0, 3.0), "first_token": 4.0, "balance": 0.05, "z": 0.001, "router": 0.1, "aux": 2.0}
+    )
 
     c.optimizer = ConfigDict(
         {"rate": 1e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
@@ -114,11 +117,11 @@ def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
     c.model.attn3d_layers = tuple(range(12, 23))
     c.model.depth_rope.rotary_dim = 64
     c.model.tgh.layers = (12, 14, 16, 18, 20, 22)
-    c.model.tgh.dispatch = "ragged"
+    c.model.tgh.update({"dispatch": "ragged", "capacity_factor": 1.25})
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
     c.model.aux_findings = False
-    c.loss.update({"task": (1.0, 1.0), "z": 0.0, "aux": 0.0})
+    c.loss.update({"task": (1.0, 1.0), "first_token": 1.0, "balance": 0.01, "z": 0.0, "aux": 0.0})
     c.optimizer.update({"rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500

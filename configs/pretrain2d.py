@@ -24,18 +24,25 @@ BASE = {
 
 
 def get_config(arg: str | None = None):
-    common.parse_arg(arg)
+    preset = common.parse_arg(arg, ("binding", "mixed"))["preset"]
     c = common.get_config()
     c.base = ""
     c.base_config = ConfigDict(BASE)
     c.trainable = common.STAGE1_TRAINABLE
-    c.data.update({"name": "scenes", "slices": 1, "text_length": 80, "volumes": 1_000_000})
+    c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000})
     c.data.mixture.update({"report": 1, "open": 2, "closed": 5})
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
     c.optimizer.update({"rate": 2e-3, "decay": 0.01})
-    c.loss.aux = 2.0
     c.train.update({"steps": 2900, "batch": 64, "accumulate": 4})
-    c.checkpoint.every = 500
-    c.eval.items = 1000
+    c.checkpoint.every = 300
+    c.eval["items"] = 1000
+    if preset == "binding":
+        c.init_from = "runs/pretrain2d"
+        c.data.update({"binding": 1.0, "text_length": 48})
+        c.data.mixture.update({"report": 0, "open": 0, "closed": 1})
+        c.train.update({"steps": 900, "accumulate": 4})
+        c.eval.every = 0
+    if preset == "mixed":
+        c.init_from = "runs/pretrain2d-binding"
     return c

@@ -39,7 +39,7 @@ LOSS = LossWeights(task=(1.0, 1.0), balance=0.0, z=0.0, router=0.0)
 
 @pytest.fixture(autouse=True)
 def exact_and_quick():
-    """Full float32 products; compiled without most optimisations, since compiling is what takes the time here."""
+    """Full float32 products; everything, eager operations too, compiled without most optimisations."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.default_matmul_precision("highest"):
@@ -59,6 +59,14 @@ def model(base: dict = CONFIG, tgh: dict | None = None, depth_rope: dict | None 
 def model_2d(**changes) -> MLLM:
     """The same tower with 2D attention and dense FFNs only."""
     return model(attn3d_layers=(), tgh={"layers": ()}, **changes)
+
+
+ALL = (0, 1, 2, 3)
+
+
+def uniform(tgh: dict | None = None, **changes) -> MLLM:
+    """3D attention and experts in every executed layer: one scanned block, the quickest to differentiate."""
+    return model(tgh={"layers": ALL} | (tgh or {}), attn3d_layers=ALL, **changes)
 
 
 @functools.cache
@@ -93,6 +101,11 @@ def canonical(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
 def stacked(model: MLLM, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{leaf path: array} as the training state holds them, from canonical leaves."""
     return layout.from_canonical(list(shapes(model)), leaves)
+
+
+def to_canonical(params) -> dict[str, np.ndarray]:
+    """{canonical name: array on the host}."""
+    return layout.to_canonical({path: np.asarray(leaf) for path, leaf in params.items()})
 
 
 def params(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
@@ -141,7 +154,7 @@ def batch(
         "question_mask": token_mask & (at > PREFIX) & (at < lengths[:, None] - 5),
         "loss_mask": answer,
         "task": (np.arange(rows) % 2).astype(np.int32),
-        "aux": np.zeros((rows, 0), np.float32),
+        "aux": np.zeros((rows, 1), np.float32),
         "image_visible": np.ones(rows, bool),
     }
 
@@ -158,13 +171,20 @@ def tree(params: dict) -> dict:
     return {"params": traverse_util.unflatten_dict(dict(params), sep="/")}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def forward(model: MLLM, params, batch, group=None, depth_scale=None):
+def jit(function, **kw):
+    """jax.jit, but compiled in a third of the time: compiling is what takes the time in these tests."""
+    return jax.jit(function, compiler_options={"xla_cpu_use_fusion_emitters": False}, **kw)
+
+
+def apply(model: MLLM, params, batch, group=None, depth_scale=None):
     """`MLLM.__call__`: an Output. `group` None lets the prompt decide."""
     return model.apply(tree(params), batch, group, depth_scale)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+forward = jit(apply, static_argnums=0)
+
+
+@functools.partial(jit, static_argnums=0)
 def _tower(model: MLLM, params, batch, group, depth_scale, depth_index):
     def run(m: MLLM):
         t = m.task_router.prompt_vector(m.decoder.embeddings(batch["tokens"]), batch["question_mask"])

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline, prompts
-from tghmoe_jax.data.samples import Source
 from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
@@ -35,6 +34,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     UserError for anything the user can mend, before anything is written.
     """
+    runs.check_config(config)
     if config.mode == "evaluate":
         return evaluate.run(config, workdir)
     if config.mode != "train":
@@ -44,14 +44,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
-    source = make_source(config.data, "train", config.data.volumes)
     mesh = evaluate.open_mesh(config)
-    model = build_model(config, origin.config, source, tokenizer)
     spec = pipeline.BatchSpec(
         rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
         text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
         tasks=tuple(config.model.tasks),
     )  # fmt: skip
+    build_model(config, origin.config, 0, tokenizer, spec.task_shares)  # its errors come before data are drawn
+    source = make_source(config.data, "train", config.data.volumes)
+    model = build_model(config, origin.config, len(source.aux_names), tokenizer, spec.task_shares)
     batches = pipeline.train_iterator(
         source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count()
     )
@@ -69,7 +70,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = Path(workdir)
     weights = losses.LossWeights(
-        task=tuple(config.loss.task), balance=config.loss.balance, z=config.loss.z, router=config.loss.router,
+        task=tuple(config.loss.task), first_token=config.loss.first_token, balance=config.loss.balance,
+        z=config.loss.z, router=config.loss.router,
         aux=config.loss.aux if model.cfg.aux_labels else 0.0,
     )  # fmt: skip
     table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
@@ -151,14 +153,26 @@ def load_origin(config: ConfigDict) -> Origin:
     if config.base:
         base = load_base(config.base)
         return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
+    if not config.base_config:
+        raise UserError("--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model.")
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
 
 
-def build_model(config: ConfigDict, base_config: dict, source: Source, tokenizer: Tokenizer) -> MLLM:
-    aux = len(source.aux_names) if config.model.aux_findings else 0
-    return MLLM(
-        model_config.build(base_config, config.model.to_dict(), aux, prompts.encode(tokenizer, "", None).prefix_len)
-    )
+def build_model(config, base_config: dict, aux_labels: int, tokenizer: Tokenizer, task_shares: tuple) -> MLLM:
+    """The model of a config over a base of these sizes. UserError where they do not fit each other."""
+    aux = aux_labels if config.model.aux_findings else 0
+    prefix = prompts.encode(tokenizer, "", None).prefix_len
+    cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)
+    if config.data.size != cfg.vision.image_size:
+        raise UserError(
+            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.vision.image_size}."
+        )
+    if tokenizer.vocab_size > cfg.decoder.vocab:
+        raise UserError(
+            f"the tokeniser has {tokenizer.vocab_size} tokens and the base model only {cfg.decoder.vocab}; use the "
+            "tokeniser files of the same base (--config.base, --config.base_config.vocab_size)."
+        )
+    return MLLM(cfg)
 
 
 def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, jax.NamedSharding]:

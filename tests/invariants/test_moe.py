@@ -14,6 +14,7 @@ from tghmoe_jax.models.router import Routing
 from tghmoe_jax.models.tgh_moe import MoE, moe_stats, quick_gelu
 from tghmoe_jax.training import losses
 from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights.base import load_base, save_base
 from tghmoe_jax.weights.phi3v import canonical_shapes
 
 B, T, C, F, R, E, G = 3, 7, 6, 10, 5, 4, 2
@@ -46,10 +47,12 @@ def layer_params(seed=0, equal_experts=False):
     }  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("top_k", "gate", "dispatch"))
-def layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged"):
+def apply_layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged"):
     cfg = TGH(groups=G, experts=E, top_k=top_k, gate=gate, dispatch=dispatch, capacity_factor=float(G * E))
     return MoE(cfg, G, E, top_k, F, jnp.float32).apply({"params": params}, *inputs)
+
+
+layer = tiny.jit(apply_layer, static_argnames=("top_k", "gate", "dispatch"))
 
 
 def dense_ffn(params, u):
@@ -73,7 +76,7 @@ def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, gate, equ
         if equal:
             tiny.close(y[valid], expected[valid])
         else:
-            assert tiny.distance(y[valid], expected[valid]) > 0.5
+            assert tiny.distance(y[valid], expected[valid]) > 0.2
         assert not np.any(y[~valid])
 
 
@@ -102,10 +105,10 @@ def test_dispatches_agree_in_values_and_gradients_of_a_routed_layer():
 
     def gradients(dispatch):
         def total(params, u):
-            y, stats = layer(params, (u, *given[1:]), dispatch=dispatch)
+            y, stats = apply_layer(params, (u, *given[1:]), dispatch=dispatch)
             return jnp.sum(y * cotangent) + stats.balance, (y, stats.dropped, stats.load)
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, given[0])
+        return tiny.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, given[0])
 
     dense = gradients("dense")
     assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(dense[1]))
@@ -124,16 +127,20 @@ def routing(logits, top_k) -> Routing:
     return Routing(choice, gate, probabilities, logits)
 
 
+@functools.partial(tiny.jit, static_argnums=2)
+def stats_of(routing, valid, groups):
+    return moe_stats(routing, valid, GROUP, groups, jnp.int32(0))
+
+
 def test_balance_loss_is_one_when_uniform_and_e_when_collapsed():
     """I15: uniform probabilities give 1 for any choices; all tokens to one expert with probability one give E."""
     valid = np.ones((B, T), bool)
     uniform = routing(jnp.zeros((B, T, E)), 2)
-    stats = moe_stats(uniform, valid, GROUP, G, jnp.int32(0))
-    assert stats.balance == pytest.approx(1)
+    assert stats_of(uniform, valid, G).balance == pytest.approx(1)
     spread = jnp.broadcast_to(jnp.arange(T)[None, :, None] % E, (B, T, 1))
-    assert moe_stats(uniform._replace(choice=spread), valid, GROUP, G, jnp.int32(0)).balance == pytest.approx(1)
+    assert stats_of(uniform._replace(choice=spread), valid, G).balance == pytest.approx(1)
     collapsed = routing(jnp.zeros((B, T, E)).at[..., 1].set(50.0), 1)
-    assert moe_stats(collapsed, valid, GROUP, G, jnp.int32(0)).balance == pytest.approx(E)
+    assert stats_of(collapsed, valid, G).balance == pytest.approx(E)
 
 
 def test_balance_loss_follows_its_formula_over_valid_tokens_of_each_group():
@@ -141,7 +148,7 @@ def test_balance_loss_follows_its_formula_over_valid_tokens_of_each_group():
     logits = np.random.default_rng(0).standard_normal((B, T, E)).astype(np.float32) * 2
     valid = inputs()[1]
     one = routing(logits, 2)
-    stats = moe_stats(one, valid, GROUP, 3, jnp.int32(0))  # group 2 is absent
+    stats = stats_of(one, valid, 3)  # group 2 is absent
     balance, z = [], []
     for g in (0, 1):
         rows = (GROUP == g)[:, None] & valid
@@ -159,7 +166,7 @@ def test_no_gradient_flows_through_the_expert_shares():
     """I15: the gradient of the balance loss is that with f held constant."""
     logits = np.random.default_rng(1).standard_normal((B, T, E)).astype(np.float32)
     valid = np.ones((B, T), bool)
-    f = np.stack([np.asarray(moe_stats(routing(logits, 2), valid, GROUP, G, jnp.int32(0)).load[g]) for g in range(G)])
+    f = np.stack([np.asarray(stats_of(routing(logits, 2), valid, G).load[g]) for g in range(G)])
     f = f / f.sum(axis=1, keepdims=True)
 
     def loss(logits):
@@ -169,12 +176,12 @@ def test_no_gradient_flows_through_the_expert_shares():
         p = jax.nn.softmax(logits, axis=-1)
         return sum(E * jnp.sum(f[g] * p[GROUP == g].mean(axis=(0, 1))) for g in range(G)) / G
 
-    tiny.close(jax.grad(loss)(logits), jax.grad(by_hand)(logits), atol=1e-7)
+    tiny.close(tiny.jit(jax.grad(loss))(logits), tiny.jit(jax.grad(by_hand))(logits), atol=1e-7)
 
     def through_gates(gate):
         return moe_stats(routing(logits, 2)._replace(gate=gate), valid, GROUP, G, jnp.int32(0)).balance
 
-    assert not np.any(jax.grad(through_gates)(routing(logits, 2).gate))
+    assert not np.any(tiny.jit(jax.grad(through_gates))(routing(logits, 2).gate))
 
 
 # ---- the whole model -------------------------------------------------------------------------------------------------
@@ -196,8 +203,6 @@ def test_one_expert_of_one_group_takes_the_dense_code_path(topology):
 
 def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
     """I11: imported at patch depth 1, written back and read again, every tensor is bitwise the base's."""
-    from tghmoe_jax.weights.base import load_base, save_base
-
     base = tiny.base(tmp_path / "base")
     model = tiny.model(base.config, tgh={"experts": 1, "top_k": 1})
     leaves = adapt.assemble(
@@ -210,8 +215,9 @@ def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
 
 
 def stage_1(topology="nested"):
-    task = {"task_layers": (3,), "layers": (2,)} if topology == "stacked" else {}
-    return tiny.model(tgh={"topology": topology, **task})
+    if topology == "stacked":
+        return tiny.model(tgh={"topology": topology, "task_layers": (3,), "layers": (2,)})
+    return tiny.uniform({"topology": topology})
 
 
 def stage_2(topology="nested", **tgh):
@@ -233,12 +239,12 @@ def test_stage2_at_init_equals_stage1_for_every_task(topology):
 LM_ONLY = tiny.LOSS
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(tiny.jit, static_argnums=0)
 def gradient(model, params, batch):
     """Gradient of the LM loss alone, every sample in its task's group."""
 
     def total(params):
-        output = tiny.forward(model, params, batch, batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"])
+        output = tiny.apply(model, params, batch, batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"])
         weight = jnp.sum(losses.answer_weights(batch, LM_ONLY, tiny.PREFIX))
         return losses.loss(output, batch, LM_ONLY, tiny.PREFIX, weight, 1)[0]
 
@@ -253,15 +259,24 @@ def experts(gradients):
     return {path: np.asarray(g) for path, g in gradients.items() if "/moe/experts/" in path}
 
 
-@pytest.mark.parametrize("gate", ["renormalised", "unnormalised"])
-def test_at_upcycling_the_lm_loss_moves_experts_but_not_token_routers(gate):
-    """I14: gates that sum to one over equal experts leave routers without gradient; unnormalised ones do not."""
-    model = tiny.model(tgh={"gate": gate})
+def test_at_upcycling_the_lm_loss_moves_experts_but_not_token_routers():
+    """I14: gates that sum to one over equal experts leave the routers without gradient, up to rounding."""
+    model = tiny.uniform()
     found = gradient(model, tiny.adapted(model, base_leaves()), tiny.batch())
     size = max(np.abs(g).max() for g in experts(found).values())
-    of_routers = max(np.abs(g).max() for g in routers(found).values())
-    assert size > 1e-3
-    assert of_routers < 1e-6 * size if gate == "renormalised" else of_routers > 1e-3 * size
+    assert size > 1e-3 and len(routers(found)) == 2
+    assert max(np.abs(g).max() for g in routers(found).values()) < 1e-7 * size
+
+
+def test_unnormalised_gates_move_token_routers_at_upcycling():
+    """I14, the other way: without renormalisation equal experts still leave the routers a gradient."""
+    params, given = layer_params(3, equal_experts=True), inputs(3)
+
+    def slope(gate):
+        total = lambda p: jnp.sum(apply_layer(p, given, gate=gate)[0] ** 2)  # noqa: E731
+        return np.abs(tiny.jit(jax.grad(total))(params)["router"]["x"]["kernel"]).max()
+
+    assert slope("unnormalised") > 0.1 > 1e-4 > slope("renormalised")
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +292,9 @@ def test_a_batch_of_one_task_leaves_no_gradient_in_other_groups(one_task):
     leaves = experts(found) | routers(found)
     assert len(leaves) == 6
     for path, g in leaves.items():
-        assert g.shape[1] == 2  # stacked over two layers, then groups
+        assert g.shape[:2] == (4, 2)  # stacked over the layers, then groups
         assert not np.any(g[:, 0]), path
-        assert np.all(np.any(g[:, 1].reshape(2, -1), axis=1)), path
+        assert np.all(np.any(g[:, 1].reshape(4, -1), axis=1)), path
 
 
 def test_changing_other_groups_changes_no_output(one_task):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import tiny
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.attention import Mask, attention
 
@@ -37,7 +38,7 @@ def oracle(q, k, v, mask: Mask) -> np.ndarray:
     return out
 
 
-run = functools.partial(jax.jit, static_argnames=("backend", "block"))(attention)
+run = functools.partial(tiny.jit, static_argnames=("backend", "block"))(attention)
 
 
 def draw(rng, batch, queries, keys, kv_heads, groups, size):
@@ -91,7 +92,7 @@ def test_blocked_gradients_equal_plain_gradients(parts):
         def total(qkv):
             return jnp.sum(attention(**qkv, mask=mask, backend=backend, block=4) * cotangent)
 
-        return jax.jit(jax.grad(total))(qkv)
+        return tiny.jit(jax.grad(total))(qkv)
 
     plain, blocked = gradients("plain"), gradients("blocked")
     for name in qkv:
@@ -107,7 +108,7 @@ def test_rows_without_any_valid_key_are_finite_with_finite_gradients(backend):
     def total(qkv):
         return jnp.sum(attention(**qkv, mask=mask, backend=backend, block=2) ** 2)
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(qkv)
+    value, gradient = tiny.jit(jax.value_and_grad(total))(qkv)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradient.values())
 
 
@@ -146,7 +147,7 @@ def test_rope_scores_depend_on_position_differences_only_and_keep_lengths(half, 
     frequency = (100.0 ** -(np.arange(half) / half)).astype(np.float32)
 
     def scores(shift):
-        cos, sin = jax.jit(rope.tables)(position + np.float32(shift), frequency)
+        cos, sin = tiny.jit(rope.tables)(position + np.float32(shift), frequency)
         q, k = rope.rotate(x, cos, sin), rope.rotate(y, cos, sin)
         assert np.array_equal(q[..., 2 * half :], x[..., 2 * half :])
         np.testing.assert_allclose(np.linalg.norm(q, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import tiny
 from tghmoe_jax.ops.experts import DISPATCHES, ExpertWeights, apply_experts
 
 C, F = 6, 10
@@ -24,15 +25,15 @@ def draw(seed, tokens, experts, top_k, padding=0.0):
     return normal(tokens, C), choice, rng.random((tokens, top_k)).astype(np.float32), weights
 
 
-def oracle(x, choice, gate, weights, capacity=None):
-    """float64 (N, C) and the number of dropped pairs; an expert takes the first `capacity` pairs in token order."""
+def oracle(x, choice, gate, weights, slots=None):
+    """float64 (N, C) and the number of dropped pairs; expert e takes the first slots[e] pairs in token order."""
     y, used, dropped = np.zeros(x.shape), [0] * len(weights.fc1), 0
     for n, k in np.ndindex(choice.shape):
         e = choice[n, k]
         if e == len(used):
             continue
         used[e] += 1
-        if capacity is not None and used[e] > capacity:
+        if slots is not None and used[e] > slots[e]:
             dropped += 1
             continue
         fc1, b1, fc2, b2 = (np.asarray(w[e], np.float64) for w in weights)
@@ -40,9 +41,9 @@ def oracle(x, choice, gate, weights, capacity=None):
     return y, dropped
 
 
-@functools.partial(jax.jit, static_argnames=("dispatch", "factor", "slots_over"))
-def run(x, choice, gate, weights, dispatch, factor=1.25, slots_over=None):
-    return apply_experts(x, choice, gate, weights, jnp.tanh, dispatch, factor, slots_over)
+@functools.partial(tiny.jit, static_argnames=("dispatch", "factor", "shares"))
+def run(x, choice, gate, weights, dispatch, factor=1.25, shares=()):
+    return apply_experts(x, choice, gate, weights, jnp.tanh, dispatch, factor, shares)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -67,7 +68,7 @@ def test_values_and_gradients_of_all_dispatches_agree(tokens):
             y, _ = apply_experts(x, case[1], gate, weights, jnp.tanh, dispatch, capacity_factor=4.0)
             return jnp.sum(y * cotangent)
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(case[0], case[2], case[3])
+        return tiny.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(case[0], case[2], case[3])
 
     dense = gradients("dense")
     assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(dense))
@@ -76,12 +77,16 @@ def test_values_and_gradients_of_all_dispatches_agree(tokens):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4, err_msg=dispatch)
 
 
-@pytest.mark.parametrize(("factor", "slots_over", "capacity"), [(0.5, None, 3), (0.05, None, 1), (0.5, 3, 4)])
-def test_capacity_drops_exactly_the_pairs_that_find_no_slot(factor, slots_over, capacity):
-    """20 pairs over 4 experts: ceil(factor * 20 / 4) slots each, or over as many as `slots_over` says."""
+@pytest.mark.parametrize(
+    ("factor", "shares", "slots"),
+    [(0.5, (), (3, 3, 3, 3)), (0.05, (), (1, 1, 1, 1)), (1.0, (0.1, 0.2, 0.1, 0.6), (2, 4, 2, 10)),
+     (0.5, (0.5, 0.5, 0.0, 0.0), (5, 5, 0, 0))],
+)  # fmt: skip
+def test_capacity_drops_exactly_the_pairs_that_find_no_slot(factor, shares, slots):
+    """20 pairs over 4 experts: ceil(factor * 20 * share) slots each, never more than the 10 tokens."""
     case = draw(3, 10, experts=4, top_k=2)
-    expected, dropped = oracle(*case, capacity=capacity)
-    y, counted = run(*case, dispatch="capacity", factor=factor, slots_over=slots_over)
+    expected, dropped = oracle(*case, slots=slots)
+    y, counted = run(*case, dispatch="capacity", factor=factor, shares=shares)
     assert counted == dropped > 0
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -103,10 +108,10 @@ def test_padding_goes_nowhere_and_takes_no_slot(dispatch):
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_padding_has_no_gradient(dispatch):
-    x, choice, gate, weights = draw(5, 6, experts=2, top_k=2)
-    choice[3:] = 2
-    total = lambda x, gate: jnp.sum(run(x, choice, gate, weights, dispatch=dispatch, factor=2.0)[0])  # noqa: E731
-    dx, dgate = jax.grad(total, argnums=(0, 1))(x, gate)
+    x, choice, gate, weights = jax.tree.map(jnp.asarray, draw(5, 6, experts=2, top_k=2))
+    choice = choice.at[3:].set(2)
+    total = lambda x, gate: jnp.sum(apply_experts(x, choice, gate, weights, jnp.tanh, dispatch, 2.0)[0])  # noqa: E731
+    dx, dgate = tiny.jit(jax.grad(total, argnums=(0, 1)))(x, gate)
     assert not np.any(dx[3:]) and not np.any(dgate[3:]) and np.all(np.any(dx[:3], axis=1))
 
 

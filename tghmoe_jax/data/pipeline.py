@@ -18,6 +18,7 @@ from tghmoe_jax.data.samples import Kind, Source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 
+TASK_OF = {"report": "report", "open": "vqa", "closed": "vqa"}
 _RNG_QUESTION, _RNG_ORDER = 1, 2  # streams of the run's seed
 
 
@@ -46,6 +47,12 @@ class BatchSpec:
         counts = [count for _, count in self.mixture if count]
         unit = math.gcd(*counts) if counts else 1
         return tuple(kind for kind, count in self.mixture for _ in range(count // unit))
+
+    @property
+    def task_shares(self) -> tuple[float, ...]:
+        """Each task's part of the rows of every device."""
+        tasks = [TASK_OF[kind] for kind in self.pattern]
+        return tuple(tasks.count(task) / len(tasks) for task in self.tasks)
 
 
 def collate(

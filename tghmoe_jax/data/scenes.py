@@ -50,13 +50,17 @@ class ScenesSource:
     """`samples.Source` over scenes. Picture `i` of a (split, seed) is always the same; splits share none.
 
     `question` knows the types SCENE_TYPES (open or closed), `binding` (closed), `reading` (open), `report` (a caption)
-    and `repeat` (a report). Every picture answers every type.
+    and `repeat` (a report). Every picture answers every type. `binding` replaces the share of binding items among the
+    closed questions of the training split.
     """
 
     aux_names = AUX_NAMES
     types = SCENE_TYPES
 
-    def __init__(self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen"):
+    def __init__(
+        self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", binding: float | None = None
+    ):  # fmt: skip
+        self.text_share = TEXT_SHARE | ({} if binding is None else {"closed": binding})
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
         if wording not in WORDINGS:
@@ -90,7 +94,7 @@ class ScenesSource:
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
         """A request about picture `index`; without `type`, `rng` draws it."""
         if type is None:
-            text_only = self.split == "train" and rng.random() < TEXT_SHARE[kind]
+            text_only = self.split == "train" and rng.random() < self.text_share[kind]
             type = TEXT_TYPES[kind] if text_only else "report" if kind == "report" else pick(rng, SCENE_TYPES)
         if type == "binding":
             return language.binding(rng, self.wording)

@@ -52,6 +52,8 @@ PHASE_PHRASES = (
     "bone window",
 )
 COMMON_PHRASES = (*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)
+WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
+EASY = 0.5  # share of binding items with two to four single-word options
 
 BINDING: dict[str, tuple[str, ...]] = {
     "seen": (
@@ -93,7 +95,11 @@ SHORTENING: dict[str, tuple[str, ...]] = {
 
 def binding(rng: np.random.Generator, wording: str) -> Question:
     """A closed question that states its answer: what is asked is the letter."""
-    answer, *others = _phrases(rng)
+    phrases = _phrases(rng)
+    if rng.random() < EASY:  # few and plain options first show what a letter is for
+        words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
+        phrases = words[: rng.integers(2, len(LETTERS) + 1)]
+    answer, *others = phrases
     text = pick(rng, BINDING[wording]).format(x=answer)
     return Question("vqa", "closed", "binding", text, shuffled(rng, [answer, *others]), answer)
 

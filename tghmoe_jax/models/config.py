@@ -41,6 +41,7 @@ class TGH:
     hidden: int = 256  # width of the prompt vector t
     dispatch: str = "ragged"  # dense | capacity | ragged
     capacity_factor: float = 1.25
+    group_shares: tuple[float, ...] = ()  # each group's part of a batch, for the capacity dispatch; empty: equal parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,13 @@ class Model:
         return rows * views + 1 + rows
 
 
-def build(base: Mapping[str, Any], model: Mapping[str, Any], aux_labels: int = 0, prefix_length: int = 4) -> Model:
+def build(
+    base: Mapping[str, Any],
+    model: Mapping[str, Any],
+    aux_labels: int = 0,
+    prefix_length: int = 4,
+    group_shares: tuple[float, ...] = (),
+) -> Model:
     """Model sizes from a base's config.json (Phi-3-V keys) and the `model` section of an experiment config.
 
     UserError names the key that cannot hold.
@@ -163,6 +170,7 @@ def build(base: Mapping[str, Any], model: Mapping[str, Any], aux_labels: int = 0
     } | dict(base.get("vision_config", {}))  # fmt: skip
     scaling = base.get("rope_scaling") or {}
     tgh = dict(model["tgh"])
+    tgh |= {"layers": tuple(tgh["layers"]), "task_layers": tuple(tgh["task_layers"]), "group_shares": group_shares}
     rope = dict(model["depth_rope"])
     vision = Vision(
         width=clip["hidden_size"], layers=clip["num_hidden_layers"], heads=clip["num_attention_heads"],
@@ -173,7 +181,7 @@ def build(base: Mapping[str, Any], model: Mapping[str, Any], aux_labels: int = 0
     )  # fmt: skip
     result = Model(
         vision=vision,
-        tgh=TGH(**(tgh | {"layers": tuple(tgh["layers"]), "task_layers": tuple(tgh["task_layers"])})),
+        tgh=TGH(**tgh),
         connector=Connector(
             depth_pool=model["depth_pool"], spatial_pool=model["spatial_pool"], newline=model["newline"],
             global_view=model["global_view"], layout=model["layout"],

@@ -89,20 +89,24 @@ class MoE(nn.Module):
         # Padding goes nowhere: it takes no slot and counts in no statistic.
         flat_choice = jnp.where(valid[..., None], flat_choice, self.groups * self.experts)
         gate = jnp.where(valid[..., None], routing.gate, 0)
-        y, dropped = dispatch_over_data(self.cfg, u, flat_choice, gate, weights)
+        y, dropped = dispatch_over_data(self.cfg, u, flat_choice, gate, weights, self.groups)
         stats = moe_stats(routing, valid, group, self.groups, dropped)
         return y, stats
 
 
-def dispatch_over_data(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+def dispatch_over_data(cfg: TGH, u, choice, gate, weights: ExpertWeights, groups: int) -> tuple[jax.Array, jax.Array]:
     """Runs the dispatch on each data shard's own tokens, so that sorting and slots stay on the device.
 
     u (B, T, C), choice and gate (B, T, K). Outside a mesh, or where only one device holds data, this is a plain call.
+    Slots follow the groups' shares of a batch, which the loader keeps fixed on every device.
     """
+    experts = weights.fc1.shape[0] // groups
+    group_shares = cfg.group_shares if len(cfg.group_shares) == groups else [1 / groups] * groups
+    shares = [share / experts for share in group_shares for _ in range(experts)]
 
     def local(u, choice, gate, weights):
         flat = (u.reshape(-1, u.shape[-1]), choice.reshape(-1, choice.shape[-1]), gate.reshape(-1, gate.shape[-1]))
-        y, dropped = apply_experts(*flat, weights, quick_gelu, cfg.dispatch, cfg.capacity_factor)
+        y, dropped = apply_experts(*flat, weights, quick_gelu, cfg.dispatch, cfg.capacity_factor, shares)
         return y.reshape(u.shape), dropped[None]
 
     mesh = jax.sharding.get_abstract_mesh()

@@ -6,7 +6,8 @@ what does not fit; `ragged` sorts tokens by expert and runs a grouped matrix pro
 Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,13 +34,14 @@ def apply_experts(
     activation: Callable[[jax.Array], jax.Array],
     dispatch: str,
     capacity_factor: float = 1.25,
-    slots_over: int | None = None,
+    shares: Sequence[float] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over the K choices of gate * FFN_choice(x).
 
-    x (N, C); choice int (N, K) in 0..X-1, or X for a token that goes nowhere (padding); gate (N, K). Capacity is
-    capacity_factor * N * K / slots_over slots an expert (`slots_over` defaults to X). Returns y (N, C) in x's dtype
-    and the number of dropped (token, choice) pairs, int32. ValueError for an unknown dispatch.
+    x (N, C); choice int (N, K) in 0..X-1, or X for a token that goes nowhere (padding); gate (N, K). Under `capacity`,
+    expert x has capacity_factor * N * K * shares[x] slots, where `shares` (X,) is the part of all pairs that it should
+    get (default 1/X each). Returns y (N, C) in x's dtype and the number of dropped (token, choice) pairs, int32.
+    ValueError for an unknown dispatch.
     """
     gate = gate.astype(x.dtype)
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
@@ -47,9 +49,10 @@ def apply_experts(
         return _dense(x, choice, gate, weights, activation), jnp.int32(0)
     if dispatch == "capacity":
         experts = weights.fc1.shape[0]
-        pairs = choice.size
-        capacity = min(pairs, -(-int(capacity_factor * pairs) // (slots_over or experts)))
-        return _capacity(x, choice, gate, weights, activation, capacity)
+        shares = shares or [1 / experts] * experts
+        tokens, pairs = x.shape[0], choice.size  # a token sends at most one pair to an expert
+        slots = [min(tokens, math.ceil(capacity_factor * pairs * share - 1e-6)) for share in shares]
+        return _capacity(x, choice, gate, weights, activation, slots)
     if dispatch == "ragged":
         return _ragged(x, choice, gate, weights, activation), jnp.int32(0)
     raise ValueError(f"dispatch {dispatch!r} is not one of {', '.join(DISPATCHES)}")
@@ -89,14 +92,15 @@ def _combine(rows, slot, gate, shape):
     return jnp.sum(rows[slot].reshape(*shape, -1) * gate[..., None], axis=1)
 
 
-def _capacity(x, choice, gate, weights, activation, capacity):
+def _capacity(x, choice, gate, weights, activation, slots: list[int]):
     experts = weights.fc1.shape[0]
     flat = choice.reshape(-1)
     _, rank = _ranks(flat, experts)
-    kept = (rank < capacity) & (flat < experts)
-    slot = jnp.where(kept, flat * capacity + rank, experts * capacity)
-    rows = _gather_rows(x, flat, slot, experts * capacity, choice.shape[1]).reshape(experts, capacity, -1)
-    out = jnp.concatenate([_ffn(rows[e], weights, e, activation) for e in range(experts)])
+    start = [sum(slots[:e]) for e in range(experts + 1)]
+    kept = rank < jnp.array([*slots, 0])[flat]
+    slot = jnp.where(kept, jnp.array(start)[flat] + rank, start[-1])
+    rows = _gather_rows(x, flat, slot, start[-1], choice.shape[1])
+    out = jnp.concatenate([_ffn(rows[start[e] : start[e + 1]], weights, e, activation) for e in range(experts)])
     dropped = jnp.sum((flat < experts) & ~kept).astype(jnp.int32)
     return _combine(out, slot, gate, choice.shape), dropped
 

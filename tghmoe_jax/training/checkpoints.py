@@ -19,6 +19,7 @@ from tghmoe_jax.models import layout
 from tghmoe_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what orbax and tensorstore raise for files that are not whole
 
 
 class Checkpoints:
@@ -47,14 +48,18 @@ class Checkpoints:
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
         """The latest checkpoint with `state`'s shapes and shardings; `iterator` is moved to the next batch."""
         step = self.latest()
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=_restore_args(_nest(state.params)),
-                opt=_restore_args(_listed(state.opt)),
-                data=grain.checkpoint.CheckpointRestore(iterator),
-            ),
+        arguments = ocp.args.Composite(
+            params=_restore_args(_nest(state.params)),
+            opt=_restore_args(_listed(state.opt)),
+            data=grain.checkpoint.CheckpointRestore(iterator),
         )
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except _DAMAGE as error:
+            raise UserError(
+                f"{self._manager.directory / str(step)} cannot be read; delete that folder to go on from the "
+                "checkpoint before it."
+            ) from error
         flat = traverse_util.flatten_dict(restored["params"], sep="/")
         opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
         put = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), flat, dict(state.params))
@@ -72,7 +77,7 @@ class Checkpoints:
 def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest (or given) checkpoint, on the host.
 
-    UserError where `run` holds no checkpoint.
+    UserError where `run` holds no checkpoint or a damaged one.
     """
     folder = Path(run).absolute() / FOLDER
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
@@ -81,8 +86,11 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.
     step = steps[-1] if step is None else step
     item = epath.Path(folder / str(step) / "params")
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
-    tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+    try:
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
+        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+    except _DAMAGE as error:
+        raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
     reader.close()
     return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
 

@@ -51,12 +51,7 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(runs.read_base_config(folder), config["model"], prefix_length=prefix))
     shapes = param_shapes(model, config["data"])
-    try:
-        canonical, step = checkpoints.load_params(folder, step)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
+    canonical, step = checkpoints.load_params(folder, step)
     wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
     if unfit:

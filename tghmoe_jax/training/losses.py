@@ -14,9 +14,11 @@ from tghmoe_jax.models.mllm import Batch, Output
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms; `task` weights the answer tokens of each task, in the order of the model's tasks."""
+    """Weights of the loss terms; `task` weights the answer tokens of each task, in the order of the model's tasks;
+    `first_token` the first token of every answer on top (the letter of a closed question)."""
 
     task: tuple[float, ...]
+    first_token: float = 1.0
     balance: float = 0.01
     z: float = 0.0
     router: float = 0.1
@@ -25,8 +27,10 @@ class LossWeights:
 
 def answer_weights(batch: Batch, weights: LossWeights, prefix_length: int) -> jax.Array:
     """float32 (..., T - prefix - 1): the weight of each predicted token; zero outside the answer."""
-    mask = batch["loss_mask"][..., prefix_length + 1 :].astype(jnp.float32)
-    return mask * jnp.asarray(weights.task, jnp.float32)[batch["task"]][..., None]
+    mask = batch["loss_mask"][..., prefix_length:].astype(jnp.float32)
+    first = mask[..., 1:] * (1 - mask[..., :-1])
+    of_task = jnp.asarray(weights.task, jnp.float32)[batch["task"]][..., None]
+    return (mask[..., 1:] + (weights.first_token - 1) * first) * of_task
 
 
 def loss(

@@ -31,6 +31,31 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+_AT_LEAST = {
+    "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0, "checkpoint.every": 1,
+    "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1, "eval.new_tokens": 1,
+    "eval.answer_tokens": 1, "eval.seed": 0, "data.volumes": 1, "data.slices": 1, "data.size": 1,
+    "data.text_length": 1, "model.patch_depth": 1, "model.depth_pool": 1, "model.spatial_pool": 1,
+    "model.tgh.experts": 1, "model.tgh.hidden": 1,
+}  # fmt: skip
+
+
+def check_config(config: ConfigDict) -> None:
+    """UserError for a number that has no meaning, before anything is read or drawn."""
+    flat = flatten(config)
+    for key, least in _AT_LEAST.items():
+        if flat[key] < least:
+            raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
+    for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
+        if flat[key] < 1 and flat[key] != -1:
+            raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
+    if len(flat["loss.task"]) != len(flat["model.tasks"]):
+        raise UserError(
+            f"--config.loss.task holds {len(flat['loss.task'])} weights; give one for each of the "
+            f"{len(flat['model.tasks'])} tasks of model.tasks."
+        )
+
+
 def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
     """UserError where `workdir` holds a run of another config; keys in _MAY_CHANGE do not count."""
     file = Path(workdir) / "config.json"

@@ -96,8 +96,16 @@ ALIAS = (EMBED + "wte.weight", "model.embed_tokens.weight")  # one tensor under 
 IGNORED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)")  # buffers, recomputed from the config
 
 # CLIP ViT-L/14-336: Microsoft's config.json names the tower but does not give its sizes.
-CLIP_L_336 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-              "image_size": 336, "patch_size": 14, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
+CLIP_L_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}
 VISION_KEYS = tuple(CLIP_L_336)[:6]
 TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 

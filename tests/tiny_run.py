@@ -1,0 +1,85 @@
+"""A tiny random base and the commands that train on it in seconds: what the whole-command tests share."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from configs import pretrain2d
+from tghmoe_jax.data.tokenizer import FILES
+from tghmoe_jax.weights.base import EMBEDDED, save_base
+from tghmoe_jax.weights.phi3v import canonical_shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE, SLICES, STEPS, ITEMS = 32, 4, 8, 12
+BASE = pretrain2d.BASE | {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vision_config": pretrain2d.BASE["vision_config"] | {
+        "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32,
+        "image_size": SIZE,
+    },
+}  # fmt: skip
+
+
+def write_base(folder: Path) -> Path:
+    """A random 2D base with the embedded tokeniser."""
+    params = {}
+    for name, shape in canonical_shapes(BASE).items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        params[name] = rng.normal(float(name.endswith("scale")), 0.15, shape).astype(np.float32)
+    save_base(folder, params, BASE)
+    for name in FILES:
+        shutil.copyfile(EMBEDDED / name, folder / name)
+    return folder
+
+
+def options(folder: Path) -> list[str]:
+    """The flags that shrink stage 1 or stage 2; `folder` holds the base and the data's cache."""
+    sizes = {
+        "base": folder / "base", "data.root": folder / "data", "data.volumes": 40, "data.slices": SLICES,
+        "data.size": SIZE, "model.patch_depth": 2, "model.attn3d_layers": "1,2", "model.tgh.layers": "1,2",
+        "model.tgh.hidden": 24, "model.depth_rope.rotary_dim": 8, "train.batch": 16, "train.accumulate": 2,
+        "train.steps": STEPS, "checkpoint.every": 3, "eval.items": ITEMS, "eval.batch": 6, "eval.new_tokens": 6,
+        "eval.answer_tokens": 4,
+    }  # fmt: skip
+    return [f"--config.{key}={value}" for key, value in sizes.items()]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Compiled programs are kept in `folder`, so that the second run of a model starts at once."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }  # fmt: skip
+    return {**os.environ, **cache, "PYTHONPATH": str(ROOT)}
+
+
+def command(folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "") -> subprocess.CompletedProcess:
+    """Runs `python -m tghmoe_jax.main` in `folder`; `code` is run in its process before."""
+    start = ["-c", f"{code}\nimport sys; from tghmoe_jax.main import main; sys.exit(main())"] if code else []
+    start = start or ["-m", "tghmoe_jax.main"]
+    arguments = [f"--config={ROOT / 'configs' / config}", f"--workdir={workdir}", *flags]
+    return subprocess.run(
+        [sys.executable, *start, *arguments], cwd=folder, env=environment(folder), capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+
+
+def trained(folder: Path, config: str, name: str, *flags: str) -> Path:
+    """The finished run `name` in `folder`."""
+    done = command(folder, config, folder / name, *options(folder), *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / f"{name}.out").write_text(done.stdout)
+    return folder / name
+
+
+def metrics(run: Path) -> dict:
+    """The scores of a run's only evaluation."""
+    (file,) = run.glob("eval/*/metrics.json")
+    return json.loads(file.read_text())
