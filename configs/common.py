@@ -111,7 +111,7 @@ def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
     """Full scale: Phi-3-V 4.2B on M3D volumes of 32 slices (model-spec 0, 4.5, 4.6)."""
     c.base = ""  # --config.base=DIR of a Phi-3-vision checkpoint
     c.base_config = ConfigDict(PHI3V)
-    c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat:unit", "text_length": 512})
+    c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat", "text_length": 512})
     c.model.patch_depth = patch_depth
     c.model.depth_pool = 4 // patch_depth if patch_depth in (1, 2, 4) else 1
     c.model.attn3d_layers = tuple(range(12, 23))

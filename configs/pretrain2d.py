@@ -45,4 +45,6 @@ def get_config(arg: str | None = None):
         c.eval.every = 0
     if preset == "mixed":
         c.init_from = "runs/pretrain2d-binding"
+        c.data.binding = 0.4
+        c.train.steps = 1500
     return c

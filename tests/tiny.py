@@ -6,6 +6,7 @@ Axis legend: B batch, S slice, T text token.
 
 import functools
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,7 +19,9 @@ from configs import common
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.training import optimizer, rules
 from tghmoe_jax.training.losses import LossWeights
+from tghmoe_jax.training.step import TrainState, make_step
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base, save_base
 from tghmoe_jax.weights.phi3v import canonical_shapes
@@ -34,10 +37,11 @@ CONFIG = {
         "patch_size": 4, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
     },
 }  # fmt: skip
-LOSS = LossWeights(task=(1.0, 1.0), balance=0.0, z=0.0, router=0.0)
+LM_ONLY = LossWeights(task=(1.0, 1.0), balance=0.0, z=0.0, router=0.0)
+WEIGHTS = LossWeights(task=(1.0, 3.0), balance=0.01, z=0.001, router=0.1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def exact_and_quick():
     """Full float32 products; everything, eager operations too, compiled without most optimisations."""
     before = jax.config.values["jax_disable_most_optimizations"]
@@ -207,6 +211,23 @@ def tower(model: MLLM, params, batch, group=None, depth_scale: float = 1.0, dept
 def features(*args, **kw) -> np.ndarray:
     """The tower's features alone."""
     return np.asarray(tower(*args, **kw)[0])
+
+
+def start(model: MLLM, params, trainable, steps: int = 4, **optimiser) -> tuple[TrainState, Callable]:
+    """The initial state of a training, and its step, not yet compiled; the rate of step 0 is zero."""
+    cfg = common.get_config().optimizer
+    cfg.update({"rate": 1e-2, "warmup": 0.0, **optimiser})
+    trains = rules.trainable(params, trainable)
+    tx = optimizer.build(cfg, steps, [path for path in params if trains[path]])
+    params = {path: jnp.asarray(leaf) for path, leaf in params.items()}
+    trained = {path: params[path] for path in params if trains[path]}
+    frozen = {path: params[path] for path in params if not trains[path]}
+    return TrainState(jnp.int32(0), trained, frozen, jit(tx.init)(trained)), make_step(model, WEIGHTS, tx, seed=0)
+
+
+def microbatches(batch: dict[str, np.ndarray], count: int = 2) -> dict[str, np.ndarray]:
+    """[B, ...] -> [A, R, ...]."""
+    return {key: value.reshape(count, -1, *value.shape[1:]) for key, value in batch.items()}
 
 
 def close(found, expected, atol: float = 2e-4) -> None:

@@ -51,9 +51,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         "config", None, "Experiment file, e.g. configs/stage1.py[:preset,key=value]; --config.KEY=VALUE sets a key.",
         flag_values=values, sys_argv=argv,
     )  # fmt: skip
-    flags.DEFINE_string(
-        "workdir", "", "Folder of the run; default runs/<config stem>[-<preset>].", flag_values=values
-    )
+    flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config stem>[-<preset>].", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     return values
 

@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     batches = pipeline.train_iterator(
         source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count()
     )
+    pipeline.check_text(source, tokenizer, spec, config.train.seed)
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
     shapes = loading.param_shapes(model, config.data)
@@ -154,7 +155,9 @@ def load_origin(config: ConfigDict) -> Origin:
         base = load_base(config.base)
         return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
     if not config.base_config:
-        raise UserError("--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model.")
+        raise UserError(
+            "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
+        )
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
 
 

@@ -236,17 +236,14 @@ def test_stage2_at_init_equals_stage1_for_every_task(topology):
         tiny.close(tiny.features(second, params, batch, group), expected)
 
 
-LM_ONLY = tiny.LOSS
-
-
 @functools.partial(tiny.jit, static_argnums=0)
 def gradient(model, params, batch):
     """Gradient of the LM loss alone, every sample in its task's group."""
 
     def total(params):
         output = tiny.apply(model, params, batch, batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"])
-        weight = jnp.sum(losses.answer_weights(batch, LM_ONLY, tiny.PREFIX))
-        return losses.loss(output, batch, LM_ONLY, tiny.PREFIX, weight, 1)[0]
+        weight = jnp.sum(losses.answer_weights(batch, tiny.LM_ONLY, tiny.PREFIX))
+        return losses.loss(output, batch, tiny.LM_ONLY, tiny.PREFIX, weight, 1)[0]
 
     return jax.grad(total)(params)
 

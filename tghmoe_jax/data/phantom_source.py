@@ -23,6 +23,7 @@ from tghmoe_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
+COARSEST = (8, 24)  # slices and pixels: on a coarser grid no place is found for lesions that span four pixels
 INLINE = 200  # up to this many volumes are drawn without starting processes
 
 
@@ -51,6 +52,11 @@ class PhantomSource:
             raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
         if not 0 < count <= SPLIT_SEEDS:
             raise UserError(f"count={count} is out of range: ask for 1 to {SPLIT_SEEDS} phantom volumes.")
+        if grid[0] < COARSEST[0] or min(grid[1:]) < COARSEST[1]:
+            raise UserError(
+                f"--config.data.slices={grid[0]} and --config.data.size={grid[1]} are too coarse to draw lesions on; "
+                f"use at least {COARSEST[0]} slices of {COARSEST[1]} pixels."
+            )
         self.wording = wording
         self.table = _window_table(channels)
         folder = prepare(Path(root), split, count, seed, tuple(grid), processes)

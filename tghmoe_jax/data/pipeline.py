@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from tghmoe_jax.data import prompts
-from tghmoe_jax.data.samples import Kind, Source
+from tghmoe_jax.data.samples import Kind, Question, Source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 
@@ -35,7 +35,9 @@ class BatchSpec:
 
     def __post_init__(self):
         share = self.microbatches * self.devices * len(self.pattern)
-        if not self.pattern or self.rows % share:
+        if not self.pattern:
+            raise UserError("--config.data.mixture gives no kind of sample a count above 0; give one.")
+        if self.rows % share:
             raise UserError(
                 f"--config.train.batch={self.rows} must be a multiple of {share} = train.accumulate "
                 f"({self.microbatches}) x data devices ({self.devices}) x the {len(self.pattern)} rows of data.mixture."
@@ -88,19 +90,21 @@ class TrainBatches(grain.transforms.Map):
     columns: slice
 
     def map(self, step: int) -> dict[str, np.ndarray]:
-        spec, step = self.spec, int(step)
+        rows = [(index, q.prompt, q.target, q.task) for index, q in self.rows(int(step))]
+        flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks)
+        return {key: value.reshape(self.spec.microbatches, -1, *value.shape[1:]) for key, value in flat.items()}
+
+    def rows(self, step: int) -> list[tuple[int, Question]]:
+        """(volume, question) of this process's samples of a step, microbatch by microbatch."""
+        spec, rows = self.spec, []
         per_micro = spec.rows // spec.microbatches
-        rows = []
         for micro in range(spec.microbatches):
             for column in range(per_micro)[self.columns]:
                 slot = micro * per_micro + column
                 index = self._volume(step * spec.rows + slot)
                 rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
-                kind = spec.pattern[column % len(spec.pattern)]
-                question = self.source.question(index, kind, rng)
-                rows.append((index, question.prompt, question.target, question.task))
-        flat = collate(self.source, rows, self.tokenizer, spec.text_length, spec.tasks)
-        return {key: value.reshape(spec.microbatches, -1, *value.shape[1:]) for key, value in flat.items()}
+                rows.append((index, self.source.question(index, spec.pattern[column % len(spec.pattern)], rng)))
+        return rows
 
     def _volume(self, number: int) -> int:
         """Volume of the run's `number`-th sample: every epoch visits each volume once, in its own order."""
@@ -129,6 +133,15 @@ def train_iterator(
     columns = slice(process * width, (process + 1) * width)
     data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns))
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))
+
+
+def check_text(source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, samples: int = 64) -> None:
+    """UserError where the first `samples` of a run are longer than `text_length`, before a run leaves files."""
+    for step in range(-(-samples // spec.rows)):
+        one = TrainBatches(source, tokenizer, spec, seed, slice(None))
+        prompts.batch(
+            [prompts.encode(tokenizer, q.prompt, q.target) for _, q in one.rows(step)], spec.text_length, 0
+        )  # fmt: skip
 
 
 def mixture_of(config: Mapping[str, int]) -> tuple[tuple[Kind, int], ...]:

@@ -226,6 +226,12 @@ def check(model: Model) -> None:
         if read(model) not in allowed:
             raise UserError(f"--config.{flag}={read(model)} is unknown; use one of {', '.join(allowed)}.")
     v, t = model.vision, model.tgh
+    for flag, value, least in (
+        ("patch_depth", v.patch_depth, 1), ("attn3d_window", v.attn3d_window, 0), ("tgh.experts", t.experts, 1),
+        ("depth_pool", model.connector.depth_pool, 1), ("spatial_pool", model.connector.spatial_pool, 1),
+    ):  # fmt: skip
+        if value < least:
+            raise UserError(f"--config.model.{flag}={value} must be at least {least}.")
     for flag, layers in (
         ("attn3d_layers", v.attn3d_layers), ("tgh.layers", t.layers), ("tgh.task_layers", t.task_layers)
     ):  # fmt: skip

@@ -12,7 +12,7 @@ from flax import linen as nn
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.connector import Connector
 from tghmoe_jax.models.decoder import Cache, Decoder, empty_cache
-from tghmoe_jax.models.router import TaskRouter
+from tghmoe_jax.models.router import TaskRouter, masked_mean
 from tghmoe_jax.models.tgh_moe import MoEStats
 from tghmoe_jax.models.vit3d import ViT3D
 
@@ -63,7 +63,7 @@ class MLLM(nn.Module):
         t = self.task_router.prompt_vector(self.decoder.embeddings(batch["tokens"]), batch["question_mask"])
         logits = self._task_logits(t, batch)
         if group is None:
-            group = jnp.zeros(t.shape[0], jnp.int32) if logits is None else jnp.argmax(logits, axis=-1)
+            group = jnp.zeros(t.shape[0], jnp.int32) if logits is None else self._picked_group(logits, batch)
         features, slab_mask, stats = self.vision(
             batch["slices"], batch["slice_mask"], t, group, batch.get("slice_spacing"), depth_scale,
             batch.get("depth_index"),
@@ -82,10 +82,25 @@ class MLLM(nn.Module):
         tgh = self.cfg.tgh
         if tgh.groups == 1:
             return None
-        pixels = batch["slices"].astype(jnp.float32)
+        pixels = batch["slices"].astype(jnp.float32) / (255 if batch["slices"].dtype == jnp.uint8 else 1)
         grid = self.cfg.vision.grid  # a coarse view of the volume: its mean over slices, one value a patch column
-        mean = jnp.mean(pixels.reshape(pixels.shape[0], pixels.shape[1], grid, -1, pixels.shape[3], 3), axis=(1, 3, 5))
+        rows = jnp.mean(pixels.reshape(pixels.shape[0], pixels.shape[1], grid, -1, pixels.shape[3], 3), axis=(3, 5))
+        mean = masked_mean(rows, batch["slice_mask"], axis=1)
         return self.task_router.task_logits(t, mean.reshape(mean.shape[0], -1))
+
+    def _picked_group(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """int32 (B,): the router's decision, or what takes its place in the ablations of model-spec 4.8.
+
+        `oracle` needs the batch's `task` and falls back to the router without; `random` is a coin fixed by the prompt.
+        """
+        tgh = self.cfg.tgh
+        if tgh.task_input == "oracle" and "task" in batch:
+            return batch["task"]
+        if tgh.task_input == "random":
+            place = jnp.arange(1, batch["tokens"].shape[1] + 1)
+            seed = jnp.sum(jnp.where(batch["question_mask"], batch["tokens"] * place, 0), axis=1)
+            return jax.vmap(lambda s: jax.random.randint(jax.random.key(s), (), 0, tgh.groups))(seed)
+        return jnp.argmax(logits, axis=-1)
 
     def aux_logits(self, encoded: Encoded) -> jax.Array:
         """Auxiliary finding logits (B, A) on [mean; max] of the connector's tokens; no part of the paper."""

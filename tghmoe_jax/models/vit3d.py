@@ -211,7 +211,8 @@ class ViT3D(nn.Module):
         first3d = min(v.attn3d_layers, default=None)
         stats: dict[int, Any] = {}
         for start, repeats, period in layout.runs(specs):
-            if v.depth_embed == "learned_zero_init" and first3d is not None and start >= first3d:
+            # Before the first 3D layer, or before the run that scans it together with 2D ones.
+            if v.depth_embed == "learned_zero_init" and first3d is not None and start + repeats * period > first3d:
                 table = self.param("depth_pos", nn.initializers.zeros, (v.max_depth, v.width), jnp.float32)
                 x, first3d = x + table[:slabs].astype(x.dtype)[None, :, None, :], None
             part = tuple(specs[start : start + period])

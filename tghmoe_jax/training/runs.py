@@ -59,6 +59,8 @@ def check_config(config: ConfigDict) -> None:
 def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
     """UserError where `workdir` holds a run of another config; keys in _MAY_CHANGE do not count."""
     file = Path(workdir) / "config.json"
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise UserError(f"--workdir {workdir} is a file; name a folder.")
     if not file.is_file():
         return
     old, new = flatten(read_config(workdir)), flatten(config)
@@ -78,7 +80,10 @@ def read_config(run: str | Path) -> dict[str, Any]:
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
 
 
 def find(run: str, flag: str) -> Path:
@@ -111,4 +116,6 @@ def write_description(
             shutil.copyfile(tokenizer / name, folder / MODEL / name)
     (folder / "params.txt").write_text(table + "\n")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(config.to_dict(), indent=1))
+    part.replace(folder / "config.json")

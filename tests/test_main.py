@@ -1,0 +1,332 @@
+"""The whole command `python -m tghmoe_jax.main`: what both stages leave behind, and every fault in one sentence."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage2
+from tests import tiny_run
+from tghmoe_jax import main, train
+from tghmoe_jax.data.samples import TYPES
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.models import layout
+from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.training import loading, runs
+from tghmoe_jax.training.reporting import read_metrics
+from tghmoe_jax.training.step import variables
+
+SCORES = [
+    "closed/accuracy", "closed/accuracy_strict", "closed/accuracy_macro", "closed/ranked_accuracy",
+    *(f"closed/by_type/{name}" for name in TYPES), "open/bleu1", "open/rouge1", "open/meteor", "report/bleu1",
+    "report/rouge1", "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy",
+    "control/shuffled_finding_f1", "control/blind_closed_accuracy", "control/section_shuffled_closed_accuracy",
+    "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
+    "router/task_accuracy", "router/task_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+]  # fmt: skip
+ONLY_STAGE2 = {key for key in SCORES if "wrong_group" in key or key.startswith("router/")}
+NO_INTERVAL = {"moe/load_max_over_mean", "moe/load_min_share"}
+
+
+def rows(run, kind) -> list[dict[str, str]]:
+    (file,) = run.glob(f"eval/*/predictions_{kind}.csv")
+    with open(file, encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+# ------------------------------------------------------------------------------------------------ what a run leaves
+
+
+@pytest.mark.parametrize("stage", ["tiny_stage1", "tiny_stage2"])
+def test_a_run_leaves_the_files_of_the_design(request, stage):
+    run = request.getfixturevalue(stage)
+    names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
+    assert names == {
+        "checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"
+    }  # fmt: skip
+    assert list(run.glob("events.*"))
+    assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
+        "metrics.json", *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report"))
+    }  # fmt: skip
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["domain"] == "phantom" and manifest["input_ranges"]["slices"] == [tiny_run.SLICES] * 2
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, tiny_run.STEPS + 1))
+    assert {"loss", "lm", "balance", "rate", "moe/load_min_share", "moe/load_max_over_mean", "dropped"} <= set(
+        records[0]
+    )
+    assert all(np.isfinite(record["loss"]) for record in records)
+
+
+@pytest.mark.parametrize("stage", ["tiny_stage1", "tiny_stage2"])
+def test_the_evaluation_gives_every_score_of_the_design_with_its_interval(request, stage):
+    scores = tiny_run.metrics(request.getfixturevalue(stage))
+    assert set(scores) >= {*SCORES, *(f"{key}_ci95" for key in SCORES)}
+    for key in SCORES:
+        value, interval = scores[key], scores[f"{key}_ci95"]
+        if key.endswith("/meteor"):
+            continue  # no library gives it yet
+        if stage == "tiny_stage1" and key in ONLY_STAGE2:
+            assert value is None and interval is None, key
+            continue
+        assert value >= 0 and (value <= 1 or key == "moe/load_max_over_mean"), key
+        if key not in NO_INTERVAL:
+            assert 0 <= interval[0] <= value <= interval[1] <= 1, key
+
+
+@pytest.mark.parametrize("stage", ["tiny_stage1", "tiny_stage2"])
+def test_each_prediction_stands_beside_its_controls_and_the_disclaimer(request, stage):
+    run = request.getfixturevalue(stage)
+    groups = {"Control wrong_group"} if stage == "tiny_stage2" else set()
+    for kind, controls in (
+        ("closed", {"Control shuffled", "Control section_shuffled", "Control blind", *groups}),
+        ("open", set()),
+        ("report", {"Control shuffled", "Control section_shuffled", *groups}),
+    ):
+        table = rows(run, kind)
+        assert len(table) == tiny_run.ITEMS
+        assert {name for name in table[0] if name.startswith("Control ")} == controls
+        assert all(row["Disclaimer"] == DISCLAIMER for row in table)
+        assert [row["Volume"] for row in table] == [str(i) for i in range(tiny_run.ITEMS)]
+    assert {row["Ranked"] for row in rows(run, "closed")} <= set("ABCD")
+    assert [row["Type"] for row in rows(run, "closed")][:5] == list(TYPES)
+
+
+def test_the_config_the_parameters_and_the_mesh_are_printed_first(tiny_folder, tiny_stage1):
+    printed = (tiny_folder / "stage1.out").read_text()
+    table = (tiny_stage1 / "params.txt").read_text()
+    assert table in printed and "mesh {'data': 2, 'fsdp': 1, 'expert': 1}" in printed and "steps: 8" in printed
+    total, parts = 0.0, {}
+    for line in table.splitlines()[-4:]:
+        name, count, unit = line.split()
+        assert unit == "M"
+        parts[name] = float(count)
+    total = parts.pop("total")
+    assert set(parts) == {"trained", "new", "frozen"} and total == pytest.approx(sum(parts.values()))
+
+
+def test_frozen_leaves_are_those_of_the_run_before_bit_for_bit(tiny_stage1, tiny_stage2):
+    """Stage 2 trains experts, routers, connector and decoder; the rest of the tower stays."""
+    first, second = (layout.to_canonical(loading.load_run(run, "").params) for run in (tiny_stage1, tiny_stage2))
+    tower = {name for name in first if name.startswith("vision/") and "/moe/" not in name}
+    assert len(tower) > 50 and all(np.array_equal(first[name], second[name]) for name in tower)
+    moved = ["connector/fc1/kernel", "decoder/block_0/attn/q/kernel", "task_router/proj/kernel"]
+    assert not any(np.array_equal(first[name], second[name]) for name in moved)
+    experts = second["vision/block_1/moe/experts/fc1/kernel"]
+    assert experts.shape[0] == 2 and not np.array_equal(experts[0], experts[1])
+
+
+def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tiny_stage1):
+    """I13 on runs: the copy rule gives each task the one group's experts."""
+    argv = ["main", f"--config={tiny_run.ROOT / 'configs' / 'stage2.py'}", *tiny_run.options(tiny_folder)]
+    config, _ = main.parse([*argv, f"--config.init_from={tiny_stage1}", "--config.model.aux_findings=False"])
+    one = loading.load_run(tiny_stage1, "")
+    origin = train.load_origin(config)
+    origin.params.pop("aux_head/kernel"), origin.params.pop("aux_head/bias")  # the inference model leaves it out
+    model = train.build_model(config, origin.config, 0, one.tokenizer, ())
+    shapes = loading.param_shapes(model, config.data)
+    leaves, fresh, report = train.assemble(origin, shapes, config.model.inflation)
+    assert fresh == {"task_router/head/kernel", "task_router/head/bias"} == set(report.of("new"))
+    leaves |= {path: np.zeros(shapes[path].shape, np.float32) for path in fresh}
+
+    batch = loading.dummy_batch(config.data, rows=2)
+    rng = np.random.default_rng(0)
+    batch["slices"] = rng.integers(0, 256, batch["slices"].shape).astype(np.uint8)
+    batch["tokens"] = rng.integers(0, 1000, batch["tokens"].shape).astype(np.int32)
+    options = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
+    forward = jax.jit(lambda m, v, g: m.apply(v, batch, g).logits, static_argnums=0, **options)
+    capacity = model.clone(cfg=one.model.cfg)  # both dropless
+    expected = forward(capacity, variables(one.params), np.zeros(2, np.int32))
+    for task in range(len(config.model.tasks)):
+        found = forward(model, variables(leaves), np.full(2, task, np.int32))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folder, tiny_stage2):
+    flags = (*tiny_run.options(tiny_folder), f"--config.init_from={tiny_stage2}")
+    again = tiny_run.trained(tiny_folder, "evaluate.py", "evaluate", *flags)
+    assert tiny_run.metrics(again) == tiny_run.metrics(tiny_stage2)
+    for file in (tiny_stage2 / "eval" / str(tiny_run.STEPS)).iterdir():
+        assert (again / "eval" / str(tiny_run.STEPS) / file.name).read_bytes() == file.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def refused(tiny_folder, tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder; it must end with one sentence and leave no file."""
+    monkeypatch.chdir(tmp_path)
+    # The devices of this process are set up already: `prepare_jax` leaves them alone then.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+
+    def refused(config: str, *flags: str, workdir: str = "new") -> str:
+        options = [*tiny_run.options(tiny_folder), f"--config.data.root={tmp_path / 'data'}"]
+        place = tiny_run.ROOT / "configs" / config
+        before = sorted(path for path in tmp_path.rglob("*") if path.parts[len(tmp_path.parts)] != "data")
+        with jax.set_mesh(make_mesh()):  # what the command sets is undone
+            code = main.main(["main", f"--config={place}", f"--workdir={workdir}", *options, *flags])
+        out, err = capsys.readouterr()
+        assert code == 2 and out == "", err
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(".\n"), err
+        assert "Traceback" not in err
+        assert sorted(path for path in tmp_path.rglob("*") if path.parts[len(tmp_path.parts)] != "data") == before
+        return err
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "words"),
+    [
+        ("stage1.py", "--config.train.stepz=3", "--config.train.stepz is unknown (did you mean steps?)"),
+        ("stage1.py", "--config.nothing.at.all=3", "--config.nothing.at.all is unknown"),
+        ("stage1.py", "--config.train.steps=many", "--config.train.steps=many"),
+        ("stage1.py", "--config.train.steps=1.5", "--config.train.steps=1.5"),
+        ("stage1.py", "--config.train=5", "--config.train=5"),
+        ("stage1.py", "--config.model.newline=maybe", "--config.model.newline=maybe"),
+        ("stage1.py", "--config.model.tgh.layers=a,b", "--config.model.tgh.layers"),
+        ("stage1.py", "--config.trainable=5", "--config.trainable"),
+        ("stage1.py", "--config.eval.items=1", "--config.eval.items=1"),
+        ("stage1.py", "--wrokdir=x", "wrokdir"),
+        ("stage1.py", "extra", "'extra'"),
+        ("stage1.py:fhi3v", "", "'fhi3v' is unknown; use phi3v"),
+        ("stage1.py:patch_height=2", "", "'patch_height=2' is unknown"),
+        ("stage1.py:patch_depth=x", "", "stage1.py:patch_depth=x"),
+        ("absent.py", "", "absent.py does not exist"),
+        ("../README.md", "", "README.md"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, config, flag, words):
+    assert words in refused(config, *filter(None, [flag]))
+
+
+@pytest.mark.parametrize(
+    ("flag", "mend"),
+    [
+        ("--config.mode=dance", "use train or evaluate"),
+        ("--config.data.name=angiograms", "use phantom or scenes"),
+        ("--config.data.mixture.open=-1", "--config.data.mixture.open=-1"),
+        ("--config.data.text_length=20", "raise it to"),
+        ("--config.data.size=64", "set it to 32"),
+        ("--config.data.slices=4", "use at least 8 slices"),
+        ("--config.base=absent", "name the folder of a 2D base model"),
+        ("--config.base=", "name the folder of a 2D model"),
+        ("--config.init_from=absent", "name another run"),
+        ("--config.train.batch=18", "must be a multiple of"),
+        ("--config.train.steps=0", "give 1 or more"),
+        ("--config.train.accumulate=0", "give 1 or more"),
+        ("--config.checkpoint.every=0", "give 1 or more"),
+        ("--config.eval.batch=0", "give 1 or more"),
+        ("--config.loss.task=1.0,2.0,3.0", "one for each of the 2 tasks"),
+        ("--config.mesh.data=3", "change mesh.data"),
+        ("--config.mesh.fsdp=0", "give 1 or more, or -1"),
+        ("--config.model.tgh.top_k=9", "between 1 and the 4 experts"),
+        ("--config.model.tgh.groups=3", "must be 1 or the number of tasks"),
+        ("--config.model.tgh.topology=ring", "use one of nested, stacked, parallel"),
+        ("--config.model.tgh.dispatch=post", "use one of"),
+        ("--config.model.tgh.layers=1,7", "leave the others out"),
+        ("--config.model.inflation=tail", "use one of average, centre"),
+        ("--config.model.depth_rope.rotary_dim=64", "at most the head size"),
+        ("--config.trainable=decoder/.*,encoder/.*", "correct or remove it"),
+        ("--config.trainable=vision/block_1/.*", "name all of them or none"),
+    ],
+)
+def test_a_config_that_cannot_hold_is_one_sentence_with_its_mend(refused, flag, mend):
+    text = refused("stage1.py", flag)
+    assert mend in text
+    assert flag.split("=")[0] in text
+
+
+def test_stage2_without_a_stage1_says_how_to_make_one(refused):
+    text = refused("stage2.py")
+    assert "--config.init_from=runs/stage1" in text and "--config configs/stage1.py first" in text
+
+
+def test_a_base_of_other_sizes_or_with_damaged_files_is_named(refused, tiny_folder, tmp_path):
+    for name, spoil, words in (
+        ("cut", lambda base: (base / "model.safetensors").write_bytes(b"half"), "complete safetensors"),
+        ("bare", lambda base: (base / "tokenizer.json").unlink(), "tokenizer.json"),
+        ("torn", lambda base: (base / "config.json").write_text("{"), "config.json"),
+    ):
+        base = shutil.copytree(tiny_folder / "base", tmp_path / name)
+        spoil(base)
+        text = refused("stage1.py", f"--config.base={base}")
+        assert words in text and str(base) in text
+
+
+def test_a_workdir_of_another_config_names_the_keys_that_differ(refused, tiny_stage1, tmp_path):
+    run = shutil.copytree(tiny_stage1, tmp_path / "run")
+    root = f"--config.data.root={tiny_stage1.parent / 'data'}"
+    text = refused("stage1.py", root, "--config.train.seed=5", "--config.model.tgh.top_k=1", workdir=str(run))
+    assert "differs in model.tgh.top_k, train.seed;" in text and str(run) in text
+    assert "delete that folder" in text
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused("stage1.py", workdir=str(tmp_path / "file"))
+
+
+def test_a_run_with_a_missing_or_damaged_checkpoint_is_named(refused, tiny_stage1, tmp_path):
+    for name, spoil in (
+        ("none", lambda run: [shutil.rmtree(step) for step in (run / "checkpoints").iterdir()]),
+        ("cut", lambda run: shutil.rmtree(run / "checkpoints" / str(tiny_run.STEPS) / "params")),
+        ("torn", lambda run: [f.write_bytes(b"") for f in (run / "checkpoints").glob("*/params/manifest.ocdbt")]),
+        ("dull", lambda run: (run / "config.json").unlink()),
+    ):
+        run = shutil.copytree(tiny_stage1, tmp_path / name)
+        spoil(run)
+        for config in ("stage2.py", "evaluate.py"):
+            if (name, config) == ("dull", "evaluate.py"):
+                continue
+            assert str(run) in refused(config, f"--config.init_from={run}")
+
+
+def test_debug_adds_the_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["main", f"--config={tiny_run.ROOT / 'configs' / 'stage2.py'}", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err and err.splitlines()[-1].startswith("error: ")
+
+
+def test_help_shows_the_flags(capsys):
+    assert main.main(["main", "--help"]) == 0
+    assert "--workdir" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("stage1.py", "runs/stage1"), ("stage2.py:phi3v", "runs/stage2-phi3v"),
+        ("stage1.py:phi3v,patch_depth=1", "runs/stage1-phi3v"), ("stage1.py:patch_depth=2", "runs/stage1"),
+    ],
+)  # fmt: skip
+def test_the_workdir_is_named_after_config_and_preset(config, expected):
+    assert main.parse(["main", f"--config={tiny_run.ROOT / 'configs' / config}"])[1] == expected
+
+
+def test_stage2_starts_from_the_stage1_of_its_preset():
+    assert stage2.get_config().init_from == "runs/stage1"
+    assert stage2.get_config("phi3v").init_from == "runs/stage1-phi3v"
+
+
+def test_any_key_can_be_set_and_one_command_line_leaves_nothing_to_the_next():
+    place = f"--config={tiny_run.ROOT / 'configs' / 'stage1.py'}"
+    flags = ["--config.eval.items=6", "--config.model.tgh.layers=2,3", "--config.data.mixture.open=0"]
+    config, workdir = main.parse(["main", place, *flags, "--config.train.steps", "7", "--workdir", "there"])
+    assert (config.eval["items"], config.train.steps, config.model.tgh.layers) == (6, 7, (2, 3))
+    assert config.data.mixture.open == 0 and workdir == "there"
+    assert main.parse(["main", "--config", place[9:], "--config.eval.items", "9"])[0].eval["items"] == 9
+    config, workdir = main.parse(["main", place])
+    assert (config.train.steps, config.eval["items"], workdir) == (600, 400, "runs/stage1")
+
+
+def test_steps_checkpoints_evaluation_and_mesh_may_change_in_a_run_that_is_continued(tiny_folder, tiny_stage1):
+    argv = ["main", f"--config={tiny_run.ROOT / 'configs' / 'stage1.py'}", *tiny_run.options(tiny_folder)]
+    changes = ["train.steps=99", "checkpoint.every=7", "eval.items=40", "eval.every=2", "mesh.data=4"]
+    runs.check_workdir(main.parse([*argv, *(f"--config.{change}" for change in changes)])[0], tiny_stage1)

@@ -1,0 +1,75 @@
+"""A run that is killed and started again is the run that nobody killed: the same losses, bit for bit."""
+
+import random
+import signal
+
+from tests import tiny_run
+from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training.reporting import deterministic, read_metrics
+
+# What the killed process does to itself. A loss is noted, half of the next line is written, and the process is gone;
+KILLED_AT_STEP = """
+import os, signal
+from tghmoe_jax.training import reporting
+record = reporting.RunLog.record
+def dying(self, step, values):
+    record(self, step, values)
+    if step == {step}:
+        self._file.write('{{"step": {step}1, "lo')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+reporting.RunLog.record = dying
+"""
+# or it is gone in the middle of the checkpoint of this step, when parameters and moments may be written already.
+KILLED_IN_CHECKPOINT = """
+import os, signal
+import grain
+from tghmoe_jax.training.checkpoints import Checkpoints
+save, write = Checkpoints.save, grain.checkpoint.CheckpointHandler.save
+def saving(self, state, iterator):
+    if int(state.step) == {step}:
+        grain.checkpoint.CheckpointHandler.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    save(self, state, iterator)
+Checkpoints.save = saving
+"""
+
+
+def losses(run) -> list[dict]:
+    return [deterministic(record) for record in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tiny_folder, tiny_stage1):
+    """Killed before the first checkpoint, within the second, and after a random step."""
+    run = tiny_folder / "killed"
+
+    def again(code: str = ""):
+        flags = (*tiny_run.options(tiny_folder), "--config.eval.every=0")  # an evaluation changes no loss
+        return tiny_run.command(tiny_folder, "stage1.py", run, *flags, code=code)
+
+    step = random.randint(4, tiny_run.STEPS)  # noqa: S311
+    for code, continues, holds in (
+        (KILLED_AT_STEP.format(step=2), None, set()),
+        (KILLED_IN_CHECKPOINT.format(step=6), None, {3}),
+        (KILLED_AT_STEP.format(step=step), 3, {3, 6} if step > 6 else {3}),
+    ):
+        done = again(code)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        assert (f"continued from step {continues}" in done.stdout) == (continues is not None)
+        assert {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} == holds, step
+    done = again()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"continued from step {6 if step > 6 else 3}" in done.stdout
+    unbroken, broken = losses(tiny_stage1), losses(run)
+    assert [record["step"] for record in broken] == list(range(1, tiny_run.STEPS + 1))
+    assert broken == unbroken, f"killed at step {step}"
+    one, other = (checkpoints.load_params(folder)[0] for folder in (tiny_stage1, run))
+    assert one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_a_finished_run_that_is_started_again_stays_as_it_is(tiny_folder, tiny_stage1):
+    before = {path: path.stat().st_mtime_ns for path in tiny_stage1.rglob("*") if not path.name.startswith("events.")}
+    kept = {path: path.read_bytes() for path in before if path.name in ("metrics.jsonl", "metrics.json", "config.json")}
+    done = tiny_run.command(tiny_folder, "stage1.py", tiny_stage1, *tiny_run.options(tiny_folder))
+    assert done.returncode == 0 and f"continued from step {tiny_run.STEPS}" in done.stdout, done.stderr[-3000:]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path for path in tiny_stage1.rglob("*") if not path.name.startswith("events.")} == set(before)
