@@ -6,6 +6,7 @@
 stderr; --debug adds the traceback).
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -99,7 +100,8 @@ def prepare_jax() -> None:
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
-        jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
+        with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
+            jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
 
 
 def _take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:

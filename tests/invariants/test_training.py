@@ -90,10 +90,8 @@ def test_groups_without_samples_keep_values_and_moments_in_a_step(second_stage):
     state, _ = step(state, tiny.microbatches(tiny.batch(rows=4)))
     alone = tiny.batch(rows=4, seed=5) | {"task": np.ones(4, np.int32)}
     after, _ = step(state, tiny.microbatches(alone))
-    seen = 0
-    pairs = zip(jax.tree_util.tree_leaves_with_path((state.trained, state.opt)), jax.tree.leaves((after.trained, after.opt)),
-                strict=True)  # fmt: skip
-    for (path, old), new in pairs:
+    seen, updated = 0, jax.tree.leaves((after.trained, after.opt))
+    for (path, old), new in zip(jax.tree.leaves_with_path((state.trained, state.opt)), updated, strict=True):
         name = jax.tree_util.keystr(path)
         if "/moe/" in name:
             seen += 1

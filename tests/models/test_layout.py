@@ -46,9 +46,9 @@ def test_stacked_leaves_come_back_from_canonical_names(start, repeats, period, o
     path = f"vision/{layout.scan_name(start, repeats, period)}/block_{block}/mlp/fc1/kernel"
     flat = {path: np.random.default_rng(seed).standard_normal((repeats, 2, 3)), "vision/cls": np.ones(4)}
     canonical = layout.to_canonical(flat)
-    assert list(canonical) == [f"vision/block_{block + r * period}/mlp/fc1/kernel" for r in range(repeats)] + ["vision/cls"]
-    for r in range(repeats):
-        assert np.array_equal(canonical[f"vision/block_{block + r * period}/mlp/fc1/kernel"], flat[path][r])
+    names = [f"vision/block_{block + r * period}/mlp/fc1/kernel" for r in range(repeats)]
+    assert list(canonical) == [*names, "vision/cls"]
+    assert all(np.array_equal(canonical[name], one) for name, one in zip(names, flat[path], strict=True))
     again = layout.from_canonical(list(flat), canonical)
     assert all(np.array_equal(again[p], flat[p]) for p in flat) and list(again) == list(flat)
     shapes = layout.canonical_shapes({p: leaf.shape for p, leaf in flat.items()})

@@ -1,4 +1,4 @@
-"""Stacked and parallel experts: the layers they take, upcycling without change, and what each switch of routing does."""
+"""Stacked and parallel experts: their layers and their upcycling without change; what each switch of routing does."""
 
 import functools
 
@@ -142,7 +142,9 @@ def test_noise_moves_routing_in_training_and_is_absent_otherwise():
 
 def test_token_routers_read_the_image_the_text_or_both():
     (u, t), (u2, t2) = tokens(0), tokens(1)
-    for kind, image_matters, text_matters in (("image", True, False), ("text", False, True), ("image_text", True, True)):
+    for kind, image_matters, text_matters in [
+        ("image", True, False), ("text", False, True), ("image_text", True, True)
+    ]:  # fmt: skip
         read = functools.partial(token_router, switches=(("token_input", kind),))
         logits = read(u, t).logits
         assert (tiny.distance(read(u2, t).logits, logits) > 0.1) == image_matters
@@ -189,7 +191,7 @@ def test_task_routers_read_the_text_the_image_or_both(kind, image_matters, text_
 
 
 def test_oracle_routing_follows_the_label_and_random_routing_neither_label_nor_router():
-    """The ablations of model-spec 4.8: where no group is forced, `oracle` takes the task, `random` a coin per prompt."""
+    """Ablations of model-spec 4.8: where no group is forced, `oracle` takes the task, `random` a coin per prompt."""
     batch = tiny.batch(rows=16, slices=1) | {"image_visible": np.ones(16, bool)}
 
     def picked(kind, batch):

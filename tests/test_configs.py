@@ -1,0 +1,78 @@
+"""The resolved configs as text, so that every change of a default shows as a diff.
+
+    python -m tests.test_configs
+
+writes the snapshots in tests/golden anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import common, evaluate, pretrain2d, stage1, stage2
+from tghmoe_jax.training.runs import check_config, flatten
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+CONFIGS = {
+    "pretrain2d": (pretrain2d, ""), "stage1": (stage1, ""), "stage2": (stage2, ""), "evaluate": (evaluate, ""),
+    "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
+    "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
+}  # fmt: skip
+
+
+def resolved(name: str) -> str:
+    """One line a key: `train.steps = 600`."""
+    module, arg = CONFIGS[name]
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in sorted(flatten(module.get_config(arg)).items()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_resolves_to_its_snapshot(name):
+    """After a wanted change: python -m tests.test_configs"""
+    assert resolved(name) == (GOLDEN / f"{name}.txt").read_text(), "run `python -m tests.test_configs` if this is meant"
+
+
+def test_no_snapshot_is_left_over():
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_experiment_has_the_keys_of_common_and_numbers_with_a_meaning(name):
+    module, arg = CONFIGS[name]
+    config = module.get_config(arg)
+    added = {"base_config", "trainable"}
+    keys = {key for key in flatten(config) if key.split(".")[0] not in added}
+    assert keys == {key for key in flatten(common.get_config()) if key.split(".")[0] not in added}
+    check_config(config)
+
+
+def test_stage2_differs_from_stage1_in_start_groups_and_what_trains_only():
+    for arg in ("", "phi3v"):
+        one, two = (flatten(module.get_config(arg)) for module in (stage1, stage2))
+        differ = {key for key in one | two if one.get(key) != two.get(key)}
+        assert {"init_from", "model.tgh.groups", "trainable"} <= differ
+        assert all(key.split(".")[0] not in ("data", "model") or key == "model.tgh.groups" for key in differ), differ
+
+
+@pytest.mark.parametrize("arg", ["phi4v", "patch_height=1", "patch_depth", "patch_depth=", "phi3v;patch_depth=1"])
+def test_an_unknown_colon_argument_is_an_error_that_lists_the_known_ones(arg):
+    for module in (stage1, stage2):
+        with pytest.raises(ValueError, match="is unknown; use phi3v, patch_depth="):
+            module.get_config(arg)
+
+
+def test_colon_arguments_are_typed():
+    assert stage1.get_config("patch_depth=2").model.patch_depth == 2
+    full = stage2.get_config("phi3v,patch_depth=1")
+    assert (full.model.patch_depth, full.model.depth_pool, full.model.tgh.groups) == (1, 4, 2)
+    with pytest.raises(ValueError, match="invalid literal"):
+        stage1.get_config("patch_depth=two")
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for known in GOLDEN.glob("*.txt"):
+        known.unlink()
+    for name in CONFIGS:
+        (GOLDEN / f"{name}.txt").write_text(resolved(name))
