@@ -10,7 +10,7 @@ PRESETS = ("phi3v",)
 # Stage 1 trains the vision tower, the connector and the decoder; stage 2 the experts, the routers, the connector and
 # the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
 STAGE1_TRAINABLE = (
-    r"vision/(cls|pos|patch|pre_ln|depth_pos).*", r"vision/block_\d+/.*", r"task_router/(ln|proj)/.*",
+    r"vision/(cls|pos|depth_pos|(patch|pre_ln)/.*)", r"vision/block_\d+/.*", r"task_router/(ln|proj)/.*",
     r"connector/.*", r"decoder/.*",
 )  # fmt: skip
 STAGE2_TRAINABLE = (r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"connector/.*", r"decoder/.*")

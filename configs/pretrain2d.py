@@ -46,5 +46,6 @@ def get_config(arg: str | None = None):
     if preset == "mixed":
         c.init_from = "runs/pretrain2d-binding"
         c.data.binding = 0.4
+        c.optimizer.rate = 1e-3
         c.train.steps = 1500
     return c

@@ -12,9 +12,8 @@ from configs import stage1, stage2
 from tests import tiny_run
 from tghmoe_jax import main, train
 from tghmoe_jax.data.samples import TYPES
-from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import generation, layout
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading, runs
 from tghmoe_jax.training.reporting import read_metrics
@@ -139,9 +138,10 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     batch["slices"] = rng.integers(0, 256, batch["slices"].shape).astype(np.uint8)
     batch["tokens"] = rng.integers(0, 1000, batch["tokens"].shape).astype(np.int32)
     options = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
-    forward = jax.jit(lambda m, v, g: m.apply(v, batch, g).logits, static_argnums=0, **options)
-    capacity = model.clone(cfg=one.model.cfg)  # both dropless
-    expected = forward(capacity, variables(one.params), np.zeros(2, np.int32))
+    forward = jax.jit(
+        lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options
+    )  # fmt: skip
+    expected = forward(one.model, variables(one.params), np.zeros(2, np.int32))
     for task in range(len(config.model.tasks)):
         found = forward(model, variables(leaves), np.full(2, task, np.int32))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

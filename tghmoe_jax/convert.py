@@ -16,14 +16,33 @@ from tghmoe_jax.training import checkpoints, runs
 from tghmoe_jax.weights.base import save_base
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports faults as UserError instead of printing the usage."""
+
+    def error(self, message: str):
+        raise UserError(f"{message.rstrip('.')}; see --help for the flags.")
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Parses the command line, converts, and returns the exit code."""
+    parser = _Parser(
+        prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
+    )  # fmt: skip
     parser.add_argument("--from", dest="source", required=True, help="folder of a run")
     parser.add_argument("--to", required=True, help="folder for the base model")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
+        if Path(args.to).exists() and not Path(args.to).is_dir():
+            raise UserError(f"--to {args.to} is a file; name a folder.")
         run = runs.find(args.source, "--from")
+        model = runs.read_config(run)["model"]
+        if model["patch_depth"] > 1 or model["tgh"]["layers"]:
+            raise UserError(
+                f"--from={args.source} is a 3D model (patch_depth {model['patch_depth']}, "
+                f"{len(model['tgh']['layers'])} layers with experts), which has no 2D form; name a run of "
+                "configs/pretrain2d.py."
+            )
         params, step = checkpoints.load_params(run)
         files = save_base(args.to, params, runs.read_base_config(run), args.dtype)
     except UserError as error:

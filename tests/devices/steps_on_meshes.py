@@ -13,7 +13,7 @@ from tests import tiny
 from tghmoe_jax import train
 from tghmoe_jax.sharding.mesh import AXES
 
-MESHES = {"data": (2, 1, 1), "data_fsdp": (2, 2, 1), "data_expert": (2, 1, 2)}
+MESHES = {"fsdp": (1, 2, 1), "data_expert": (2, 1, 2)}  # data, fsdp, expert
 
 
 def two_steps(model, params, batch, mesh=None):

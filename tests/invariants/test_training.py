@@ -101,6 +101,21 @@ def test_groups_without_samples_keep_values_and_moments_in_a_step(second_stage):
     assert seen == 3 * 6  # values and two moments of four expert and two router leaves
 
 
+def test_a_step_over_microbatches_is_the_step_over_the_whole_batch():
+    """The LM loss is normalised by real answer tokens, not a mean of means (no experts: their loss is not linear)."""
+    model = tiny.model_2d()
+    batch = tiny.batch(rows=4, slices=1)
+    batch["loss_mask"] &= np.arange(tiny.LENGTH) >= np.array([[0], [12], [11], [13]])  # 4, 2, 3 and 1 answer tokens
+    found = []
+    for count in (1, 2):
+        state, step = start(model, tiny.params(model), (".*",), eps=1.0, rate=1.0)
+        for _ in range(2):  # the rate of the first step is zero
+            state, scalars = step(state, tiny.microbatches(batch, count))
+        found.append((scalars, state.trained))
+    assert np.ptp(np.asarray(state.trained["connector/fc1/kernel"]) - tiny.params(model)["connector/fc1/kernel"]) > 1e-3
+    jax.tree.map(lambda one, other: tiny.close(one, other, atol=1e-5), *found)
+
+
 def test_layers_above_the_feature_layer_get_no_gradient_and_survive_export(tmp_path):
     """I27: with everything trainable, the last block and post_ln stay bit-equal, and the export holds them."""
     base = tiny.base(tmp_path / "base")

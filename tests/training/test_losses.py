@@ -69,11 +69,12 @@ def test_shares_of_a_step_add_up_to_the_loss_of_the_whole_batch():
 
     whole, parts = value(np.arange(B), 1)
     pieces = [value(np.array(rows), 2) for rows in ([0, 1], [2, 3])]
-    assert whole == pytest.approx(sum(piece for piece, _ in pieces), rel=1e-6)
+    assert whole == pytest.approx(float(sum(piece for piece, _ in pieces)), rel=1e-6)
     summed = jax.tree.map(jnp.add, *(found for _, found in pieces))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), summed, parts)
     log, log_summed = (losses.summarise(found, ("report", "vqa")) for found in (parts, summed))
-    assert log.keys() == log_summed.keys() and {"lm_report", "lm_vqa", "token_accuracy_vqa", "router", "aux"} <= set(log)
+    assert log.keys() == log_summed.keys()
+    assert {"lm_report", "lm_vqa", "token_accuracy_vqa", "router", "aux"} <= set(log)
 
 
 def test_task_weights_act_on_every_answer_token_and_the_first_token_weighs_more():
@@ -126,7 +127,7 @@ def test_router_and_auxiliary_terms_are_added_with_their_weights():
     right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
     assert parts["router"] == pytest.approx((3 * right + wrong) / 4, rel=1e-5) and parts["router_accuracy"] == 0.75
     assert parts["aux"] == pytest.approx(np.log(2), rel=1e-5)
-    assert value == pytest.approx(parts["lm"] + 0.5 * parts["router"] + 2.0 * parts["aux"], rel=1e-6)
+    assert value == pytest.approx(float(parts["lm"] + 0.5 * parts["router"] + 2.0 * parts["aux"]), rel=1e-6)
     _, parts = losses.loss(output(logits, None, aux), batch, PLAIN, PREFIX, total(batch), 1)
     assert "aux" not in parts and "router" not in parts
 
@@ -143,7 +144,7 @@ def test_the_share_of_a_group_without_tokens_says_nothing():
 # ------------------------------------------------------------------------------------------------ the step as a whole
 
 
-def test_accumulation_changes_neither_loss_nor_parameters(exact_and_quick):
+def test_accumulation_changes_neither_loss_nor_parameters():
     """1 and 4 microbatches, without the balance loss (it is not linear in the batch); answers of unequal length."""
     model = tiny.uniform({"groups": 2})
     params = {path: jnp.asarray(leaf) for path, leaf in tiny.params(model).items()}
@@ -167,7 +168,3 @@ def test_accumulation_changes_neither_loss_nor_parameters(exact_and_quick):
         assert np.any(one.trained[path] != trained[path]) or "router/t" in path, path
     assert one.frozen.keys() == frozen.keys()
     assert all(np.array_equal(one.frozen[path], frozen[path]) for path in frozen)
-
-    halves = dataclasses.replace(weights, task=(1.0, 1.0))
-    other, _ = tiny.jit(make_step(model, halves, tx, seed=0))(state, tiny.microbatches(batch, 1))
-    assert tiny.distance(other.trained["connector/fc1/kernel"], one.trained["connector/fc1/kernel"]) > 1e-4

@@ -105,7 +105,9 @@ class ScenesSource:
         if kind == "report":
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
-        return ask(self.scene(index), kind, rng, type, self.wording)
+        question = ask(self.scene(index), kind, rng, type, self.wording)
+        easy = kind == "closed" and self.split == "train" and rng.random() < language.EASY
+        return language.fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,), 1 where the label of `aux_names` holds."""

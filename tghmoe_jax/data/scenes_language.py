@@ -3,6 +3,7 @@
 A tiny language part learns the skill "option text -> letter" and the words of CT reports here, before it meets any
 CT.
 """
+import dataclasses
 
 import numpy as np
 
@@ -53,7 +54,7 @@ PHASE_PHRASES = (
 )
 COMMON_PHRASES = (*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)
 WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
-EASY = 0.5  # share of binding items with two to four single-word options
+EASY = 0.5  # share of closed training items with fewer options: they show first what a letter is for
 
 BINDING: dict[str, tuple[str, ...]] = {
     "seen": (
@@ -96,12 +97,19 @@ SHORTENING: dict[str, tuple[str, ...]] = {
 def binding(rng: np.random.Generator, wording: str) -> Question:
     """A closed question that states its answer: what is asked is the letter."""
     phrases = _phrases(rng)
-    if rng.random() < EASY:  # few and plain options first show what a letter is for
+    if rng.random() < EASY:
         words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
         phrases = words[: rng.integers(2, len(LETTERS) + 1)]
     answer, *others = phrases
     text = pick(rng, BINDING[wording]).format(x=answer)
     return Question("vqa", "closed", "binding", text, shuffled(rng, [answer, *others]), answer)
+
+
+def fewer_choices(question: Question, rng: np.random.Generator) -> Question:
+    """The same closed question with two to four of its options, the answer among them, in their order."""
+    others = [choice for choice in question.choices if choice != question.answer]
+    kept = {question.answer, *(others[i] for i in rng.permutation(len(others))[: rng.integers(1, len(LETTERS))])}
+    return dataclasses.replace(question, choices=tuple(c for c in question.choices if c in kept))
 
 
 def _phrases(rng: np.random.Generator) -> list[str]:

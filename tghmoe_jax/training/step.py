@@ -80,7 +80,7 @@ def make_step(
         if groups > 1:
             present = jnp.zeros((groups,), bool).at[batch["task"].reshape(-1)].set(True)
             trained, opt = optimizer.keep_absent_groups((trained, opt), (state.trained, state.opt), present)
-        scalars = {"loss": value, "grad_norm": optax.global_norm(grads), **losses.summarise(parts, model.cfg.tasks)}
+        scalars = {"loss": value, "grad_norm": optax.tree.norm(grads), **losses.summarise(parts, model.cfg.tasks)}
         return TrainState(state.step + 1, trained, state.frozen, opt), scalars
 
     return step
