@@ -99,14 +99,11 @@ def test_each_prediction_stands_beside_its_controls_and_the_disclaimer(request, 
 def test_the_config_the_parameters_and_the_mesh_are_printed_first(tiny_folder, tiny_stage1):
     printed = (tiny_folder / "stage1.out").read_text()
     table = (tiny_stage1 / "params.txt").read_text()
-    assert table in printed and "mesh {'data': 2, 'fsdp': 1, 'expert': 1}" in printed and "steps: 8" in printed
-    total, parts = 0.0, {}
-    for line in table.splitlines()[-4:]:
-        name, count, unit = line.split()
-        assert unit == "M"
-        parts[name] = float(count)
+    assert table in printed and "mesh {'data': " in printed and f"steps: {tiny_run.STEPS}\n" in printed
+    sums = [line.split() for line in table.split("\n\n")[1].splitlines()]
+    parts = {name: float(count) for name, count, unit in sums if unit == "M"}
     total = parts.pop("total")
-    assert set(parts) == {"trained", "new", "frozen"} and total == pytest.approx(sum(parts.values()))
+    assert {"trained", "new"} <= set(parts) and total == pytest.approx(sum(parts.values()))
 
 
 def test_frozen_leaves_are_those_of_the_run_before_bit_for_bit(tiny_stage1, tiny_stage2):
@@ -165,6 +162,7 @@ def refused(tiny_folder, tmp_path, monkeypatch, capsys):
 
     def refused(config: str, *flags: str, workdir: str = "new") -> str:
         options = [*tiny_run.options(tiny_folder), f"--config.data.root={tmp_path / 'data'}"]
+        options += ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]  # fits any number of devices
         place = tiny_run.ROOT / "configs" / config
         before = sorted(path for path in tmp_path.rglob("*") if path.parts[len(tmp_path.parts)] != "data")
         with jax.set_mesh(make_mesh()):  # what the command sets is undone

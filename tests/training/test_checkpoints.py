@@ -15,6 +15,8 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.step import TrainState
 
+# A restore that fails leaves threads of orbax behind, which find its event loop closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 STACKED = "decoder/scan_1_2_1/block_1/mlp/up/kernel"  # blocks 1 and 2
 
 
