@@ -13,7 +13,9 @@ Flat = dict[str, jax.Array]
 def schedule(cfg, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup` (a share of all steps), then cosine to `final` times the peak rate."""
     warmup = max(1, int(cfg.warmup * steps))
-    return optax.warmup_cosine_decay_schedule(cfg.rate / warmup, cfg.rate, warmup, max(steps, warmup + 1), cfg.rate * cfg.final)
+    return optax.warmup_cosine_decay_schedule(
+        cfg.rate / warmup, cfg.rate, warmup, max(steps, warmup + 1), cfg.rate * cfg.final
+    )
 
 
 def build(cfg, steps: int, paths: list[str]) -> optax.GradientTransformation:
