@@ -11,9 +11,11 @@ PRESETS = ("phi3v",)
 # the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
 STAGE1_TRAINABLE = (
     r"vision/(cls|pos|depth_pos|(patch|pre_ln)/.*)", r"vision/block_\d+/.*", r"task_router/(ln|proj)/.*",
-    r"connector/.*", r"decoder/.*",
+    r"(connector|aux_head)/.*", r"decoder/.*",
 )  # fmt: skip
-STAGE2_TRAINABLE = (r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"connector/.*", r"decoder/.*")
+STAGE2_TRAINABLE = (
+    r"vision/block_\d+/(moe|task_ffn)/.*", r"task_router/.*", r"(connector|aux_head)/.*", r"decoder/.*",
+)  # fmt: skip
 
 
 def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS, **typed) -> dict:

@@ -139,9 +139,14 @@ def test_text_alone_does_not_tell_the_answer(type):
     assert right / count < 0.31  # chance 0.25, standard error 0.015
 
 
-def test_letters_are_balanced():
-    letters = collections.Counter(SOURCE.question(i, "closed", rng(i)).letter for i in range(1200))
-    assert set(letters) == set("ABCD") and min(letters.values()) > 240
+def test_letters_are_balanced_for_every_number_of_options():
+    letters = collections.defaultdict(collections.Counter)
+    for i in range(2400):
+        q = SOURCE.question(i, "closed", rng(i))
+        letters[len(q.choices)][q.letter] += 1
+    assert set(letters) == {2, 3, 4}
+    for options, count in letters.items():
+        assert set(count) == set("ABCD"[:options]) and min(count.values()) > 0.75 * count.total() / options
 
 
 def test_captions_state_what_is_there():

@@ -92,12 +92,14 @@ class ScenesSource:
         return {}
 
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
-        """A request about picture `index`; without `type`, `rng` draws it."""
+        """A request about picture `index`; without `type`, `rng` draws it, and half of the closed ones train on fewer
+        options."""
+        easy = type is None and kind == "closed" and self.split == "train" and rng.random() < language.EASY
         if type is None:
             text_only = self.split == "train" and rng.random() < self.text_share[kind]
             type = TEXT_TYPES[kind] if text_only else "report" if kind == "report" else pick(rng, SCENE_TYPES)
         if type == "binding":
-            return language.binding(rng, self.wording)
+            return language.binding(rng, self.wording, easy)
         if type == "reading":
             return language.reading(rng, self.wording)
         if type in ("repeat", "shorten"):
@@ -106,7 +108,6 @@ class ScenesSource:
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
         question = ask(self.scene(index), kind, rng, type, self.wording)
-        easy = kind == "closed" and self.split == "train" and rng.random() < language.EASY
         return language.fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 A tiny language part learns the skill "option text -> letter" and the words of CT reports here, before it meets any
 CT.
 """
+
 import dataclasses
 
 import numpy as np
@@ -94,10 +95,10 @@ SHORTENING: dict[str, tuple[str, ...]] = {
 }
 
 
-def binding(rng: np.random.Generator, wording: str) -> Question:
-    """A closed question that states its answer: what is asked is the letter."""
+def binding(rng: np.random.Generator, wording: str, easy: bool = False) -> Question:
+    """A closed question that states its answer: what is asked is the letter. `easy`: two to four single words."""
     phrases = _phrases(rng)
-    if rng.random() < EASY:
+    if easy:
         words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
         phrases = words[: rng.integers(2, len(LETTERS) + 1)]
     answer, *others = phrases
