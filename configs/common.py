@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
          "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
     )  # fmt: skip
 
-    c.train = ConfigDict({"steps": 600, "batch": 32, "seed": 0, "accumulate": 4})
+    c.train = ConfigDict({"steps": 400, "batch": 32, "seed": 0, "accumulate": 4})
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict({"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42})
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
