@@ -41,13 +41,13 @@ def get_config() -> ConfigDict:
     c.base = "embedded"  # folder of the 2D model or of a converted one; embedded: the package's own; empty: random init
     c.init_from = ""  # a run to start from
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
-    c.max_bad_fraction = 0.0  # share of data items that may fail before a run stops
+    c.max_bad_fraction = 0.0  # share of data items that may fail; drawn data never do
     c.trainable = ()
 
     c.data = ConfigDict()
     c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | labelmap | manifest
     c.data.root = "runs/data"
-    c.data.manifest = ""
+    c.data.manifest = ""  # for data sets of files, whose readers this version lacks
     c.data.volumes = 6000  # drawn for training (phantom)
     c.data.slices = 16
     c.data.size = 64

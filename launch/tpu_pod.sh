@@ -22,9 +22,9 @@ Options (or the environment variable in brackets)
   --spot               create a preemptible VM; a killed run goes on from its last checkpoint
   --dry-run            print the gcloud commands and run none
 
-Hosts of a pod share no disk: give runs, base and data as URLs.
-  launch/tpu_pod.sh run --zone us-west4-a -- --config configs/stage1.py:phi3v --workdir gs://BUCKET/runs/stage1 \
-    --config.base=gs://BUCKET/phi3v --config.data.root=gs://BUCKET/m3d
+Runs, base and data lie on a file system that all hosts mount; URLs are not read yet.
+  launch/tpu_pod.sh run --zone us-west4-a -- --config configs/stage1.py:phi3v --workdir /mnt/shared/runs/stage1 \
+    --config.base=/mnt/shared/phi3v --config.data.root=/mnt/shared/m3d
 TEXT
 }
 
@@ -104,7 +104,7 @@ case $command in
     ;;
   update) send ;;
   run)
-    [ $# -gt 0 ] || fail "Name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir gs://BUCKET/run."
+    [ $# -gt 0 ] || fail "Name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir /mnt/shared/run."
     printf -v arguments '%q ' "$@"
     # On a TPU VM jax.distributed finds the other hosts by itself.
     tpu ssh "$name" --worker=all --command "cd tghmoe && ~/tghmoe-venv/bin/python -m tghmoe_jax.main $arguments"

@@ -14,7 +14,6 @@ from flax import linen as nn
 
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.config import Model, Vision
-from tghmoe_jax.models.router import masked_mean
 from tghmoe_jax.models.tgh_moe import MoE, MoEStats, quick_gelu
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.attention import Mask, attention
@@ -297,8 +296,3 @@ def depth_tables(v: Vision, index: jax.Array, slice_spacing, scale) -> tuple[jax
     scale = r.scale if scale is None else scale
     frequency = r.base ** (-np.arange(0, r.rotary_dim, 2, dtype=np.float32) / r.rotary_dim)
     return rope.tables(position * scale, jnp.asarray(frequency))
-
-
-def pool_valid(features: jax.Array, slab_mask: jax.Array) -> jax.Array:
-    """Masked mean over slabs: (B, D, P, C), (B, D) -> (B, P, C)."""
-    return masked_mean(features, slab_mask, axis=1)
