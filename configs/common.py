@@ -53,7 +53,6 @@ def get_config() -> ConfigDict:
     c.data.size = 64
     c.data.channels = "windows3"  # windows3 | repeat:<window>
     c.data.text_length = 80
-    c.data.binding = 0.3  # scenes: share of text-only "which letter" items among closed questions
     c.data.mixture = ConfigDict({"report": 1, "open": 1, "closed": 2})
 
     c.model = ConfigDict()
@@ -86,7 +85,7 @@ def get_config() -> ConfigDict:
     c.model.aux_findings = True  # the auxiliary finding head: no part of the paper, off at full scale
 
     c.loss = ConfigDict(
-        {"task": (1.0, 3.0), "first_token": 4.0, "balance": 0.05, "z": 0.001, "router": 0.1, "aux": 2.0}
+        {"task": (1.0, 3.0), "first_token": 4.0, "balance": 0.05, "z": 0.001, "router": 0.1, "aux": 20.0}
     )
 
     c.optimizer = ConfigDict(

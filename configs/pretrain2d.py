@@ -13,8 +13,8 @@ from configs import common
 # Phi-3-V's keys; `vision_config` gives the sizes that its own file leaves to CLIP ViT-L/14-336.
 BASE = {
     "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v",
-    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "intermediate_size": 384, "vocab_size": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "intermediate_size": 256, "vocab_size": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "tie_word_embeddings": False,
     "vision_config": {
         "hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 384,
@@ -24,28 +24,17 @@ BASE = {
 
 
 def get_config(arg: str | None = None):
-    preset = common.parse_arg(arg, ("binding", "mixed"))["preset"]
+    common.parse_arg(arg, ())
     c = common.get_config()
     c.base = ""
     c.base_config = ConfigDict(BASE)
     c.trainable = common.STAGE1_TRAINABLE
-    c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000})
-    c.data.mixture.update({"report": 1, "open": 2, "closed": 5})
+    c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000, "text_length": 48})
+    c.data.mixture.update({"report": 1, "open": 3, "closed": 4})
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
     c.optimizer.update({"rate": 2e-3, "decay": 0.01})
-    c.train.update({"steps": 2900, "batch": 64, "accumulate": 4})
+    c.train.update({"steps": 5000, "batch": 64, "accumulate": 4})
     c.checkpoint.every = 300
     c.eval["items"] = 1000
-    if preset == "binding":
-        c.init_from = "runs/pretrain2d"
-        c.data.update({"binding": 1.0, "text_length": 48})
-        c.data.mixture.update({"report": 0, "open": 0, "closed": 1})
-        c.train.update({"steps": 900, "accumulate": 4})
-        c.eval.every = 0
-    if preset == "mixed":
-        c.init_from = "runs/pretrain2d-binding"
-        c.data.binding = 0.4
-        c.optimizer.rate = 1e-3
-        c.train.steps = 1500
     return c

@@ -61,61 +61,48 @@ def test_an_unknown_inflation_is_named():
         adapt.inflate_patch(np.zeros((7, 7, 3, 12)), 2, "mean")
 
 
-def test_every_expert_of_every_group_is_the_dense_ffn(base):
-    flat, new = adapt.upcycle(base, LAYERS, G, E)
-    assert new == [f"vision/block_{i}/moe/router/{s}/kernel" for i in LAYERS for s in "xt"]
-    assert flat["vision/block_2/moe/experts/fc1/kernel"].shape == (G, E, 12, 20)
-    for i in LAYERS:
-        for leaf in ("fc1/kernel", "fc1/bias", "fc2/kernel", "fc2/bias"):
-            experts, dense = flat[f"vision/block_{i}/moe/experts/{leaf}"], base[f"vision/block_{i}/mlp/{leaf}"]
-            assert all(np.array_equal(experts[g, e], dense) for g in range(G) for e in range(E))
-            assert f"vision/block_{i}/mlp/{leaf}" not in flat
-    assert flat["vision/block_1/mlp/fc1/kernel"] is base["vision/block_1/mlp/fc1/kernel"]
+def test_stage_1_reuses_inflates_and_upcycles_every_leaf_of_the_base(base):
+    shapes = with_experts(base, 1)
+    loaded, report = adapt.assemble(shapes, base)
+    routers = {path for path in shapes if "/router/" in path}
+    assert set(report.of("new")) == {*routers, "task_router/proj/kernel"} and len(routers) == 2 * len(LAYERS)
+    assert report.of("inflated") == ["vision/patch/kernel"]
+    inflated = adapt.inflate_patch(base["vision/patch/kernel"], 2, "average")
+    assert np.array_equal(loaded["vision/patch/kernel"], inflated)
+    for path in report.of("reused"):
+        assert loaded[path] is base[path]
+    upcycled = report.of("upcycled")
+    assert len(upcycled) == 4 * len(LAYERS)
+    for path in upcycled:  # every expert is the dense FFN
+        dense = base[path.replace("/moe/experts/", "/mlp/")]
+        assert loaded[path].shape == (1, E, *dense.shape)
+        assert all(np.array_equal(loaded[path][0, e], dense) for e in range(E))
+    assert report.parameters["upcycled"] == len(LAYERS) * E * (12 * 20 + 20 + 20 * 12 + 12)
+    assert sum(report.parameters.values()) == sum(np.prod(shape) for shape in shapes.values())
 
 
-def test_stage_2_copies_experts_and_token_routers_and_nothing_else(base):
-    stage1, new = adapt.upcycle(base, LAYERS, 1, E)
+def test_stage_2_copies_experts_and_token_routers_per_task_and_nothing_else(base):
     rng = np.random.default_rng(0)
-    stage1 |= {path: rng.standard_normal((1, 12, E)) for path in new}
-    stage2 = adapt.split_groups(stage1, G)
+    stage1 = {path: rng.standard_normal(shape) for path, shape in with_experts(base, 1).items()}
+    loaded, report = adapt.assemble(with_experts(base, G), stage1, adapt.NEW_FROM_STAGE1)
+    assert report.of("new") == ["task_router/head/kernel"]
+    assert set(report.of("copied per task")) == {path for path in stage1 if "/moe/" in path}
+    assert set(loaded) == set(stage1)
     for path, leaf in stage1.items():
         if "/moe/" in path:
-            assert stage2[path].shape == (G, *leaf.shape[1:])
-            assert all(np.array_equal(stage2[path][g], leaf[0]) for g in range(G))
+            assert loaded[path].shape == (G, *leaf.shape[1:])
+            assert all(np.array_equal(loaded[path][g], leaf[0]) for g in range(G))
         else:
-            assert stage2[path] is leaf
+            assert loaded[path] is leaf
 
 
 def test_with_a_task_ffn_stage_2_leaves_token_experts_shared():
     stage1 = {"vision/block_1/moe/experts/fc1/bias": np.ones((1, E, 20)),
               "vision/block_2/task_ffn/experts/fc1/bias": np.ones((1, 1, 20))}  # fmt: skip
-    for topology in ("stacked", "parallel"):
-        stage2 = adapt.split_groups(stage1, G, topology)
-        assert [leaf.shape for leaf in stage2.values()] == [(1, E, 20), (G, 1, 20)]
-
-
-def test_assembling_stage_1_from_the_base_equals_inflating_and_upcycling(base):
-    loaded, report = adapt.assemble(with_experts(base, 1), base)
-    expected, new = adapt.upcycle(base, LAYERS, 1, E)
-    expected["vision/patch/kernel"] = adapt.inflate_patch(base["vision/patch/kernel"], 2, "average")
-    assert set(loaded) == set(expected)
-    assert all(np.array_equal(loaded[path], expected[path]) for path in loaded)
-    assert report.of("inflated") == ["vision/patch/kernel"]
-    assert len(report.of("upcycled")) == 4 * len(LAYERS)
-    assert set(report.of("new")) == {*new, "task_router/proj/kernel"}
-    assert report.parameters["upcycled"] == len(LAYERS) * E * (12 * 20 + 20 + 20 * 12 + 12)
-    assert sum(report.parameters.values()) == sum(np.prod(shape) for shape in with_experts(base, 1).values())
-
-
-def test_assembling_stage_2_from_stage_1_equals_the_copy_rule(base):
-    rng = np.random.default_rng(0)
-    stage1 = {path: rng.standard_normal(shape) for path, shape in with_experts(base, 1).items()}
-    loaded, report = adapt.assemble(with_experts(base, G), stage1, adapt.NEW_FROM_STAGE1)
-    expected = adapt.split_groups(stage1, G)
-    assert set(loaded) == set(expected)
-    assert all(np.array_equal(loaded[path], expected[path]) for path in loaded)
-    assert report.of("new") == ["task_router/head/kernel"]
-    assert len(report.of("copied per task")) == 6 * len(LAYERS)
+    shapes = {path: ((1, E, 20) if "/moe/" in path else (G, 1, 20)) for path in stage1}
+    loaded, report = adapt.assemble(shapes, stage1, adapt.NEW_FROM_STAGE1)
+    assert [leaf.shape for leaf in loaded.values()] == [(1, E, 20), (G, 1, 20)]
+    assert report.of("copied per task") == ["vision/block_2/task_ffn/experts/fc1/bias"]
 
 
 def test_stage_2_with_one_expert_per_task_upcycles_the_dense_ffn_of_stage_1(base):

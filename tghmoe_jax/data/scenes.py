@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from tghmoe_jax.data import scenes_language as language
+from tghmoe_jax.data import binding
 from tghmoe_jax.data.samples import Kind, Question
 from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, draw
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
@@ -19,9 +19,6 @@ from tghmoe_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 WORDINGS = ("seen", "unseen")  # `unseen` wordings never occur in training
-TEXT_TYPES = {"closed": "binding", "open": "reading", "report": "repeat"}  # items whose answer stands in the text
-TEXT_SHARE = {"closed": 0.3, "open": 0.15, "report": 0.2}  # of the items of a kind, in the training split only
-
 _FORMS = (*SHAPES, DOT)
 AUX_NAMES: tuple[str, ...] = (
     *(f"shape:{s}" for s in _FORMS),
@@ -49,18 +46,14 @@ _AUX_INDEX = {name: i for i, name in enumerate(AUX_NAMES)}
 class ScenesSource:
     """`samples.Source` over scenes. Picture `i` of a (split, seed) is always the same; splits share none.
 
-    `question` knows the types SCENE_TYPES (open or closed), `binding` (closed), `reading` (open), `report` (a caption)
-    and `repeat` (a report). Every picture answers every type. `binding` replaces the share of binding items among the
-    closed questions of the training split.
+    `question` knows the types SCENE_TYPES (open or closed), `binding` (closed) and `report` (a caption). Every picture
+    answers every type.
     """
 
     aux_names = AUX_NAMES
     types = SCENE_TYPES
 
-    def __init__(
-        self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", binding: float | None = None
-    ):  # fmt: skip
-        self.text_share = TEXT_SHARE | ({} if binding is None else {"closed": binding})
+    def __init__(self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen"):
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
         if wording not in WORDINGS:
@@ -94,21 +87,15 @@ class ScenesSource:
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
         """A request about picture `index`; without `type`, `rng` draws it, and half of the closed ones train on fewer
         options."""
-        easy = type is None and kind == "closed" and self.split == "train" and rng.random() < language.EASY
-        if type is None:
-            text_only = self.split == "train" and rng.random() < self.text_share[kind]
-            type = TEXT_TYPES[kind] if text_only else "report" if kind == "report" else pick(rng, SCENE_TYPES)
-        if type == "binding":
-            return language.binding(rng, self.wording, easy)
-        if type == "reading":
-            return language.reading(rng, self.wording)
-        if type in ("repeat", "shorten"):
-            return language.repeating(rng, self.wording)
+        trained = type is None and kind == "closed" and self.split == "train"
+        easy = trained and rng.random() < binding.EASY
+        if type == "binding" or trained and rng.random() < binding.SHARE:
+            return binding.ask(rng, self.wording, easy)
         if kind == "report":
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
-        question = ask(self.scene(index), kind, rng, type, self.wording)
-        return language.fewer_choices(question, rng) if easy else question
+        question = ask(self.scene(index), kind, rng, type or pick(rng, SCENE_TYPES), self.wording)
+        return binding.fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,), 1 where the label of `aux_names` holds."""

@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
-SHAPES = ("disc", "oval", "square", "diamond", "triangle", "ring", "cross", "bar", "crescent")
-SOLID = SHAPES[:5]  # may hold a mark
+SHAPES = ("disc", "square", "triangle", "ring", "cross", "bar")
+SOLID = SHAPES[:3]  # may hold a mark
 DOT = "dot"  # a shape too small for its outline to be told
 MARKS = ("bright spot", "dark spot", "small cross", "small ring")
 TEXTURES = ("plain", "striped", "dotted", "checked", "noisy", "shaded")
@@ -59,7 +59,6 @@ class Look:
     turn: float
     noise: float
     soft: float
-    blur: bool
     frame: float | None  # level outside a round body, or None
     shading: tuple[float, float]
     offset: int  # into the noise
@@ -70,12 +69,8 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     a, b = np.abs(u), np.abs(v)
     if shape in ("disc", DOT, "bright spot", "dark spot"):
         return r - np.hypot(u, v)
-    if shape == "oval":
-        return 0.56 * r * (1 - np.hypot(u / r, v / (0.56 * r)))
     if shape == "square":
         return 0.86 * r - np.maximum(a, b)
-    if shape == "diamond":
-        return 0.72 * (1.12 * r - a - b)
     if shape == "triangle":
         return np.minimum(0.62 * r - v, 0.62 * r - 0.87 * a + 0.5 * v)
     if shape in ("ring", "small ring"):
@@ -86,8 +81,6 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
         return np.maximum(np.minimum(width - a, r - b), np.minimum(width - b, r - a))
     if shape == "bar":
         return np.minimum(r - a, max(0.22 * r, 1.0) - b)
-    if shape == "crescent":
-        return np.minimum(r - np.hypot(u, v), np.hypot(u - 0.55 * r, v) - 0.8 * r)
     raise ValueError(shape)
 
 
@@ -102,9 +95,6 @@ def draw(items: list[Item], look: Look, size: int = UNIT) -> np.ndarray:
             _paint(picture, m.kind, m.centre, m.radius, 0.0, m.levels, min(look.soft, 1.2), scale)
     rows = np.linspace(-1, 1, size, dtype=np.float32)
     picture += (np.float32(look.shading[0]) * rows)[:, None, None] + (np.float32(look.shading[1]) * rows)[None, :, None]
-    if look.blur:
-        picture[1:-1] += 0.25 * (picture[2:] - 2 * picture[1:-1] + picture[:-2])
-        picture[:, 1:-1] += 0.25 * (picture[:, 2:] - 2 * picture[:, 1:-1] + picture[:, :-2])
     count = picture.size
     start = look.offset % (len(_NOISE) - count) if count < len(_NOISE) else 0
     noise = _NOISE[start : start + count] if count < len(_NOISE) else np.resize(_NOISE, count)

@@ -9,10 +9,10 @@ from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Ite
 
 COUNTS = ("one", "two", "three", "four")
 SIZES = {
-    "tiny": (2.6, 3.4),
-    "small": (5.0, 6.4),
-    "medium": (8.5, 10.5),
-    "large": (13.5, 16.0),
+    "tiny": (3.0, 4.0),
+    "small": (6.0, 7.2),
+    "medium": (9.5, 11.0),
+    "large": (14.5, 17.0),
 }  # radius in pixels of 64
 PLACES = (
     "upper left",
@@ -41,6 +41,7 @@ COLOURS = {
 GREYS = {"black": 12, "dark grey": 88, "light grey": 166, "white": 243}  # names of brightness
 GREY_ODDS = (0.1, 0.4, 0.4, 0.1)  # the middle ones seldom stand out enough and are drawn again
 FIRST_SIZES, OTHER_SIZES = (0.0, 0.6, 0.2, 0.2), (0.36, 0.28, 0.18, 0.18)
+COUNT_CHANCES = (0.28, 0.28, 0.22, 0.22)
 NO_MARK = 0.15  # of the shapes that could hold one
 CONTRAST = 60  # least difference between a shape and what is behind it, in the channel where it is greatest
 
@@ -48,9 +49,7 @@ _CENTRES = ((12.0, 18.0), (29.0, 35.0), (45.0, 51.0))  # rows or columns of the 
 _OFFSETS = {
     "disc": (0.52, 0.52),
     "square": (0.5, 0.5),
-    "diamond": (0.46, 0.46),
     "triangle": (0.3, 0.34),
-    "oval": (0.56, 0.32),
 }
 
 
@@ -74,9 +73,9 @@ class Scene:
 
 def sample(rng: np.random.Generator) -> Scene:
     """A random scene of one to four shapes."""
-    mode = rng.choice(3, p=(0.45, 0.25, 0.30))  # coloured, grey, every channel on its own
+    mode = int(rng.random() < 0.35)  # coloured or grey
     look = _look(rng, mode)
-    count = 1 + int(rng.integers(4))
+    count = 1 + int(rng.choice(len(COUNTS), p=COUNT_CHANCES))
     items: list[Item] = []
     free = [PLACES[i] for i in rng.permutation(len(PLACES))]
     while len(items) < count:
@@ -108,19 +107,19 @@ def extremes(items: Sequence[Item]) -> dict[str, Item]:
 
 def _repainted(rng: np.random.Generator, look: Look, item: Item) -> Item:
     """The item in a grey level that has a name, so that the scene has an answer about brightness."""
-    levels, colour = _colour(rng, 1, look, named=True)
-    mark = _mark(rng, item.shape, item.size, item.centre, item.radius, item.turn, levels)
+    levels, colour = _colour(rng, 1, look)
+    mark = _mark(rng, item.shape, item.size, item.centre, item.radius, levels)
     return dataclasses.replace(item, levels=levels, colour=colour, mark=mark)
 
 
 def _look(rng: np.random.Generator, mode: int) -> Look:
-    base = rng.uniform(12, 243, 3) if mode == 2 else np.full(3, rng.uniform(12, 243))
+    base = np.full(3, rng.uniform(12, 243))
     if mode == 0:
         base = np.clip(base + rng.uniform(-28, 28, 3), 5, 250)
     texture = TEXTURES[rng.integers(len(TEXTURES))]
-    away = np.where(base < 128, 1, -1) * rng.uniform(30, 55)
+    away = np.where(base < 128, 1, -1) * rng.uniform(45, 60)
     other = base + away * (1.3 if texture == "shaded" else 1)
-    noise = rng.uniform(26, 38) if texture == "noisy" else rng.uniform(2, 10)
+    noise = rng.uniform(26, 38) if texture == "noisy" else rng.uniform(1, 5)
     return Look(
         texture=texture,
         levels=tuple(base.tolist()),
@@ -128,10 +127,9 @@ def _look(rng: np.random.Generator, mode: int) -> Look:
         period=float(rng.uniform(12, 18) if texture in ("dotted", "checked") else rng.uniform(6, 12)),
         turn=float(rng.uniform(0, 2 * np.pi)),
         noise=float(noise),
-        soft=float(rng.uniform(0.8, 2.2)),
-        blur=bool(rng.random() < 0.35),
-        frame=float(rng.uniform(0, 255) if rng.random() < 0.3 else rng.uniform(0, 20)) if rng.random() < 0.3 else None,
-        shading=tuple((rng.uniform(-7, 7, 2)).tolist()),
+        soft=float(rng.uniform(0.8, 1.6)),
+        frame=float(rng.uniform(0, 255) if rng.random() < 0.3 else rng.uniform(0, 20)) if rng.random() < 0.15 else None,
+        shading=tuple((rng.uniform(-5, 5, 2)).tolist()),
         offset=int(rng.integers(1 << 20)),
     )
 
@@ -142,7 +140,7 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], fr
     names = list(SIZES)
     # The first item is never tiny (its shape can be told), and mostly one that can hold a mark.
     holder = rng.random() < (0.85 if first else 0.15)
-    size = names[rng.choice(4, p=(0.0, 0.1, 0.5, 0.4) if holder and first else FIRST_SIZES if first else OTHER_SIZES)]
+    size = names[rng.choice(4, p=(0.0, 0.0, 0.5, 0.5) if holder and first else FIRST_SIZES if first else OTHER_SIZES)]
     while True:
         for place in free:
             radius = float(rng.uniform(*SIZES[size]))
@@ -154,9 +152,9 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], fr
                 else:
                     taken = items[0].shape if items else ""
                     shape = _pick(rng, [s for s in (SOLID if holder else SHAPES) if s != taken])
-                levels, colour = _colour(rng, mode, look, named=first)
+                levels, colour = _colour(rng, mode, look)
                 turn = _turn(rng, shape)
-                mark = _mark(rng, shape, size, (row, column), radius, turn, levels)
+                mark = _mark(rng, shape, size, (row, column), radius, levels)
                 return Item(shape, size, place, colour, (row, column), radius, turn, levels, mark)
         size = names[names.index(size) - 1]  # a tiny one always fits somewhere
 
@@ -167,28 +165,21 @@ def _within(rng: np.random.Generator, band: tuple[float, float], radius: float) 
 
 
 def _turn(rng: np.random.Generator, shape: str) -> float:
-    if shape == "oval":
-        return float(rng.integers(2) * np.pi / 2)
-    if shape in ("square", "diamond", "triangle", "cross"):
+    if shape in ("square", "triangle", "cross"):
         return float(rng.uniform(-0.15, 0.15))
-    return float(rng.uniform(0, 2 * np.pi)) if shape in ("bar", "crescent") else 0.0
+    return float(rng.uniform(0, 2 * np.pi)) if shape == "bar" else 0.0
 
 
-def _colour(rng: np.random.Generator, mode: int, look: Look, named: bool) -> tuple[tuple[float, float, float], str]:
-    """Levels that stand out from the background, and the colour's name or, for arbitrary channels, none."""
+def _colour(rng: np.random.Generator, mode: int, look: Look) -> tuple[tuple[float, float, float], str]:
+    """Levels that stand out from the background, and the colour's name."""
     for _ in range(20):
         if mode == 1:
             name = tuple(GREYS)[rng.choice(len(GREYS), p=GREY_ODDS)]
             levels, name = np.full(3, GREYS[name]) + rng.uniform(-10, 10), name.split()[-1]
-        elif mode == 2 and not (named or rng.random() < 0.5):
-            levels, name = rng.uniform(0, 255, 3), ""
         else:
             name = _pick(rng, tuple(COLOURS))
             base = GREYS[_pick(rng, ("dark grey", "light grey"))] if name == "grey" else COLOURS[name]
             levels = base + rng.uniform(-14, 14, 3)
-        # Half the time an unnamed item shows in one or two channels only.
-        if not name and rng.random() < 0.5:
-            levels = np.where(rng.permutation(3) < 1 + rng.integers(2), look.levels, levels)
         if all(np.abs(levels - behind).max() >= CONTRAST for behind in (look.levels, look.other)):
             break
     else:
@@ -197,7 +188,7 @@ def _colour(rng: np.random.Generator, mode: int, look: Look, named: bool) -> tup
     return tuple(np.clip(levels, 0, 255).tolist()), name
 
 
-def _mark(rng, shape, size, centre, radius, turn, levels) -> Mark | None:
+def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
     """Something inside a large enough solid shape, or nothing."""
     if shape not in SOLID or size not in ("medium", "large") or rng.random() < NO_MARK:
         return None
@@ -208,18 +199,16 @@ def _mark(rng, shape, size, centre, radius, turn, levels) -> Mark | None:
     kind = kinds[rng.choice(len(kinds), p=odds / odds.sum())]
     side = _pick(rng, SIDES)
     along, across = _OFFSETS[shape]
-    if turn > 1:  # an upright oval
-        along, across = across, along
     down = {"upper": -across, "lower": across}.get(side, 0.0) * radius
     right = {"left": -along, "right": along}.get(side, 0.0) * radius
     if shape == "triangle":
         down += 0.1 * radius  # its wide part is below
     if kind.endswith("spot"):
         bright = kind == "bright spot"
-        mark_radius = float(np.clip(0.2 * radius, 1.9, 3.2))
+        mark_radius = float(np.clip(0.25 * radius, 2.6, 4.0))
     else:
         bright = sum(levels) < 3 * 128
-        mark_radius = float(np.clip(0.28 * radius, 2.6, 4.0))
+        mark_radius = float(np.clip(0.36 * radius, 3.6, 5.6))
     level = rng.uniform(232, 255, 3) if bright else rng.uniform(0, 22, 3)
     return Mark(kind, side, (centre[0] + down, centre[1] + right), mark_radius, tuple(level.tolist()))
 

@@ -11,21 +11,19 @@ from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Ite
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES, Scene, extremes, level_name
 from tghmoe_jax.data.scenes_wording import QUESTIONS
 
-SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside", "relation")
+SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside")
 NOTHING, NONE = "nothing", "none"
-DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (row, column) bands
 # Odds of a wrong option. The likelier an answer is true in a random scene, the more often it must be shown where it
 # is false.
-SHAPE_ODDS = {shape: 4.6 if shape in SOLID else 1.0 for shape in SHAPES}
+SHAPE_ODDS = {shape: 7.0 if shape in SOLID else 1.0 for shape in SHAPES}
 _GREY_COLOURS = ("black", "grey", "white")
 COLOUR_ODDS = {colour: 1.0 for colour in COLOURS} | {"black": 2.5, "grey": 3.4, "white": 2.3}
 PLACE_ODDS = {
     place: 1.4 if " " in place and "middle" not in place else 0.7 if place == "middle" else 1.0 for place in PLACES
 }
-SIZE_PICK = {"tiny": 2.2, "small": 1.3, "medium": 0.85, "large": 1.1}  # which size of a picture is asked about
-_BANDS = {place: divmod(i, 3) for i, place in enumerate(PLACES)}
+SIZE_PICK = {"tiny": 2.2, "small": 2.2, "medium": 0.85, "large": 1.1}  # which size of a picture is asked about
 
-CAPTION_WORDS = 38  # words and full stops of a caption
+CAPTION_WORDS = 28  # words and full stops of a caption
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator, type: str, wording: str) -> Question:
@@ -116,69 +114,6 @@ def _inside(scene: Scene, rng: np.random.Generator):
     return "side", {"x": _described(scene, item, rng, ""), "k": kind}, answer, _others(rng, (*SIDES, NONE), answer)
 
 
-def _relation(scene: Scene, rng: np.random.Generator):
-    named = _named(scene)
-    pairs = [(a, b) for a in named for b in named if a is not b]
-    straight = [
-        (a, b, d) for a, b in pairs for d in DIRECTIONS if _lies(a.place, b.place, d) and 0 in _step(a.place, b.place)
-    ]
-    near, alone = _neighbours(scene)
-    if len(scene.items) == 1:
-        item = scene.items[0]
-        for direction in DIRECTIONS:
-            if _lies(item.place, "middle", direction) and 0 in _step(item.place, "middle"):
-                x = _described(scene, item, rng, "place")
-                return (
-                    "direction",
-                    {"x": x, "y": "middle of the picture"},
-                    direction,
-                    _others(rng, tuple(DIRECTIONS), direction),
-                )
-    elif straight and (rng.random() < 0.3 or not near):
-        a, b, direction = pick(rng, straight)
-        x, y = (_described(scene, i, rng, "place") for i in (a, b))
-        return "direction", {"x": x, "y": y}, direction, _others(rng, tuple(DIRECTIONS), direction)
-    asked = "place"
-    if not near:
-        near = alone
-    if not near:  # every item that can be named is in the midst of others, aslant
-        near, asked = [(NOTHING, b, d) for b in scene.items for d in DIRECTIONS if not _beyond(scene, b, d)], ""
-    answer, item, direction = pick(rng, near)
-    x = _described(scene, item, rng, asked)
-    odds = {shape: chance for shape, chance in SHAPE_ODDS.items() if shape not in x}
-    others = _others(rng, odds, answer, {i.shape for i in scene.items})
-    return "neighbour", {"x": x, "d": direction}, answer, others if answer == NOTHING else [NOTHING, *others[:2]]
-
-
-def _neighbours(scene: Scene) -> tuple[list, list]:
-    """(answer, item, direction) where one nameable shape lies in that direction of an item, and where nothing does."""
-    unique = scene.unique_shapes()
-    near, alone = [], []
-    for item in _named(scene):
-        for direction in DIRECTIONS:
-            there = _beyond(scene, item, direction)
-            if not there:
-                alone.append((NOTHING, item, direction))
-            elif len(there) == 1 and there[0].shape != DOT and any(there[0] is i for i in unique):
-                near.append((there[0].shape, item, direction))
-    return near, alone
-
-
-def _beyond(scene: Scene, item: Item, direction: str) -> list[Item]:
-    return [a for a in scene.items if a is not item and _lies(a.place, item.place, direction)]
-
-
-def _step(a: str, b: str) -> tuple[int, int]:
-    """Signs of the way (down, right) from place b to place a."""
-    return tuple(int(np.sign(p - q)) for p, q in zip(_BANDS[a], _BANDS[b], strict=True))
-
-
-def _lies(a: str, b: str, direction: str) -> bool:
-    """Whether place a is in that direction of place b, however far aside."""
-    axis = 0 if DIRECTIONS[direction][0] else 1
-    return _step(a, b)[axis] == DIRECTIONS[direction][axis]
-
-
 _ASKERS = {
     "shape": _shape,
     "colour": _colour,
@@ -188,7 +123,6 @@ _ASKERS = {
     "brightness": _brightness,
     "texture": _texture,
     "inside": _inside,
-    "relation": _relation,
 }
 
 

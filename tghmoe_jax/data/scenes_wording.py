@@ -1,6 +1,6 @@
 """How scenes are asked about: `seen` wordings for training, `unseen` ones that training never meets."""
 
-# {x} is a shape as "red shape" or "shape on the left", {y} another, {k} what a shape contains, {d} a direction.
+# {x} is a shape as "red shape" or "shape on the left", {k} what a shape contains.
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
         "seen": (
@@ -108,23 +108,6 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Name the side of the {k} in the {x}.",
         ),
         "unseen": ("At what end of the {x} does the {k} lie?", "Localise the {k} within the {x}."),
-    },
-    "neighbour": {
-        "seen": (
-            "Which shape is {d} the {x}?",
-            "What is {d} the {x}?",
-            "What shape lies {d} the {x}?",
-            "Name the shape {d} the {x}.",
-        ),
-        "unseen": ("What figure is found {d} the {x}?",),
-    },
-    "direction": {
-        "seen": (
-            "Where does the {x} lie from the {y}?",
-            "Where is the {x} seen from the {y}?",
-            "In which direction from the {y} is the {x}?",
-        ),
-        "unseen": ("How does the {x} lie next to the {y}?",),
     },
 }
 CAPTION_REQUESTS: dict[str, tuple[str, ...]] = {

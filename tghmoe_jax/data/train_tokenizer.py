@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from tghmoe_jax.data import scenes_language as language
+from tghmoe_jax.data import binding
 from tghmoe_jax.data.phantom_report import FINDING, HEALTHY, NEGATIVE, TECHNIQUE
 from tghmoe_jax.data.phantom_text import ANSWER_PHRASES, QUESTIONS, REPORT_REQUESTS
 from tghmoe_jax.data.samples import LETTERS
@@ -87,7 +87,7 @@ def embedded_words() -> list[str]:
     for phrase in ANSWER_PHRASES:
         add(" " + phrase)
         add(" " + phrase.capitalize())
-    for word in (*language.CT_WORDS, *language.CT_THINGS, *language.CT_ADJECTIVES):
+    for word in (*binding.CT_WORDS, *binding.CT_THINGS, *binding.CT_ADJECTIVES):
         add(" " + word)
     for wording in ("seen", "unseen"):
         source = ScenesSource("train", TEXTS, wording=wording)

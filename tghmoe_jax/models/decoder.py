@@ -109,7 +109,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         d, param_dtype = self.cfg.decoder, jnp.dtype(self.cfg.param_dtype)
-        self.embed = nn.Embed(d.vocab, d.width, param_dtype=param_dtype, embedding_init=nn.initializers.normal(0.02))
+        self.embed = nn.Embed(d.vocab, d.width, param_dtype=param_dtype, embedding_init=nn.initializers.normal(0.5))
         body = DecoderPeriod if self.cfg.remat == "none" else nn.remat(DecoderPeriod, policy=REMAT[self.cfg.remat])
         self.layers = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True},

@@ -258,7 +258,7 @@ class ViT3D(nn.Module):
         kernel = PatchKernel((v.patch_depth, p, p, 3, v.width), param_dtype, name="patch")()
         patches = pixels @ kernel.astype(dtype).reshape(-1, v.width)
         cls = self.param("cls", init, (v.width,), param_dtype).astype(dtype)
-        pos = self.param("pos", init, (grid * grid + 1, v.width), param_dtype).astype(dtype)
+        pos = self.param("pos", nn.initializers.normal(0.3), (grid * grid + 1, v.width), param_dtype).astype(dtype)
         cls = jnp.broadcast_to(cls, (batch, slabs, 1, v.width))
         x = jnp.concatenate([cls, patches], axis=2) + pos
         norm = nn.LayerNorm(epsilon=v.eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name="pre_ln")

@@ -9,7 +9,7 @@ Axis legend: p patch, d patch depth, C width, G task groups, E experts.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -29,12 +29,6 @@ NEW_FROM_BASE = (
 )
 # Leaves that stage 2 adds to stage 1: the task head; with one group there is no decision to make.
 NEW_FROM_STAGE1 = (r"task_router/(head|image_ln|image_proj)/.+",)
-# What stage 2 copies once per task, by topology; token experts stay shared where a task FFN exists.
-TASK_LEAVES = {
-    "nested": r"vision/block_\d+/moe/(experts|router)/.+",
-    "stacked": r"vision/block_\d+/task_ffn/(experts|router)/.+",
-    "parallel": r"vision/block_\d+/task_ffn/(experts|router)/.+",
-}
 
 
 def inflate_patch(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:
@@ -63,29 +57,6 @@ def as_2d(flat: Flat) -> dict[str, np.ndarray]:
     if kernel is not None and len(kernel.shape) == 5 and kernel.shape[0] == 1:
         result["vision/patch/kernel"] = kernel[0]
     return result
-
-
-def upcycle(flat: Flat, layers: Sequence[int], groups: int, experts: int, part: str = "moe"):
-    """Dense FFNs of `layers` -> identical experts (G, E, ...) under `part` (sparse upcycling, model-spec 4.4).
-
-    Returns (flat without those FFNs but with the experts, names of the router leaves still to be initialised).
-    """
-    block = re.compile(rf"(vision/block_(?:{'|'.join(map(str, layers)) or '(?!)'}))/mlp/(.+)")
-    result, new = {}, []
-    for path, leaf in flat.items():
-        if match := block.fullmatch(path):
-            path, leaf = f"{match[1]}/{part}/experts/{match[2]}", np.broadcast_to(leaf, (groups, experts, *leaf.shape))
-        result[path] = leaf
-    if experts > 1:
-        new = [f"vision/block_{i}/{part}/router/{source}/kernel" for i in layers for source in "xt"]
-    return result, new
-
-
-def split_groups(flat: Flat, groups: int, topology: str = "nested") -> dict[str, np.ndarray]:
-    """Stage 1 -> stage 2: the single group's leaves are copied for every task, all else stays (model-spec 4.6, I13)."""
-    rule = re.compile(TASK_LEAVES[topology])
-    return {path: per_group(leaf, (groups, *leaf.shape[1:])) if rule.fullmatch(path) else leaf
-            for path, leaf in flat.items()}  # fmt: skip
 
 
 def per_group(leaf: np.ndarray, shape: Shape) -> np.ndarray | None:

@@ -1,22 +1,17 @@
-"""Items about text alone, asked beside a random picture: option letters, reading, repeating and shortening reports.
+"""Closed questions that state their answer, asked beside a random picture: what is asked is the letter.
 
-A tiny language part learns the skill "option text -> letter" and the words of CT reports here, before it meets any
-CT.
+A tiny language part learns the skill "option text -> letter" and the words of CT answers here, before it meets any CT.
 """
 
 import dataclasses
 
 import numpy as np
 
-from tghmoe_jax.data.phantom import plan
-from tghmoe_jax.data.phantom_report import report, where
-from tghmoe_jax.data.phantom_text import ANSWER_PHRASES, NONE, QUESTIONS
+from tghmoe_jax.data.phantom_text import ANSWER_PHRASES
 from tghmoe_jax.data.samples import LETTERS, Question
 from tghmoe_jax.data.scenes_draw import MARKS, SHAPES, TEXTURES
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIZES
 from tghmoe_jax.data.scenes_text import pick, shuffled
-
-_TRUTH_SEEDS = 10**12  # far from the seeds of any phantom volume
 
 SCENE_PHRASES = tuple(
     dict.fromkeys((*SHAPES, *MARKS, *TEXTURES, *COLOURS, *COUNTS, *GREYS, *PLACES, *SIZES, "nothing", "none"))
@@ -53,11 +48,12 @@ PHASE_PHRASES = (
     "lung window",
     "bone window",
 )
-COMMON_PHRASES = (*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)
+COMMON_PHRASES = tuple(dict.fromkeys((*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)))
 WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
-EASY = 0.5  # share of closed training items with fewer options: they show first what a letter is for
+SHARE = 0.4  # of the closed pretraining items
+EASY = 0.5  # share of closed pretraining items with fewer options: they show first what a letter is for
 
-BINDING: dict[str, tuple[str, ...]] = {
+REQUESTS: dict[str, tuple[str, ...]] = {
     "seen": (
         "The answer is {x}. Which letter?",
         "Which letter is {x}?",
@@ -72,37 +68,16 @@ BINDING: dict[str, tuple[str, ...]] = {
     ),
     "unseen": ("Select the choice that says {x}.", "Find {x} in the list."),
 }
-READING: dict[str, tuple[str, ...]] = {
-    "seen": ("Text: {t} Question: {q}", "Report: {t} Question: {q}", "{t} {q}", "{q} Text: {t}"),
-    "unseen": ("Given that {t} {q}",),
-}
-REPEATING: dict[str, tuple[str, ...]] = {
-    "seen": (
-        "Report: {t} Write the report again.",
-        "Repeat this report: {t}",
-        "Please write this again: {t}",
-        "Say the report again. Report: {t}",
-    ),
-    "unseen": ("Copy the following: {t}",),
-}
-SHORTENING: dict[str, tuple[str, ...]] = {
-    "seen": (
-        "Report: {t} Give the abnormal findings.",
-        "Report: {t} Which lesions are reported?",
-        "Write the lesions of this report: {t}",
-    ),
-    "unseen": ("Shorten: {t}",),
-}
 
 
-def binding(rng: np.random.Generator, wording: str, easy: bool = False) -> Question:
+def ask(rng: np.random.Generator, wording: str, easy: bool = False) -> Question:
     """A closed question that states its answer: what is asked is the letter. `easy`: two to four single words."""
     phrases = _phrases(rng)
     if easy:
         words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
         phrases = words[: rng.integers(2, len(LETTERS) + 1)]
     answer, *others = phrases
-    text = pick(rng, BINDING[wording]).format(x=answer)
+    text = pick(rng, REQUESTS[wording]).format(x=answer)
     return Question("vqa", "closed", "binding", text, shuffled(rng, [answer, *others]), answer)
 
 
@@ -136,51 +111,3 @@ def _phrases(rng: np.random.Generator) -> list[str]:
             found[f"{a} {n}" if rng.random() < 0.8 or shared < 2 else n] = None
         return list(found)
     return [pool[i] for i in rng.choice(len(pool), len(LETTERS), replace=False)]
-
-
-def reading(rng: np.random.Generator, wording: str) -> Question:
-    """An open question whose answer stands in the CT sentences it quotes."""
-    truth, sentences = _report(rng)
-    type = pick(rng, ("plane", "phase", "location", "location", "organ", "abnormality"))
-    quoted = [sentences[0]] if type in ("plane", "phase") else sentences[:3]
-    lesions = truth.lesions
-    asked = pick(rng, QUESTIONS[type][wording])
-    if type in ("plane", "phase"):
-        answer = getattr(truth, type)
-        quoted = sentences[: 1 + rng.integers(2)]
-    elif not lesions:
-        answer, asked = (
-            NONE,
-            asked.format(lesion=pick(rng, ("lung nodule", "liver mass", "kidney cyst", "rib fracture"))),
-        )
-    else:
-        lesion = lesions[rng.integers(len(lesions))]
-        quoted = [s for s in sentences[1:] if lesion.lesion in s and where(lesion) in s]
-        if type == "location" and len(sentences) > 2:
-            quoted = sentences[1:3] if quoted[0] in sentences[1:3] else quoted
-        answer = {"location": where(lesion), "organ": lesion.organ, "abnormality": lesion.kind}[type]
-        asked = asked.format(lesion=lesion.kind)
-    text = pick(rng, READING[wording]).format(t=" ".join(quoted), q=asked)
-    return Question("vqa", "open", "reading", text, (), answer)
-
-
-def repeating(rng: np.random.Generator, wording: str) -> Question:
-    """A report to be said again, or cut down to its abnormal findings."""
-    truth, sentences = _report(rng)
-    sentences = sentences[: 2 + len(truth.lesions)]
-    if rng.random() < 0.5:
-        start = rng.integers(max(1, len(sentences) - 1))
-        text = " ".join(sentences[start : start + 2])
-        return Question("report", "report", "repeat", pick(rng, REPEATING[wording]).format(t=text), (), text)
-    abnormal = sentences[1 : 1 + len(truth.lesions)] or ["No abnormality is seen in this scan."]
-    rest = [s for s in sentences if s not in abnormal][:2]
-    quoted = " ".join([*rest[:1], *abnormal[:2], *rest[1:]][:3])
-    return Question(
-        "report", "report", "shorten", pick(rng, SHORTENING[wording]).format(t=quoted), (), " ".join(abnormal[:2])
-    )
-
-
-def _report(rng: np.random.Generator):
-    """A random truth and the sentences of a report on it: technique, findings, then what is normal."""
-    truth = plan(_TRUTH_SEEDS + int(rng.integers(10**9))).truth
-    return truth, [s if s.endswith(".") else s + "." for s in report(truth, rng).split(". ")]
