@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
     c.data.size = 64
     c.data.channels = "windows3"  # windows3 | repeat:<window>
     c.data.text_length = 80
-    c.data.mixture = ConfigDict({"report": 1, "open": 1, "closed": 2})
+    # Kinds of samples in a batch. binding: closed questions that state their answer, so that letters stay known.
+    c.data.mixture = ConfigDict({"report": 2, "open": 2, "closed": 3, "binding": 1})
 
     c.model = ConfigDict()
     c.model.tasks = ("report", "vqa")
@@ -93,7 +94,7 @@ def get_config() -> ConfigDict:
          "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
     )  # fmt: skip
 
-    c.train = ConfigDict({"steps": 400, "batch": 32, "seed": 0, "accumulate": 4})
+    c.train = ConfigDict({"steps": 400, "batch": 32, "seed": 0, "accumulate": 2})
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict({"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42})
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})

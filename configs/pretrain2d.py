@@ -24,17 +24,29 @@ BASE = {
 
 
 def get_config(arg: str | None = None):
-    common.parse_arg(arg, ())
+    preset = common.parse_arg(arg, ("letters", "both"))["preset"]
     c = common.get_config()
     c.base = ""
     c.base_config = ConfigDict(BASE)
     c.trainable = common.STAGE1_TRAINABLE
-    c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000, "text_length": 48})
-    c.data.mixture.update({"report": 1, "open": 3, "closed": 4})
+    c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000, "text_length": 52})
+    c.data.mixture.update({"report": 1, "open": 3, "closed": 2, "binding": 2})
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
-    c.optimizer.update({"rate": 2e-3, "decay": 0.01})
-    c.train.update({"steps": 5000, "batch": 64, "accumulate": 4})
+    c.optimizer.update({"rate": 2e-3, "final": 0.5, "decay": 0.01})
+    c.train.update({"steps": 1500, "batch": 64, "accumulate": 4})
     c.checkpoint.every = 300
-    c.eval["items"] = 1000
+    c.eval.update({"items": 1000, "every": 0})
+    if preset == "letters":
+        c.init_from = "runs/pretrain2d"
+        c.trainable = (r"decoder/.*",)
+        c.data.slices = 0
+        c.data.mixture.update({"report": 0, "open": 0, "closed": 0, "binding": 1})
+        c.train.steps = 1000
+    if preset == "both":
+        c.init_from = "runs/pretrain2d-letters"
+        c.data.mixture.update({"report": 1, "open": 2, "closed": 3, "binding": 2})
+        c.optimizer.update({"rate": 1.5e-3, "final": 0.02})
+        c.train.steps = 2600
+        c.eval.every = -1
     return c

@@ -50,9 +50,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
         tasks=tuple(config.model.tasks),
     )  # fmt: skip
-    build_model(config, origin.config, 0, tokenizer, spec.task_shares)  # its errors come before data are drawn
+    build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
-    model = build_model(config, origin.config, len(source.aux_names), tokenizer, spec.task_shares)
+    model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     batches = pipeline.train_iterator(
         source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count()
     )
@@ -161,9 +161,13 @@ def load_origin(config: ConfigDict) -> Origin:
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
 
 
-def build_model(config, base_config: dict, aux_labels: int, tokenizer: Tokenizer, task_shares: tuple) -> MLLM:
-    """The model of a config over a base of these sizes. UserError where they do not fit each other."""
-    aux = aux_labels if config.model.aux_findings else 0
+def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer: Tokenizer, task_shares) -> MLLM:
+    """The model of a config over a base of these sizes. UserError where they do not fit each other.
+
+    The auxiliary head reads a label's name, `kind:word:word`, as the words after its kind.
+    """
+    phrases = [" " + name.partition(":")[2].replace(":", " ") for name in aux_names]
+    aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)
     if config.data.size != cfg.vision.image_size:

@@ -140,6 +140,19 @@ def test_each_device_gets_the_same_number_of_each_kind_in_every_microbatch(token
                 assert sum(kinds.values()) == len(device)
 
 
+def test_binding_rows_ask_for_the_letter_of_a_stated_answer_whatever_the_volume(tokenizer):
+    batch = next(batches(tokenizer, mixture=(("closed", 1), ("binding", 1))))
+    text = [tokenizer.decode(batch["tokens"][place][batch["question_mask"][place]]) for place in np.ndindex(2, 8)]
+    bound = [t for t in text if "Is closed " not in t]
+    assert len(bound) == 8
+    for place, t in zip(np.ndindex(2, 8), text, strict=True):
+        if t in bound:
+            answer = tokenizer.decode(batch["tokens"][place][batch["loss_mask"][place]])
+            letter, said = answer[0], answer[3:].split("<|end|>")[0]
+            stated, listed = t.split("Choices:")
+            assert said in stated and f"{letter}. {said}" in listed and TASKS[batch["task"][place]] == "vqa"
+
+
 def test_the_shares_of_the_tasks_are_those_of_the_rows(tokenizer):
     one = spec()
     assert one.pattern == ("report", "open", "closed", "closed") and one.task_shares == (0.25, 0.75)

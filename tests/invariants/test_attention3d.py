@@ -199,3 +199,12 @@ def test_attention_with_a_block_diagonal_mask_equals_2d_attention(backend):
     flat, batch = tiny.model_2d(), tiny.batch(slices=SLABS)
     expected = tiny.features(flat, inflated(flat), batch)
     tiny.close(tiny.features(model, inflated(model), batch), expected)
+
+
+def test_a_batch_without_slices_equals_the_prompt_beside_a_picture_that_is_not_seen():
+    model = tiny.model()
+    params, batch = tiny.params(model), tiny.batch(rows=2, slices=4)
+    real = batch["token_mask"][:, tiny.PREFIX + 1 :]
+    unseen = tiny.forward(model, params, batch | {"image_visible": np.zeros(2, bool)}).logits
+    text = tiny.forward(model, params, batch | {"slices": batch["slices"][:, :0], "slice_mask": np.ones((2, 0), bool)})
+    tiny.close(np.asarray(text.logits)[real], np.asarray(unseen)[real])

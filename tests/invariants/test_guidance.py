@@ -162,7 +162,7 @@ def test_routing_is_the_same_for_scanned_and_single_layers(monkeypatch):
     assert sorted(expected[2]) == [2, 3]
     monkeypatch.setattr(layout, "runs", lambda specs: [(i, 1, 1) for i in range(len(specs))])
     # Another value of a field that is not used here: nothing compiled or counted for the scanned model is taken again.
-    single = scanned.clone(cfg=dataclasses.replace(scanned.cfg, aux_labels=0, prefix_length=tiny.PREFIX + 1))
+    single = scanned.clone(cfg=dataclasses.replace(scanned.cfg, aux_labels=(), prefix_length=tiny.PREFIX + 1))
     params = tiny.stacked(single, leaves)
     assert any(path.startswith("vision/block_3/moe") for path in params)
     same_routing(tiny.tower(single, params, batch, batch["task"]), expected)

@@ -20,7 +20,7 @@ AXES = [{"data": 1, "fsdp": 1, "expert": 1}, {"data": 2, "fsdp": 4, "expert": 2}
 
 def tree(config, base) -> dict[str, tuple[int, ...]]:
     """{leaf path: shape} of a config's model."""
-    model = MLLM(model_config.build(base, config.model.to_dict(), aux_labels=3))
+    model = MLLM(model_config.build(base, config.model.to_dict(), aux_labels=((5,), (6, 7), (8,))))
     return {path: leaf.shape for path, leaf in param_shapes(model, config.data).items()}
 
 

@@ -50,8 +50,7 @@ PHASE_PHRASES = (
 )
 COMMON_PHRASES = tuple(dict.fromkeys((*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)))
 WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
-SHARE = 0.4  # of the closed pretraining items
-EASY = 0.5  # share of closed pretraining items with fewer options: they show first what a letter is for
+EASY = 0.5  # share of training items with fewer options or words: they show first what a letter is for
 
 REQUESTS: dict[str, tuple[str, ...]] = {
     "seen": (
@@ -70,10 +69,13 @@ REQUESTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def ask(rng: np.random.Generator, wording: str, easy: bool = False) -> Question:
-    """A closed question that states its answer: what is asked is the letter. `easy`: two to four single words."""
+def ask(rng: np.random.Generator, wording: str = "seen", easy: float = EASY) -> Question:
+    """A closed question that states its answer: what is asked is the letter.
+
+    The share `easy` has two to four single words as options, the rest four phrases.
+    """
     phrases = _phrases(rng)
-    if easy:
+    if rng.random() < easy:
         words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
         phrases = words[: rng.integers(2, len(LETTERS) + 1)]
     answer, *others = phrases

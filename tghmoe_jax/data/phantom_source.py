@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.data import binding
 from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
 from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, make_question
 from tghmoe_jax.data.samples import Kind, Question
@@ -25,7 +24,6 @@ from tghmoe_jax.errors import UserError
 SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
 COARSEST = (8, 24)  # slices and pixels: on a coarser grid no place is found for lesions that span four pixels
-BINDING = 0.25  # share of closed training questions that keep up the skill "option text -> letter"
 INLINE = 200  # up to this many volumes are drawn without starting processes
 
 
@@ -59,7 +57,7 @@ class PhantomSource:
                 f"--config.data.slices={grid[0]} and --config.data.size={grid[1]} are too coarse to draw lesions on; "
                 f"use at least {COARSEST[0]} slices of {COARSEST[1]} pixels."
             )
-        self.split, self.wording = split, wording
+        self.wording = wording
         self.table = _window_table(channels)
         folder = prepare(Path(root), split, count, seed, tuple(grid), processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
@@ -80,10 +78,7 @@ class PhantomSource:
         return float(self.truths[index].spacing_mm[0])
 
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
-        """A request about volume `index`; without `type` all five question types are equally likely, and some closed
-        ones of the training split state their answer."""
-        if type is None and kind == "closed" and self.split == "train" and rng.random() < BINDING:
-            return binding.ask(rng, self.wording)
+        """A request about volume `index`; without `type` all five question types are equally likely."""
         return make_question(self.truths[index], kind, rng, type, self.wording)
 
     def aux(self, index: int) -> np.ndarray:

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from tghmoe_jax.data import prompts
-from tghmoe_jax.data.samples import Kind, Question, Source
+from tghmoe_jax.data import binding, prompts
+from tghmoe_jax.data.samples import Question, Source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 
-TASK_OF = {"report": "report", "open": "vqa", "closed": "vqa"}
+TASK_OF = {"report": "report", "open": "vqa", "closed": "vqa", "binding": "vqa"}  # kinds of a mixture
 _RNG_QUESTION, _RNG_ORDER = 1, 2  # streams of the run's seed
 
 
@@ -30,7 +30,7 @@ class BatchSpec:
     microbatches: int
     devices: int  # along the data axis of the mesh
     text_length: int
-    mixture: tuple[tuple[Kind, int], ...]
+    mixture: tuple[tuple[str, int], ...]
     tasks: tuple[str, ...]
 
     def __post_init__(self):
@@ -44,8 +44,8 @@ class BatchSpec:
             )
 
     @property
-    def pattern(self) -> tuple[Kind, ...]:
-        """Kinds of consecutive rows; the mixture is reduced to lowest terms."""
+    def pattern(self) -> tuple[str, ...]:
+        """strs of consecutive rows; the mixture is reduced to lowest terms."""
         counts = [count for _, count in self.mixture if count]
         unit = math.gcd(*counts) if counts else 1
         return tuple(kind for kind, count in self.mixture for _ in range(count // unit))
@@ -92,7 +92,8 @@ class TrainBatches(grain.transforms.Map):
     def map(self, step: int) -> dict[str, np.ndarray]:
         rows = [(index, q.prompt, q.target, q.task) for index, q in self.rows(int(step))]
         flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks)
-        return {key: value.reshape(self.spec.microbatches, -1, *value.shape[1:]) for key, value in flat.items()}
+        micro = self.spec.microbatches
+        return {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
 
     def rows(self, step: int) -> list[tuple[int, Question]]:
         """(volume, question) of this process's samples of a step, microbatch by microbatch."""
@@ -103,7 +104,9 @@ class TrainBatches(grain.transforms.Map):
                 slot = micro * per_micro + column
                 index = self._volume(step * spec.rows + slot)
                 rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
-                rows.append((index, self.source.question(index, spec.pattern[column % len(spec.pattern)], rng)))
+                kind = spec.pattern[column % len(spec.pattern)]
+                asked = binding.ask(rng) if kind == "binding" else self.source.question(index, kind, rng)
+                rows.append((index, asked))
         return rows
 
     def _volume(self, number: int) -> int:
@@ -144,12 +147,11 @@ def check_text(source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int,
         )  # fmt: skip
 
 
-def mixture_of(config: Mapping[str, int]) -> tuple[tuple[Kind, int], ...]:
+def mixture_of(config: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     """The config's `data.mixture` in a fixed order. UserError for an unknown kind or a negative count."""
-    known = ("report", "open", "closed")
     for kind, count in config.items():
-        if kind not in known or int(count) < 0:
+        if kind not in TASK_OF or int(count) < 0:
             raise UserError(
-                f"--config.data.mixture.{kind}={count} must be one of {', '.join(known)} with a count >= 0."
+                f"--config.data.mixture.{kind}={count} must be one of {', '.join(TASK_OF)} with a count >= 0."
             )
-    return tuple((kind, int(config[kind])) for kind in known if config.get(kind, 0))
+    return tuple((kind, int(config[kind])) for kind in TASK_OF if config.get(kind, 0))

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from tghmoe_jax.data import binding
+from tghmoe_jax.data.binding import EASY, fewer_choices
 from tghmoe_jax.data.samples import Kind, Question
 from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, draw
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
@@ -28,10 +28,10 @@ AUX_NAMES: tuple[str, ...] = (
     *(f"size:{s}" for s in SIZES),
     *(f"count:{c}" for c in COUNTS),
     *(f"texture:{t}" for t in TEXTURES),
-    "mark",
+    "mark:mark",
     *(f"mark:{m}" for m in MARKS),
     *(f"mark:{m}:{s}" for m in MARKS for s in SIDES),
-    *(f"mark:{p}" for p in PLACES),
+    *(f"mark:{p}:mark" for p in PLACES),
 )
 
 
@@ -46,14 +46,15 @@ _AUX_INDEX = {name: i for i, name in enumerate(AUX_NAMES)}
 class ScenesSource:
     """`samples.Source` over scenes. Picture `i` of a (split, seed) is always the same; splits share none.
 
-    `question` knows the types SCENE_TYPES (open or closed), `binding` (closed) and `report` (a caption). Every picture
-    answers every type.
+    `question` knows the types SCENE_TYPES (open or closed) and `report` (a caption); every picture answers every type.
     """
 
     aux_names = AUX_NAMES
     types = SCENE_TYPES
 
-    def __init__(self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen"):
+    def __init__(
+        self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True
+    ):
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
         if wording not in WORDINGS:
@@ -61,6 +62,7 @@ class ScenesSource:
         if count < 1 or size < 32:
             raise UserError(f"count={count} and size={size} must be at least 1 picture and 32 pixels.")
         self.split, self.count, self.seed, self.size, self.wording = split, count, seed, size, wording
+        self.pictures = pictures
 
     def __len__(self) -> int:
         return self.count
@@ -72,7 +74,9 @@ class ScenesSource:
         return _scene(self.seed, SPLITS.index(self.split), int(index))
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (1, S, S, 3) and the mask bool (1,)."""
+        """uint8 (1, S, S, 3) and the mask bool (1,); without `pictures`, no slice."""
+        if not self.pictures:
+            return np.zeros((0, self.size, self.size, 3), np.uint8), np.zeros(0, bool)
         scene = self.scene(index)
         return draw(list(scene.items), scene.look, self.size)[None], np.ones(1, bool)
 
@@ -87,15 +91,12 @@ class ScenesSource:
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
         """A request about picture `index`; without `type`, `rng` draws it, and half of the closed ones train on fewer
         options."""
-        trained = type is None and kind == "closed" and self.split == "train"
-        easy = trained and rng.random() < binding.EASY
-        if type == "binding" or trained and rng.random() < binding.SHARE:
-            return binding.ask(rng, self.wording, easy)
         if kind == "report":
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
         question = ask(self.scene(index), kind, rng, type or pick(rng, SCENE_TYPES), self.wording)
-        return binding.fewer_choices(question, rng) if easy else question
+        easy = type is None and kind == "closed" and self.split == "train" and rng.random() < EASY
+        return fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,), 1 where the label of `aux_names` holds."""
@@ -106,7 +107,12 @@ class ScenesSource:
             if i.colour:
                 names.append(f"colour:{i.colour}")
             if i.mark:
-                names += ["mark", f"mark:{i.mark.kind}", f"mark:{i.mark.kind}:{i.mark.side}", f"mark:{i.place}"]
+                names += [
+                    "mark:mark",
+                    f"mark:{i.mark.kind}",
+                    f"mark:{i.mark.kind}:{i.mark.side}",
+                    f"mark:{i.place}:mark",
+                ]
         labels = np.zeros(len(AUX_NAMES), np.float32)
         labels[[_AUX_INDEX[name] for name in names]] = 1
         return labels

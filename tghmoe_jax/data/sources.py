@@ -15,7 +15,7 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen") ->
         grid = (data["slices"], data["size"], data["size"])
         return PhantomSource(data["root"], split, count, grid=grid, channels=data["channels"], wording=wording)
     if data["name"] == "scenes":
-        return ScenesSource(split, count, size=data["size"], wording=wording)
+        return ScenesSource(split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0)
     raise UserError(f"--config.data.name={data['name']} cannot be read yet; use phantom or scenes.")
 
 

@@ -125,14 +125,15 @@ class Decoder:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One 3D multimodal LLM. `tasks` names the expert groups; `aux_labels` > 0 adds the auxiliary finding head."""
+    """One 3D multimodal LLM. `tasks` names the expert groups; `aux_labels`, token ids of the
+    phrase of each label, adds the auxiliary finding head."""
 
     vision: Vision = Vision()
     tgh: TGH = TGH()
     connector: Connector = Connector()
     decoder: Decoder = Decoder()
     tasks: tuple[str, ...] = ("report", "vqa")
-    aux_labels: int = 0
+    aux_labels: tuple[tuple[int, ...], ...] = ()
     prefix_length: int = 4  # tokens before the image (BOS and the user tag), the same for every sample
     dtype: str = "float32"  # of activations
     param_dtype: str = "float32"
@@ -156,7 +157,7 @@ class Model:
 def build(
     base: Mapping[str, Any],
     model: Mapping[str, Any],
-    aux_labels: int = 0,
+    aux_labels: tuple[tuple[int, ...], ...] = (),
     prefix_length: int = 4,
     group_shares: tuple[float, ...] = (),
 ) -> Model:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models.config import Model
@@ -37,6 +38,28 @@ class Output(NamedTuple):
     encoded: Encoded
 
 
+class AuxHead(nn.Module):
+    """A label is stated by a visual token that points along the label's words, as the decoder's own embeddings do.
+
+    So the decoder reads what is seen as it reads what is written, and its letters serve pictures as they serve texts.
+    """
+
+    labels: int
+    SHARP, GAIN = 20.0, 10.0  # of the soft maximum; of all logits, so that cosines reach certainty
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array, phrases: jax.Array) -> jax.Array:
+        """tokens (B, L, W), mask bool (B, L), phrases (A, W): sums of word embeddings -> logits float32 (B, A)."""
+        scale = self.param("scale", lambda *_: jnp.tile(jnp.array([[0.0], [1.5]]), (1, self.labels)))
+        bias = self.param("bias", nn.initializers.constant(-0.35), (self.labels,))
+        unit = lambda x: x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
+        cosine = unit(tokens.astype(jnp.float32)) @ unit(phrases.astype(jnp.float32)).T  # (B, L, A)
+        seen = mask[..., None]
+        mean = jnp.sum(cosine * seen, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
+        soft = jax.nn.logsumexp(jnp.where(seen, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
+        return self.GAIN * (scale[0] * mean + scale[1] * soft + bias)
+
+
 class MLLM(nn.Module):
     """3D multimodal LLM with a text-guided hierarchical MoE in its vision tower."""
 
@@ -48,10 +71,19 @@ class MLLM(nn.Module):
         self.decoder = Decoder(self.cfg)
         self.task_router = TaskRouter(self.cfg.tgh, len(self.cfg.tasks))
         if self.cfg.aux_labels:
-            self.aux_head = nn.Dense(self.cfg.aux_labels)
+            self.aux_head = AuxHead(len(self.cfg.aux_labels))
 
     def __call__(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> Output:
-        """Teacher-forced logits. `group` (B,) forces the expert group; None lets the task router predict it."""
+        """Teacher-forced logits. `group` (B,) forces the expert group; None lets the task router predict it.
+
+        A batch without slices (S = 0) is text alone: the decoder sees the prompt without visual tokens.
+        """
+        if not batch["slices"].shape[1]:
+            rows = batch["tokens"].shape[0]
+            nothing = jnp.zeros((rows, 0, self.cfg.decoder.width), jnp.dtype(self.cfg.dtype))
+            unseen = jnp.zeros((rows, 0), bool)
+            encoded = Encoded(nothing, unseen, None, jnp.zeros(rows, jnp.int32), {})
+            return Output(self.text_logits(batch, nothing, unseen), None, encoded)
         encoded = self.encode(batch, group, depth_scale)
         aux = self.aux_logits(encoded) if self.cfg.aux_labels else None
         return Output(self.text_logits(batch, encoded.tokens, encoded.mask), aux, encoded)
@@ -103,11 +135,11 @@ class MLLM(nn.Module):
         return jnp.argmax(logits, axis=-1)
 
     def aux_logits(self, encoded: Encoded) -> jax.Array:
-        """Auxiliary finding logits (B, A) on [mean; max] of the connector's tokens; no part of the paper."""
-        x, seen = encoded.tokens.astype(jnp.float32), encoded.mask[..., None]
-        mean = jnp.sum(x * seen, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
-        peak = jnp.max(jnp.where(seen, x, -1e4), axis=1)
-        return self.aux_head(jnp.concatenate([mean, peak], axis=-1))
+        """Auxiliary finding logits (B, A): which labels the visual tokens state; no part of the paper."""
+        longest = max(map(len, self.cfg.aux_labels))
+        ids = np.array([[*label, *[-1] * (longest - len(label))] for label in self.cfg.aux_labels])
+        words = jax.lax.stop_gradient(self.decoder.embeddings(jnp.maximum(ids, 0))) * (ids >= 0)[..., None]
+        return self.aux_head(encoded.tokens, encoded.mask, words.sum(axis=1))
 
     # ---- the decoder ----------------------------------------------------------------------------------------------
 

@@ -79,11 +79,14 @@ def digest(canonical: Mapping[str, np.ndarray]) -> str:
 
 
 def dummy_batch(data: Mapping[str, Any], rows: int = 1) -> dict[str, np.ndarray]:
-    """Zeros in the shape of a batch of a config's `data` section, for shape inference."""
-    length = data["text_length"]
+    """Zeros in the shape of a batch of a config's `data` section, for shape inference.
+
+    Text alone (`data.slices` = 0) gets one slice, so that the parameters of the tower are there too.
+    """
+    length, slices = data["text_length"], max(1, data["slices"])
     return {
-        "slices": np.zeros((rows, data["slices"], data["size"], data["size"], 3), np.uint8),
-        "slice_mask": np.ones((rows, data["slices"]), bool),
+        "slices": np.zeros((rows, slices, data["size"], data["size"], 3), np.uint8),
+        "slice_mask": np.ones((rows, slices), bool),
         "slice_spacing": np.ones((rows,), np.float32),
         "tokens": np.zeros((rows, length), np.int32),
         "token_mask": np.ones((rows, length), bool),

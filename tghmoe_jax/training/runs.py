@@ -44,6 +44,8 @@ def check_config(config: ConfigDict) -> None:
     """UserError for a number that has no meaning, before anything is read or drawn."""
     flat = flatten(config)
     for key, least in _AT_LEAST.items():
+        if key == "data.slices" and flat["data.name"] == "scenes":
+            least = 0  # text alone
         if flat[key] < least:
             raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
