@@ -27,7 +27,8 @@ def pretrained(tmp_path_factory):
     config = pretrain2d.get_config()
     config.data.size = tiny_run.SIZE
     config.model.depth_rope.rotary_dim = 8
-    model = train.build_model(config, tiny_run.BASE, 3, Tokenizer.from_folder(EMBEDDED), ())
+    names, tokenizer = ("shape:disc", "place:upper left:disc"), Tokenizer.from_folder(EMBEDDED)
+    model = train.build_model(config, tiny_run.BASE, names, tokenizer, ())
     rng = np.random.default_rng(0)
     shapes = loading.param_shapes(model, config.data)
     params = {path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
@@ -72,7 +73,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     config.model.depth_rope.rotary_dim = 8
     config.model.tgh.layers = (1,)
     origin = train.load_origin(config)
-    model = train.build_model(config, origin.config, 0, Tokenizer.from_folder(origin.tokenizer), ())
+    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
     shapes = loading.param_shapes(model, config.data)
     _, fresh, report = train.assemble(origin, shapes, "average")
     assert not report.ignored and report.of("inflated") == ["vision/patch/kernel"]

@@ -124,7 +124,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     one = loading.load_run(tiny_stage1, "")
     origin = train.load_origin(config)
     origin.params.pop("aux_head/scale"), origin.params.pop("aux_head/bias")  # the inference model leaves it out
-    model = train.build_model(config, origin.config, 0, one.tokenizer, ())
+    model = train.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
     leaves, fresh, report = train.assemble(origin, shapes, config.model.inflation)
     assert fresh == {"task_router/head/kernel", "task_router/head/bias"} == set(report.of("new"))

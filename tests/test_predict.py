@@ -76,7 +76,7 @@ def write_run(folder: Path, domain: str, groups: int, layers: tuple[int, ...] = 
     write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     tokenizer = Tokenizer.from_folder(folder.parent / f"{folder.name}-tokenizer")
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.build(base, config.model.to_dict(), 3, prefix))
+    model = MLLM(model_config.build(base, config.model.to_dict(), ((5,), (6, 7)), prefix))
     rng = np.random.default_rng(1)
     shapes = loading.param_shapes(model, config.data).items()
     values = {path: rng.normal(path.endswith("scale"), 0.15, leaf.shape) for path, leaf in shapes}
