@@ -45,8 +45,8 @@ def get_config(arg: str | None = None):
         c.train.steps = 1000
     if preset == "both":
         c.init_from = "runs/pretrain2d-letters"
-        c.data.mixture.update({"report": 1, "open": 2, "closed": 3, "binding": 2})
+        c.data.mixture.update({"report": 1, "open": 1, "closed": 4, "binding": 2})
         c.optimizer.update({"rate": 1.5e-3, "final": 0.02})
-        c.train.steps = 2600
+        c.train.steps = 5000
         c.eval.every = -1
     return c
