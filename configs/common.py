@@ -114,6 +114,7 @@ def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
     c.base = ""  # --config.base=DIR of a Phi-3-vision checkpoint
     c.base_config = ConfigDict(PHI3V)
     c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat", "text_length": 512})
+    c.data.mixture.update({"report": 1, "open": 1, "closed": 2, "binding": 0})  # Phi-3 knows its letters
     c.model.patch_depth = patch_depth
     c.model.depth_pool = 4 // patch_depth if patch_depth in (1, 2, 4) else 1
     c.model.attn3d_layers = tuple(range(12, 23))

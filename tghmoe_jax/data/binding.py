@@ -1,4 +1,4 @@
-"""Closed questions that state their answer, asked beside a random picture: what is asked is the letter.
+"""Closed questions that state their answer, whatever picture or volume stands beside them: asked is the letter.
 
 A tiny language part learns the skill "option text -> letter" and the words of CT answers here, before it meets any CT.
 """

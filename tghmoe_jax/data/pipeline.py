@@ -45,7 +45,7 @@ class BatchSpec:
 
     @property
     def pattern(self) -> tuple[str, ...]:
-        """strs of consecutive rows; the mixture is reduced to lowest terms."""
+        """Kinds of consecutive rows; the mixture is reduced to lowest terms."""
         counts = [count for _, count in self.mixture if count]
         unit = math.gcd(*counts) if counts else 1
         return tuple(kind for kind, count in self.mixture for _ in range(count // unit))

@@ -54,7 +54,7 @@ class Question:
 class Source(Protocol):
     """A split of a data set with random access; every answer is a pure function of its arguments."""
 
-    aux_names: tuple[str, ...]  # the A binary labels of the optional auxiliary finding loss
+    aux_names: tuple[str, ...]  # A binary labels of the optional auxiliary loss, `kind:words` or `kind:words:words`
 
     def __len__(self) -> int: ...
 

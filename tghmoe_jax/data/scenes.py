@@ -103,9 +103,13 @@ class ScenesSource:
         scene = self.scene(index)
         names = [f"count:{COUNTS[len(scene.items) - 1]}", f"texture:{scene.look.texture}"]
         for i in scene.items:
-            names += [f"shape:{i.shape}", f"place:{i.place}", f"place:{i.place}:{i.shape}", f"size:{i.size}"]
-            if i.colour:
-                names.append(f"colour:{i.colour}")
+            names += [
+                f"shape:{i.shape}",
+                f"place:{i.place}",
+                f"place:{i.place}:{i.shape}",
+                f"size:{i.size}",
+                f"colour:{i.colour}",
+            ]
             if i.mark:
                 names += [
                     "mark:mark",

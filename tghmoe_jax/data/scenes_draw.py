@@ -31,7 +31,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One shape of a scene. `centre` is (row, column), `place` one of nine, `colour` empty where it has no name."""
+    """One shape of a scene. `centre` is (row, column), `place` one of nine."""
 
     shape: str
     size: str

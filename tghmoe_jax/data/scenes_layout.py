@@ -66,9 +66,9 @@ class Scene:
         return [i for i in self.items if names.count(i.shape) == 1]
 
     def unique_colours(self) -> list[Item]:
-        """Items that their colour alone identifies; none where some item's colour has no name."""
+        """Items that their colour alone identifies."""
         names = [i.colour for i in self.items]
-        return [] if "" in names else [i for i in self.items if names.count(i.colour) == 1]
+        return [i for i in self.items if names.count(i.colour) == 1]
 
 
 def sample(rng: np.random.Generator) -> Scene:

@@ -41,8 +41,7 @@ def _shape(scene: Scene, rng: np.random.Generator):
 
 
 def _colour(scene: Scene, rng: np.random.Generator):
-    named = [i for i in scene.items if i.colour]
-    item = pick(rng, [i for i in named if i.colour not in _GREY_COLOURS] or named)
+    item = pick(rng, [i for i in scene.items if i.colour not in _GREY_COLOURS] or scene.items)
     return "colour", {"x": _described(scene, item, rng, "colour")}, item.colour, _others(rng, COLOUR_ODDS, item.colour)
 
 
