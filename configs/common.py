@@ -90,11 +90,11 @@ def get_config() -> ConfigDict:
     )
 
     c.optimizer = ConfigDict(
-        {"rate": 1e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
+        {"name": "muon", "rate": 2e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
          "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
     )  # fmt: skip
 
-    c.train = ConfigDict({"steps": 400, "batch": 32, "seed": 0, "accumulate": 2})
+    c.train = ConfigDict({"steps": 1000, "batch": 16, "seed": 0, "accumulate": 1})
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict({"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42})
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
@@ -125,7 +125,7 @@ def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
     c.model.remat = "full"
     c.model.aux_findings = False
     c.loss.update({"task": (1.0, 1.0), "first_token": 1.0, "balance": 0.01, "z": 0.0, "aux": 0.0})
-    c.optimizer.update({"rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
+    c.optimizer.update({"name": "adamw", "rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500
     c.eval.update({"items": 2000, "batch": 32, "new_tokens": 256})

@@ -1,9 +1,11 @@
 """The embedded 2D base: a tiny Phi-3-V trained on pictures that are not CT.
 
+    python -m tghmoe_jax.main --config configs/pretrain2d.py:letters
     python -m tghmoe_jax.main --config configs/pretrain2d.py
     python -m tghmoe_jax.convert --from runs/pretrain2d --to tghmoe_jax/assets/base
 
-Random initialisation, depth 1, no experts. The sizes below are written into the base's config.json.
+Random initialisation, depth 1, no experts. The decoder learns letters from text alone first, then the whole model
+pictures. The sizes below are written into the base's config.json.
 """
 
 from ml_collections import ConfigDict
@@ -24,29 +26,26 @@ BASE = {
 
 
 def get_config(arg: str | None = None):
-    preset = common.parse_arg(arg, ("letters", "both"))["preset"]
+    preset = common.parse_arg(arg, ("letters",))["preset"]
     c = common.get_config()
     c.base = ""
     c.base_config = ConfigDict(BASE)
     c.trainable = common.STAGE1_TRAINABLE
     c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000, "text_length": 52})
-    c.data.mixture.update({"report": 1, "open": 3, "closed": 2, "binding": 2})
+    c.data.mixture.update({"report": 1, "open": 2, "closed": 4, "binding": 1})
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
-    c.optimizer.update({"rate": 2e-3, "final": 0.5, "decay": 0.01})
-    c.train.update({"steps": 1500, "batch": 64, "accumulate": 4})
+    c.optimizer.update({"rate": 3e-3, "decay": 0.01})
+    c.train.update({"steps": 3600, "batch": 32, "accumulate": 1})
     c.checkpoint.every = 300
-    c.eval.update({"items": 1000, "every": 0})
+    c.eval.items = 1000
     if preset == "letters":
-        c.init_from = "runs/pretrain2d"
         c.trainable = (r"decoder/.*",)
         c.data.slices = 0
         c.data.mixture.update({"report": 0, "open": 0, "closed": 0, "binding": 1})
-        c.train.steps = 1000
-    if preset == "both":
+        c.optimizer.final = 0.3
+        c.train.update({"steps": 600, "batch": 64})
+        c.eval.every = 0
+    else:
         c.init_from = "runs/pretrain2d-letters"
-        c.data.mixture.update({"report": 1, "open": 1, "closed": 4, "binding": 2})
-        c.optimizer.update({"rate": 1.5e-3, "final": 0.02})
-        c.train.steps = 5000
-        c.eval.every = -1
     return c

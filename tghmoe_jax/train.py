@@ -54,8 +54,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     batches = pipeline.train_iterator(
-        source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count()
-    )
+        source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count(),
+        cell=model.cfg.cell if model.cfg.aux_labels else None,
+    )  # fmt: skip
     pipeline.check_text(source, tokenizer, spec, config.train.seed)
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer
 
     The auxiliary head reads a label's name, `kind:word:word`, as the words after its kind.
     """
-    phrases = [" " + name.partition(":")[2].replace(":", " ") for name in aux_names]
+    phrases = [name.partition(":")[2].replace(":", " ") for name in aux_names]
     aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)

@@ -20,6 +20,7 @@ from tghmoe_jax.data.phantom_text import (
     QUESTIONS,
     REPORT_REQUESTS,
     aux_targets,
+    lesion_labels,
     make_question,
 )
 from tghmoe_jax.data.samples import LETTERS, TYPES
@@ -314,6 +315,19 @@ def test_auxiliary_labels_say_what_the_truth_says(truths):
         for lesion in truth.lesions:
             assert {f"place:{lesion.kind}:{word}" for word in lesion.place.split()} <= on
     assert len(set(AUX_NAMES)) == len(AUX_NAMES)
+
+
+def test_auxiliary_labels_of_a_lesion_are_read_off_the_cells_it_lies_in(tmp_path):
+    source, cell = PhantomSource(tmp_path, "test", 40), (4, 16, 16)
+    for i, truth in enumerate(source.truths):
+        cells = source.aux_cells(i, cell)
+        assert cells.shape == (4, 4, 4, len(AUX_NAMES)) and cells.dtype == bool
+        placed = {j for lesion in truth.lesions for j in lesion_labels(lesion)}
+        assert cells[..., [j for j in range(len(AUX_NAMES)) if j not in placed]].all()
+        for lesion in truth.lesions:
+            own = cells[..., lesion_labels(lesion)]
+            centre = tuple(int(np.clip(round(x), 0, n - 1)) // c for x, n, c in zip(lesion.centre, (16, 64, 64), cell))
+            assert own[centre].all() and own.any(axis=-1).sum() <= 2 * 2 * 2 * (1 + (truth.plane == "oblique"))
 
 
 # Source

@@ -41,6 +41,9 @@ class Numbers:
     def aux(self, index):
         return np.array([index % 2], np.float32)
 
+    def aux_cells(self, index, cell):
+        return np.full((2 // cell[0], 8 // cell[1], 8 // cell[2], 1), index % 2 == 1)
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -52,8 +55,9 @@ def spec(**changes) -> pipeline.BatchSpec:
     return pipeline.BatchSpec(**(values | changes))
 
 
-def batches(tokenizer, steps=6, seed=3, count=20, process=0, processes=1, **changes):
-    return pipeline.train_iterator(Numbers(count), tokenizer, spec(**changes), seed, steps, process, processes)
+def batches(tokenizer, steps=6, seed=3, count=20, process=0, processes=1, cell=(1, 4, 4), **changes):
+    source = Numbers(count)
+    return pipeline.train_iterator(source, tokenizer, spec(**changes), seed, steps, process, processes, cell=cell)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -71,11 +75,13 @@ def test_a_batch_holds_the_keys_that_the_model_reads(tokenizer):
         "slices": ((2, 8, 2, 8, 8, 3), "uint8"), "slice_mask": ((2, 8, 2), "bool"),
         "slice_spacing": ((2, 8), "float32"), "tokens": ((2, 8, 64), "int32"), "token_mask": ((2, 8, 64), "bool"),
         "question_mask": ((2, 8, 64), "bool"), "loss_mask": ((2, 8, 64), "bool"), "task": ((2, 8), "int32"),
-        "aux": ((2, 8, 1), "float32"), "image_visible": ((2, 8), "bool"),
+        "aux": ((2, 8, 1), "float32"), "aux_cells": ((2, 8, 2, 2, 2, 1), "bool"), "image_visible": ((2, 8), "bool"),
     }  # fmt: skip
     volumes = np.array(shown(batch)).reshape(2, 8)
     assert np.array_equal(batch["slice_spacing"], 1 + volumes) and np.array_equal(batch["aux"][..., 0], volumes % 2)
     assert np.array_equal(batch["slice_mask"][..., 1], volumes % 3 > 0) and batch["image_visible"].all()
+    assert np.array_equal(batch["aux_cells"].all(axis=(2, 3, 4))[..., 0], volumes % 2 == 1)
+    assert not {"aux", "aux_cells"} & next(batches(tokenizer, cell=None)).keys()
     for place in np.ndindex(2, 8):  # text and picture belong together
         asked = tokenizer.decode(batch["tokens"][place][batch["question_mask"][place]])
         assert f" {volumes[place]} or" in asked
@@ -91,7 +97,7 @@ def test_the_order_is_a_function_of_seed_and_step(tokenizer):
     longer = list(itertools.islice(batches(tokenizer, steps=99), 6))
     assert all(map(same, one, longer)), "the number of steps changes nothing before its end"
     source, whole = Numbers(20), slice(None)
-    direct = pipeline.TrainBatches(source, tokenizer, spec(), 3, whole)
+    direct = pipeline.TrainBatches(source, tokenizer, spec(), 3, whole, (1, 4, 4))
     assert same(direct.map(4), one[4]), "a step needs none of the steps before it"
 
 

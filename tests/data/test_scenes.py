@@ -186,6 +186,19 @@ def test_auxiliary_labels_hold_for_the_scene():
         assert (f"shape:{DOT}" in true) == any(item.size == "tiny" for item in scene.items)
 
 
+def test_auxiliary_labels_of_a_shape_are_read_off_the_cells_it_touches():
+    for i in range(100):
+        scene, cells = SOURCE.scene(i), SOURCE.aux_cells(i, (1, 16, 16))
+        assert cells.shape == (1, 4, 4, len(AUX_NAMES))
+        assert cells[..., AUX_NAMES.index(f"texture:{scene.look.texture}")].all(), "the background is everywhere"
+        absent = SOURCE.aux(i) == 0
+        assert cells[..., absent].all(), "what is absent is absent everywhere"
+        for item in scene.items:
+            where = cells[0, ..., AUX_NAMES.index(f"place:{item.place}:{item.shape}")]
+            row, column = (int(x) // 16 for x in item.centre)
+            assert where[row, column] and where.sum() <= (2 * item.radius // 16 + 2) ** 2
+
+
 def test_strata_and_findings_are_empty_of_ct():
     assert (
         SOURCE.group(0) == "scene"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tghmoe_jax.models.connector import Connector, merge_2x2, pool_depth
+from tghmoe_jax.models.connector import Connector, cells_to_tokens, merge_2x2, pool_depth
 from tghmoe_jax.weights import adapt
 
 
@@ -164,3 +164,21 @@ def test_inflated_patches_equal_2d_patches_where_depth_is_constant(mode, depth):
     varying = repeated | {"slices": repeated["slices"].copy()}
     varying["slices"][:, depth // 2 :: depth] = 0
     assert tiny.distance(tiny.features(deep, params, varying), expected) > 0.05
+
+
+@pytest.mark.parametrize("changes", [{}, {"newline": False}, {"global_view": False}, {"layout": "flat"}])
+def test_cells_follow_the_layout_of_the_visual_tokens(changes):
+    """A label's cells fall on the tokens of those cells; the global view gets whole columns, separators only all."""
+    model = tiny.model(**changes)
+    slabs, side = 3, 2
+    cells = np.random.default_rng(0).random((2, slabs, side, side, 5)) < 0.4
+    cells[..., 0], cells[..., 1] = True, False
+    found = np.asarray(cells_to_tokens(cells, model.cfg.connector))
+    assert found.shape == (2, model.cfg.visual_tokens(slabs), 5)
+    assert found[..., 0].all() and not found[..., 1].any()
+    step = side + (model.cfg.connector.newline and model.cfg.connector.layout != "flat")
+    for slab, i, j in np.ndindex(slabs, side, side):
+        assert np.array_equal(found[:, (slab * side + i) * step + j], cells[:, slab, i, j])
+    if not changes:
+        assert np.array_equal(found[:, -side * step], cells[:, :, 0, 0].any(axis=1)), "first cell of the global view"
+        assert not found[:, side, 2:].any(), "a newline"

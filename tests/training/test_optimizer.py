@@ -1,4 +1,4 @@
-"""AdamW with rules: rates, decay, clipping, and expert groups that a step did not see."""
+"""AdamW and Muon with rules: rates, decay, clipping, and expert groups that a step did not see."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ PARAMS = {
 
 def config(**changes):
     cfg = common.get_config().optimizer
-    cfg.update({"rate": 0.1, "warmup": 0.0, "final": 1.0, "clip": 1e9, **changes})
+    cfg.update({"name": "adamw", "rate": 0.1, "warmup": 0.0, "final": 1.0, "clip": 1e9, **changes})
     return cfg
 
 
@@ -128,3 +128,47 @@ def test_a_rule_that_splits_a_scanned_run_names_its_flag():
     for key in ("rate_rules", "decay_rules"):
         with pytest.raises(UserError, match=f"--config.optimizer.{key}"):
             optimizer.build(config(**{key: ((r"vision/block_2/.*", 0.1),)}), 10, list(PARAMS))
+
+
+MATRICES = {  # the shape of a leaf, and its axes in and out
+    "vision/patch/kernel": ((2, 3, 3, 3, 8), (0, 1, 2, 3), (4,)),
+    "decoder/scan_0_2_1/block_0/attn/q/kernel": ((2, 6, 3, 2), (1,), (2, 3)),
+    "vision/block_0/attn/out/kernel": ((2, 3, 5), (0, 1), (2,)),
+    "vision/block_1/moe/experts/fc1/kernel": ((2, 4, 3, 5), (2,), (3,)),
+    "connector/fc2/kernel": ((4, 7), (0,), (1,)),
+}
+
+
+def test_muon_makes_every_matrix_of_an_update_nearly_orthogonal_with_the_size_of_adams():
+    rng = np.random.default_rng(0)
+    params = {path: np.zeros(shape, np.float32) for path, (shape, _, _) in MATRICES.items()}
+    grads = {path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in params.items()}
+    tx = optimizer.build(config(name="muon", rate=1.0), 100, list(params))
+    state = tx.init(params)
+    for _ in range(2):
+        found, state = tx.update(grads, state, params)
+    for path, (shape, reduced, output) in MATRICES.items():
+        fans = [int(np.prod([shape[axis] for axis in axes])) for axes in (reduced, output)]
+        update, grad = (np.asarray(tree[path]).reshape(-1, *fans) for tree in (found, grads))
+        values = np.linalg.svd(update, compute_uv=False) / (optimizer.ADAM_RMS * np.sqrt(max(fans)))
+        assert (values > 0.5).all() and (values < 1.3).all(), path  # five Newton-Schulz steps come this close to 1
+        assert all(np.sum(u * g) < 0 for u, g in zip(update, grad, strict=True)), f"{path} goes against the gradient"
+
+
+def test_muon_leaves_embeddings_routers_norms_and_biases_to_adam():
+    others = {
+        "decoder/embed/embedding": (7, 4), "decoder/lm_head/kernel": (4, 7), "vision/block_1/moe/router/x/kernel": (1, 4, 2),
+        "task_router/head/kernel": (4, 2), "connector/fc1/bias": (4,), "vision/pos": (5, 4), "aux_head/scale": (2, 3),
+    }  # fmt: skip
+    params = {path: np.ones(shape, np.float32) for path, shape in others.items()}
+    for name in ("adamw", "muon"):
+        tx = optimizer.build(config(name=name), 100, list(params))
+        state = tx.init(params)
+        for _ in range(2):
+            found, state = tx.update(params, state, params)
+        assert all(np.allclose(leaf, -0.1, rtol=1e-5) for leaf in found.values()), name
+
+
+def test_an_unknown_optimiser_is_an_error_that_names_the_known_ones():
+    with pytest.raises(UserError, match="--config.optimizer.name=sgd is unknown; use adamw or muon"):
+        optimizer.build(config(name="sgd"), 10, list(PARAMS))

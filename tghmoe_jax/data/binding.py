@@ -10,11 +10,11 @@ import numpy as np
 from tghmoe_jax.data.phantom_text import ANSWER_PHRASES
 from tghmoe_jax.data.samples import LETTERS, Question
 from tghmoe_jax.data.scenes_draw import MARKS, SHAPES, TEXTURES
-from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIZES
+from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES
 from tghmoe_jax.data.scenes_text import pick, shuffled
 
 SCENE_PHRASES = tuple(
-    dict.fromkeys((*SHAPES, *MARKS, *TEXTURES, *COLOURS, *COUNTS, *GREYS, *PLACES, *SIZES, "nothing", "none"))
+    dict.fromkeys((*SHAPES, *MARKS, *TEXTURES, *COLOURS, *COUNTS, *GREYS, *PLACES, *SIDES, *SIZES, "nothing", "none"))
 )
 CT_WORDS = tuple(
     """

@@ -11,7 +11,7 @@ import numpy as np
 from tghmoe_jax.data.phantom_anatomy import PADDING, PHASES, Canvas, Frame, draw_body
 from tghmoe_jax.data.phantom_lesions import SECTIONS, Lesion, draw_lesion, place_lesions
 
-GENERATOR = 3  # counts up with every change that alters a volume or its truth; part of the cache's name
+GENERATOR = 4  # counts up with every change that alters a volume or its truth; part of the cache's name
 PLANES = ("axial", "coronal", "sagittal", "oblique")
 LESION_COUNTS = (0.20, 0.35, 0.27, 0.18)  # chance of 0, 1, 2, 3 lesions
 CENTRE_Z_MM = {"chest": 152.0, "abdomen": -28.0, "pelvis": -212.0}

@@ -14,7 +14,7 @@ SECTIONS = ("chest", "abdomen", "pelvis")
 LEVELS = ("upper", "lower")
 CORE = 0.66  # radii of what fills a mass or abscess, an aneurysm and a cyst: parts of the lesion's radius
 LUMEN = 0.7
-WATER = 0.78
+WATER = 0.62
 
 
 @dataclasses.dataclass(frozen=True)

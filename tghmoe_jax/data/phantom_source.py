@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
-from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, make_question
-from tghmoe_jax.data.samples import Kind, Question
+from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, lesion_labels, make_question
+from tghmoe_jax.data.samples import Kind, Question, touched
 from tghmoe_jax.data.volumes import WINDOWS, window_names
 from tghmoe_jax.errors import UserError
 
@@ -84,6 +84,15 @@ class PhantomSource:
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,) in 0..1, named by `aux_names`."""
         return aux_targets(self.truths[index])
+
+    def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
+        """bool (V, R, C, A): a lesion's labels are read off the cells that it touches (see `samples.Source`)."""
+        truth, shape = self.truths[index], self.volumes.shape[1:]
+        cells = np.ones((*(-(-n // c) for n, c in zip(shape, cell, strict=True)), len(AUX_NAMES)), bool)
+        for lesion in truth.lesions:
+            half = lesion.size_mm / 2 / np.array(truth.spacing_mm)
+            cells[..., lesion_labels(lesion)] = touched(shape, cell, lesion.centre, half)[..., None]
+        return cells
 
     def input_ranges(self) -> dict:
         """Spacing (slice, row, column) and field of view in mm, number of slices, and HU, as [low, high]."""

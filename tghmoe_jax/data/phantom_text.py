@@ -14,6 +14,7 @@ from tghmoe_jax.data.phantom_lesions import (
     KINDS_BY_SECTION,
     ORGANS_BY_SECTION,
     SECTIONS,
+    Lesion,
     kind_of,
 )
 from tghmoe_jax.data.phantom_report import parse_findings, report, where
@@ -44,6 +45,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which imaging plane is shown here?",
             "Name the plane of the image.",
             "This CT is in which plane?",
+            "What orientation has this scan?",
+            "Which way was the body cut?",
+            "State the plane of the study.",
         ),
         "unseen": (
             "How are the slices of this study oriented?",
@@ -60,6 +64,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which contrast phase is shown here?",
             "Name the phase of the image.",
             "This CT is in which phase?",
+            "What is the timing of the contrast?",
+            "State the phase of the study.",
+            "What enhancement is seen after the injection?",
         ),
         "unseen": (
             "When after contrast injection was this acquired?",
@@ -76,6 +83,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What organ shows an abnormality?",
             "Name the abnormal organ.",
             "The abnormality is in which organ?",
+            "Where is the disease?",
+            "Which structure is involved?",
+            "State the organ that looks abnormal.",
         ),
         "unseen": (
             "Where does the disease arise?",
@@ -92,6 +102,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Name the abnormality in the image.",
             "What lesion does this scan show?",
             "Which finding is present?",
+            "What is wrong here?",
+            "Which pathology is seen in this study?",
+            "Tell me the diagnosis.",
         ),
         "unseen": (
             "What is the diagnosis?",
@@ -108,6 +121,11 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Name the location of the {lesion}.",
             "The {lesion} is in which part?",
             "Which place has the {lesion}?",
+            "At which site is the {lesion}?",
+            "State the position of the {lesion}.",
+            "Describe the location of the {lesion}.",
+            "Where can the {lesion} be seen?",
+            "Tell me where the {lesion} is.",
         ),
         "unseen": (
             "At what site can the {lesion} be found?",
@@ -132,6 +150,21 @@ REPORT_REQUESTS: dict[str, tuple[str, ...]] = {
         "Please report this image.",
         "Generate a report for this scan.",
         "Report this CT.",
+        "Write a caption for this scan.",
+        "Summarise the findings.",
+        "Give a summary of this study.",
+        "Draft a report of the examination.",
+        "Dictate a report.",
+        "Provide a summary of the images.",
+        "Provide the interpretation of this CT.",
+        "Tell me everything you see in this scan.",
+        "Could you write a report about this study?",
+        "Could you describe the images?",
+        "Observe the volume and write a report.",
+        "Tell me the findings in a few sentences.",
+        "Draft a text about this volume for a colleague.",
+        "Write a radiology report.",
+        "Dictate what you observe.",
     ),
     "unseen": (
         "Summarise the study in a few sentences.",
@@ -177,10 +210,16 @@ def aux_targets(truth: Truth) -> np.ndarray:
     """float32 (A,), 1 where the label of AUX_NAMES holds."""
     labels = np.zeros(len(AUX_NAMES), np.float32)
     names = [f"plane:{truth.plane}", f"phase:{truth.phase}", f"section:{truth.section}"]
-    for lesion in truth.lesions:
-        names += [f"lesion:{lesion.kind}", *(f"place:{lesion.kind}:{word}" for word in lesion.place.split())]
     labels[[_AUX_INDEX[name] for name in names]] = 1
+    for lesion in truth.lesions:
+        labels[lesion_labels(lesion)] = 1
     return labels
+
+
+def lesion_labels(lesion: Lesion) -> list[int]:
+    """Indices into AUX_NAMES of what one lesion makes true."""
+    names = [f"lesion:{lesion.kind}", *(f"place:{lesion.kind}:{word}" for word in lesion.place.split())]
+    return [_AUX_INDEX[name] for name in names]
 
 
 def make_question(

@@ -64,7 +64,7 @@ def collate(
     """Arrays [R, ...] for rows of (volume index, prompt, target or None, task): the batch keys the model reads.
 
     slices u8 (R, D, S, S, 3), slice_mask bool (R, D), slice_spacing f32 (R,), tokens i32 and token_mask, question_mask,
-    loss_mask bool (R, T), task i32 (R,), aux f32 (R, L), image_visible bool (R,). UserError for text over text_length.
+    loss_mask bool (R, T), task i32 (R,), image_visible bool (R,). UserError for text over text_length.
     """
     volumes = {index: source.slices(index) for index in {row[0] for row in rows}}
     encoded = [prompts.encode(tokenizer, prompt, target) for _, prompt, target, _ in rows]
@@ -74,24 +74,31 @@ def collate(
         "slice_spacing": np.array([source.slice_spacing(row[0]) for row in rows], np.float32),
         **prompts.batch(encoded, text_length, tokenizer.pad_id),
         "task": np.array([tasks.index(row[3]) for row in rows], np.int32),
-        "aux": np.stack([source.aux(row[0]) for row in rows]).astype(np.float32),
         "image_visible": np.ones(len(rows), bool),
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches(grain.transforms.Map):
-    """step -> batch [A, R_local, ...] of this process's columns."""
+    """step -> batch [A, R_local, ...] of this process's columns.
+
+    With a `cell` (voxels of a visual token) it holds the auxiliary labels too: aux f32 (L,) and aux_cells bool
+    (V, R, C, L) of each row, as the source gives them.
+    """
 
     source: Source
     tokenizer: Tokenizer
     spec: BatchSpec
     seed: int
     columns: slice
+    cell: tuple[int, int, int] | None = None
 
     def map(self, step: int) -> dict[str, np.ndarray]:
         rows = [(index, q.prompt, q.target, q.task) for index, q in self.rows(int(step))]
         flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks)
+        if self.cell:
+            flat["aux"] = np.stack([self.source.aux(row[0]) for row in rows])
+            flat["aux_cells"] = np.stack([self.source.aux_cells(row[0], self.cell) for row in rows])
         micro = self.spec.microbatches
         return {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
 
@@ -129,12 +136,12 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def train_iterator(
     source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int, process: int = 0, processes: int = 1,
-    threads: int = 1,
+    threads: int = 1, cell: tuple[int, int, int] | None = None,
 ) -> grain.DatasetIterator:  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state."""
     width = spec.rows // spec.microbatches // processes
     columns = slice(process * width, (process + 1) * width)
-    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns))
+    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell))
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))
 
 

@@ -4,6 +4,7 @@ Axis legend: D slices, S pixels, A auxiliary labels.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -70,6 +71,10 @@ class Source(Protocol):
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,) in 0..1."""
 
+    def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
+        """bool (V, R, C, A) over cells of `cell` voxels (slices, rows, columns): where each label is to be read off,
+        all of them for a label that has no place or does not hold."""
+
     def input_ranges(self) -> dict:
         """What the volumes cover, for predict's warnings: `spacing_mm` 3 x [low, high], `slices`, `field_of_view_mm`
         and `hu` [low, high]; empty where it means nothing."""
@@ -79,3 +84,17 @@ class Source(Protocol):
 
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """True (lesion, organ, side) triples."""
+
+
+def touched(shape: Sequence[int], cell: Sequence[int], centre: Sequence[float], half: Sequence[float]) -> np.ndarray:
+    """bool (V, R, C): the cells of `cell` voxels that a box of half lengths `half` about `centre` touches.
+
+    All are in voxels of a grid of `shape`; the cell of the nearest voxel of the grid is always touched.
+    """
+    result = np.zeros([-(-n // c) for n, c in zip(shape, cell, strict=True)], bool)
+    bounds = []
+    for n, c, middle, reach in zip(shape, cell, centre, half, strict=True):
+        low, high = (int(np.clip(round(edge), 0, n - 1)) // c for edge in (middle - reach, middle + reach))
+        bounds.append(slice(low, high + 1))
+    result[tuple(bounds)] = True
+    return result

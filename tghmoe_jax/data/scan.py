@@ -28,10 +28,6 @@ class Scan:
         """Distance of neighbouring slices in mm, 1.0 where the source states none."""
         return self.prepared.spacing_mm[0] if self.prepared.spacing_mm else 1.0
 
-    def aux(self, index: int = 0) -> np.ndarray:
-        """No auxiliary labels, float32 (0,)."""
-        return np.zeros(0, np.float32)
-
 
 def read_scan(
     path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None

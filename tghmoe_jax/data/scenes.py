@@ -10,8 +10,8 @@ import functools
 import numpy as np
 
 from tghmoe_jax.data.binding import EASY, fewer_choices
-from tghmoe_jax.data.samples import Kind, Question
-from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, draw
+from tghmoe_jax.data.samples import Kind, Question, touched
+from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, Item, draw
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
 from tghmoe_jax.data.scenes_text import SCENE_TYPES, ask, caption, pick
 from tghmoe_jax.data.scenes_wording import CAPTION_REQUESTS
@@ -102,24 +102,24 @@ class ScenesSource:
         """float32 (A,), 1 where the label of `aux_names` holds."""
         scene = self.scene(index)
         names = [f"count:{COUNTS[len(scene.items) - 1]}", f"texture:{scene.look.texture}"]
-        for i in scene.items:
-            names += [
-                f"shape:{i.shape}",
-                f"place:{i.place}",
-                f"place:{i.place}:{i.shape}",
-                f"size:{i.size}",
-                f"colour:{i.colour}",
-            ]
-            if i.mark:
-                names += [
-                    "mark:mark",
-                    f"mark:{i.mark.kind}",
-                    f"mark:{i.mark.kind}:{i.mark.side}",
-                    f"mark:{i.place}:mark",
-                ]
         labels = np.zeros(len(AUX_NAMES), np.float32)
         labels[[_AUX_INDEX[name] for name in names]] = 1
+        for item in scene.items:
+            labels[_item_labels(item)] = 1
         return labels
+
+    def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
+        """bool (V, R, C, A): a shape's labels are read off the cells that it touches (see `samples.Source`)."""
+        shape = (int(self.pictures), self.size, self.size)
+        cells = np.zeros((*(-(-n // c) for n, c in zip(shape, cell, strict=True)), len(AUX_NAMES)), bool)
+        if not self.pictures:
+            return cells
+        scene = self.scene(index)
+        for item in scene.items:
+            row, column, radius = (x * self.size / UNIT for x in (*item.centre, item.radius))
+            cells[..., _item_labels(item)] |= touched(shape, cell, (0, row, column), (0, radius, radius))[..., None]
+        cells[..., ~cells.any(axis=(0, 1, 2))] = True
+        return cells
 
     def group(self, index: int) -> str:
         """One stratum: scenes have no body section."""
@@ -128,3 +128,22 @@ class ScenesSource:
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """No scene has a CT finding."""
         return frozenset()
+
+
+def _item_labels(item: Item) -> list[int]:
+    """Indices into AUX_NAMES of what one shape makes true."""
+    names = [
+        f"shape:{item.shape}",
+        f"place:{item.place}",
+        f"place:{item.place}:{item.shape}",
+        f"size:{item.size}",
+        f"colour:{item.colour}",
+    ]
+    if item.mark:
+        names += [
+            "mark:mark",
+            f"mark:{item.mark.kind}",
+            f"mark:{item.mark.kind}:{item.mark.side}",
+            f"mark:{item.place}:mark",
+        ]
+    return [_AUX_INDEX[name] for name in names]

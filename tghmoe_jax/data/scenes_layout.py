@@ -16,16 +16,17 @@ SIZES = {
 }  # radius in pixels of 64
 PLACES = (
     "upper left",
-    "upper middle",
+    "upper centre",
     "upper right",
-    "left",
-    "middle",
-    "right",
+    "middle left",
+    "middle centre",
+    "middle right",
     "lower left",
-    "lower middle",
+    "lower centre",
     "lower right",
 )
-SIDES = ("left", "right", "upper", "lower", "middle")  # of a mark in its shape
+# Of a mark in its shape, in words of their own: a visual token that holds both places is no riddle.
+SIDES = ("west", "east", "north", "south", "core")
 COLOURS = {
     "black": (10, 10, 10),
     "grey": (127, 127, 127),  # drawn as one of the two middle GREYS
@@ -199,8 +200,8 @@ def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
     kind = kinds[rng.choice(len(kinds), p=odds / odds.sum())]
     side = _pick(rng, SIDES)
     along, across = _OFFSETS[shape]
-    down = {"upper": -across, "lower": across}.get(side, 0.0) * radius
-    right = {"left": -along, "right": along}.get(side, 0.0) * radius
+    down = {"north": -across, "south": across}.get(side, 0.0) * radius
+    right = {"west": -along, "east": along}.get(side, 0.0) * radius
     if shape == "triangle":
         down += 0.1 * radius  # its wide part is below
     if kind.endswith("spot"):

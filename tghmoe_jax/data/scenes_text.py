@@ -19,7 +19,8 @@ SHAPE_ODDS = {shape: 7.0 if shape in SOLID else 1.0 for shape in SHAPES}
 _GREY_COLOURS = ("black", "grey", "white")
 COLOUR_ODDS = {colour: 1.0 for colour in COLOURS} | {"black": 2.5, "grey": 3.4, "white": 2.3}
 PLACE_ODDS = {
-    place: 1.4 if " " in place and "middle" not in place else 0.7 if place == "middle" else 1.0 for place in PLACES
+    place: 0.7 if place == "middle centre" else 1.0 if {"middle", "centre"} & set(place.split()) else 1.4
+    for place in PLACES
 }
 SIZE_PICK = {"tiny": 2.2, "small": 2.2, "medium": 0.85, "large": 1.1}  # which size of a picture is asked about
 
@@ -139,7 +140,7 @@ def _described(scene: Scene, item: Item, rng: np.random.Generator, asked: str) -
     if asked != "colour" and any(item is i for i in scene.unique_colours()):
         ways.append(f"{item.colour} shape")
     if asked != "place":
-        ways.append("shape in the middle" if item.place == "middle" else f"{item.place} shape")
+        ways.append(f"{item.place} shape")
     return pick(rng, ways)
 
 
@@ -156,12 +157,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     for item in sorted(scene.items, key=lambda i: PLACES.index(i.place)):
         name = " ".join(w for w in ("" if item.size in ("medium", "tiny") else item.size, item.colour, item.shape) if w)
         article = "an" if name[0] in "aeiou" else "a"
-        place = f"in the {item.place}" if item.place == "middle" or " " in item.place else f"on the {item.place}"
+        place = f"in the {item.place}"
         forms = (f"{article} {name} is {place}", f"there is {article} {name} {place}", f"{article} {name} {place}")
         sentence = forms[style]
         if item.mark:
-            part = "middle" if item.mark.side == "middle" else f"{item.mark.side} part"
-            sentence += f", with a {item.mark.kind} in its {part}"
+            sentence += f", with a {item.mark.kind} in its {item.mark.side}"
         sentences.append(sentence + ".")
     if not any(i.mark for i in scene.items) and rng.random() < 0.5:
         sentences.insert(1, "No spot is seen.")

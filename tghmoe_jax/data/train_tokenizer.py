@@ -18,7 +18,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from tghmoe_jax.data import binding
 from tghmoe_jax.data.phantom_report import FINDING, HEALTHY, NEGATIVE, TECHNIQUE
-from tghmoe_jax.data.phantom_text import ANSWER_PHRASES, QUESTIONS, REPORT_REQUESTS
+from tghmoe_jax.data.phantom_text import QUESTIONS, REPORT_REQUESTS
 from tghmoe_jax.data.samples import LETTERS
 from tghmoe_jax.data.scenes import ScenesSource
 from tghmoe_jax.data.tokenizer import FILES
@@ -79,12 +79,12 @@ def embedded_words() -> list[str]:
     def add(text: str) -> None:
         found.update(piece for piece, _ in split.pre_tokenize_str(text))
 
-    for requests in (*QUESTIONS.values(), REPORT_REQUESTS):
+    for requests in (*QUESTIONS.values(), REPORT_REQUESTS, binding.REQUESTS):
         for request in (*requests["seen"], *requests["unseen"]):
             add("\n" + re.sub(r"\{\w+\}", "", request))  # a prompt follows a newline, and has no space before it
     for sentence in (*TECHNIQUE, *FINDING, *NEGATIVE, *HEALTHY):
         add(" " + re.sub(r"\{\w+\}", "", sentence))
-    for phrase in ANSWER_PHRASES:
+    for phrase in binding.COMMON_PHRASES:
         add(" " + phrase)
         add(" " + phrase.capitalize())
     for word in (*binding.CT_WORDS, *binding.CT_THINGS, *binding.CT_ADJECTIVES):

@@ -143,6 +143,12 @@ class Model:
     def slabs(self, slices: int) -> int:
         return -(-slices // self.vision.patch_depth)
 
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        """Voxels (slices, rows, columns) of one visual token of the connector's views."""
+        side = 2 * self.vision.patch_size * self.connector.spatial_pool
+        return (self.vision.patch_depth * self.connector.depth_pool, side, side)
+
     def visual_tokens(self, slices: int) -> int:
         """Number of visual tokens of a volume of `slices` slices (model-spec 4.5, I24)."""
         c = self.connector

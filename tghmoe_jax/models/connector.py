@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tghmoe_jax.models.config import Connector as ConnectorConfig
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.router import masked_mean
 
@@ -31,6 +32,24 @@ def pool_depth(x: jax.Array, slab_mask: jax.Array, pool: int) -> tuple[jax.Array
     x = x.reshape(x.shape[0], groups, pool, *x.shape[2:])
     mask = slab_mask.reshape(slab_mask.shape[0], groups, pool)
     return masked_mean(x, mask, axis=2), jnp.any(mask, axis=-1)
+
+
+def cells_to_tokens(cells: jax.Array, c: ConnectorConfig) -> jax.Array:
+    """bool (B, V, R, C, A) over the merged cells of every view -> (B, L, A) over the visual tokens of the connector.
+
+    A cell of the global view stands for its whole column; a separator for nothing less than all cells.
+    """
+    everywhere = jnp.all(cells, axis=(1, 2, 3), keepdims=True)
+    if c.newline and c.layout != "flat":
+        newline = jnp.broadcast_to(everywhere, (*cells.shape[:3], 1, cells.shape[-1]))
+    else:
+        newline = cells[:, :, :, :0]
+    rows = lambda x, newline: jnp.concatenate([x, newline], axis=3).reshape(x.shape[0], -1, x.shape[-1])  # noqa: E731
+    tokens = rows(cells, newline)
+    if c.global_view and c.layout != "flat":
+        view = rows(jnp.any(cells, axis=1, keepdims=True), newline[:, :1])
+        tokens = jnp.concatenate([tokens, everywhere[:, 0, 0], view], axis=1)
+    return tokens
 
 
 class Connector(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models.config import Model
-from tghmoe_jax.models.connector import Connector
+from tghmoe_jax.models.connector import Connector, cells_to_tokens
 from tghmoe_jax.models.decoder import Cache, Decoder, empty_cache
 from tghmoe_jax.models.router import TaskRouter, masked_mean
 from tghmoe_jax.models.tgh_moe import MoEStats
@@ -49,14 +49,14 @@ class AuxHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, phrases: jax.Array) -> jax.Array:
-        """tokens (B, L, W), mask bool (B, L), phrases (A, W): sums of word embeddings -> logits float32 (B, A)."""
+        """tokens (B, L, W), mask bool (B, L, A) of the tokens that may state each label, phrases (A, W): sums of word
+        embeddings -> logits float32 (B, A)."""
         scale = self.param("scale", lambda *_: jnp.tile(jnp.array([[0.0], [1.5]]), (1, self.labels)))
         bias = self.param("bias", nn.initializers.constant(-0.35), (self.labels,))
         unit = lambda x: x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
         cosine = unit(tokens.astype(jnp.float32)) @ unit(phrases.astype(jnp.float32)).T  # (B, L, A)
-        seen = mask[..., None]
-        mean = jnp.sum(cosine * seen, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
-        soft = jax.nn.logsumexp(jnp.where(seen, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
+        mean = jnp.sum(cosine * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
+        soft = jax.nn.logsumexp(jnp.where(mask, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
         return self.GAIN * (scale[0] * mean + scale[1] * soft + bias)
 
 
@@ -85,7 +85,7 @@ class MLLM(nn.Module):
             encoded = Encoded(nothing, unseen, None, jnp.zeros(rows, jnp.int32), {})
             return Output(self.text_logits(batch, nothing, unseen), None, encoded)
         encoded = self.encode(batch, group, depth_scale)
-        aux = self.aux_logits(encoded) if self.cfg.aux_labels else None
+        aux = self.aux_logits(encoded, batch.get("aux_cells")) if self.cfg.aux_labels else None
         return Output(self.text_logits(batch, encoded.tokens, encoded.mask), aux, encoded)
 
     # ---- the tower ------------------------------------------------------------------------------------------------
@@ -134,12 +134,19 @@ class MLLM(nn.Module):
             return jax.vmap(lambda s: jax.random.randint(jax.random.key(s), (), 0, tgh.groups))(seed)
         return jnp.argmax(logits, axis=-1)
 
-    def aux_logits(self, encoded: Encoded) -> jax.Array:
-        """Auxiliary finding logits (B, A): which labels the visual tokens state; no part of the paper."""
+    def aux_logits(self, encoded: Encoded, cells: jax.Array | None = None) -> jax.Array:
+        """Auxiliary finding logits (B, A): which labels the visual tokens state; no part of the paper.
+
+        `cells` bool (B, V, R, C, A) confines each label to the cells where it is to be seen (default: all).
+        """
         longest = max(map(len, self.cfg.aux_labels))
         ids = np.array([[*label, *[-1] * (longest - len(label))] for label in self.cfg.aux_labels])
         words = jax.lax.stop_gradient(self.decoder.embeddings(jnp.maximum(ids, 0))) * (ids >= 0)[..., None]
-        return self.aux_head(encoded.tokens, encoded.mask, words.sum(axis=1))
+        mask = jnp.broadcast_to(encoded.mask[..., None], (*encoded.mask.shape, len(ids)))
+        if cells is not None:
+            confined = mask & cells_to_tokens(cells, self.cfg.connector)
+            mask = jnp.where(jnp.any(confined, axis=1, keepdims=True), confined, mask)
+        return self.aux_head(encoded.tokens, mask, words.sum(axis=1))
 
     # ---- the decoder ----------------------------------------------------------------------------------------------
 

@@ -1,13 +1,29 @@
-"""AdamW on what trains, with per-leaf rates, and updates masked for expert groups that a step did not see."""
+"""AdamW or Muon on what trains, with per-leaf rates, and updates masked for expert groups that a step did not see."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.training import rules
 
 Flat = dict[str, jax.Array]
+
+# The weight matrices that Muon orthogonalises: their axes in and out, the others (layers, groups, experts) are batched.
+# Embeddings, the output head, routers, norms and biases are left to Adam.
+MATRICES = (
+    (r"vision/patch/kernel", MuonDimensionNumbers((-5, -4, -3, -2), -1)),
+    (r".*/attn/[qkv]/kernel", MuonDimensionNumbers(-3, (-2, -1))),
+    (r".*/attn/out/kernel", MuonDimensionNumbers((-3, -2), -1)),
+    (r".*/(fc1|fc2|gate|up|down)/kernel", MuonDimensionNumbers(-2, -1)),
+)
+ADAM_RMS = 0.2  # scales Muon's updates to the size of Adam's (arXiv 2502.16982), so that one rate serves both
 
 
 def schedule(cfg, steps: int) -> optax.Schedule:
@@ -19,20 +35,43 @@ def schedule(cfg, steps: int) -> optax.Schedule:
 
 
 def build(cfg, steps: int, paths: list[str]) -> optax.GradientTransformation:
-    """cfg holds rate, warmup, final, b1, b2, eps, clip, decay, decay_rules and rate_rules (see configs/common.py).
+    """cfg holds name, rate, warmup, final, b1, b2, eps, clip, decay, decay_rules, rate_rules (see configs/common.py).
 
-    The norm is clipped over the trained leaves only: frozen ones are not even differentiated.
+    The norm is clipped over the trained leaves only: frozen ones are not even differentiated. UserError for an unknown
+    name.
     """
+    if cfg.name not in ("adamw", "muon"):
+        raise UserError(f"--config.optimizer.name={cfg.name} is unknown; use adamw or muon.")
     scale = rules.first_match(paths, [tuple(r) for r in cfg.rate_rules], 1.0, "optimizer.rate_rules")
     decays = rules.first_match(paths, [tuple(r) for r in cfg.decay_rules], 1.0, "optimizer.decay_rules")
     per_leaf = optax.stateless(lambda updates, _: {path: u * scale[path] for path, u in updates.items()})
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip),
-        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
+        scale_by_muon_and_adam(cfg, paths) if cfg.name == "muon" else adam(cfg),
         optax.add_decayed_weights(cfg.decay, mask={path: decays[path] > 0 for path in paths}),
         per_leaf,
         optax.scale_by_learning_rate(schedule(cfg, steps)),
     )
+
+
+def adam(cfg) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+
+
+def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformation:
+    """Muon on the leaves of MATRICES, Adam on the others."""
+    axes = {p: next((found for pattern, found in MATRICES if layout.matches(pattern, p)), None) for p in paths}
+
+    def of(updates):
+        return {p: axes[p] or optax.MaskedNode() for p in updates}
+
+    def like_adam(path: str, update: jax.Array) -> jax.Array:
+        fans = (math.prod(update.shape[a] for a in np.atleast_1d(side)) for side in axes[path])
+        return update * (ADAM_RMS * math.sqrt(max(fans)))
+
+    rescale = optax.stateless(lambda updates, _: {p: like_adam(p, u) if axes[p] else u for p, u in updates.items()})
+    muon = optax.chain(scale_by_muon(weight_dimension_numbers=of), rescale)
+    return optax.partition({"muon": muon, "adam": adam(cfg)}, {p: "muon" if axes[p] else "adam" for p in paths})
 
 
 def group_axis(path: str) -> int | None:
