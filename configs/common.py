@@ -90,7 +90,8 @@ def get_config() -> ConfigDict:
     )
 
     c.optimizer = ConfigDict(
-        {"name": "muon", "rate": 2e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
+        {"name": "muon",  # muon | adamw
+         "rate": 2e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
          "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
     )  # fmt: skip
 

@@ -326,7 +326,8 @@ def test_auxiliary_labels_of_a_lesion_are_read_off_the_cells_it_lies_in(tmp_path
         assert cells[..., [j for j in range(len(AUX_NAMES)) if j not in placed]].all()
         for lesion in truth.lesions:
             own = cells[..., lesion_labels(lesion)]
-            centre = tuple(int(np.clip(round(x), 0, n - 1)) // c for x, n, c in zip(lesion.centre, (16, 64, 64), cell))
+            places = zip(lesion.centre, (16, 64, 64), cell, strict=True)
+            centre = tuple(int(np.clip(round(x), 0, n - 1)) // c for x, n, c in places)
             assert own[centre].all() and own.any(axis=-1).sum() <= 2 * 2 * 2 * (1 + (truth.plane == "oblique"))
 
 

@@ -157,8 +157,9 @@ def test_muon_makes_every_matrix_of_an_update_nearly_orthogonal_with_the_size_of
 
 def test_muon_leaves_embeddings_routers_norms_and_biases_to_adam():
     others = {
-        "decoder/embed/embedding": (7, 4), "decoder/lm_head/kernel": (4, 7), "vision/block_1/moe/router/x/kernel": (1, 4, 2),
-        "task_router/head/kernel": (4, 2), "connector/fc1/bias": (4,), "vision/pos": (5, 4), "aux_head/scale": (2, 3),
+        "decoder/embed/embedding": (7, 4), "decoder/lm_head/kernel": (4, 7),
+        "vision/block_1/moe/router/x/kernel": (1, 4, 2), "task_router/head/kernel": (4, 2), "connector/fc1/bias": (4,),
+        "vision/pos": (5, 4), "aux_head/scale": (2, 3),
     }  # fmt: skip
     params = {path: np.ones(shape, np.float32) for path, shape in others.items()}
     for name in ("adamw", "muon"):

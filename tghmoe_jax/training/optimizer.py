@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from tghmoe_jax.errors import UserError
