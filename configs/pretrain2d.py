@@ -32,7 +32,7 @@ def get_config(arg: str | None = None):
     c.base_config = ConfigDict(BASE)
     c.trainable = common.STAGE1_TRAINABLE
     c.data.update({"name": "scenes", "slices": 1, "volumes": 1_000_000, "text_length": 52})
-    c.data.mixture.update({"report": 1, "open": 2, "closed": 4, "binding": 1})
+    c.data.mixture.update({"report": 1, "open": 3, "closed": 3, "binding": 1})
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
     c.optimizer.update({"rate": 3e-3, "decay": 0.01})

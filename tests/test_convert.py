@@ -67,7 +67,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     for name in FILES:
         assert (tmp_path / "base" / name).read_bytes() == (EMBEDDED / name).read_bytes()
     config = pretrain2d.get_config()
-    config.base, config.base_config = str(tmp_path / "base"), {}
+    config.base, config.base_config, config.init_from = str(tmp_path / "base"), {}, ""
     config.data.size, config.data.slices = tiny_run.SIZE, 8
     config.model.update({"patch_depth": 4, "attn3d_layers": (1, 2)})
     config.model.depth_rope.rotary_dim = 8

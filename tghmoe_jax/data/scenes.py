@@ -13,7 +13,7 @@ from tghmoe_jax.data.binding import EASY, fewer_choices
 from tghmoe_jax.data.samples import Kind, Question, touched
 from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, Item, draw
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
-from tghmoe_jax.data.scenes_text import SCENE_TYPES, ask, caption, pick
+from tghmoe_jax.data.scenes_text import OPEN_TYPES, SCENE_TYPES, ask, caption, pick
 from tghmoe_jax.data.scenes_wording import CAPTION_REQUESTS
 from tghmoe_jax.errors import UserError
 
@@ -53,8 +53,9 @@ class ScenesSource:
     types = SCENE_TYPES
 
     def __init__(
-        self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True
-    ):
+        self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True,
+        more_types: tuple[str, ...] = (),
+    ):  # fmt: skip
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
         if wording not in WORDINGS:
@@ -62,7 +63,7 @@ class ScenesSource:
         if count < 1 or size < 32:
             raise UserError(f"count={count} and size={size} must be at least 1 picture and 32 pixels.")
         self.split, self.count, self.seed, self.size, self.wording = split, count, seed, size, wording
-        self.pictures = pictures
+        self.pictures, self.more_types = pictures, more_types
 
     def __len__(self) -> int:
         return self.count
@@ -89,13 +90,16 @@ class ScenesSource:
         return {}
 
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
-        """A request about picture `index`; without `type`, `rng` draws it, and half of the closed ones train on fewer
-        options."""
+        """A request about picture `index`; without `type`, `rng` draws it: in training from `more_types` too, and half
+        of the closed ones with fewer options."""
         if kind == "report":
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
-        question = ask(self.scene(index), kind, rng, type or pick(rng, SCENE_TYPES), self.wording)
-        easy = type is None and kind == "closed" and self.split == "train" and rng.random() < EASY
+        training = type is None and self.split == "train"
+        drawn = SCENE_TYPES + self.more_types + (OPEN_TYPES if self.more_types and kind == "open" else ())
+        type = type or pick(rng, drawn if training else SCENE_TYPES)
+        question = ask(self.scene(index), kind, rng, type, self.wording)
+        easy = training and kind == "closed" and rng.random() < EASY
         return fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:

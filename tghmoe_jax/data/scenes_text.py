@@ -12,6 +12,10 @@ from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES,
 from tghmoe_jax.data.scenes_wording import QUESTIONS
 
 SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside")
+# What training asks beside: the hard types again, and, openly, for all that is known of one shape. Every word of such
+# an answer depends on finding the right shape, so that this teaches a small decoder to look a shape up by its name.
+HARD_TYPES = ("place", "inside") * 2 + ("size", "brightness")
+OPEN_TYPES = ("item",) * 7
 NOTHING, NONE = "nothing", "none"
 # Odds of a wrong option. The likelier an answer is true in a random scene, the more often it must be shown where it
 # is false.
@@ -28,7 +32,7 @@ CAPTION_WORDS = 28  # words and full stops of a caption
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator, type: str, wording: str) -> Question:
-    """An open or closed question of one of SCENE_TYPES; every type has an answer in every scene."""
+    """A question of one of SCENE_TYPES, or an open one of OPEN_TYPES; every type has an answer in every scene."""
     name, slots, answer, options = _ASKERS[type](scene, rng)
     text = pick(rng, QUESTIONS[name][wording]).format(**slots)
     if kind == "open":
@@ -114,7 +118,14 @@ def _inside(scene: Scene, rng: np.random.Generator):
     return "side", {"x": _described(scene, item, rng, ""), "k": kind}, answer, _others(rng, (*SIDES, NONE), answer)
 
 
+def _item(scene: Scene, rng: np.random.Generator):
+    item = pick(rng, _named(scene))
+    answer = f"{item.size} {item.colour} {item.shape} in the {item.place}"
+    return "item", {"x": _described(scene, item, rng, "place")}, answer, ()
+
+
 _ASKERS = {
+    "item": _item,
     "shape": _shape,
     "colour": _colour,
     "place": _place,

@@ -32,6 +32,10 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "unseen": ("At what position can the {x} be found?", "Localise the {x}."),
     },
+    "item": {
+        "seen": ("Describe the {x}.", "Please describe the {x}.", "Report the {x}."),
+        "unseen": ("Tell me everything of the {x}.",),
+    },
     "count": {
         "seen": (
             "How many shapes are there?",

@@ -6,6 +6,7 @@ from tghmoe_jax.data.phantom_report import parse_findings
 from tghmoe_jax.data.phantom_source import PhantomSource
 from tghmoe_jax.data.samples import Source
 from tghmoe_jax.data.scenes import ScenesSource
+from tghmoe_jax.data.scenes_text import HARD_TYPES
 from tghmoe_jax.errors import UserError
 
 
@@ -15,7 +16,9 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen") ->
         grid = (data["slices"], data["size"], data["size"])
         return PhantomSource(data["root"], split, count, grid=grid, channels=data["channels"], wording=wording)
     if data["name"] == "scenes":
-        return ScenesSource(split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0)
+        return ScenesSource(
+            split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0, more_types=HARD_TYPES
+        )
     raise UserError(f"--config.data.name={data['name']} cannot be read yet; use phantom or scenes.")
 
 

@@ -42,22 +42,24 @@ class AuxHead(nn.Module):
     """A label is stated by a visual token that points along the label's words, as the decoder's own embeddings do.
 
     So the decoder reads what is seen as it reads what is written, and its letters serve pictures as they serve texts.
+    Only true labels are confined to the cells where they are seen. So that this alone gives nothing away, what is
+    confined is a soft maximum with a weight above zero: over fewer tokens it can only be lower.
     """
 
     labels: int
     SHARP, GAIN = 20.0, 10.0  # of the soft maximum; of all logits, so that cosines reach certainty
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, mask: jax.Array, phrases: jax.Array) -> jax.Array:
-        """tokens (B, L, W), mask bool (B, L, A) of the tokens that may state each label, phrases (A, W): sums of word
-        embeddings -> logits float32 (B, A)."""
-        scale = self.param("scale", lambda *_: jnp.tile(jnp.array([[0.0], [1.5]]), (1, self.labels)))
+    def __call__(self, tokens: jax.Array, mask: jax.Array, confined: jax.Array, phrases: jax.Array) -> jax.Array:
+        """tokens (B, L, W), mask bool (B, L), confined bool (B, L, A): the tokens that may state each label,
+        phrases (A, W): sums of word embeddings -> logits float32 (B, A)."""
+        scale = self.param("scale", lambda *_: jnp.tile(jnp.array([[0.0], [1.25]]), (1, self.labels)))
         bias = self.param("bias", nn.initializers.constant(-0.35), (self.labels,))
         unit = lambda x: x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
         cosine = unit(tokens.astype(jnp.float32)) @ unit(phrases.astype(jnp.float32)).T  # (B, L, A)
-        mean = jnp.sum(cosine * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-        soft = jax.nn.logsumexp(jnp.where(mask, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
-        return self.GAIN * (scale[0] * mean + scale[1] * soft + bias)
+        mean = masked_mean(cosine, mask, axis=1)
+        soft = jax.nn.logsumexp(jnp.where(confined, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
+        return self.GAIN * (scale[0] * mean + nn.softplus(scale[1]) * soft + bias)
 
 
 class MLLM(nn.Module):
@@ -137,16 +139,18 @@ class MLLM(nn.Module):
     def aux_logits(self, encoded: Encoded, cells: jax.Array | None = None) -> jax.Array:
         """Auxiliary finding logits (B, A): which labels the visual tokens state; no part of the paper.
 
-        `cells` bool (B, V, R, C, A) confines each label to the cells where it is to be seen (default: all).
+        `cells` bool (B, V, R, C, A) confines each label to the cells where it is to be seen (default: all); a label
+        none of whose cells is visible may be stated by every visible token.
         """
         longest = max(map(len, self.cfg.aux_labels))
         ids = np.array([[*label, *[-1] * (longest - len(label))] for label in self.cfg.aux_labels])
         words = jax.lax.stop_gradient(self.decoder.embeddings(jnp.maximum(ids, 0))) * (ids >= 0)[..., None]
-        mask = jnp.broadcast_to(encoded.mask[..., None], (*encoded.mask.shape, len(ids)))
+        visible = jnp.broadcast_to(encoded.mask[..., None], (*encoded.mask.shape, len(ids)))
+        confined = visible
         if cells is not None:
-            confined = mask & cells_to_tokens(cells, self.cfg.connector)
-            mask = jnp.where(jnp.any(confined, axis=1, keepdims=True), confined, mask)
-        return self.aux_head(encoded.tokens, mask, words.sum(axis=1))
+            confined = visible & cells_to_tokens(cells, self.cfg.connector)
+            confined = jnp.where(jnp.any(confined, axis=1, keepdims=True), confined, visible)
+        return self.aux_head(encoded.tokens, encoded.mask, confined, words.sum(axis=1))
 
     # ---- the decoder ----------------------------------------------------------------------------------------------
 
