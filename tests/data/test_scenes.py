@@ -169,6 +169,30 @@ def test_binding_states_its_answer_among_four_options():
     assert len(phrases) > 200 and {"axial", "striped"} <= phrases
 
 
+def test_an_item_question_finds_its_shape_by_name_and_asks_for_all_of_it():
+    for i in range(300):
+        scene = SOURCE.scene(i)
+        q = SOURCE.question(i, "open", rng(i), "item")
+        item = next(
+            item for item in scene.items
+            if q.answer == f"{item.size} {item.colour} {item.shape} in the {item.place}"
+        )  # fmt: skip
+        assert f"the {item.shape}" in q.question or f"the {item.colour} shape" in q.question
+        assert item.place not in q.question and not q.choices
+
+
+def test_only_training_draws_from_more_types_and_item_questions_are_never_closed():
+    hard = {split: ScenesSource(split, 1000, more_types=("place",) * 8) for split in ("train", "test")}
+    drawn = {
+        (split, kind): [source.question(i, kind, rng(i)).type for i in range(400)]
+        for split, source in hard.items() for kind in ("open", "closed")
+    }  # fmt: skip
+    assert drawn["train", "closed"].count("place") > 180 and "item" not in drawn["train", "closed"]
+    assert drawn["train", "open"].count("item") > 80
+    for kind in ("open", "closed"):
+        assert drawn["test", kind].count("place") < 90 and "item" not in drawn["test", kind]
+
+
 def test_unseen_wordings_never_occur_in_training():
     for forms in (*QUESTIONS.values(), CAPTION_REQUESTS):
         assert not set(forms["seen"]) & set(forms["unseen"]) and forms["unseen"]
