@@ -36,7 +36,7 @@ def get_config(arg: str | None = None):
     c.model.update({"patch_depth": 1, "attn3d_layers": ()})
     c.model.tgh.layers = ()
     c.optimizer.update({"rate": 3e-3, "decay": 0.01})
-    c.train.update({"steps": 3600, "batch": 32, "accumulate": 1})
+    c.train.update({"steps": 5000, "batch": 32, "accumulate": 1})
     c.checkpoint.every = 300
     c.eval.items = 1000
     if preset == "letters":

@@ -214,9 +214,12 @@ def features(*args, **kw) -> np.ndarray:
 
 
 def start(model: MLLM, params, trainable, steps: int = 4, **optimiser) -> tuple[TrainState, Callable]:
-    """The initial state of a training, and its step, not yet compiled; the rate of step 0 is zero."""
+    """The initial state of a training, and its step, not yet compiled; the rate of step 0 is zero.
+
+    By default with Adam, which leaves rounding small where Muon would orthogonalise it.
+    """
     cfg = common.get_config().optimizer
-    cfg.update({"rate": 1e-2, "warmup": 0.0, **optimiser})
+    cfg.update({"name": "adamw", "rate": 1e-2, "warmup": 0.0, **optimiser})
     trains = rules.trainable(params, trainable)
     tx = optimizer.build(cfg, steps, [path for path in params if trains[path]])
     params = {path: jnp.asarray(leaf) for path, leaf in params.items()}

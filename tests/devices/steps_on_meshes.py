@@ -20,7 +20,7 @@ def two_steps(model, params, batch, mesh=None):
     """Scalars of the second step, the leaves after it, and how the leaves lie."""
     put = lambda x, spec: x if mesh is None else jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
     # A large eps keeps Adam's step proportional to the gradient: rounding stays rounding.
-    state, step = tiny.start(model, params, (".*",), name="adamw", eps=1.0, rate=1.0)
+    state, step = tiny.start(model, params, (".*",), eps=1.0, rate=1.0)
     if mesh is not None:
         shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
         shardings = train.param_shardings(shapes, mesh)

@@ -124,8 +124,8 @@ def test_masked_keys_change_nothing_to_the_last_bit(backend):
 
 
 def test_the_automatic_choice_is_blocked_for_large_scores_and_equal():
-    """2 heads x 1100 x 1100 scores are 9.7 MB: over the cache limit, so `auto` takes blocks."""
-    qkv = draw(np.random.default_rng(4), 1, 1100, 1100, 2, 1, 4)
+    """2 heads x 1500 x 1500 scores are 18 MB: over the cache limit, so `auto` takes blocks."""
+    qkv = draw(np.random.default_rng(4), 1, 1500, 1500, 2, 1, 4)
     auto = lambda qkv: attention(**qkv, backend="auto")  # noqa: E731
     assert "while" in str(jax.make_jaxpr(auto)(qkv)) or "scan" in str(jax.make_jaxpr(auto)(qkv))
     np.testing.assert_allclose(auto(qkv), attention(**qkv, backend="plain"), rtol=1e-4, atol=1e-5)

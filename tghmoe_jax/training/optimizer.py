@@ -88,7 +88,8 @@ def keep_absent_groups(new, old, present: jax.Array):
     """
 
     def choose(key_path, fresh, stale):
-        path = next((k.key for k in key_path if isinstance(k, jax.tree_util.DictKey)), None)
+        # The innermost key: an optimiser may keep its moments in dicts of its own.
+        path = next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey)), None)
         axis = group_axis(path) if path else None
         if axis is None or fresh.shape[axis] != present.shape[0]:
             return fresh
