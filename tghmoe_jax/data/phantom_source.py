@@ -17,7 +17,7 @@ import numpy as np
 
 from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
 from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, lesion_labels, make_question
-from tghmoe_jax.data.samples import Kind, Question, touched
+from tghmoe_jax.data.samples import Kind, Question, cell_grid, touched
 from tghmoe_jax.data.volumes import WINDOWS, window_names
 from tghmoe_jax.errors import UserError
 
@@ -88,7 +88,7 @@ class PhantomSource:
     def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
         """bool (V, R, C, A): a lesion's labels are read off the cells that it touches (see `samples.Source`)."""
         truth, shape = self.truths[index], self.volumes.shape[1:]
-        cells = np.ones((*(-(-n // c) for n, c in zip(shape, cell, strict=True)), len(AUX_NAMES)), bool)
+        cells = np.ones((*cell_grid(shape, cell), len(AUX_NAMES)), bool)
         for lesion in truth.lesions:
             half = lesion.size_mm / 2 / np.array(truth.spacing_mm)
             cells[..., lesion_labels(lesion)] = touched(shape, cell, lesion.centre, half)[..., None]

@@ -86,12 +86,17 @@ class Source(Protocol):
         """True (lesion, organ, side) triples."""
 
 
+def cell_grid(shape: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:
+    """Cells (V, R, C) of `cell` voxels that cover a grid of `shape` voxels; the last of an axis may be cut."""
+    return tuple(-(-n // c) for n, c in zip(shape, cell, strict=True))
+
+
 def touched(shape: Sequence[int], cell: Sequence[int], centre: Sequence[float], half: Sequence[float]) -> np.ndarray:
     """bool (V, R, C): the cells of `cell` voxels that a box of half lengths `half` about `centre` touches.
 
     All are in voxels of a grid of `shape`; the cell of the nearest voxel of the grid is always touched.
     """
-    result = np.zeros([-(-n // c) for n, c in zip(shape, cell, strict=True)], bool)
+    result = np.zeros(cell_grid(shape, cell), bool)
     bounds = []
     for n, c, middle, reach in zip(shape, cell, centre, half, strict=True):
         low, high = (int(np.clip(round(edge), 0, n - 1)) // c for edge in (middle - reach, middle + reach))

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from tghmoe_jax.data.binding import EASY, fewer_choices
-from tghmoe_jax.data.samples import Kind, Question, touched
+from tghmoe_jax.data.samples import Kind, Question, cell_grid, touched
 from tghmoe_jax.data.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, Item, draw
 from tghmoe_jax.data.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
 from tghmoe_jax.data.scenes_text import OPEN_TYPES, SCENE_TYPES, ask, caption, pick
@@ -115,7 +115,7 @@ class ScenesSource:
     def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
         """bool (V, R, C, A): a shape's labels are read off the cells that it touches (see `samples.Source`)."""
         shape = (int(self.pictures), self.size, self.size)
-        cells = np.zeros((*(-(-n // c) for n, c in zip(shape, cell, strict=True)), len(AUX_NAMES)), bool)
+        cells = np.zeros((*cell_grid(shape, cell), len(AUX_NAMES)), bool)
         if not self.pictures:
             return cells
         scene = self.scene(index)
