@@ -84,7 +84,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Name the abnormal organ.",
             "The abnormality is in which organ?",
             "Where is the disease?",
-            "Which structure is involved?",
+            "Tell me which structure is involved.",
             "State the organ that looks abnormal.",
         ),
         "unseen": (
@@ -103,7 +103,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What lesion does this scan show?",
             "Which finding is present?",
             "What is wrong here?",
-            "Which pathology is seen in this study?",
+            "Tell me which pathology is seen in this study.",
             "Tell me the diagnosis.",
         ),
         "unseen": (
