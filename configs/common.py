@@ -5,7 +5,7 @@ Values that differ from the paper's public facts are this project's own choices 
 
 from ml_collections import ConfigDict
 
-PRESETS = ("phi3v",)
+PRESETS = ("bench", "phi3v")
 
 # Stage 1 trains the vision tower, the connector and the decoder; stage 2 the experts, the routers, the connector and
 # the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
@@ -97,8 +97,20 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict({"steps": 800, "batch": 16, "seed": 0, "accumulate": 1})
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
-    c.eval = ConfigDict({"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42})
+    c.eval = ConfigDict(
+        {"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
+         "transfer": 0,  # items on the second drawing style of the phantom
+         "adversarial": 0}  # items a kind for each hard way of asking, under predicted, true and wrong routing
+    )  # fmt: skip
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
+    return c
+
+
+def bench(c: ConfigDict) -> ConfigDict:
+    """The default with more volumes, more steps and a longer examination: what the embedded reader is made by."""
+    c.data.volumes = 12000
+    c.train.steps = 1500
+    c.eval.update({"items": 1000, "transfer": 400, "adversarial": 200})
     return c
 
 

@@ -2,15 +2,17 @@
 
     python -m tghmoe_jax.main --config configs/evaluate.py --config.init_from=runs/stage2
 
-Model and data are the run's own; the scores go to --workdir (default runs/evaluate).
+Model and data are the run's own; the scores go to --workdir (default runs/evaluate). `:bench` asks as much as the bench
+stages do; --config.init_from=embedded names the reader inside the package.
 """
 
 from configs import common
 
 
 def get_config(arg: str | None = None):
-    common.parse_arg(arg)
     c = common.get_config()
+    if common.parse_arg(arg)["preset"] == "bench":
+        c = common.bench(c)
     c.mode = "evaluate"
     c.init_from = "runs/stage2"
     return c

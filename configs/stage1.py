@@ -2,8 +2,8 @@
 
     python -m tghmoe_jax.main --config configs/stage1.py
 
-trains on the embedded phantom from the embedded 2D base and evaluates. `:phi3v` is the full-scale recipe; it needs
-`--config.base=` and `--config.data.root=`.
+trains on the embedded phantom from the embedded 2D base and evaluates. `:bench` is the same at the size where phantoms
+are really read; `:phi3v` is the full-scale recipe, which needs `--config.base=` and `--config.data.root=`.
 """
 
 from configs import common
@@ -17,4 +17,4 @@ def get_config(arg: str | None = None):
         return common.phi3v(c, a["patch_depth"] or 2)
     if a["patch_depth"]:
         c.model.patch_depth = a["patch_depth"]
-    return c
+    return common.bench(c) if a["preset"] == "bench" else c

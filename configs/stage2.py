@@ -2,7 +2,8 @@
 
     python -m tghmoe_jax.main --config configs/stage2.py
 
-starts from the stage 1 of the same preset (`runs/stage1`, or --config.init_from=RUN), trains and evaluates.
+starts from the stage 1 of the same preset (`runs/stage1`, or --config.init_from=RUN), trains and evaluates. The
+embedded reader is what `:bench` leaves (see README).
 """
 
 from configs import common
@@ -17,5 +18,7 @@ def get_config(arg: str | None = None):
         c = common.phi3v(c, a["patch_depth"] or 2)
     elif a["patch_depth"]:
         c.model.patch_depth = a["patch_depth"]
+    if a["preset"] == "bench":
+        c = common.bench(c)
     c.model.tgh.groups = len(c.model.tasks)
     return c

@@ -16,6 +16,7 @@ from tghmoe_jax.training.runs import check_config, flatten
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CONFIGS = {
     "pretrain2d": (pretrain2d, ""), "stage1": (stage1, ""), "stage2": (stage2, ""), "evaluate": (evaluate, ""),
+    "stage1-bench": (stage1, "bench"), "stage2-bench": (stage2, "bench"), "evaluate-bench": (evaluate, "bench"),
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
 }  # fmt: skip
@@ -48,7 +49,7 @@ def test_every_experiment_has_the_keys_of_common_and_numbers_with_a_meaning(name
 
 
 def test_stage2_differs_from_stage1_in_start_groups_and_what_trains_only():
-    for arg in ("", "phi3v"):
+    for arg in ("", "bench", "phi3v"):
         one, two = (flatten(module.get_config(arg)) for module in (stage1, stage2))
         differ = {key for key in one | two if one.get(key) != two.get(key)}
         assert {"init_from", "model.tgh.groups", "trainable"} <= differ
@@ -58,7 +59,7 @@ def test_stage2_differs_from_stage1_in_start_groups_and_what_trains_only():
 @pytest.mark.parametrize("arg", ["phi4v", "patch_height=1", "patch_depth", "patch_depth=", "phi3v;patch_depth=1"])
 def test_an_unknown_colon_argument_is_an_error_that_lists_the_known_ones(arg):
     for module in (stage1, stage2):
-        with pytest.raises(ValueError, match="is unknown; use phi3v, patch_depth="):
+        with pytest.raises(ValueError, match="is unknown; use bench, phi3v, patch_depth="):
             module.get_config(arg)
 
 

@@ -1,5 +1,6 @@
 """The whole command `python -m tghmoe_jax.convert`: the 2D model of a run becomes a base folder that loads back."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from configs import pretrain2d
 from tests import tiny_run
 from tghmoe_jax import convert, train
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.training import checkpoints, loading, runs
 from tghmoe_jax.training.step import TrainState
@@ -87,6 +89,56 @@ def test_a_run_that_is_converted_twice_gives_the_same_bytes(pretrained, tmp_path
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
+# ------------------------------------------------------------------------------------------------ the whole model
+
+
+def test_an_exported_run_is_read_as_the_run_itself(tiny_stage2, tmp_path, capsys):
+    assert call(tiny_stage2, tmp_path / "whole", "--export", "--dtype", "float32") == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    files = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    assert files == {"config.json", "manifest.json", "model.safetensors", "model/config.json",
+                     *(f"model/{name}" for name in FILES)}  # fmt: skip
+    run, whole = loading.load_run(tiny_stage2, ""), loading.load_run(tmp_path / "whole", "")
+    assert (whole.step, whole.config, whole.model) == (run.step, run.config, run.model)
+    assert run.params.keys() == whole.params.keys()
+    assert all(np.array_equal(run.params[path], whole.params[path]) for path in run.params)
+
+
+def test_the_manifest_of_an_exported_run_holds_what_predict_must_say(tiny_stage2, tmp_path):
+    call(tiny_stage2, tmp_path / "whole", "--export")
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert manifest["domain"] == "phantom" and set(manifest["input_ranges"]) == {
+        "spacing_mm", "slices", "field_of_view_mm", "hu"
+    }  # fmt: skip
+    assert manifest["scores"]["metrics.json"] == tiny_run.metrics(tiny_stage2)
+    assert manifest["digest"] == loading.load_run(tmp_path / "whole", "").digest
+    assert manifest["step"] == tiny_run.STEPS and manifest["dtype"] == "bfloat16"
+
+
+def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2, tmp_path):
+    call(tiny_stage2, tmp_path / "one", "--export")
+    call(tmp_path / "one", tmp_path / "two", "--export")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    rounded, _ = checkpoints.load_params(tmp_path / "one")
+    for name, leaf in checkpoints.load_params(tiny_stage2)[0].items():
+        if not name.startswith("aux_head/"):
+            assert np.array_equal(rounded[name], leaf.astype(ml_dtypes.bfloat16)), name
+    config = pretrain2d.get_config()
+    config.init_from = str(tmp_path / "one")
+    assert train.load_origin(config).params.keys() == rounded.keys()
+
+
+def test_an_altered_exported_run_is_refused(tiny_stage2, tmp_path):
+    call(tiny_stage2, tmp_path / "whole", "--export")
+    file = tmp_path / "whole" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # one bit of the last parameter
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="other parameters than its manifest"):
+        loading.load_run(tmp_path / "whole", "")
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -100,7 +152,8 @@ def refused(capsys, *args) -> str:
 def test_a_3d_run_with_experts_has_no_2d_form(tiny_stage1, tmp_path, capsys):
     text = refused(capsys, tiny_stage1, tmp_path / "base")
     assert str(tiny_stage1) in text and "2D" in text and len(text) < 400
-    assert not (tmp_path / "base").exists()
+    assert "--export" in text and not (tmp_path / "base").exists()
+    assert "the run itself" in refused(capsys, tiny_stage1, tiny_stage1, "--export")
 
 
 def test_what_is_no_run_or_holds_no_checkpoint_is_named(pretrained, tmp_path, capsys):

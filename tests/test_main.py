@@ -11,6 +11,8 @@ import pytest
 from configs import stage1, stage2
 from tests import tiny_run
 from tghmoe_jax import main, train
+from tghmoe_jax.data import phantom2
+from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, layout
@@ -26,7 +28,8 @@ SCORES = [
     "report/rouge1", "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy",
     "control/shuffled_finding_f1", "control/blind_closed_accuracy", "control/section_shuffled_closed_accuracy",
     "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
-    "router/task_accuracy", "router/task_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+    "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
+    "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
 ]  # fmt: skip
 ONLY_STAGE2 = {key for key in SCORES if "wrong_group" in key or key.startswith("router/")}
 NO_INTERVAL = {"moe/load_max_over_mean", "moe/load_min_share"}
@@ -150,6 +153,26 @@ def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folde
     assert tiny_run.metrics(again) == tiny_run.metrics(tiny_stage2)
     for file in (tiny_stage2 / "eval" / str(tiny_run.STEPS)).iterdir():
         assert (again / "eval" / str(tiny_run.STEPS) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_long_evaluation_adds_the_second_style_and_hard_ways_of_asking(tiny_folder, tiny_stage2):
+    flags = (*tiny_run.options(tiny_folder), f"--config.init_from={tiny_stage2}")
+    more = ("--config.eval.transfer=10", "--config.eval.adversarial=6")
+    long = tiny_run.trained(tiny_folder, "evaluate.py", "long", *flags, *more) / "eval" / str(tiny_run.STEPS)
+    first = tiny_stage2 / "eval" / str(tiny_run.STEPS)
+    assert (long / "metrics.json").read_bytes() == (first / "metrics.json").read_bytes()
+    second = json.loads((long / "second_style" / "metrics.json").read_text())
+    assert set(SCORES) <= set(second)
+    with open(long / "second_style" / "predictions_closed.csv", encoding="utf-8", newline="") as lines:
+        asked = list(csv.DictReader(lines))
+    assert len(asked) == 10 and all(row["Disclaimer"] == DISCLAIMER for row in asked)
+    assert asked[0]["Question"].split(" Choices")[0] in phantom2.WORDING.questions["plane"]
+    ways = json.loads((long / "adversarial.json").read_text())
+    assert list(ways) == ["seen", "unseen", *ADVERSARIAL]
+    for scores in ways.values():
+        for name in ("closed/accuracy", "report/finding_f1"):
+            assert all(0 <= scores[f"{name}/{routing}"] <= 1 for routing in ("predicted", "oracle", "wrong"))
+        assert {scores[f"router/{kind}"] for kind in ("closed", "report")} <= {i / 6 for i in range(7)}
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

@@ -3,7 +3,9 @@
 Axis legend: B batch, N items, O options.
 """
 
+import copy
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tghmoe_jax.data import pipeline
+from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import protocols, statistics, tables
+from tghmoe_jax.evaluation import protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
@@ -160,7 +163,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | {"root": config.data.root}})
     params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
-    return evaluate(reader, *test_sources(config), config, Path(workdir) / "eval" / str(loaded.step))
+    return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step))
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -177,6 +180,26 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
         source.question(i % len(source), kind, np.random.default_rng([seed, 7, i]), types[i % len(types)])
         for i in range(items)
     ]
+
+
+def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=print) -> dict[str, Any]:
+    """The scores of the run's own test set, into `folder`, and beside it what the config asks for besides.
+
+    `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
+    each hard way to `folder`/adversarial.json.
+    """
+    metrics = evaluate(reader, *test_sources(config), config, folder, progress)
+    if config.eval.transfer:
+        progress("the second drawing style, never trained on:")
+        other = ConfigDict(config.to_dict())
+        other.eval["items"] = config.eval.transfer
+        source = make_source(config.data, "test", config.eval.transfer, "second", "second")
+        evaluate(reader, source, source, other, folder / "second_style", progress)
+    if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
+        ways = adversarial(reader, config, progress)
+        tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+        progress(router_tests.table(ways))
+    return metrics
 
 
 def evaluate(
@@ -225,9 +248,10 @@ def evaluate(
         return answers
 
     closed = questions(source, "closed", items, e.seed, types)
+    opened = questions(source, "open", items, e.seed + 1, types)
     reports = questions(source, "report", items, e.seed + 2, [None])
     answers = protocol("closed", closed, rank=True)
-    answers += protocol("open", questions(source, "open", items, e.seed + 1, types))
+    answers += protocol("open", opened)
     answers += protocol("report", reports)
     load = sum(a.load for a in answers)
     for kind, asked in (("closed", closed), ("report", reports)):
@@ -240,10 +264,15 @@ def evaluate(
     router = None
     if routed:
         asked = [
-            q for kind in ("closed", "open", "report")
+            q for kind in protocols.KINDS
             for q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
         ]  # fmt: skip
-        router = {"task_accuracy_unseen_wording": route(reader, unseen, asked)}
+        keyword = lambda q: router_tests.task_by_keyword(q.question) == q.task  # noqa: E731
+        router = {
+            "task_accuracy_unseen_wording": route(reader, unseen, asked),
+            "keyword_accuracy": [keyword(one) for one in (*closed, *opened, *reports)],
+            "keyword_accuracy_unseen_wording": [keyword(one) for one in asked],
+        }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     tables.write_predictions(folder, run)
     tables.write_metrics(folder, metrics)
@@ -261,3 +290,32 @@ def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[boo
         picked = np.argmax(np.asarray(generation.route(reader.model, reader.variables, batch)), axis=-1)
         hits += [reader.model.cfg.tasks[g] == q.task for g, q in zip(picked, part, strict=False)]
     return hits
+
+
+def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str, dict[str, object]]:
+    """{way of asking: scores of `router_tests.score_way`}: the wordings of training, unseen ones and the hard ones."""
+    e, tasks = config.eval, reader.model.cfg.tasks
+    reader = copy.copy(reader)
+    reader.text_length *= 2  # indications are long, and other languages fall to bytes
+    ways = {}
+    for way in ("seen", "unseen", *ADVERSARIAL):
+        source = make_source(config.data, "test", e.adversarial, way)
+        runs: dict[str, dict[str, list]] = {"oracle": {}, "wrong": {}}
+        hits = {}
+        for kind, types in (("closed", TYPES), ("report", [None])):
+            asked = questions(source, kind, e.adversarial, e.seed + 4, types)
+            hits[kind] = route(reader, source, asked)
+            for step, run in enumerate(runs.values()):
+                requests = [Request(i, q, group=(tasks.index(q.task) + step) % len(tasks)) for i, q in enumerate(asked)]
+                answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
+                run[kind] = [
+                    protocols.Prediction.of(
+                        i, q, answer.text,
+                        findings_true=source.findings(i) if kind == "report" else None,
+                        findings_stated=finding_parser(config.data.name)(answer.text) if kind == "report" else None,
+                    )
+                    for i, (q, answer) in enumerate(zip(asked, answers, strict=True))
+                ]  # fmt: skip
+        ways[way] = router_tests.score_way(runs["oracle"], runs["wrong"], hits, e.seed)
+        progress(f"asked in another way, {way}: {2 * e.adversarial} items")
+    return ways

@@ -1,9 +1,10 @@
 """One scan, one question, one answer.
 
-    python -m tghmoe_jax.predict --checkpoint runs/stage2 --volume scan.nii.gz --question "Which plane is this?"
+    python -m tghmoe_jax.predict --volume scan.nii.gz --question "Which plane is this?"
     python -m tghmoe_jax.predict --checkpoint runs/stage2 --volume dicom_folder --report --json --routing routing.png
 
-In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`.
+In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`. Where no checkpoint is named,
+the reader embedded in the package answers, and says so.
 
 Exit codes: 0 done, 2 something the user can mend (one sentence on stderr; --debug adds the traceback). Answers, JSON
 and pictures name no patient and no file. Axis legend: M MoE layers, E experts, T tokens.
@@ -216,8 +217,10 @@ class Predictor:
 
     def _domain_warning(self) -> list[str]:
         if self.domain in SYNTHETIC:
+            embedded = self.run.name == "embedded"
+            who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
             return [
-                f"domain {self.domain}: the checkpoint has seen {SYNTHETIC[self.domain]} and no scan of a patient; "
+                f"domain {self.domain}: {who} has seen {SYNTHETIC[self.domain]} and no scan of a patient; "
                 "its answer on a real scan shows that the path works, not what the scan holds"
             ]
         return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
@@ -281,8 +284,8 @@ class Predictor:
         return Routing(task, shares, layers, load, winner)
 
 
-def load(run: str | Path) -> Predictor:
-    """A finished run as a Predictor. UserError where `run` is none."""
+def load(run: str | Path = "embedded") -> Predictor:
+    """A finished run as a Predictor; without a name the embedded reader. UserError where `run` is none."""
     return Predictor(load_run(run, "--checkpoint"))
 
 
@@ -303,7 +306,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=DISCLAIMER,
     )  # fmt: skip
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="folder of a finished run, as runs/stage2")
+    add(
+        "--checkpoint",
+        default="embedded",
+        metavar="RUN",
+        help="folder of a finished run, as runs/stage2; default the "
+        "embedded reader, which was trained on drawn phantoms",
+    )
     add("--volume", required=True, metavar="PATH", help="NIfTI file, DICOM folder or file, or .npy volume")
     add("--question", metavar="TEXT", help="what to ask")
     add("--choices", action="append", default=[], metavar="A|B|C|D", help="2 to 4 options, or one per flag")

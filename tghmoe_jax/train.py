@@ -108,8 +108,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     def evaluate_now() -> None:
         reader = evaluate.Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
-        sources = evaluate.test_sources(config)
-        metrics = evaluate.evaluate(reader, *sources, config, workdir / "eval" / str(step), log.say)
+        metrics = evaluate.evaluate_all(reader, config, workdir / "eval" / str(step), log.say)
         log.scalars(step, metrics)
 
     first = step = int(state.step)

@@ -17,12 +17,11 @@ from tghmoe_jax.data.phantom_text import (
     ANSWER_PHRASES,
     AUX_NAMES,
     NONE,
-    QUESTIONS,
-    REPORT_REQUESTS,
     aux_targets,
     lesion_labels,
     make_question,
 )
+from tghmoe_jax.data.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.data.samples import LETTERS, TYPES
 from tghmoe_jax.data.volumes import to_channels
 from tghmoe_jax.errors import UserError
@@ -199,15 +198,14 @@ def test_neither_the_text_nor_the_section_answers_a_question(truths):
 
 
 def test_unseen_wordings_do_not_occur_among_the_seen():
-    for texts in (*QUESTIONS.values(), REPORT_REQUESTS):
-        assert not set(texts["seen"]) & set(texts["unseen"])
-    assert all(len(q["seen"]) >= 6 and len(q["unseen"]) >= 3 for q in QUESTIONS.values())
-    assert len(REPORT_REQUESTS["seen"]) >= 12 and len(REPORT_REQUESTS["unseen"]) >= 4
-    everything = [t for texts in (*QUESTIONS.values(), REPORT_REQUESTS) for group in texts.values() for t in group]
-    assert len(everything) == len(set(everything))  # no wording serves two types
+    ways = [(*way.questions.values(), way.requests) for way in (SEEN, UNSEEN)]
+    everything = [text for way in ways for texts in way for text in texts]
+    assert len(everything) == len(set(everything))  # nor does a wording serve two types
+    for seen, unseen in zip(*ways, strict=True):
+        assert len(seen) >= 6 and len(unseen) >= 3
     truth, rng = plan(3).truth, np.random.default_rng(0)
     for kind in ("closed", "open", "report"):
-        asked = {make_question(truth, kind, rng, wording="unseen").question for _ in range(60)}
+        asked = {make_question(truth, kind, rng, wording=UNSEEN).question for _ in range(60)}
         assert not asked & {make_question(truth, kind, rng).question for _ in range(60)}
 
 
@@ -371,7 +369,7 @@ def test_two_writers_of_one_cache_leave_one_whole_cache(tmp_path):
 
 
 def test_failed_drawing_leaves_no_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom_source, "draw", lambda *_: 1 / 0)
+    monkeypatch.setitem(phantom_source.STYLES, "first", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         PhantomSource(tmp_path, "train", 2)
     assert not list(tmp_path.iterdir())

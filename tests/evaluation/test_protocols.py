@@ -23,7 +23,8 @@ KEYS = {
     "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy", "control/shuffled_finding_f1",
     "control/blind_closed_accuracy", "control/section_shuffled_closed_accuracy",
     "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
-    "router/task_accuracy", "router/task_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+    "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
+    "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
 }  # fmt: skip
 
 

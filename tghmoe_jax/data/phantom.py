@@ -32,6 +32,7 @@ SLICE_MM = {
     "oblique": (16.5, 17.5),
 }  # at 16 slices
 PIXEL_MM = (5.6, 6.2)  # at 64 pixels
+HABITUS = ((0.95, 1.05), (0.95, 1.04), (0.97, 1.03))  # of a patient, per nominal mm along x, y, z
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,11 @@ class Plan:
     rng: np.random.Generator
 
 
-def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> Plan:
-    """Everything of one seed's volume but its voxels."""
+def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64), habitus=HABITUS) -> Plan:
+    """Everything of one seed's volume but its voxels. `habitus` holds the [low, high] of the body's scale."""
     rng = np.random.default_rng((20260, seed))
     section, plane, phase = (names[rng.integers(len(names))] for names in (SECTIONS, PLANES, PHASES))
-    frame, spacing = _frame(rng, section, plane, grid)
+    frame, spacing = _frame(rng, section, plane, grid, habitus)
     count = int(rng.choice(len(LESION_COUNTS), p=LESION_COUNTS))
     scanned = (CENTRE_Z_MM[section] + float(rng.uniform(-2, 2)), float(rng.uniform(107, 116)))
     noise = round(float(rng.uniform(6, 16)), 1)
@@ -109,17 +110,22 @@ def draw(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> Phantom:
         draw_lesion(canvas, body, lesion, centre, radius)
 
     hu = canvas.hu + rng.standard_normal(canvas.hu.shape, dtype=np.float32) * np.float32(truth.noise_hu)
-    np.clip(hu, PADDING + 1, 3000, out=hu)
-    if truth.plane != "axial":
+    return Phantom(scanned(hu, planned, canvas.xyz[2]), truth)
+
+
+def scanned(hu: np.ndarray, planned: Plan, z: np.ndarray) -> np.ndarray:
+    """HU int16 (D, H, W) as a scanner stores them, padded outside the scanned range; `z` in mm of the nominal body."""
+    hu = np.clip(hu, PADDING + 1, 3000)
+    if planned.truth.plane != "axial":
         middle, half = planned.scanned_mm
-        hu = np.where(np.abs(canvas.xyz[2] - np.float32(middle)) <= half, hu, np.float32(PADDING))
-    return Phantom(np.rint(hu).astype(np.int16), truth)
+        hu = np.where(np.abs(z - np.float32(middle)) <= half, hu, np.float32(PADDING))
+    return np.rint(hu).astype(np.int16)
 
 
-def _frame(rng: np.random.Generator, section: str, plane: str, grid: tuple[int, int, int]) -> tuple[Frame, tuple]:
+def _frame(rng: np.random.Generator, section: str, plane: str, grid, habitus) -> tuple[Frame, tuple]:
     pixel = float(rng.uniform(*PIXEL_MM)) * 64 / grid[2]
     spacing = (round(float(rng.uniform(*SLICE_MM[plane])) * 16 / grid[0], 2), round(pixel, 2), round(pixel, 2))
-    scale = np.array([rng.uniform(0.95, 1.05), rng.uniform(0.95, 1.04), rng.uniform(0.97, 1.03)])
+    scale = np.array([rng.uniform(*limits) for limits in habitus])
     steps = np.array(DIRECTIONS[plane], np.float64).T * spacing
     centre = np.array([0.0, -6.0 if section == "chest" else 0.0, CENTRE_Z_MM[section]]) * scale
     centre += rng.uniform(-1, 1, 3) * (6, 4, 3)

@@ -12,6 +12,7 @@ from tghmoe_jax.data.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS, 
 
 SECTIONS = ("chest", "abdomen", "pelvis")
 LEVELS = ("upper", "lower")
+TRIES = 100_000  # of placing all lesions of a volume: far more than any volume takes, so that a field without room ends
 CORE = 0.66  # radii of what fills a mass or abscess, an aneurysm and a cyst: parts of the lesion's radius
 LUMEN = 0.7
 WATER = 0.62
@@ -130,10 +131,11 @@ def place_lesions(
         [k for k in KINDS_BY_SECTION[section] if k.organ == organs[o]] for o in rng.permutation(len(organs))[:count]
     ]
     kinds = [options[rng.integers(len(options))] for options in chosen]
-    while True:
+    for _ in range(TRIES):
         placed = [_place(frame, kind, smallest_mm, rng) for kind in kinds]
         if all(_fits(frame, centre, radius, scanned) for _, centre, radius in placed) and not _collide(placed):
             return placed
+    raise RuntimeError(f"no room for {', '.join(k.phrase for k in kinds)} in a field of {frame.grid} voxels")
 
 
 def _place(

@@ -15,12 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.data.phantom import GENERATOR, Truth, draw
-from tghmoe_jax.data.phantom_text import AUX_NAMES, WORDINGS, aux_targets, lesion_labels, make_question
+from tghmoe_jax.data import phantom, phantom2
+from tghmoe_jax.data.phantom import GENERATOR, Truth
+from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
+from tghmoe_jax.data.phantom_text import AUX_NAMES, aux_targets, lesion_labels, make_question
+from tghmoe_jax.data.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.data.samples import Kind, Question, cell_grid, touched
 from tghmoe_jax.data.volumes import WINDOWS, window_names
 from tghmoe_jax.errors import UserError
 
+STYLES = {"first": phantom.draw, "second": phantom2.draw}  # training draws the first style only
+WORDINGS = {"seen": SEEN, "unseen": UNSEEN, "second": phantom2.WORDING, **ADVERSARIAL}  # training asks in `seen` only
 SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
 COARSEST = (8, 24)  # slices and pixels: on a coarser grid no place is found for lesions that span four pixels
@@ -30,7 +35,8 @@ INLINE = 200  # up to this many volumes are drawn without starting processes
 class PhantomSource:
     """`samples.Source` over phantom volumes.
 
-    `root` is the folder for caches; `wording` is `seen` or `unseen`, the phrasing of the requests.
+    `root` is the folder for caches; `style` a key of STYLES, how volumes are drawn; `wording` a key of WORDINGS, how
+    requests and reports are phrased.
     """
 
     aux_names = AUX_NAMES
@@ -44,12 +50,15 @@ class PhantomSource:
         grid: tuple[int, int, int] = (16, 64, 64),
         channels: str = "windows3",
         wording: str = "seen",
+        style: str = "first",
         processes: int = 2,
     ):
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
         if wording not in WORDINGS:
             raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
+        if style not in STYLES:
+            raise UserError(f"style={style!r} is unknown: use one of {', '.join(STYLES)}.")
         if not 0 < count <= SPLIT_SEEDS:
             raise UserError(f"count={count} is out of range: ask for 1 to {SPLIT_SEEDS} phantom volumes.")
         if grid[0] < COARSEST[0] or min(grid[1:]) < COARSEST[1]:
@@ -57,9 +66,9 @@ class PhantomSource:
                 f"--config.data.slices={grid[0]} and --config.data.size={grid[1]} are too coarse to draw lesions on; "
                 f"use at least {COARSEST[0]} slices of {COARSEST[1]} pixels."
             )
-        self.wording = wording
+        self.wording = WORDINGS[wording]
         self.table = _window_table(channels)
-        folder = prepare(Path(root), split, count, seed, tuple(grid), processes)
+        folder = prepare(Path(root), split, count, seed, tuple(grid), style, processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "truth.jsonl", encoding="utf-8") as lines:
             self.truths = [Truth.from_json(json.loads(line)) for line in lines]
@@ -132,13 +141,17 @@ def seeds_of(split: str, count: int, seed: int) -> range:
     return range(first, first + count)
 
 
-def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], processes: int) -> Path:
+def prepare(
+    root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], style: str, processes: int
+) -> Path:
     """Draws the split unless its cache exists, and returns the cache folder.
 
     The folder is filled under a temporary name and renamed, so that a reader never sees half a cache and two processes
     that draw the same split do not disturb each other.
     """
-    key = json.dumps({"generator": GENERATOR, "split": split, "count": count, "seed": seed, "grid": grid})
+    key = json.dumps(
+        {"generator": GENERATOR, "split": split, "count": count, "seed": seed, "grid": grid, "style": style}
+    )
     folder = root / f"phantom-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
@@ -151,9 +164,9 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
         cuts = [count * i // workers for i in range(workers + 1)]
         parts = [(seeds[a], a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
         if workers == 1:
-            _fill(building, *parts[0])
+            _fill(building, style, *parts[0])
         else:
-            _fill_apart(building, parts)
+            _fill_apart(building, style, parts)
         with open(building / "truth.jsonl", "wb") as joined:
             for _, start, _ in parts:
                 part = building / f"truth-{start}.jsonl"
@@ -184,18 +197,18 @@ def _reserve(file: Path, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(handle.fileno(), 0, size)
 
 
-def _fill(folder: Path, first_seed: int, start: int, count: int) -> None:
+def _fill(folder: Path, style: str, first_seed: int, start: int, count: int) -> None:
     """Draws `count` volumes into rows `start`... of volumes.npy and their truth into truth-<start>.jsonl."""
     volumes = np.load(folder / "volumes.npy", mmap_mode="r+", allow_pickle=False)
     with open(folder / f"truth-{start}.jsonl", "w", encoding="utf-8") as lines:
         for i in range(count):
-            phantom = draw(first_seed + i, volumes.shape[1:])
-            volumes[start + i] = phantom.hu
-            lines.write(json.dumps(phantom.truth.to_json()) + "\n")
+            drawn = STYLES[style](first_seed + i, volumes.shape[1:])
+            volumes[start + i] = drawn.hu
+            lines.write(json.dumps(drawn.truth.to_json()) + "\n")
     volumes.flush()
 
 
-def _fill_apart(folder: Path, parts: list[tuple[int, int, int]]) -> None:
+def _fill_apart(folder: Path, style: str, parts: list[tuple[int, int, int]]) -> None:
     """Runs `_fill` once per part in fresh interpreters: a fork after JAX has started threads can hang, and a spawned
     pool would run the caller's main module again."""
     package = str(Path(__file__).resolve().parents[2])
@@ -204,7 +217,7 @@ def _fill_apart(folder: Path, parts: list[tuple[int, int, int]]) -> None:
     running = []
     try:
         for part in parts:
-            command = [sys.executable, "-m", "tghmoe_jax.data.phantom_source", str(folder), *map(str, part)]
+            command = [sys.executable, "-m", "tghmoe_jax.data.phantom_source", str(folder), style, *map(str, part)]
             running.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             )
@@ -220,4 +233,4 @@ def _fill_apart(folder: Path, parts: list[tuple[int, int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    _fill(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    _fill(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -17,164 +17,11 @@ from tghmoe_jax.data.phantom_lesions import (
     Lesion,
     kind_of,
 )
-from tghmoe_jax.data.phantom_report import parse_findings, report, where
+from tghmoe_jax.data.phantom_report import where
+from tghmoe_jax.data.phantom_wordings import SEEN, Wording
 from tghmoe_jax.data.samples import TYPES, Question
 
-__all__ = [
-    "ANSWER_PHRASES",
-    "AUX_NAMES",
-    "NONE",
-    "QUESTIONS",
-    "REPORT_REQUESTS",
-    "aux_targets",
-    "make_question",
-    "parse_findings",
-    "report",
-]
-
 NONE = "none"
-WORDINGS = ("seen", "unseen")  # `unseen` wordings never occur in training
-
-QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "plane": {
-        "seen": (
-            "In which plane is this CT shown?",
-            "Which plane is this?",
-            "What is the plane of this scan?",
-            "What plane is the CT in?",
-            "Which imaging plane is shown here?",
-            "Name the plane of the image.",
-            "This CT is in which plane?",
-            "What orientation has this scan?",
-            "Which way was the body cut?",
-            "State the plane of the study.",
-        ),
-        "unseen": (
-            "How are the slices of this study oriented?",
-            "State the orientation of the slices.",
-            "Along which plane was the body cut?",
-        ),
-    },
-    "phase": {
-        "seen": (
-            "In which contrast phase is this CT?",
-            "Which phase is this?",
-            "What is the contrast phase of this scan?",
-            "What phase is the CT in?",
-            "Which contrast phase is shown here?",
-            "Name the phase of the image.",
-            "This CT is in which phase?",
-            "What is the timing of the contrast?",
-            "State the phase of the study.",
-            "What enhancement is seen after the injection?",
-        ),
-        "unseen": (
-            "When after contrast injection was this acquired?",
-            "Judge the timing of the contrast agent.",
-            "What enhancement stage does the study show?",
-        ),
-    },
-    "organ": {
-        "seen": (
-            "Which organ is abnormal?",
-            "Which organ has a lesion?",
-            "In which organ is the lesion?",
-            "Which organ is affected?",
-            "What organ shows an abnormality?",
-            "Name the abnormal organ.",
-            "The abnormality is in which organ?",
-            "Where is the disease?",
-            "Tell me which structure is involved.",
-            "State the organ that looks abnormal.",
-        ),
-        "unseen": (
-            "Where does the disease arise?",
-            "Which structure looks pathological?",
-            "What part of the anatomy is involved?",
-        ),
-    },
-    "abnormality": {
-        "seen": (
-            "Which abnormality is seen?",
-            "What is the lesion in this CT?",
-            "Which lesion is present?",
-            "What abnormality is shown here?",
-            "Name the abnormality in the image.",
-            "What lesion does this scan show?",
-            "Which finding is present?",
-            "What is wrong here?",
-            "Tell me which pathology is seen in this study.",
-            "Tell me the diagnosis.",
-        ),
-        "unseen": (
-            "What is the diagnosis?",
-            "Tell me what is wrong in this study.",
-            "What pathology can be identified?",
-        ),
-    },
-    "location": {
-        "seen": (
-            "Where is the {lesion}?",
-            "Where is the {lesion} located?",
-            "What is the location of the {lesion}?",
-            "In which part is the {lesion}?",
-            "Name the location of the {lesion}.",
-            "The {lesion} is in which part?",
-            "Which place has the {lesion}?",
-            "At which site is the {lesion}?",
-            "State the position of the {lesion}.",
-            "Describe the location of the {lesion}.",
-            "Where can the {lesion} be seen?",
-            "Tell me where the {lesion} is.",
-        ),
-        "unseen": (
-            "At what site can the {lesion} be found?",
-            "Localise the {lesion}.",
-            "Describe the position of the {lesion}.",
-        ),
-    },
-}
-REPORT_REQUESTS: dict[str, tuple[str, ...]] = {
-    "seen": (
-        "Write a report for this CT.",
-        "Report the findings of this scan.",
-        "What are the findings of this CT?",
-        "Describe this CT.",
-        "Describe the findings in the image.",
-        "Give a report of this scan.",
-        "Please write the report.",
-        "Please describe the scan.",
-        "Write the findings of this CT.",
-        "Give the findings of the image.",
-        "What does this CT show? Write a report.",
-        "Please report this image.",
-        "Generate a report for this scan.",
-        "Report this CT.",
-        "Write a caption for this scan.",
-        "Summarise the findings.",
-        "Give a summary of this study.",
-        "Draft a report of the examination.",
-        "Dictate a report.",
-        "Provide a summary of the images.",
-        "Provide the interpretation of this CT.",
-        "Tell me everything you see in this scan.",
-        "Could you write a report about this study?",
-        "Could you describe the images?",
-        "Observe the volume and write a report.",
-        "Tell me the findings in a few sentences.",
-        "Draft a text about this volume for a colleague.",
-        "Write a radiology report.",
-        "Dictate what you observe.",
-    ),
-    "unseen": (
-        "Summarise the study in a few sentences.",
-        "Provide a caption for this volume.",
-        "Could you draft a radiology text about this examination?",
-        "Tell a colleague everything you observe here.",
-        "Dictate your interpretation of the images.",
-    ),
-}
-
 PLACES = tuple(dict.fromkeys(place for k in KINDS for place in k.places))
 ANSWER_PHRASES: tuple[str, ...] = tuple(
     dict.fromkeys(
@@ -223,14 +70,13 @@ def lesion_labels(lesion: Lesion) -> list[int]:
 
 
 def make_question(
-    truth: Truth, kind: str, rng: np.random.Generator, type: str | None = None, wording: str = "seen"
+    truth: Truth, kind: str, rng: np.random.Generator, type: str | None = None, wording: Wording = SEEN
 ) -> Question:
     """A request about a volume; `open` and `closed` ones are of `type`, or of any of the five types equally often."""
     if kind == "report":
-        request = _pick(REPORT_REQUESTS[wording], rng)
-        return Question("report", "report", "report", request, (), report(truth, rng))
+        return Question("report", "report", "report", _pick(wording.requests, rng), (), wording.report(truth, rng))
     type = type or _pick(TYPES, rng)
-    text = _pick(QUESTIONS[type][wording], rng)
+    text = _pick(wording.questions[type], rng)
     if type == "plane":
         answer, options = truth.plane, list(PLANES)
     elif type == "phase":

@@ -10,11 +10,15 @@ from tghmoe_jax.data.scenes_text import HARD_TYPES
 from tghmoe_jax.errors import UserError
 
 
-def make_source(data: Mapping, split: str, count: int, wording: str = "seen") -> Source:
-    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name."""
+def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
+    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name.
+
+    `style` is how a phantom is drawn; no other data set has styles.
+    """
     if data["name"] == "phantom":
         grid = (data["slices"], data["size"], data["size"])
-        return PhantomSource(data["root"], split, count, grid=grid, channels=data["channels"], wording=wording)
+        channels = data["channels"]
+        return PhantomSource(data["root"], split, count, grid=grid, channels=channels, wording=wording, style=style)
     if data["name"] == "scenes":
         return ScenesSource(
             split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0, more_types=HARD_TYPES

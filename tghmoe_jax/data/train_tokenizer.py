@@ -8,6 +8,7 @@ words of radiology are spelt with pieces learned from a word list.
 
 import argparse
 import collections
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,8 +18,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from tghmoe_jax.data import binding
-from tghmoe_jax.data.phantom_report import FINDING, HEALTHY, NEGATIVE, TECHNIQUE
-from tghmoe_jax.data.phantom_text import QUESTIONS, REPORT_REQUESTS
+from tghmoe_jax.data.phantom_report import FIRST
+from tghmoe_jax.data.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.data.samples import LETTERS
 from tghmoe_jax.data.scenes import ScenesSource
 from tghmoe_jax.data.tokenizer import FILES
@@ -79,10 +80,10 @@ def embedded_words() -> list[str]:
     def add(text: str) -> None:
         found.update(piece for piece, _ in split.pre_tokenize_str(text))
 
-    for requests in (*QUESTIONS.values(), REPORT_REQUESTS, binding.REQUESTS):
-        for request in (*requests["seen"], *requests["unseen"]):
-            add("\n" + re.sub(r"\{\w+\}", "", request))  # a prompt follows a newline, and has no space before it
-    for sentence in (*TECHNIQUE, *FINDING, *NEGATIVE, *HEALTHY):
+    wordings = [requests for way in (SEEN, UNSEEN) for requests in (*way.questions.values(), way.requests)]
+    for request in itertools.chain(*wordings, *binding.REQUESTS.values()):
+        add("\n" + re.sub(r"\{\w+\}", "", request))  # a prompt follows a newline, and has no space before it
+    for sentence in itertools.chain(*FIRST):
         add(" " + re.sub(r"\{\w+\}", "", sentence))
     for phrase in binding.COMMON_PHRASES:
         add(" " + phrase)

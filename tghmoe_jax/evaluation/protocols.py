@@ -18,6 +18,8 @@ KINDS = ("closed", "open", "report")
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;
 # wrong_group: the other task's expert group.
 CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
+# The task router's decisions, and those of a keyword rule, on the wordings of training and on others.
+ROUTER = ("task_accuracy", "task_accuracy_unseen_wording", "keyword_accuracy", "keyword_accuracy_unseen_wording")
 CONTROL_SCORES = {
     **{f"control/{name}_closed_accuracy": (name, "closed/accuracy") for name in CONTROLS},
     **{f"control/{name}_finding_f1": (name, "report/finding_f1") for name in CONTROLS if name != "blind"},
@@ -170,9 +172,9 @@ def score(
 ) -> dict[str, float | list[float] | None]:
     """The contents of `metrics.json` (design: what a run leaves behind).
 
-    `router`: `task_accuracy` and `task_accuracy_unseen_wording` -> right or wrong, one decision each (N,); without
-    the first, the decisions noted in the run's own predictions count. `load`: tokens each expert received in the
-    evaluation, (..., E) with any leading layers and groups. `resamples` 0 leaves the intervals out.
+    `router`: right or wrong, one decision each (N,), for any of ROUTER; without `task_accuracy`, the decisions noted in
+    the run's own predictions count. `load`: tokens each expert received in the evaluation, (..., E) with any leading
+    layers and groups. `resamples` 0 leaves the intervals out.
     """
     scorer = _Scorer(seed, resamples)
     scores = kind_scores(run, seed, resamples)
@@ -181,13 +183,12 @@ def score(
 
     router = router or {}
     decided = [one for kind in KINDS for one in run.get(kind, ()) if one.task_predicted is not None]
-    if "task_accuracy" in router:
-        scores["router/task_accuracy"] = scorer.mean(router["task_accuracy"])
-    else:
+    for name in ROUTER:
+        scores[f"router/{name}"] = scorer.mean(router.get(name, ()))
+    if "task_accuracy" not in router:
         scores["router/task_accuracy"] = scorer.mean(
             [one.task_predicted == one.task_true for one in decided], [one.index for one in decided]
         )
-    scores["router/task_accuracy_unseen_wording"] = scorer.mean(router.get("task_accuracy_unseen_wording", ()))
     scores |= _load_scores(load)
 
     metrics: dict[str, float | list[float] | None] = {}

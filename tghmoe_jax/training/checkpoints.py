@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
+from tghmoe_jax.training import exported
 from tghmoe_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -75,10 +76,12 @@ class Checkpoints:
 
 
 def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
-    """Canonical parameters and the step of a run's latest (or given) checkpoint, on the host.
+    """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint or a damaged one.
     """
+    if exported.is_exported(Path(run)):
+        return exported.read(Path(run))
     folder = Path(run).absolute() / FOLDER
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):

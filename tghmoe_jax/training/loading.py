@@ -5,8 +5,6 @@ Used wherever a run is only read (predict, evaluation alone): no optimiser, no d
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import checkpoints, runs
+from tghmoe_jax.training.exported import digest
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
     """A run on the host. `params` are the model's leaves {leaf path: array}; `config` and `manifest` as recorded.
 
-    `digest` names the parameters: the first 16 hex digits of sha256 over canonical names and bytes in order of name.
+    `digest` names the parameters as stored (`exported.digest`).
     """
 
     name: str
@@ -42,7 +41,9 @@ class LoadedRun:
 
 
 def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
-    """The latest (or given) checkpoint of a run. The auxiliary finding head, which only training uses, is left out.
+    """The latest (or given) checkpoint of a run, of an exported one, or of `embedded`, the reader inside the package.
+
+    The auxiliary finding head, which only training uses, is left out.
 
     UserError names `flag` or the run where it is no finished run, or its checkpoint is damaged or does not fit.
     """
@@ -61,21 +62,12 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
         )
     if not all(np.isfinite(canonical[name].astype(np.float32)).all() for name in wanted):
         raise UserError(f"{run} holds NaN or infinite parameters (its training diverged); name another run.")
-    manifest = folder / "manifest.json"
+    params = layout.from_canonical(list(shapes), canonical)
     return LoadedRun(
-        name=folder.resolve().name, config=config, model=model, tokenizer=tokenizer, step=step,
-        manifest=json.loads(manifest.read_text()) if manifest.is_file() else {},
-        params=layout.from_canonical(list(shapes), canonical), digest=digest(canonical),
+        name=str(run) if str(run) == "embedded" else folder.resolve().name, config=config, model=model,
+        tokenizer=tokenizer, step=step, manifest=runs.read_manifest(folder), digest=digest(canonical),
+        params={path: value.astype(shapes[path].dtype, copy=False) for path, value in params.items()},
     )  # fmt: skip
-
-
-def digest(canonical: Mapping[str, np.ndarray]) -> str:
-    """16 hex digits that name a set of canonical parameters."""
-    whole = hashlib.sha256()
-    for name in sorted(canonical):
-        whole.update(name.encode())
-        whole.update(np.ascontiguousarray(canonical[name]).reshape(-1).view(np.uint8))
-    return whole.hexdigest()[:16]
 
 
 def dummy_batch(data: Mapping[str, Any], rows: int = 1) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
 
+EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.")
@@ -34,9 +35,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 _AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1, "eval.new_tokens": 1,
-    "eval.answer_tokens": 1, "eval.seed": 0, "data.volumes": 1, "data.slices": 1, "data.size": 1,
-    "data.text_length": 1, "model.patch_depth": 1, "model.depth_pool": 1, "model.spatial_pool": 1,
-    "model.tgh.experts": 1, "model.tgh.hidden": 1,
+    "eval.answer_tokens": 1, "eval.seed": 0, "eval.transfer": 0, "eval.adversarial": 0, "data.volumes": 1,
+    "data.slices": 1, "data.size": 1, "data.text_length": 1, "model.patch_depth": 1, "model.depth_pool": 1,
+    "model.spatial_pool": 1, "model.tgh.experts": 1, "model.tgh.hidden": 1,
 }  # fmt: skip
 
 
@@ -48,6 +49,11 @@ def check_config(config: ConfigDict) -> None:
             least = 0  # text alone
         if flat[key] < least:
             raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
+    for key in ("eval.transfer", "eval.adversarial"):
+        if flat[key] == 1:
+            raise UserError(f"--config.{key}=1 is too small to shuffle volumes; give 2 or more, or 0 for none.")
+        if flat[key] and flat["data.name"] != "phantom":
+            raise UserError(f"--config.{key}={flat[key]} needs the phantom; {flat['data.name']} has no such test.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
@@ -88,10 +94,23 @@ def read_config(run: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
 
 
+def read_manifest(run: str | Path) -> dict[str, Any]:
+    """What a run recorded about itself; empty where it has no manifest. UserError where it is damaged."""
+    file = Path(run) / "manifest.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); copy the run again.") from error
+
+
 def find(run: str, flag: str) -> Path:
-    """The folder of a run that another one starts from. UserError names the flag and the mend."""
-    folder = Path(run)
-    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+    """The folder of a finished run or of an exported one; `embedded` is the reader inside the package.
+
+    UserError names the flag and the mend.
+    """
+    folder = EMBEDDED if run == "embedded" else Path(run)
+    parameters = (folder / "checkpoints").is_dir() or (folder / "model.safetensors").is_file()
+    if not (folder / "config.json").is_file() or not parameters:
         hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
         raise UserError(f"{flag}={run} is not a finished run; run {hint} first, or name another run.")
     return folder
@@ -106,16 +125,22 @@ def read_base_config(run: str | Path) -> dict[str, Any]:
     return json.loads((model_folder(run) / "config.json").read_text())
 
 
+def write_model(folder: str | Path, base_config: dict, tokenizer: Path) -> None:
+    """Writes the 2D base's config.json and copies its tokeniser files."""
+    model = model_folder(folder)
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text(json.dumps(base_config, indent=1))
+    for name in _TOKENIZER_FILES:
+        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (model / name).resolve():
+            shutil.copyfile(tokenizer / name, model / name)
+
+
 def write_description(
     workdir: str | Path, config: ConfigDict, base_config: dict, tokenizer: Path, table: str, manifest: dict[str, Any]
 ) -> None:
     """Writes what describes a run, before its first step; config.json last, since it makes the folder a run."""
     folder = Path(workdir)
-    (folder / MODEL).mkdir(parents=True, exist_ok=True)
-    (folder / MODEL / "config.json").write_text(json.dumps(base_config, indent=1))
-    for name in _TOKENIZER_FILES:
-        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (folder / MODEL / name).resolve():
-            shutil.copyfile(tokenizer / name, folder / MODEL / name)
+    write_model(workdir, base_config, tokenizer)
     (folder / "params.txt").write_text(table + "\n")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     part = folder / "config.json.part"

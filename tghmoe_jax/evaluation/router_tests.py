@@ -1,0 +1,64 @@
+"""What the task level is worth: a keyword rule beside the router, and scores under true and wrong routing."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.evaluation.protocols import Prediction, kind_scores
+
+ROUTINGS = ("predicted", "oracle", "wrong")
+SCORES = {"closed": "closed/accuracy", "report": "report/finding_f1"}
+_REPORT = re.compile(
+    r"\b(?:report\w*|describe|summar\w+|findings|impression|interpretation|caption|dictate|draft|write)\b",
+    re.IGNORECASE,
+)
+
+
+def task_by_keyword(question: str) -> str:
+    """The task of a question (without its choices) by a rule that needs no training: the router's baseline."""
+    return "report" if _REPORT.search(question) else "vqa"
+
+
+def score_way(
+    oracle: Mapping[str, Sequence[Prediction]],
+    wrong: Mapping[str, Sequence[Prediction]],
+    hits: Mapping[str, Sequence[bool]],
+    seed: int,
+    resamples: int = statistics.RESAMPLES,
+) -> dict[str, object]:
+    """One way of asking. `oracle` and `wrong` {kind: predictions} by the true and the other task's experts, item by
+    item; `hits` {kind: whether the router picks the true task}.
+
+    What predicted routing answers is put together from the two: an answer depends on its group alone. Returns
+    `router/<kind>` and `keyword/<kind>` accuracies, and `<score>/<routing>` with `_ci95` for SCORES and ROUTINGS.
+    """
+    predicted = {
+        kind: [right if hit else other for right, other, hit in zip(ones, wrong[kind], hits[kind], strict=True)]
+        for kind, ones in oracle.items()
+    }
+    result: dict[str, object] = {}
+    for kind, ones in oracle.items():
+        result[f"router/{kind}"] = float(np.mean(hits[kind]))
+        result[f"keyword/{kind}"] = float(np.mean([task_by_keyword(one.question) == one.task_true for one in ones]))
+    for routing, run in zip(ROUTINGS, (predicted, oracle, wrong), strict=True):
+        scores = kind_scores(run, seed, resamples)
+        for kind, name in SCORES.items():
+            if kind in run:
+                result[f"{name}/{routing}"] = scores[name].value
+                result[f"{name}/{routing}_ci95"] = None if scores[name].ci95 is None else list(scores[name].ci95)
+    return result
+
+
+def table(ways: Mapping[str, Mapping[str, object]]) -> str:
+    """A terminal table, one line a way of asking."""
+    heads = ["asked", *(f"{who} {kind}" for who in ("router", "keyword") for kind in SCORES)]
+    heads += [f"{name.split('/')[1]} {routing}" for name in SCORES.values() for routing in ROUTINGS]
+    keys = [f"{who}/{kind}" for who in ("router", "keyword") for kind in SCORES]
+    keys += [f"{name}/{routing}" for name in SCORES.values() for routing in ROUTINGS]
+    rows = [heads]
+    for way, scores in ways.items():
+        rows.append([way, *("-" if scores.get(key) is None else f"{scores[key]:.3f}" for key in keys)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -1,0 +1,64 @@
+"""A run without its training state: one safetensors file under canonical names in place of the checkpoints.
+
+    config.json  manifest.json  model.safetensors  model/{config.json, tokenizer.json, tokenizer_config.json}
+
+The rest of the folder is a run's (see `runs`), so whatever reads a run reads this too. The manifest adds the step, the
+scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.training import runs
+from tghmoe_jax.weights import storage
+from tghmoe_jax.weights.base import DTYPES
+
+_SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
+
+
+def digest(canonical: Mapping[str, np.ndarray]) -> str:
+    """16 hex digits that name a set of canonical parameters: of sha256 over names and bytes in order of name."""
+    whole = hashlib.sha256()
+    for name in sorted(canonical):
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(canonical[name]).reshape(-1).view(np.uint8))
+    return whole.hexdigest()[:16]
+
+
+def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, dtype: str) -> list[Path]:
+    """Writes the parameters of a run's `step` without the auxiliary head, which only training uses.
+
+    `params` are canonical; `dtype` is a key of `weights.base.DTYPES`. Returns the files written.
+    """
+    kept = {name: np.asarray(value).astype(DTYPES[dtype]) for name, value in sorted(params.items())
+            if not name.startswith("aux_head/")}  # fmt: skip
+    manifest = runs.read_manifest(run)
+    evaluation = run / "eval" / str(step)
+    scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
+    manifest |= {"name": run.resolve().name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
+    files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
+    runs.write_model(folder, runs.read_base_config(run), runs.model_folder(run))
+    storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shutil.copyfile(run / "config.json", folder / "config.json")  # last: it makes the folder a run
+    return files
+
+
+def is_exported(run: Path) -> bool:
+    return (run / storage.SINGLE).is_file()
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], int]:
+    """Canonical parameters in the dtype they are stored in, and their step. UserError where they were altered."""
+    params = {name: tensor.load() for name, tensor in storage.read_tensors(folder).items()}
+    manifest = runs.read_manifest(folder)
+    if manifest.get("digest") != digest(params):
+        raise UserError(
+            f"{folder / storage.SINGLE} holds other parameters than its manifest.json names; copy the folder again."
+        )
+    return params, int(manifest.get("step", 0))
