@@ -214,7 +214,7 @@ def refused(tiny_folder, tmp_path, monkeypatch, capsys):
         ("stage1.py", "--config.eval.items=1", "--config.eval.items=1"),
         ("stage1.py", "--wrokdir=x", "wrokdir"),
         ("stage1.py", "extra", "'extra'"),
-        ("stage1.py:fhi3v", "", "'fhi3v' is unknown; use phi3v"),
+        ("stage1.py:fhi3v", "", "'fhi3v' is unknown; use bench, phi3v"),
         ("stage1.py:patch_height=2", "", "'patch_height=2' is unknown"),
         ("stage1.py:patch_depth=x", "", "stage1.py:patch_depth=x"),
         ("absent.py", "", "absent.py does not exist"),

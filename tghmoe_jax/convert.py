@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"--from={args.source} is a 3D model (patch_depth {model['patch_depth']}, "
                 f"{len(model['tgh']['layers'])} layers with experts), which has no 2D form; name a run of "
-                "configs/pretrain2d.py."
+                "configs/pretrain2d.py, or add --export."
             )
         params, step = checkpoints.load_params(run)
         files = save_base(args.to, params, runs.read_base_config(run), args.dtype)

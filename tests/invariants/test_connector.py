@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tghmoe_jax.models.connector import Connector, cells_to_tokens, merge_2x2, pool_depth
+from tghmoe_jax.models.connector import Connector, cells_to_tokens, merge_patches, pool_depth
 from tghmoe_jax.weights import adapt
 
 
@@ -41,7 +41,7 @@ def rows_of(params, view, grid=4):
 
 def test_merged_cell_holds_its_four_patches_row_by_row():
     """I22: on an arange grid of 24 x 24, cell (0, 0) joins patches 0, 1, 24, 25."""
-    merged = np.asarray(merge_2x2(np.arange(576)[None, :, None], 24))[0]
+    merged = np.asarray(merge_patches(np.arange(576)[None, :, None], 24, 2))[0]
     assert merged.shape == (12, 12, 4)
     assert merged[0, 0].tolist() == [0, 1, 24, 25]
     assert merged[0, 1].tolist() == [2, 3, 26, 27]
@@ -95,9 +95,9 @@ def test_depth_pooling_commutes_with_the_merge():
     """I23: with masked slabs and a remainder."""
     features, mask = draw(5), np.arange(5) < np.array([[5], [2]])
     pooled, _ = pool_depth(features, mask, 2)
-    merged = np.asarray(merge_2x2(features, 4))
+    merged = np.asarray(merge_patches(features, 4, 2))
     after, _ = pool_depth(merged.reshape(2, 5, 4, 96), mask, 2)
-    tiny.close(np.asarray(merge_2x2(pooled, 4)).reshape(2, 3, 4, 96), after, atol=1e-6)
+    tiny.close(np.asarray(merge_patches(pooled, 4, 2)).reshape(2, 3, 4, 96), after, atol=1e-6)
 
 
 def test_the_last_depth_group_is_the_masked_mean_of_the_remainder():
@@ -145,7 +145,7 @@ def test_spatial_pooling_is_the_mean_of_neighbouring_cells():
     model = tiny.model(spatial_pool=2, layout="flat")
     params = tiny.params(model)
     tokens, _ = connector(model, params, draw(2), np.ones((2, 2), bool))
-    merged = np.asarray(merge_2x2(draw(2), 4))
+    merged = np.asarray(merge_patches(draw(2), 4, 2))
     tiny.close(tokens, project(params, merged.mean(axis=(2, 3))))
 
 

@@ -80,6 +80,9 @@ class Connector:
 
     depth_pool: int = 1
     spatial_pool: int = 1
+    merge: int = 2  # side of the square of patches that one visual token joins
+    separators: bool = True  # whether the base has newline and view separators
+    bias: bool = True  # of the projector
     newline: bool = True
     global_view: bool = True
     layout: str = "sub_glb_3d"  # sub_glb_3d | flat (no newlines, no global view)
@@ -87,7 +90,7 @@ class Connector:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Phi-3 language model (model-spec 2.4)."""
+    """Phi-3, Llama, Mistral or Qwen2 language model (model-spec 2.4, 3.1)."""
 
     width: int = 3072
     layers: int = 32
@@ -102,10 +105,13 @@ class Decoder:
     max_positions: int = 131072
     original_positions: int = 4096
     rope_factor: str = "auto"  # auto | short | long
+    head_dim: int = 0  # 0: width / heads
+    qkv_bias: bool = False
+    tied: bool = False  # the head is the embedding table
 
     @property
     def head_size(self) -> int:
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
 
     @property
     def rope_magnitude(self) -> float:
@@ -146,13 +152,13 @@ class Model:
     @property
     def cell(self) -> tuple[int, int, int]:
         """Voxels (slices, rows, columns) of one visual token of the connector's views."""
-        side = 2 * self.vision.patch_size * self.connector.spatial_pool
+        side = self.connector.merge * self.vision.patch_size * self.connector.spatial_pool
         return (self.vision.patch_depth * self.connector.depth_pool, side, side)
 
     def visual_tokens(self, slices: int) -> int:
         """Number of visual tokens of a volume of `slices` slices (model-spec 4.5, I24)."""
         c = self.connector
-        side = self.vision.grid // 2 // c.spatial_pool
+        side = self.vision.grid // c.merge // c.spatial_pool
         rows = side * (side + (1 if c.newline and c.layout != "flat" else 0))
         views = -(-self.slabs(slices) // c.depth_pool)
         if c.layout == "flat" or not c.global_view:
@@ -167,7 +173,7 @@ def build(
     prefix_length: int = 4,
     group_shares: tuple[float, ...] = (),
 ) -> Model:
-    """Model sizes from a base's config.json (Phi-3-V keys) and the `model` section of an experiment config.
+    """Model sizes from a base's flat config.json (`weights.base.load_config`) and an experiment's `model` section.
 
     UserError names the key that cannot hold.
     """
@@ -184,15 +190,20 @@ def build(
         ffn=clip["intermediate_size"], image_size=clip["image_size"], patch_size=clip["patch_size"],
         eps=clip["layer_norm_eps"], patch_depth=model["patch_depth"], attn3d_layers=tuple(model["attn3d_layers"]),
         attn3d_kind=model["attn3d_kind"], attn3d_window=model["attn3d_window"], depth_embed=model["depth_embed"],
-        depth_rope=DepthRope(**rope),
+        depth_rope=DepthRope(**rope), feature_layer=base.get("vision_feature_layer", -2),
     )  # fmt: skip
+    connector = Connector(
+        depth_pool=model["depth_pool"], spatial_pool=model["spatial_pool"], newline=model["newline"],
+        global_view=model["global_view"], layout=model["layout"], bias=base.get("projector_bias", True),
+    )  # fmt: skip
+    if base.get("model_type") == "llava":  # one token a patch, and nothing to separate rows and views with
+        connector = dataclasses.replace(
+            connector, merge=1, separators=False, newline=False, global_view=False, layout="flat"
+        )
     result = Model(
         vision=vision,
         tgh=TGH(**tgh),
-        connector=Connector(
-            depth_pool=model["depth_pool"], spatial_pool=model["spatial_pool"], newline=model["newline"],
-            global_view=model["global_view"], layout=model["layout"],
-        ),
+        connector=connector,
         decoder=Decoder(
             width=base["hidden_size"], layers=base["num_hidden_layers"], heads=base["num_attention_heads"],
             kv_heads=base.get("num_key_value_heads", base["num_attention_heads"]), ffn=base["intermediate_size"],
@@ -200,7 +211,8 @@ def build(
             short_factor=tuple(scaling.get("short_factor", ())), long_factor=tuple(scaling.get("long_factor", ())),
             max_positions=base.get("max_position_embeddings", 4096),
             original_positions=base.get("original_max_position_embeddings", base.get("max_position_embeddings", 4096)),
-            rope_factor=model["rope_factor"],
+            rope_factor=model["rope_factor"], head_dim=base.get("head_dim") or 0,
+            qkv_bias=base.get("qkv_bias", False), tied=bool(base.get("tie_word_embeddings", False)),
         ),
         tasks=tuple(model["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length, dtype=model["dtype"],
         param_dtype=model["param_dtype"], remat=model["remat"], attention=model["attention"],
@@ -254,9 +266,11 @@ def check(model: Model) -> None:
         raise UserError(f"--config.model.tgh.top_k={t.top_k} must lie between 1 and the {t.experts} experts.")
     if set(t.layers) & set(t.task_layers):
         raise UserError("--config.model.tgh.task_layers must share no layer with tgh.layers (stacked topology).")
-    if v.grid % 2 or (v.grid // 2) % model.connector.spatial_pool:
+    merge = model.connector.merge
+    if v.grid % merge or (v.grid // merge) % model.connector.spatial_pool:
         raise UserError(
-            f"--config.model.spatial_pool={model.connector.spatial_pool} must divide half of the {v.grid}-patch grid."
+            f"--config.model.spatial_pool={model.connector.spatial_pool} must divide the {v.grid}-patch grid after "
+            f"{merge} x {merge} patches are joined."
         )
     if v.depth_rope.rotary_dim > v.width // v.heads or v.depth_rope.rotary_dim % 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Patch features to visual tokens: depth pooling, 2x2 merge, newlines, global view, Phi-3-V's MLP (model-spec 4.5).
+"""Patch features to visual tokens: depth pooling, 2x2 merge, newlines, global view, two-layer MLP (model-spec 4.5).
 
 Axis legend: B batch, D slab, V view (a depth group or the global view), P patch, C width, L visual tokens, W decoder
 width.
@@ -13,11 +13,11 @@ from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.router import masked_mean
 
 
-def merge_2x2(x: jax.Array, grid: int) -> jax.Array:
-    """(..., grid * grid, C) -> (..., grid/2, grid/2, 4C); a cell joins (dy, dx) = (0,0), (0,1), (1,0), (1,1)."""
-    lead, width = x.shape[:-2], x.shape[-1]
-    x = x.reshape(*lead, grid // 2, 2, grid // 2, 2, width)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, grid // 2, grid // 2, 4 * width)
+def merge_patches(x: jax.Array, grid: int, merge: int) -> jax.Array:
+    """(..., grid^2, C) -> (..., grid/m, grid/m, m^2 C); for m = 2 a cell joins (dy, dx) (0,0), (0,1), (1,0), (1,1)."""
+    lead, width, side = x.shape[:-2], x.shape[-1], grid // merge
+    x = x.reshape(*lead, side, merge, side, merge, width)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, side, side, merge * merge * width)
 
 
 def pool_depth(x: jax.Array, slab_mask: jax.Array, pool: int) -> tuple[jax.Array, jax.Array]:
@@ -53,7 +53,7 @@ def cells_to_tokens(cells: jax.Array, c: ConnectorConfig) -> jax.Array:
 
 
 class Connector(nn.Module):
-    """Separators and projector are Phi-3-V's; nothing is new, so a single slab gives exactly its 2D tokens (I3)."""
+    """Separators and projector are the base's; nothing is new, so a single slab gives exactly its 2D tokens (I3)."""
 
     cfg: Model
 
@@ -62,15 +62,16 @@ class Connector(nn.Module):
         """features (B, D, P, C), slab_mask bool (B, D) -> tokens (B, L, W) and their mask bool (B, L)."""
         c, width = self.cfg.connector, self.cfg.decoder.width
         param_dtype, dtype = jnp.dtype(self.cfg.param_dtype), features.dtype
-        merged = 4 * features.shape[-1]
+        merged = c.merge**2 * features.shape[-1]
         init = nn.initializers.normal(0.02)
-        sub_newline = self.param("sub_newline", init, (merged,), param_dtype).astype(dtype)
-        glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
+        if c.separators:
+            sub_newline = self.param("sub_newline", init, (merged,), param_dtype).astype(dtype)
+            glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
         grid, batch = self.cfg.vision.grid, features.shape[0]
 
         def rows(views: jax.Array) -> jax.Array:
-            """(B, V, P, C) -> (B, V * tokens, 4C), each row of cells closed by a newline."""
-            x = merge_2x2(views, grid)
+            """(B, V, P, C) -> (B, V * tokens, m^2 C), each row of cells closed by a newline."""
+            x = merge_patches(views, grid, c.merge)
             if c.spatial_pool > 1:
                 side = x.shape[2] // c.spatial_pool
                 x = x.reshape(*x.shape[:2], side, c.spatial_pool, side, c.spatial_pool, merged).mean(axis=(3, 5))
@@ -86,6 +87,6 @@ class Connector(nn.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(glb_newline, (batch, 1, merged)), view], axis=1)
             seen = jnp.any(slab_mask, axis=1, keepdims=True)
             mask = jnp.concatenate([mask, jnp.broadcast_to(seen, (batch, 1 + view.shape[1]))], axis=1)
-        kw = {"dtype": dtype, "param_dtype": param_dtype}
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "use_bias": c.bias}
         x = nn.gelu(nn.Dense(width, name="fc1", **kw)(x), approximate=False)
         return nn.Dense(width, name="fc2", **kw)(x), mask

@@ -1,4 +1,6 @@
-"""Phi-3's decoder: embeddings and a mask in, hidden states out; vision is any module that returns tokens.
+"""The decoder of Phi-3, Llama, Mistral and Qwen2: embeddings and a mask in, hidden states out.
+
+Vision is any module that returns tokens.
 
 Axis legend: B batch, T token, S cache slot, W width, N query heads, K key/value heads, H head size, V vocabulary.
 """
@@ -48,7 +50,7 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with RoPE, bias-free; writes into the cache slots it is given."""
+    """Grouped-query attention with RoPE; writes into the cache slots it is given. Only q, k and v may have biases."""
 
     cfg: Model
 
@@ -57,9 +59,10 @@ class SelfAttention(nn.Module):
         """x (B, T, W); cache None or (k, v) of this layer, written at slots start..start+T. Returns y and (k, v)."""
         d = self.cfg.decoder
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
-        q = nn.DenseGeneral((d.heads, d.head_size), name="q", **kw)(x)
-        k = nn.DenseGeneral((d.kv_heads, d.head_size), name="k", **kw)(x)
-        v = nn.DenseGeneral((d.kv_heads, d.head_size), name="v", **kw)(x)
+        biased = kw | {"use_bias": d.qkv_bias}
+        q = nn.DenseGeneral((d.heads, d.head_size), name="q", **biased)(x)
+        k = nn.DenseGeneral((d.kv_heads, d.head_size), name="k", **biased)(x)
+        v = nn.DenseGeneral((d.kv_heads, d.head_size), name="v", **biased)(x)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, start, axis=1)
@@ -103,7 +106,7 @@ class DecoderPeriod(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding table, scanned blocks, final norm and the untied head."""
+    """Embedding table, scanned blocks, final norm, and the head unless the table is it."""
 
     cfg: Model
 
@@ -116,7 +119,8 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0, length=d.layers,
         )(self.cfg, name=layout.scan_name(0, d.layers, 1))  # fmt: skip
         self.final_norm = RMSNorm(d.eps, param_dtype)
-        self.lm_head = nn.Dense(d.vocab, use_bias=False, dtype=jnp.dtype(self.cfg.dtype), param_dtype=param_dtype)
+        if not d.tied:
+            self.lm_head = nn.Dense(d.vocab, use_bias=False, dtype=jnp.dtype(self.cfg.dtype), param_dtype=param_dtype)
 
     def embeddings(self, tokens: jax.Array) -> jax.Array:
         """int (B, T) -> (B, T, W)."""
@@ -124,6 +128,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 (..., V)."""
+        if self.cfg.decoder.tied:
+            return (hidden @ self.embed.embedding.astype(hidden.dtype).T).astype(jnp.float32)
         return self.lm_head(hidden).astype(jnp.float32)
 
     def __call__(

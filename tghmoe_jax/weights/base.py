@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.weights import adapt, storage
+from tghmoe_jax.weights import adapt, llava, storage
 from tghmoe_jax.weights.phi3v import export_phi3v, import_phi3v
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "base"
@@ -20,16 +20,35 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of 2D model: its names in config.json, a tensor name only it has, and its porting functions."""
+    """A kind of 2D model: its names in config.json, a tensor name only it has, and its porting functions.
 
-    architecture: str
-    model_type: str
+    The first architecture is the one that is written.
+    """
+
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
     mark: str
     to_flax: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
     to_checkpoint: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
+    flatten: Callable[[Mapping], dict]  # config.json -> the flat form that the model is built from
 
 
-FAMILIES = {"phi3_v": Family("Phi3VForCausalLM", "phi3_v", r".*(glb_GN|glb_newline)", import_phi3v, export_phi3v)}
+def _flat_phi3v(config: Mapping) -> dict:
+    """The unmerged Hugging Face port nests the decoder's part; the published file is flat."""
+    config = dict(config)
+    return dict(config.pop("text_config", {})) | config
+
+
+FAMILIES = {
+    "phi3_v": Family(
+        ("Phi3VForCausalLM",), ("phi3_v",), r".*(glb_GN|glb_newline)", import_phi3v, export_phi3v, _flat_phi3v
+    ),
+    "llava": Family(
+        ("LlavaForConditionalGeneration", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"),
+        ("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
+        r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", llava.import_llava, llava.export_llava, llava.flatten,
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +67,10 @@ def base_folder(folder: str | os.PathLike) -> Path:
 
 
 def load_config(folder: str | os.PathLike) -> dict:
-    """Reads the config.json of a base, in the flat form of the published Phi-3-V."""
+    """Reads the config.json of a base, in the flat form of the published Phi-3-V (`Family.flatten`)."""
     try:
-        file = base_folder(folder) / "config.json"
-        config = json.loads(file.read_text())
-        # The unmerged Hugging Face port nests the decoder's part; the published file is flat.
-        return dict(config.pop("text_config", {})) | config
+        config = json.loads((base_folder(folder) / "config.json").read_text())
+        return FAMILIES[_said(config)].flatten(config)
     except UserError as error:
         raise about_base(folder, error) from error
     except FileNotFoundError as error:
@@ -79,20 +96,26 @@ def about_base(folder: str | os.PathLike, error: UserError) -> UserError:
     return UserError(f"--config.base={folder}: {error}")
 
 
+def _said(config: Mapping) -> str:
+    """The family that a config.json names. UserError for any other architecture."""
+    said = [*(config.get("architectures") or []), config.get("model_type")]
+    found = [key for key, one in FAMILIES.items() if {*one.architectures, *one.model_types} & set(said)]
+    if not found:
+        known = ", ".join(one.architectures[0] for one in FAMILIES.values())
+        raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
+    return found[0]
+
+
 def detect(config: Mapping, names: Mapping) -> str:
     """The family that config.json names; it must agree with the tensor names."""
-    said = [*(config.get("architectures") or []), config.get("model_type")]
-    by_config = [key for key, one in FAMILIES.items() if {one.architecture, one.model_type} & set(said)]
-    by_names = [key for key, one in FAMILIES.items() if any(re.fullmatch(one.mark, name) for name in names)]
-    if not by_config:
-        known = ", ".join(one.architecture for one in FAMILIES.values())
-        raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
-    if by_config[0] not in by_names:
+    family = _said(config)
+    if not any(re.fullmatch(FAMILIES[family].mark, name) for name in names):
+        what = {"phi3_v": "newline embeddings", "llava": "projector"}[family]
         raise UserError(
-            f"config.json says {by_config[0]} but no tensor is named like its newline embeddings; use the config.json "
-            "that belongs to the weights."
+            f"config.json says {family} but no tensor is named like its {what}; use the config.json that belongs to "
+            "the weights."
         )
-    return by_config[0]
+    return family
 
 
 def save_base(
@@ -112,7 +135,8 @@ def save_base(
     if dtype is not None:
         flat = {path: leaf.astype(DTYPES[dtype], copy=False) for path, leaf in flat.items()}
     tensors = family.to_checkpoint(flat, config)
-    named = {"architectures": [family.architecture], "model_type": family.model_type} | dict(config)
+    named = {"architectures": [family.architectures[0]], "model_type": family.model_types[0]}
+    named |= dict(config.get("published") or config)
     if dtype is not None:
         named["torch_dtype"] = dtype
     files = storage.write_tensors(folder, tensors, max_shard_bytes)

@@ -2,47 +2,24 @@
 
 Sizes, read from config.json: C vision width, N vision heads, H vision head size, F vision FFN, P patch, S positions
 (CLS + patches), M merged 2x2 patches (4C); W decoder width, Q query heads, K key-value heads, D head size, G decoder
-FFN, V vocabulary. Arrays keep their dtype; nothing is cast, so export(import(x)) is x bit for bit.
+FFN, V vocabulary.
 """
 
-import dataclasses
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-
-Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """How a torch tensor becomes a Flax leaf of a given shape, and back."""
-
-    torch_shape: Callable[[Shape], Shape]
-    to_flax: Callable[[np.ndarray, Shape], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-# Torch keeps (out, in); Flax (in, out), with the head axes split.
-COPY = Op(lambda s: s, lambda t, s: t, lambda a: a)
-T = Op(lambda s: s[::-1], lambda t, s: t.T, lambda a: a.T)
-HWIO = Op(lambda s: (s[3], s[2], s[0], s[1]), lambda t, s: t.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
-HQ = Op(lambda s: (s[1] * s[2], s[0]), lambda t, s: t.T.reshape(s), lambda a: a.reshape(len(a), -1).T)
-HO = Op(lambda s: (s[2], s[0] * s[1]), lambda t, s: t.T.reshape(s), lambda a: a.reshape(-1, a.shape[2]).T)
-FLAT = Op(lambda s: (math.prod(s),), lambda t, s: t.reshape(s), lambda a: a.reshape(-1))
-SUB = Op(lambda s: (1, 1, 1, *s), lambda t, s: t.reshape(s), lambda a: a.reshape(1, 1, 1, -1))
-GLB = Op(lambda s: (1, 1, *s), lambda t, s: t.reshape(s), lambda a: a.reshape(1, 1, -1))
+from tghmoe_jax.weights import table
+from tghmoe_jax.weights.table import COPY, FLAT, GLB, HO, HQ, HWIO, SUB, Entry, Row, Shape, T
 
 EMBED = "model.vision_embed_tokens."
 TOWER = EMBED + "img_processor.vision_model."
 CLIP, VISION = TOWER + "encoder.layers.{i}.", "vision/block_{i}/"
 PHI3, DECODER = "model.layers.{i}.", "decoder/block_{i}/"
 
-# (checkpoint name, canonical path, canonical shape, op). `|` in path and shape: consecutive rows of one fused tensor.
-TABLE: list[tuple[str, str, str, Op]] = [
+TABLE: list[Row] = [
     (TOWER + "embeddings.class_embedding", "vision/cls", "C", COPY),
     (TOWER + "embeddings.patch_embedding.weight", "vision/patch/kernel", "P P 3 C", HWIO),
     (TOWER + "embeddings.position_embedding.weight", "vision/pos", "S C", COPY),
@@ -110,39 +87,6 @@ VISION_KEYS = tuple(CLIP_L_336)[:6]
 TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One checkpoint tensor: its name and torch shape, and the canonical leaves that its rows become."""
-
-    name: str
-    paths: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    op: Op
-
-    @property
-    def rows(self) -> list[int]:
-        """Rows of the torch tensor that each leaf takes."""
-        return [self.op.torch_shape(shape)[0] for shape in self.shapes]
-
-    @property
-    def torch_shape(self) -> Shape:
-        """Shape in the checkpoint."""
-        return (sum(self.rows), *self.op.torch_shape(self.shapes[0])[1:])
-
-    def to_flax(self, tensor: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (path, leaf); views where numpy allows."""
-        start = 0
-        for path, shape, rows in zip(self.paths, self.shapes, self.rows, strict=True):
-            part = tensor[start : start + rows] if len(self.paths) > 1 else tensor
-            yield path, self.op.to_flax(part, shape)
-            start += rows
-
-    def to_torch(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The checkpoint tensor from its leaves."""
-        parts = [self.op.to_torch(np.asarray(leaves[path])) for path in self.paths]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
 def vision_config(config: Mapping) -> dict:
     """The tower's part of config.json, completed with CLIP ViT-L/14-336 where it is silent."""
     return CLIP_L_336 | dict(config.get("vision_config") or {})
@@ -178,27 +122,14 @@ def sizes(config: Mapping) -> dict[str, int]:
 
 def entries(config: Mapping) -> list[Entry]:
     """The table for one config: every tensor of the checkpoint with its shapes, in table order."""
-    size = sizes(config)
+    size = sizes(config)  # complains of what config.json lacks
     layers = {CLIP: vision_config(config)["num_hidden_layers"], PHI3: config["num_hidden_layers"]}
-    found = []
-    for name, path, shape, op in TABLE:
-        shapes = tuple(tuple(size[letter] for letter in part.split()) for part in shape.split("|"))
-        repeats = next((range(count) for prefix, count in layers.items() if name.startswith(prefix)), [0])
-        for i in repeats:
-            found.append(Entry(name.format(i=i), expand(path.format(i=i)), shapes, op))
-    return found
-
-
-def expand(path: str) -> tuple[str, ...]:
-    """`a/q|k|v/kernel` -> (`a/q/kernel`, `a/k/kernel`, `a/v/kernel`)."""
-    parts = path.split("/")
-    choice = next((i for i, part in enumerate(parts) if "|" in part), 0)
-    return tuple("/".join([*parts[:choice], one, *parts[choice + 1 :]]) for one in parts[choice].split("|"))
+    return table.entries(TABLE, size, layers)
 
 
 def canonical_shapes(config: Mapping) -> dict[str, Shape]:
     """{canonical path: shape} of the 2D model."""
-    return {path: shape for entry in entries(config) for path, shape in zip(entry.paths, entry.shapes, strict=True)}
+    return table.shapes_of(entries(config))
 
 
 def published_name(name: str) -> str:
@@ -210,68 +141,15 @@ def published_name(name: str) -> str:
 
 
 def import_phi3v(tensors: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Checkpoint tensors (arrays or lazy ones) -> flat canonical dict, dtypes kept.
+    """Checkpoint tensors -> flat canonical dict (see `table.to_flax`)."""
 
-    Every key must be consumed exactly once or be on the ignore list, every leaf written exactly once; otherwise one
-    `UserError` names all unknown, doubled, missing and wrongly shaped keys.
-    """
-    table = {entry.name: entry for entry in entries(config)}
-    keys = account(tensors, table)
-    flat = {}
-    for name, entry in table.items():
-        flat.update(entry.to_flax(np.asarray(tensors[keys[name]])))
-    return flat
-
-
-def account(tensors: Mapping[str, np.ndarray], table: Mapping[str, Entry]) -> dict[str, str]:
-    """Strict accounting; returns {published name: key in `tensors`} with exactly the names of the table."""
-    keys: dict[str, str] = {}
-    problems, aliases = [], []
-    for key in tensors:
+    def renamed(key: str) -> str | None:
         name = published_name(key)
-        if IGNORED.fullmatch(name):
-            continue
-        if name == ALIAS[0]:
-            aliases.append(key)
-        elif name not in table:
-            problems.append(f"unknown {key}")
-        elif name in keys:
-            problems.append(f"{key} doubles {keys[name]}")
-        else:
-            keys[name] = key
-            if (shape := tuple(tensors[key].shape)) != (due := table[name].torch_shape):
-                problems.append(f"{key} has shape {shape}, not {due}")
-    problems += [f"missing {name}" for name in table if name not in keys]
-    for key in aliases:
-        if ALIAS[1] in keys and not same_bits(tensors[key], tensors[keys[ALIAS[1]]]):
-            problems.append(f"{key} differs from {keys[ALIAS[1]]}")
-    if problems:
-        raise UserError(
-            f"The checkpoint does not match its config.json ({len(problems)} problems: {'; '.join(problems)}); "
-            "use the complete checkpoint and the config.json that belongs to it."
-        )
-    return keys
+        return None if IGNORED.fullmatch(name) else name
 
-
-def same_bits(a, b) -> bool:
-    """Whether two tensors are equal bit for bit (NaNs included)."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return table.to_flax(tensors, entries(config), renamed, dict([ALIAS]))
 
 
 def export_phi3v(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
     """Flat canonical dict of the 2D model -> {published checkpoint name: array}; the inverse of `import_phi3v`."""
-    table, due = entries(config), canonical_shapes(config)
-    problems = [f"unknown {path}" for path in flat if path not in due]
-    problems += [f"missing {path}" for path in due if path not in flat]
-    problems += [
-        f"{path} has shape {tuple(flat[path].shape)}, not {shape}"
-        for path, shape in due.items()
-        if path in flat and tuple(flat[path].shape) != shape
-    ]
-    if problems:
-        raise UserError(
-            f"These parameters are not the 2D model that config.json describes ({len(problems)} problems: "
-            f"{'; '.join(problems)}); export the 2D base, or correct config.json."
-        )
-    return {entry.name: entry.to_torch(flat) for entry in table}
+    return table.to_checkpoint(flat, entries(config))

@@ -1,0 +1,169 @@
+"""An imported LLaVA computes what Hugging Face's computes, for every text part: random small weights, float32.
+
+The peer is saved to disk by its own `save_pretrained`, so names, config.json and defaults are those of real files.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import traverse_util
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+from configs.common import get_config
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import layout
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
+from tghmoe_jax.weights import adapt, llava
+from tghmoe_jax.weights.base import load_base
+
+ATOL = 1e-4
+IMAGE, PREFIX, NEW = 59, 4, 64  # the placeholder's id; text before the picture; tokens generated
+TOKENS = 16  # of one picture
+VISION = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28,
+    "patch_size": 7,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "vocab_size": 60, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": None,
+}  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
+    "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.5, 7.0, 20.0],
+}  # fmt: skip
+PARTS = {
+    "llama": LlamaConfig(**TEXT, rope_parameters={"rope_type": "default", "rope_theta": 50000.0}),
+    "mistral": MistralConfig(**TEXT, sliding_window=None),
+    "qwen2": Qwen2Config(**TEXT),
+    "qwen2 tied": Qwen2Config(**TEXT, tie_word_embeddings=True),
+    "phi3": Phi3Config(**TEXT, rope_parameters=LONG),
+}
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Weights large enough that every part of the model moves the result."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise)
+    return module.eval()
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def pair(request, tmp_path_factory):
+    """The peer, and our model with its weights from disk, as a function of (method, *arguments)."""
+    tied = bool(getattr(PARTS[request.param], "tie_word_embeddings", False))
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION), text_config=PARTS[request.param], image_token_index=IMAGE,
+        image_token_id=IMAGE, tie_word_embeddings=tied,
+    )  # fmt: skip
+    peer = randomised(LlavaForConditionalGeneration(config))
+    folder = tmp_path_factory.mktemp("llava")
+    peer.save_pretrained(folder, max_shard_size="60KB")
+    base = load_base(folder)
+    assert base.family == "llava"
+
+    section = get_config().model
+    section.update({"patch_depth": 1, "attn3d_layers": ()})
+    section.tgh.layers = ()
+    section.depth_rope.rotary_dim = 8
+    model = MLLM(model_config.build(base.config, section.to_dict(), prefix_length=PREFIX))
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
+    loaded, report = adapt.assemble(layout.canonical_shapes(shapes), base.params)
+    assert all(path.startswith("task_router/") for path in report.of("new")) and not report.ignored
+    loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
+    params = traverse_util.unflatten_dict(layout.from_canonical(list(shapes), loaded), sep="/")
+
+    @functools.cache
+    def compiled(method, static):
+        return jax.jit(lambda params, *args: model.apply({"params": params}, *args, *static, method=method))
+
+    return peer, lambda method, *args, static=(): compiled(method, static)(params, *args)
+
+
+def batch_of(images: np.ndarray, tokens) -> dict:
+    """One-slice volumes (B, 28, 28, 3) in 0..1 with their prompts (B, T)."""
+    tokens = np.asarray(tokens, np.int32)
+    return {
+        "slices": images[:, None], "slice_mask": np.ones((len(images), 1), bool), "tokens": tokens,
+        "token_mask": np.ones(tokens.shape, bool), "question_mask": np.ones(tokens.shape, bool),
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"), torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).random((2, 28, 28, 3), np.float32)
+
+
+def asked(images, tokens) -> dict:
+    """The peer's input: the picture's placeholders stand between the two chunks of text."""
+    ids = np.concatenate([tokens[:, :PREFIX], np.full((len(tokens), TOKENS), IMAGE), tokens[:, PREFIX:]], axis=1)
+    pixels = (images - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return {
+        "input_ids": torch.from_numpy(ids), "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
+    }  # fmt: skip
+
+
+def prompts(length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(3, IMAGE, (2, length))
+
+
+def test_logits_of_a_picture_and_its_prompt_equal_the_peers(pair, images):
+    peer, ours = pair
+    tokens = prompts(20)
+    expected = peer(**asked(images, tokens)).logits.numpy()[:, PREFIX + TOKENS : -1]
+    assert np.abs(expected).max() > 1
+    found = ours(MLLM.__call__, batch_of(images, tokens)).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+
+
+def test_64_greedy_tokens_with_the_cache_equal_the_peers(pair, images):
+    peer, ours = pair
+    tokens = prompts(12)
+    start = 12 + TOKENS
+    expected = peer.generate(**asked(images, tokens), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    expected = expected.numpy()[:, start:]
+    batch = batch_of(images, tokens)
+    encoded = ours(MLLM.encode, batch)
+    logits, cache = ours(MLLM.prefill, batch, encoded.tokens, encoded.mask, static=(NEW,))
+    found = []
+    for _ in range(NEW):
+        found.append(np.asarray(jnp.argmax(logits, axis=-1), np.int32))
+        logits, cache = ours(MLLM.decode, found[-1], cache, static=(start + NEW,))
+    np.testing.assert_array_equal(np.stack(found, axis=1), expected)
+    assert len(np.unique(expected)) > 4
+
+
+def test_export_gives_the_peers_own_files_back_bit_for_bit(pair):
+    peer, _ = pair
+    state = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+    config = llava.flatten(peer.config.to_dict())
+    if config.get("tie_word_embeddings"):
+        del state["lm_head.weight"]
+    generation = llava.generation_of(state, config)
+    exported = llava.export_llava(llava.import_llava(state, config), config, generation)
+    assert exported.keys() == state.keys()
+    assert all(exported[name].tobytes() == state[name].tobytes() for name in state)
