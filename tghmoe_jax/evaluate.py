@@ -305,6 +305,8 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
         for kind, types in (("closed", TYPES), ("report", [None])):
             asked = questions(source, kind, e.adversarial, e.seed + 4, types)
             hits[kind] = route(reader, source, asked)
+            if kind == "closed":
+                hits["open"] = route(reader, source, [q.without_choices() for q in asked])
             for step, run in enumerate(runs.values()):
                 requests = [Request(i, q, group=(tasks.index(q.task) + step) % len(tasks)) for i, q in enumerate(asked)]
                 answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)

@@ -39,10 +39,13 @@ ORACLE = {"closed": [closed(i, "A. axial") for i in range(4)], "report": [report
 WRONG = {"closed": [closed(i, "B. coronal") for i in range(4)], "report": [report(0, [STONE]), report(1, [CYST])]}
 
 
+HITS = {"closed": [True, False, True, True], "open": [False, False, True, False], "report": [False, True]}
+
+
 def test_predicted_routing_takes_each_answer_from_the_group_that_the_router_picks():
-    scores = score_way(ORACLE, WRONG, {"closed": [True, False, True, True], "report": [False, True]}, seed=0)
-    assert scores["router/closed"] == 0.75 and scores["router/report"] == 0.5
-    assert scores["keyword/closed"] == 1.0 and scores["keyword/report"] == 0.0
+    scores = score_way(ORACLE, WRONG, HITS, seed=0)
+    assert [scores[f"router/{kind}"] for kind in ("closed", "open", "report")] == [0.75, 0.25, 0.5]
+    assert scores["keyword/vqa"] == 1.0 and scores["keyword/report"] == 0.0
     assert [scores[f"closed/accuracy/{name}"] for name in ("predicted", "oracle", "wrong")] == [0.75, 1.0, 0.0]
     assert [scores[f"report/finding_f1/{name}"] for name in ("predicted", "oracle", "wrong")] == [0.5, 1.0, 0.5]
     low, high = scores["closed/accuracy/predicted_ci95"]
@@ -59,7 +62,7 @@ def test_a_router_that_is_always_right_or_wrong_scores_as_the_forced_group(hit):
 
 
 def test_the_table_has_a_line_for_each_way_with_all_its_numbers():
-    scores = score_way(ORACLE, WRONG, {"closed": [True] * 4, "report": [True] * 2}, seed=0)
+    scores = score_way(ORACLE, WRONG, HITS, seed=0)
     head, first, second = table({"seen": scores, "typos": scores | {"closed/accuracy/wrong": None}}).splitlines()
-    assert "closed" in head and first.split()[:3] == ["seen", "1.000", "1.000"] and len(first.split()) == 11
+    assert "closed" in head and first.split()[:4] == ["seen", "0.750", "0.250", "0.500"] and len(first.split()) == 12
     assert second.split().count("-") == 1

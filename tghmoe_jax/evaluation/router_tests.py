@@ -29,19 +29,20 @@ def score_way(
     resamples: int = statistics.RESAMPLES,
 ) -> dict[str, object]:
     """One way of asking. `oracle` and `wrong` {kind: predictions} by the true and the other task's experts, item by
-    item; `hits` {kind: whether the router picks the true task}.
+    item; `hits` {kind: whether the router picks the true task}, `open` being the closed questions without their
+    choices, which give a question away.
 
     What predicted routing answers is put together from the two: an answer depends on its group alone. Returns
-    `router/<kind>` and `keyword/<kind>` accuracies, and `<score>/<routing>` with `_ci95` for SCORES and ROUTINGS.
+    `router/<kind>` and `keyword/<task>` accuracies, and `<score>/<routing>` with `_ci95` for SCORES and ROUTINGS.
     """
     predicted = {
         kind: [right if hit else other for right, other, hit in zip(ones, wrong[kind], hits[kind], strict=True)]
         for kind, ones in oracle.items()
     }
-    result: dict[str, object] = {}
-    for kind, ones in oracle.items():
-        result[f"router/{kind}"] = float(np.mean(hits[kind]))
-        result[f"keyword/{kind}"] = float(np.mean([task_by_keyword(one.question) == one.task_true for one in ones]))
+    result: dict[str, object] = {f"router/{kind}": float(np.mean(own)) for kind, own in hits.items()}
+    for ones in oracle.values():
+        task = ones[0].task_true
+        result[f"keyword/{task}"] = float(np.mean([task_by_keyword(one.question) == task for one in ones]))
     for routing, run in zip(ROUTINGS, (predicted, oracle, wrong), strict=True):
         scores = kind_scores(run, seed, resamples)
         for kind, name in SCORES.items():
@@ -53,10 +54,9 @@ def score_way(
 
 def table(ways: Mapping[str, Mapping[str, object]]) -> str:
     """A terminal table, one line a way of asking."""
-    heads = ["asked", *(f"{who} {kind}" for who in ("router", "keyword") for kind in SCORES)]
-    heads += [f"{name.split('/')[1]} {routing}" for name in SCORES.values() for routing in ROUTINGS]
-    keys = [f"{who}/{kind}" for who in ("router", "keyword") for kind in SCORES]
+    keys = ["router/closed", "router/open", "router/report", "keyword/vqa", "keyword/report"]
     keys += [f"{name}/{routing}" for name in SCORES.values() for routing in ROUTINGS]
+    heads = ["asked", *(" ".join(key.split("/")[-2:]) for key in keys)]
     rows = [heads]
     for way, scores in ways.items():
         rows.append([way, *("-" if scores.get(key) is None else f"{scores[key]:.3f}" for key in keys)])
