@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from configs import pretrain2d
+from configs import pretrain2d, stage1
 from tests import tiny_run
 from tghmoe_jax import convert, train
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
@@ -19,6 +19,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.training import checkpoints, loading, runs
 from tghmoe_jax.training.step import TrainState
+from tghmoe_jax.weights import llava, phi3v, storage
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 
 
@@ -89,6 +90,102 @@ def test_a_run_that_is_converted_twice_gives_the_same_bytes(pretrained, tmp_path
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
+# ------------------------------------------------------------------------------------- bases of Hugging Face
+
+
+def phi3v_folder(folder):
+    """The embedded base in several shards, with an alias and a buffer that some files carry."""
+    tensors = {name: np.asarray(tensor) for name, tensor in storage.read_tensors(EMBEDDED).items()}
+    extra = {phi3v.ALIAS[0]: tensors[phi3v.ALIAS[1]], phi3v.TOWER + "embeddings.position_ids": np.arange(65)[None]}
+    storage.write_tensors(folder, tensors | extra, max_shard_bytes=500_000)
+    for name in ("config.json", *FILES):
+        shutil.copyfile(EMBEDDED / name, folder / name)
+    return folder, tensors
+
+
+def llava_folder(folder):
+    """A small random LLaVA with a Qwen2 text part and the embedded tokeniser, under the hub's names."""
+    text = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1024}  # fmt: skip
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_token_index": 1023,
+        "text_config": text, "vision_config": tiny_run.BASE["vision_config"] | {"model_type": "clip_vision_model"},
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    rows = llava.entries(llava.flatten(config))
+    tensors = {
+        llava.named(row.name, "G1"): rng.standard_normal(row.torch_shape).astype(ml_dtypes.bfloat16) for row in rows
+    }
+    storage.write_tensors(folder, tensors, max_shard_bytes=50_000)
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in FILES:
+        shutil.copyfile(EMBEDDED / name, folder / name)
+    return folder, tensors
+
+
+@pytest.mark.parametrize("make", [phi3v_folder, llava_folder])
+def test_a_base_is_converted_and_exported_again_bit_for_bit(make, tmp_path, capsys):
+    source, tensors = make(tmp_path / "hub")
+    assert call(source, tmp_path / "converted") == 0
+    out = capsys.readouterr().out
+    ignored = len(storage.read_tensors(source)) - len(tensors)
+    assert f"reused   {len(tensors):>6} tensors" in out and f"ignored  {ignored:>6} tensors" in out
+    names = set(storage.read_tensors(tmp_path / "converted"))
+    assert {"vision/cls", "decoder/block_1/attn/q/kernel", "connector/fc1/kernel"} <= names
+    assert all((tmp_path / "converted" / name).read_bytes() == (source / name).read_bytes() for name in FILES)
+    plain, converted = load_base(source), load_base(tmp_path / "converted")
+    assert plain.params.keys() == converted.params.keys() and converted.family == plain.family
+    assert all(plain.params[name].tobytes() == converted.params[name].tobytes() for name in plain.params)
+
+    assert call(tmp_path / "converted", tmp_path / "again", "--export") == 0
+    again = storage.read_tensors(tmp_path / "again")
+    assert again.keys() == tensors.keys()
+    assert all(np.asarray(again[name]).tobytes() == tensors[name].tobytes() for name in tensors)
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "again")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("make", [phi3v_folder, llava_folder])
+def test_a_converted_base_serves_a_stage_of_3d_training(make, tmp_path):
+    source, _ = make(tmp_path / "hub")
+    call(source, tmp_path / "converted", "--dtype", "float32")
+    config = stage1.get_config()
+    config.base = str(tmp_path / "converted")
+    origin = train.load_origin(config)
+    config.data.size = origin.config["vision_config"]["image_size"]
+    config.model.attn3d_layers, config.model.tgh.layers = (1, 2), (2,)
+    config.model.depth_rope.rotary_dim = 8
+    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
+    _, fresh, report = train.assemble(origin, loading.param_shapes(model, config.data), "average")
+    assert not report.ignored and all("router/" in path for path in fresh)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: next(folder.glob("model-00002-*")).write_bytes(b"x" * 40), "not a complete safetensors"),
+        (lambda folder: next(folder.glob("model-00002-*")).unlink(), "lacks the shards"),
+        (lambda folder: (folder / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}'), "GPT2LMHead"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_a_damaged_base_leaves_the_target_as_it_was(damage, said, tmp_path, capsys):
+    source, _ = phi3v_folder(tmp_path / "hub")
+    damage(source)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("kept")
+    assert said in refused(capsys, source, tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]
+
+
+def test_export_goes_with_a_converted_base_only(tmp_path, capsys):
+    source, _ = phi3v_folder(tmp_path / "hub")
+    assert "leave --export out" in refused(capsys, source, tmp_path / "x", "--export")
+    call(source, tmp_path / "converted")
+    capsys.readouterr()
+    assert "add --export" in refused(capsys, tmp_path / "converted", tmp_path / "x")
+
+
 # ------------------------------------------------------------------------------------------------ the whole model
 
 
@@ -153,7 +250,7 @@ def test_a_3d_run_with_experts_has_no_2d_form(tiny_stage1, tmp_path, capsys):
     text = refused(capsys, tiny_stage1, tmp_path / "base")
     assert str(tiny_stage1) in text and "2D" in text and len(text) < 400
     assert "--export" in text and not (tmp_path / "base").exists()
-    assert "the run itself" in refused(capsys, tiny_stage1, tiny_stage1, "--export")
+    assert "the folder that is read" in refused(capsys, tiny_stage1, tiny_stage1, "--export")
 
 
 def test_what_is_no_run_or_holds_no_checkpoint_is_named(pretrained, tmp_path, capsys):

@@ -1,13 +1,18 @@
-"""Writes a run as safetensors: its 2D model as a Phi-3-V folder, or the whole 3D model as a run without training state.
+"""Carries models in and out, tensor by tensor: 2D bases of Hugging Face, this project's bases, and trained runs.
 
-    python -m tghmoe_jax.convert --from runs/pretrain2d --to DIR
-    python -m tghmoe_jax.convert --from runs/stage2 --to DIR --export
+    python -m tghmoe_jax.convert --from SOURCE --to TARGET [--export] [--dtype bfloat16]
 
-The first folder (published names, config.json, tokeniser) serves --config.base=DIR; a run with patch_depth above 1 or
-with experts has no 2D form and is refused. The second serves predict --checkpoint DIR and --config.init_from=DIR.
+    --from HF_DIR --to DIR                  a 2D model under canonical names, for --config.base=DIR
+    --from DIR --to HF_DIR --export         such a base back under its published names
+    --from runs/pretrain2d --to DIR         the 2D model of a run under its published names
+    --from runs/stage2 --to DIR --export    a whole run without its training state
+
+The last folder serves predict --checkpoint DIR and --config.init_from=DIR. A run with patch_depth above 1 or with
+experts has no 2D form and is refused without --export.
 """
 
 import argparse
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +20,14 @@ from pathlib import Path
 from tghmoe_jax.data import tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, exported, runs
-from tghmoe_jax.weights.base import save_base
+from tghmoe_jax.weights import storage
+from tghmoe_jax.weights.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
+
+# What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
+_COPIED = (
+    *tokenizer.FILES, "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
+    "preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,44 +37,83 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.')}; see --help for the flags.")
 
 
+def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
+    """Writes a run's 2D model or all of it; returns what to print."""
+    run = runs.find(source, "--from")
+    if whole:
+        params, step = checkpoints.load_params(run)
+        files = exported.write(run, params, step, target, dtype)
+        return f"step {step} of {source} -> {', '.join(map(str, files))}"
+    model = runs.read_config(run)["model"]
+    if model["patch_depth"] > 1 or model["tgh"]["layers"]:
+        raise UserError(
+            f"--from={source} is a 3D model (patch_depth {model['patch_depth']}, {len(model['tgh']['layers'])} layers "
+            "with experts), which has no 2D form; name a run of configs/pretrain2d.py, or add --export."
+        )
+    params, step = checkpoints.load_params(run)
+    files = save_base(target, params, runs.read_base_config(run), dtype)
+    copy_tokenizer(runs.model_folder(run), target)
+    return f"step {step} of {source} -> {', '.join(map(str, files))}"
+
+
+def from_base(source: str, target: Path, dtype: str | None, published: bool) -> str:
+    """Writes a 2D base under canonical or published names; returns what to print."""
+    base = load_base(source, lazy=True, flag="--from")
+    if published != bool(base.config.get(CONVERTED)):
+        raise UserError(
+            f"--from={source} {'has its published names already' if published else 'is converted already'}; "
+            f"{'leave --export out' if published else 'add --export to get its published names back'}."
+        )
+    if published:
+        files = save_base(target, base.params, base.config, dtype)
+    else:
+        files = save_converted(target, base, dtype)
+    copy_tokenizer(base.folder, target)
+    stored = storage.read_tensors(base.folder)
+    names = base.params if published else FAMILIES[base.family].to_checkpoint(base.params, base.config)
+    count = lambda tensors: sum(math.prod(t.shape) for t in tensors.values())  # noqa: E731
+    lines = [
+        f"{base.family}: {len(stored)} tensors in {source}",
+        f"reused   {len(names):>6} tensors {count(base.params) / 1e6:>12.3f} M parameters",
+        f"ignored  {len(stored) - len(names):>6} tensors {(count(stored) - count(base.params)) / 1e6:>12.3f} M",
+        f"new      {0:>6} tensors {0:>12.3f} M (experts, routers and 3D parts are new when a stage starts)",
+        f"-> {', '.join(map(str, files))}",
+    ]
+    return "\n".join(lines)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokeniser's files and those that describe how pictures are prepared."""
+    for name in _COPIED:
+        if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
+            shutil.copyfile(source / name, target / name)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, converts, and returns the exit code."""
     parser = _Parser(
         prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
     )  # fmt: skip
-    parser.add_argument("--from", dest="source", required=True, help="folder of a run")
+    parser.add_argument("--from", dest="source", required=True, help="folder of a run or of a 2D model")
     parser.add_argument("--to", required=True, help="folder to write")
-    parser.add_argument("--export", action="store_true", help="write the whole model instead of its 2D base")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--export", action="store_true", help="published names of a base, or the whole of a run")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: a base's own, bfloat16 for a run"
+    )
     try:
         args = parser.parse_args(argv)
-        if Path(args.to).exists() and not Path(args.to).is_dir():
+        source, target = Path(args.source), Path(args.to)
+        if target.exists() and not target.is_dir():
             raise UserError(f"--to {args.to} is a file; name a folder.")
-        run = runs.find(args.source, "--from")
-        if args.export:
-            if run.resolve() == Path(args.to).resolve():
-                raise UserError(f"--to {args.to} is the run itself; name another folder.")
-            params, step = checkpoints.load_params(run)
-            files = exported.write(run, params, step, Path(args.to), args.dtype)
-            print(f"step {step} of {args.source} -> {', '.join(str(f) for f in files)}")
-            return 0
-        model = runs.read_config(run)["model"]
-        if model["patch_depth"] > 1 or model["tgh"]["layers"]:
-            raise UserError(
-                f"--from={args.source} is a 3D model (patch_depth {model['patch_depth']}, "
-                f"{len(model['tgh']['layers'])} layers with experts), which has no 2D form; name a run of "
-                "configs/pretrain2d.py, or add --export."
-            )
-        params, step = checkpoints.load_params(run)
-        files = save_base(args.to, params, runs.read_base_config(run), args.dtype)
+        if target.exists() and source.resolve() == target.resolve():
+            raise UserError(f"--to {args.to} is the folder that is read; name another.")
+        if (source / "config.json").is_file() and not (source / runs.MODEL).is_dir():
+            print(from_base(args.source, target, args.dtype, args.export))
+        else:
+            print(from_run(args.source, target, args.dtype or "bfloat16", args.export))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name in tokenizer.FILES:
-        source, target = runs.model_folder(run) / name, Path(args.to) / name
-        if source.resolve() != target.resolve():
-            shutil.copyfile(source, target)
-    print(f"step {step} of {args.source} -> {', '.join(str(f) for f in files)}")
     return 0
 
 

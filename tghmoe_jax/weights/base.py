@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.weights import adapt, llava, storage
+from tghmoe_jax.weights import adapt, llava, phi3v, storage
 from tghmoe_jax.weights.phi3v import export_phi3v, import_phi3v
 
+CONVERTED = "converted"  # in config.json: the tensors carry canonical names
 EMBEDDED = Path(__file__).parent.parent / "assets" / "base"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -31,6 +32,7 @@ class Family:
     to_flax: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
     to_checkpoint: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
     flatten: Callable[[Mapping], dict]  # config.json -> the flat form that the model is built from
+    shapes: Callable[[Mapping], dict[str, tuple[int, ...]]]  # of the canonical leaves
 
 
 def _flat_phi3v(config: Mapping) -> dict:
@@ -41,12 +43,14 @@ def _flat_phi3v(config: Mapping) -> dict:
 
 FAMILIES = {
     "phi3_v": Family(
-        ("Phi3VForCausalLM",), ("phi3_v",), r".*(glb_GN|glb_newline)", import_phi3v, export_phi3v, _flat_phi3v
+        ("Phi3VForCausalLM",), ("phi3_v",), r".*(glb_GN|glb_newline)", import_phi3v, export_phi3v, _flat_phi3v,
+        phi3v.canonical_shapes,
     ),
     "llava": Family(
         ("LlavaForConditionalGeneration", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"),
         ("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
         r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", llava.import_llava, llava.export_llava, llava.flatten,
+        llava.canonical_shapes,
     ),
 }  # fmt: skip
 
@@ -66,34 +70,54 @@ def base_folder(folder: str | os.PathLike) -> Path:
     return EMBEDDED if str(folder) == "embedded" else storage.local_folder(folder)
 
 
-def load_config(folder: str | os.PathLike) -> dict:
+def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
     """Reads the config.json of a base, in the flat form of the published Phi-3-V (`Family.flatten`)."""
     try:
         config = json.loads((base_folder(folder) / "config.json").read_text())
         return FAMILIES[_said(config)].flatten(config)
     except UserError as error:
-        raise about_base(folder, error) from error
+        raise UserError(f"{flag}={folder}: {error}") from error
     except FileNotFoundError as error:
-        raise UserError(f"--config.base={folder} has no config.json; name the folder of a 2D base model.") from error
+        raise UserError(f"{flag}={folder} has no config.json; name the folder of a 2D base model.") from error
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"--config.base={folder}: config.json cannot be read ({error}); copy it again.") from error
+        raise UserError(f"{flag}={folder}: config.json cannot be read ({error}); copy it again.") from error
 
 
-def load_base(folder: str | os.PathLike) -> Base:
-    """Reads and converts a 2D base; every tensor is accounted for. UserError names --config.base and all problems."""
-    config = load_config(folder)
+def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--config.base") -> Base:
+    """Reads a 2D base or a converted one; every tensor is accounted for, and `lazy` leaves stay on disk.
+
+    UserError names the flag and all problems.
+    """
+    config = load_config(folder, flag)
     try:
         path = base_folder(folder)
         tensors = storage.read_tensors(path)
-        family = detect(config, tensors)
-        return Base(config, FAMILIES[family].to_flax(tensors, config), path, family)
+        if config.get(CONVERTED):
+            family = _said(config)
+            params = _canonical(tensors, FAMILIES[family].shapes(config))
+        else:
+            family = detect(config, tensors)
+            params = FAMILIES[family].to_flax(tensors, config)
+        return Base(config, params if lazy else {name: np.asarray(leaf) for name, leaf in params.items()}, path, family)
     except UserError as error:
-        raise about_base(folder, error) from error
+        raise UserError(f"{flag}={folder}: {error}") from error
 
 
-def about_base(folder: str | os.PathLike, error: UserError) -> UserError:
-    """The same error, naming the flag it came through."""
-    return UserError(f"--config.base={folder}: {error}")
+def _canonical(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """The leaves of a converted base, in the order of `shapes`. UserError names all that do not fit."""
+    problems = [f"unknown {name}" for name in tensors if name not in shapes]
+    problems += [f"missing {name}" for name in shapes if name not in tensors]
+    problems += [
+        f"{name} has shape {tensors[name].shape}, not {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+    ]
+    if problems:
+        raise UserError(
+            f"the converted base does not match its config.json ({len(problems)} problems: {'; '.join(problems)}); "
+            "convert it again."
+        )
+    return {name: tensors[name] for name in shapes}
 
 
 def _said(config: Mapping) -> str:
@@ -123,22 +147,32 @@ def save_base(
     flat: Mapping[str, np.ndarray],
     config: Mapping,
     dtype: str | None = "bfloat16",
-    max_shard_bytes: int = 1 << 30,
+    max_shard_bytes: int = 1 << 29,
 ) -> list[Path]:
     """Writes a 2D model under its family's published names with config.json; returns the files written.
 
-    `flat` may come from the 3D model at patch depth 1 without experts, as `configs/pretrain2d.py` trains it. `dtype`
-    None keeps the arrays' own. Raises before anything is written where `flat` is not the model of `config`.
+    `flat` may come from the 3D model at patch depth 1 without experts, as `configs/pretrain2d.py` trains it, or hold
+    lazy leaves, of which one shard at a time is in memory. `dtype` None keeps the arrays' own. Raises before anything
+    is written where `flat` is not the model of `config`.
     """
     family = FAMILIES[config.get("model_type", "phi3_v")]
-    flat = {path: np.asarray(leaf) for path, leaf in adapt.as_2d(flat).items()}
-    if dtype is not None:
-        flat = {path: leaf.astype(DTYPES[dtype], copy=False) for path, leaf in flat.items()}
+    kind = DTYPES[dtype] if dtype else None
+    flat = {path: storage.cast(leaf, kind) for path, leaf in adapt.as_2d(flat).items()}
     tensors = family.to_checkpoint(flat, config)
     named = {"architectures": [family.architectures[0]], "model_type": family.model_types[0]}
-    named |= dict(config.get("published") or config)
-    if dtype is not None:
-        named["torch_dtype"] = dtype
+    named |= {key: value for key, value in (config.get("published") or config).items() if key != CONVERTED}
+    return _save(folder, tensors, named, dtype, max_shard_bytes)
+
+
+def save_converted(folder: str | os.PathLike, base: Base, dtype: str | None = None) -> list[Path]:
+    """Writes a base under canonical names with its flat config.json, tensor by tensor; returns the files written."""
+    kind = DTYPES[dtype] if dtype else None
+    tensors = {path: storage.cast(leaf, kind) for path, leaf in base.params.items()}
+    return _save(folder, tensors, base.config | {CONVERTED: True}, dtype, 1 << 29)
+
+
+def _save(folder, tensors: Mapping, config: dict, dtype: str | None, max_shard_bytes: int) -> list[Path]:
     files = storage.write_tensors(folder, tensors, max_shard_bytes)
-    storage.write_text(Path(folder) / "config.json", json.dumps(named, indent=2) + "\n")
+    config = config | ({"torch_dtype": dtype} if dtype else {})
+    storage.write_text(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
     return [*files, Path(folder) / "config.json"]

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -51,6 +51,28 @@ class LazyTensor:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         array = self.load()
         return array if dtype is None else array.astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """An array that is made anew whenever it is asked for, by `np.asarray`. `shape` and `dtype` are known before."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = self.make()
+        return array if dtype is None else array.astype(dtype)
+
+
+def cast(leaf, dtype: np.dtype | None):
+    """An array or a lazy one in another dtype (None: its own)."""
+    if dtype is None or leaf.dtype == dtype:
+        return leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(dtype)
+    return Lazy(tuple(leaf.shape), np.dtype(dtype), lambda: np.asarray(leaf).astype(dtype))
 
 
 def damaged(file: Path, error: Exception) -> UserError:

@@ -5,12 +5,14 @@ letters of the shapes stand for. Arrays keep their dtype; nothing is cast, so ex
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.weights.storage import Lazy
 
 Shape = tuple[int, ...]
 
@@ -58,15 +60,25 @@ class Entry:
         return (sum(self.rows), *self.op.torch_shape(self.shapes[0])[1:])
 
     def to_flax(self, tensor: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (path, leaf); views where numpy allows."""
+        """Yields (path, leaf); views where numpy allows, and `Lazy` leaves of a tensor that is not in memory."""
         start = 0
         for path, shape, rows in zip(self.paths, self.shapes, self.rows, strict=True):
-            part = tensor[start : start + rows] if len(self.paths) > 1 else tensor
-            yield path, self.op.to_flax(part, shape)
+            part = slice(start, start + rows) if len(self.paths) > 1 else ...
+            make = functools.partial(self._leaf, tensor, part, shape)
+            yield path, make() if isinstance(tensor, np.ndarray) else Lazy(shape, np.dtype(tensor.dtype), make)
             start += rows
 
+    def _leaf(self, tensor, part, shape: Shape) -> np.ndarray:
+        return self.op.to_flax(np.asarray(tensor)[part], shape)
+
     def to_torch(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The checkpoint tensor from its leaves."""
+        """The checkpoint tensor from its leaves; `Lazy` where they are."""
+        if all(isinstance(leaves[path], np.ndarray) for path in self.paths):
+            return self._tensor(leaves)
+        own = {path: leaves[path] for path in self.paths}
+        return Lazy(self.torch_shape, np.dtype(own[self.paths[0]].dtype), functools.partial(self._tensor, own))
+
+    def _tensor(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
         parts = [self.op.to_torch(np.asarray(leaves[path])) for path in self.paths]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
@@ -138,7 +150,7 @@ def to_flax(
         )
     flat = {}
     for name, entry in due.items():
-        flat.update(entry.to_flax(np.asarray(tensors[keys[name]])))
+        flat.update(entry.to_flax(tensors[keys[name]]))
     return flat
 
 
