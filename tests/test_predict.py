@@ -22,6 +22,7 @@ from tests.data import ct_fixtures as ct
 from tghmoe_jax import predict
 from tghmoe_jax.data import prompts
 from tghmoe_jax.data.scan import range_warnings
+from tghmoe_jax.data.scenes import ScenesSource
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.data.volumes import prepare_slices, read_volume
 from tghmoe_jax.errors import UserError
@@ -501,6 +502,37 @@ def test_a_folder_that_is_no_run_or_a_damaged_one_is_named(stage2, scan, tmp_pat
 def test_debug_shows_the_traceback(stage2, scan):
     with pytest.raises(UserError):
         predict.main(ask(stage2, scan, "--question", "", "--debug"))
+
+
+# --------------------------------------------------------------------------------------------- a 2D base, unadapted
+
+
+def test_the_embedded_base_answers_about_pictures_it_never_saw(tmp_path, capsys):
+    source, hits = ScenesSource("test", 12), 0
+    for i in range(12):
+        Image.fromarray(source.slices(i)[0][0]).save(tmp_path / "picture.png")
+        asked = source.question(i, "closed", np.random.default_rng(i))
+        argv = ["--base", "embedded", "--image", str(tmp_path / "picture.png"), "--question", asked.prompt, "--json"]
+        assert predict.main(argv) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["disclaimer"] == DISCLAIMER
+        hits += record["text"] == asked.target
+    assert hits >= 8  # 0.9 of such questions are answered; chance is 0.25
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--base", "embedded", "--question", "a"], "belong together"),
+        (["--image", "x.png", "--question", "a"], "belong together"),
+        (["--base", "embedded", "--image", "x.png", "--question", "a", "--volume", "s.nii"], "--volume belongs"),
+        (["--base", "embedded", "--image", "absent.png", "--question", "a"], "--image absent.png does not exist"),
+        (["--base", "absent", "--image", "absent.png", "--question", "a"], "--base=absent"),
+        (["--question", "a"], "--volume is missing"),
+    ],
+)
+def test_a_wrong_request_about_a_picture_is_one_sentence(flags, said, capsys):
+    assert said in refused(capsys, flags)
 
 
 # ------------------------------------------------------------------------------------------------------ real scans

@@ -140,6 +140,26 @@ def connector_tokens(weights, features):
     return x @ weights["img_projection.2.weight"].T + weights["img_projection.2.bias"]
 
 
+def picture_tokens(weights, features, rows, columns):
+    """Phi-3-V's tokens of crops (rows * columns, 16, 24) after their global view, written cell by cell."""
+    whole, crops = features[0], features[1:]
+
+    def cell(z, i, j):
+        return torch.cat([z[4 * (2 * i + dy) + 2 * j + dx] for dy in (0, 1) for dx in (0, 1)])
+
+    tokens = []
+    for i in range(2 * rows):
+        for j in range(2 * columns):
+            tokens.append(cell(crops[(i // 2) * columns + j // 2], i % 2, j % 2))
+        tokens.append(weights["sub_GN"].flatten())
+    tokens.append(weights["glb_GN"].flatten())
+    for i in range(2):
+        tokens += [cell(whole, i, 0), cell(whole, i, 1), weights["sub_GN"].flatten()]
+    x = torch.stack(tokens) @ weights["img_projection.0.weight"].T + weights["img_projection.0.bias"]
+    x = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+    return x @ weights["img_projection.2.weight"].T + weights["img_projection.2.bias"]
+
+
 def peer_logits(peer, images, tokens, prefix=4):
     clip, phi3, connector = peer
     text = phi3.model.embed_tokens(torch.from_numpy(tokens).long())
@@ -165,6 +185,17 @@ def test_visual_tokens_equal_phi3vs(peer, ours, images):
     encoded = ours(MLLM.encode, batch_of(images, prompts(8)))
     assert encoded.tokens.shape == (2, VISUAL, 48) and bool(encoded.mask.all())
     close(encoded.tokens, connector_tokens(peer[2], clip_features(peer[0], images)))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 1)])
+def test_visual_tokens_of_a_picture_in_crops_equal_phi3vs(peer, ours, grid):
+    count = 1 + grid[0] * grid[1]
+    views = np.random.default_rng(count).random((count, 28, 28, 3), np.float32)
+    batch = batch_of(views[:1], prompts(8)[:1]) | {"slices": views[None], "slice_mask": np.ones((1, count), bool)}
+    tokens, mask = ours(MLLM.encode_picture, batch, static=(grid,))
+    expected = picture_tokens(peer[2], clip_features(peer[0], views), *grid)
+    assert tokens.shape[1] == len(expected) and bool(mask.all())
+    close(tokens[0], expected)
 
 
 @pytest.mark.parametrize("length", [32, 33])  # the RoPE regime changes between 32 and 33 positions

@@ -14,10 +14,20 @@ from tghmoe_jax.models.router import masked_mean
 
 
 def merge_patches(x: jax.Array, grid: int, merge: int) -> jax.Array:
-    """(..., grid^2, C) -> (..., grid/m, grid/m, m^2 C); for m = 2 a cell joins (dy, dx) (0,0), (0,1), (1,0), (1,1)."""
+    """(..., H * grid, C) -> (..., H/m, grid/m, m^2 C), H rows of `grid` patches.
+
+    For m = 2 a cell joins (dy, dx) = (0,0), (0,1), (1,0), (1,1).
+    """
     lead, width, side = x.shape[:-2], x.shape[-1], grid // merge
-    x = x.reshape(*lead, side, merge, side, merge, width)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, side, side, merge * merge * width)
+    x = x.reshape(*lead, -1, merge, side, merge, width)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, -1, side, merge * merge * width)
+
+
+def tile_crops(x: jax.Array, crops: tuple[int, int], grid: int) -> jax.Array:
+    """Crops (B, rows * columns, grid^2, C), row by row -> one map (B, 1, rows * grid * columns * grid, C)."""
+    rows, columns = crops
+    x = x.reshape(x.shape[0], rows, columns, grid, grid, x.shape[-1])
+    return jnp.moveaxis(x, 2, 3).reshape(x.shape[0], 1, -1, x.shape[-1])
 
 
 def pool_depth(x: jax.Array, slab_mask: jax.Array, pool: int) -> tuple[jax.Array, jax.Array]:
@@ -58,8 +68,13 @@ class Connector(nn.Module):
     cfg: Model
 
     @nn.compact
-    def __call__(self, features: jax.Array, slab_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """features (B, D, P, C), slab_mask bool (B, D) -> tokens (B, L, W) and their mask bool (B, L)."""
+    def __call__(
+        self, features: jax.Array, slab_mask: jax.Array, crops: tuple[int, int] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """features (B, D, P, C), slab_mask bool (B, D) -> tokens (B, L, W) and their mask bool (B, L).
+
+        With `crops` (rows, columns) the features are those of a 2D picture: its global view, then its crops.
+        """
         c, width = self.cfg.connector, self.cfg.decoder.width
         param_dtype, dtype = jnp.dtype(self.cfg.param_dtype), features.dtype
         merged = c.merge**2 * features.shape[-1]
@@ -69,7 +84,7 @@ class Connector(nn.Module):
             glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
         grid, batch = self.cfg.vision.grid, features.shape[0]
 
-        def rows(views: jax.Array) -> jax.Array:
+        def rows(views: jax.Array, grid: int = grid) -> jax.Array:
             """(B, V, P, C) -> (B, V * tokens, m^2 C), each row of cells closed by a newline."""
             x = merge_patches(views, grid, c.merge)
             if c.spatial_pool > 1:
@@ -79,8 +94,13 @@ class Connector(nn.Module):
                 x = jnp.concatenate([x, jnp.broadcast_to(sub_newline, (*x.shape[:3], 1, merged))], axis=3)
             return x.reshape(batch, -1, merged)
 
-        pooled, group_mask = pool_depth(features, slab_mask, c.depth_pool)
-        x = rows(pooled)
+        if crops is None:
+            pooled, group_mask = pool_depth(features, slab_mask, c.depth_pool)
+            x = rows(pooled)
+        else:
+            x = rows(tile_crops(features[:, 1:], crops, grid), crops[1] * grid)
+            features, slab_mask = features[:, :1], slab_mask[:, :1]
+            group_mask = slab_mask
         mask = jnp.repeat(group_mask, x.shape[1] // group_mask.shape[1], axis=1)
         if c.global_view and c.layout != "flat":
             view = rows(masked_mean(features, slab_mask, axis=1)[:, None])

@@ -24,6 +24,12 @@ def encode(model: MLLM, variables, batch: Batch, group: jax.Array | None) -> Enc
     return model.apply(variables, batch, group, method=MLLM.encode)
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def encode_picture(model: MLLM, variables, batch: Batch, crops: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Visual tokens and mask of a picture, for a 2D base (`MLLM.encode_picture`)."""
+    return model.apply(variables, batch, crops, method=MLLM.encode_picture)
+
+
 @partial(jax.jit, static_argnums=0)
 def route(model: MLLM, variables, batch: Batch) -> jax.Array | None:
     """Task logits (B, tasks) from the prompts alone."""

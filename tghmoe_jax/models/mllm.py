@@ -107,6 +107,16 @@ class MLLM(nn.Module):
             mask = mask & batch["image_visible"][:, None]
         return Encoded(tokens, mask, logits, group, stats)
 
+    def encode_picture(self, batch: Batch, crops: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens (B, L, W) and mask of a 2D base: slices are a picture's global view and its crops, row by row.
+
+        For a model without experts and without attention between slices (model-spec 2.3).
+        """
+        rows = batch["slices"].shape[0]
+        t = jnp.zeros((rows, self.cfg.tgh.hidden), jnp.float32)
+        features, mask, _ = self.vision(batch["slices"], batch["slice_mask"], t, jnp.zeros(rows, jnp.int32))
+        return self.connector(features, mask, crops)
+
     def route(self, batch: Batch) -> jax.Array | None:
         """Task logits float32 (B, tasks) from the prompt alone; None with one group."""
         t = self.task_router.prompt_vector(self.decoder.embeddings(batch["tokens"]), batch["question_mask"])

@@ -1,0 +1,66 @@
+"""A 2D picture as Phi-3-V's crops and global view (model-spec 2.3). Axis legend: V views, S side in pixels."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tghmoe_jax.errors import UserError
+
+CROPS = 16  # Phi-3-vision's num_crops, where no preprocessor_config.json says otherwise
+MOST_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """An RGB picture. UserError where the file is none, or far larger than any camera's."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"--image {path} has {image.width} x {image.height} pixels; make it smaller.")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"--image {path} does not exist; name a picture.") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"--image {path} is not a picture that can be read ({error}); name a PNG or JPEG.") from error
+
+
+def views(image: Image.Image, side: int, most: int = CROPS) -> tuple[np.ndarray, tuple[int, int]]:
+    """The global view, then the crops row by row, float32 (V, S, S, 3), white being 1; and their (rows, columns).
+
+    The picture is scaled to as many crops of `side` pixels as `most` allows, and padded with white above and below
+    (left and right of a picture that is higher than wide).
+    """
+    upright = image.height > image.width
+    if upright:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    ratio = image.width / image.height
+    scale = 1
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= most:
+        scale += 1
+    width = side * scale
+    pixels = np.asarray(image.resize((width, max(1, int(width / ratio))), Image.Resampling.BILINEAR), np.float32) / 255
+    missing = -len(pixels) % side
+    pixels = np.pad(pixels, [(missing // 2, missing - missing // 2), (0, 0), (0, 0)], constant_values=1.0)
+    if upright:
+        pixels = pixels.transpose(1, 0, 2)
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    crops = pixels.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
+    whole = bicubic(bicubic(pixels, side, 0), side, 1)
+    return np.concatenate([whole[None], crops]).astype(np.float32), (rows, columns)
+
+
+def bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Resizes one axis as torch's bicubic interpolation does (a = -0.75, half-pixel centres, no antialiasing)."""
+    count, a = x.shape[axis], -0.75
+    place = (np.arange(size) + 0.5) * count / size - 0.5
+    first = np.floor(place).astype(int)
+    result = 0.0
+    for tap in range(-1, 3):
+        d = np.abs(place - (first + tap))
+        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        weight = np.where(d <= 1, near, np.where(d < 2, far, 0))
+        shape = [1] * x.ndim
+        shape[axis] = size
+        result = result + np.take(x, np.clip(first + tap, 0, count - 1), axis) * weight.reshape(shape)
+    return result

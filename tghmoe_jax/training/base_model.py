@@ -1,0 +1,74 @@
+"""A 2D base as it is, before any 3D adaptation: so that a port can be checked by asking it about a picture."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from tghmoe_jax.data import picture, prompts
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import generation, layout
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.training.loading import dummy_batch
+from tghmoe_jax.training.step import variables
+from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights.base import load_base
+
+# The 2D model is the 3D one at depth 1 without experts and without attention between slices: views are its slices.
+_PLAIN = {
+    "patch_depth": 1, "attn3d_layers": (), "attn3d_kind": "joint", "attn3d_window": 1, "depth_embed": "none",
+    "depth_rope": dataclasses.asdict(model_config.DepthRope(enabled=False, rotary_dim=2)),
+    "tgh": dataclasses.asdict(model_config.TGH()), "tasks": ("report", "vqa"), "depth_pool": 1, "spatial_pool": 1,
+    "newline": True, "global_view": True, "layout": "sub_glb_3d", "rope_factor": "auto", "dtype": "float32",
+    "param_dtype": "float32", "remat": "none", "attention": "auto",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """A 2D base ready to answer. `crops`: into how many a picture may be cut."""
+
+    model: MLLM
+    variables: dict
+    tokenizer: Tokenizer
+    crops: int
+
+    def ask(self, image: str | Path, question: str, new_tokens: int) -> str:
+        """Greedy answer to a question about a picture file. UserError where it cannot be read."""
+        side = self.model.cfg.vision.image_size
+        views, grid = picture.views(picture.read_picture(image), side, self.crops)
+        encoded = prompts.encode(self.tokenizer, " ".join(question.split()), None)
+        batch = prompts.batch([encoded], len(encoded.tokens), self.tokenizer.pad_id)
+        batch |= {"slices": views[None], "slice_mask": np.ones((1, len(views)), bool)}
+        visual, mask = generation.encode_picture(self.model, self.variables, batch, grid)
+        stops = tuple(sorted(self.tokenizer.stop_ids))
+        ids = np.asarray(generation.generate(self.model, self.variables, batch, visual, mask, new_tokens, stops))[0]
+        return self.tokenizer.decode([int(i) for i in ids if i >= 0]).strip()
+
+
+def load(folder: str | Path) -> BaseModel:
+    """The 2D base in `folder`, computed in float32.
+
+    UserError names --base where the folder is no base, or one whose pictures and prompts are not built yet.
+    """
+    base = load_base(folder, flag="--base")
+    if base.family != "phi3_v":
+        raise UserError(f"--base={folder} is a {base.family}, whose prompts are not built yet; name a Phi-3-V.")
+    tokenizer = Tokenizer.from_folder(base.folder)
+    prefix = prompts.encode(tokenizer, "", None).prefix_len
+    model = MLLM(model_config.build(base.config, _PLAIN, prefix_length=prefix))
+    size = model.cfg.vision.image_size
+    batch = dummy_batch({"slices": 1, "size": size, "text_length": prefix + 2})
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    leaves, _ = adapt.assemble(layout.canonical_shapes(shapes), base.params)
+    kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
+    params = {path: leaf.astype(np.float32) for path, leaf in layout.from_canonical(kept, leaves).items()}
+    file = base.folder / "preprocessor_config.json"
+    crops = json.loads(file.read_text()).get("num_crops", picture.CROPS) if file.is_file() else picture.CROPS
+    return BaseModel(generation.inference(model), variables(params), tokenizer, int(crops))
