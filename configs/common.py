@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     c.model.global_view = True
     c.model.layout = "sub_glb_3d"
     c.model.rope_factor = "auto"
+    c.model.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": "attn/(q|v)"})  # of the decoder; 0: none
     c.model.dtype = "float32"
     c.model.param_dtype = "float32"
     c.model.remat = "none"
@@ -103,6 +104,14 @@ def get_config() -> ConfigDict:
          "adversarial": 0}  # items a kind for each hard way of asking, under predicted, true and wrong routing
     )  # fmt: skip
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
+    return c
+
+
+def lora(c: ConfigDict, rank: int) -> ConfigDict:
+    """Of the decoder only low-rank updates of this rank train (0: all of it)."""
+    if rank:
+        c.model.lora.rank = rank
+        c.trainable = tuple(r"decoder/.*/lora_[ab]" if p == r"decoder/.*" else p for p in c.trainable)
     return c
 
 

@@ -10,9 +10,10 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    a = common.parse_arg(arg, patch_depth=0)
+    a = common.parse_arg(arg, patch_depth=0, lora=0)
     c = common.get_config()
     c.trainable = common.STAGE1_TRAINABLE
+    common.lora(c, a["lora"])
     if a["preset"] == "phi3v":
         return common.phi3v(c, a["patch_depth"] or 2)
     if a["patch_depth"]:

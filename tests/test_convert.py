@@ -193,10 +193,10 @@ def test_an_exported_run_is_read_as_the_run_itself(tiny_stage2, tmp_path, capsys
     assert call(tiny_stage2, tmp_path / "whole", "--export", "--dtype", "float32") == 0
     assert "model.safetensors" in capsys.readouterr().out
     files = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert files == {"config.json", "manifest.json", "model.safetensors", "model/config.json",
+    assert files == {"config.json", "manifest.json", "model.safetensors", "README.md", "model/config.json",
                      *(f"model/{name}" for name in FILES)}  # fmt: skip
     run, whole = loading.load_run(tiny_stage2, ""), loading.load_run(tmp_path / "whole", "")
-    assert (whole.step, whole.config, whole.model) == (run.step, run.config, run.model)
+    assert (whole.step, whole.model) == (run.step, run.model)
     assert run.params.keys() == whole.params.keys()
     assert all(np.array_equal(run.params[path], whole.params[path]) for path in run.params)
 
@@ -210,6 +210,14 @@ def test_the_manifest_of_an_exported_run_holds_what_predict_must_say(tiny_stage2
     assert manifest["scores"]["metrics.json"] == tiny_run.metrics(tiny_stage2)
     assert manifest["digest"] == loading.load_run(tmp_path / "whole", "").digest
     assert manifest["step"] == tiny_run.STEPS and manifest["dtype"] == "bfloat16"
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "Not for clinical use" in card and manifest["digest"] in card and "Domain: phantom" in card
+    assert "Base model: base, licence unknown" in card and "phantom, licence Apache-2.0" in card
+    for key in ("closed/accuracy", "report/finding_f1"):
+        (line,) = (line for line in card.splitlines() if line.startswith(f"| {key} |"))
+        assert f"{tiny_run.metrics(tiny_stage2)[key]:.3f}" in line and len(line.split("|")) == 9
+    for name in ("README.md", "manifest.json", "config.json"):
+        assert str(tmp_path.parent) not in (tmp_path / "whole" / name).read_text()
 
 
 def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2, tmp_path):

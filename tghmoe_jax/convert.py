@@ -20,7 +20,7 @@ from pathlib import Path
 from tghmoe_jax.data import tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, exported, runs
-from tghmoe_jax.weights import storage
+from tghmoe_jax.weights import adapt, storage
 from tghmoe_jax.weights.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 
 # What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
@@ -51,6 +51,8 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
             "with experts), which has no 2D form; name a run of configs/pretrain2d.py, or add --export."
         )
     params, step = checkpoints.load_params(run)
+    if model.get("lora", {}).get("rank"):
+        params = adapt.merge_lora(params, model["lora"]["rank"], model["lora"]["alpha"])
     files = save_base(target, params, runs.read_base_config(run), dtype)
     copy_tokenizer(runs.model_folder(run), target)
     return f"step {step} of {source} -> {', '.join(map(str, files))}"

@@ -89,6 +89,15 @@ class Connector:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of the decoder's projections. `targets`: regex on `attn/{q,k,v,out}`, `mlp/{gate,up,down}`."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0
+    targets: str = "attn/(q|v)"
+
+
+@dataclasses.dataclass(frozen=True)
 class Decoder:
     """Phi-3, Llama, Mistral or Qwen2 language model (model-spec 2.4, 3.1)."""
 
@@ -138,6 +147,7 @@ class Model:
     tgh: TGH = TGH()
     connector: Connector = Connector()
     decoder: Decoder = Decoder()
+    lora: Lora = Lora()
     tasks: tuple[str, ...] = ("report", "vqa")
     aux_labels: tuple[tuple[int, ...], ...] = ()
     prefix_length: int = 4  # tokens before the image (BOS and the user tag), the same for every sample
@@ -214,6 +224,7 @@ def build(
             rope_factor=model["rope_factor"], head_dim=base.get("head_dim") or 0,
             qkv_bias=base.get("qkv_bias", False), tied=bool(base.get("tie_word_embeddings", False)),
         ),
+        lora=Lora(**model.get("lora", {})),  # runs of earlier versions have none
         tasks=tuple(model["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length, dtype=model["dtype"],
         param_dtype=model["param_dtype"], remat=model["remat"], attention=model["attention"],
     )  # fmt: skip
@@ -247,6 +258,7 @@ def check(model: Model) -> None:
     v, t = model.vision, model.tgh
     for flag, value, least in (
         ("patch_depth", v.patch_depth, 1), ("attn3d_window", v.attn3d_window, 0), ("tgh.experts", t.experts, 1),
+        ("lora.rank", model.lora.rank, 0),
         ("depth_pool", model.connector.depth_pool, 1), ("spatial_pool", model.connector.spatial_pool, 1),
     ):  # fmt: skip
         if value < least:

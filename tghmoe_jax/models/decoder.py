@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.lora import projection
 from tghmoe_jax.models.vit3d import REMAT
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.attention import Mask, attention
@@ -59,16 +60,17 @@ class SelfAttention(nn.Module):
         """x (B, T, W); cache None or (k, v) of this layer, written at slots start..start+T. Returns y and (k, v)."""
         d = self.cfg.decoder
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
-        biased = kw | {"use_bias": d.qkv_bias}
-        q = nn.DenseGeneral((d.heads, d.head_size), name="q", **biased)(x)
-        k = nn.DenseGeneral((d.kv_heads, d.head_size), name="k", **biased)(x)
-        v = nn.DenseGeneral((d.kv_heads, d.head_size), name="v", **biased)(x)
+        biased, lora = kw | {"use_bias": d.qkv_bias}, self.cfg.lora
+        q = projection(lora, "attn/q", (d.heads, d.head_size), **biased)(x)
+        k = projection(lora, "attn/k", (d.kv_heads, d.head_size), **biased)(x)
+        v = projection(lora, "attn/v", (d.kv_heads, d.head_size), **biased)(x)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, start, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, start, axis=1)
         out = attention(q, k, v, mask, self.cfg.attention)
-        return nn.DenseGeneral(d.width, axis=(-2, -1), name="out", **kw)(out), None if cache is None else (k, v)
+        out = projection(lora, "attn/out", d.width, axes=2, **kw)(out)
+        return out, None if cache is None else (k, v)
 
 
 class GatedMlp(nn.Module):
@@ -78,10 +80,10 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        d = self.cfg.decoder
+        d, lora = self.cfg.decoder, self.cfg.lora
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
-        gate = nn.Dense(d.ffn, name="gate", **kw)(x)
-        return nn.Dense(d.width, name="down", **kw)(nn.silu(gate) * nn.Dense(d.ffn, name="up", **kw)(x))
+        gate, up = (projection(lora, f"mlp/{name}", d.ffn, **kw)(x) for name in ("gate", "up"))
+        return projection(lora, "mlp/down", d.width, **kw)(nn.silu(gate) * up)
 
 
 class DecoderBlock(nn.Module):

@@ -1,6 +1,6 @@
 """A run without its training state: one safetensors file under canonical names in place of the checkpoints.
 
-    config.json  manifest.json  model.safetensors  model/{config.json, tokenizer.json, tokenizer_config.json}
+    config.json  manifest.json  model.safetensors  README.md  model/{config.json, tokenizer.json, tokenizer_config.json}
 
 The rest of the folder is a run's (see `runs`), so whatever reads a run reads this too. The manifest adds the step, the
 scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
@@ -8,15 +8,14 @@ scores of the run's last evaluation and the digest of the parameters, which is c
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import runs
-from tghmoe_jax.weights import storage
+from tghmoe_jax.training import model_card, runs
+from tghmoe_jax.weights import adapt, storage
 from tghmoe_jax.weights.base import DTYPES
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
@@ -36,16 +35,27 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
 
     `params` are canonical; `dtype` is a key of `weights.base.DTYPES`. Returns the files written.
     """
+    config = runs.read_config(run)
+    lora = config["model"].get("lora", {})
+    if lora.get("rank"):
+        params = adapt.merge_lora(params, lora["rank"], lora["alpha"])
+        lora["rank"] = 0
     kept = {name: np.asarray(value).astype(DTYPES[dtype]) for name, value in sorted(params.items())
             if not name.startswith("aux_head/")}  # fmt: skip
     manifest = runs.read_manifest(run)
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
-    manifest |= {"name": run.resolve().name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
+    for section, key in ((config, "base"), (config, "init_from"), (config["data"], "root")):
+        section[key] = Path(section[key]).name  # a folder's name, and no path of a machine
+    manifest["base"] = {"base": config["base"], "init_from": config["init_from"]}
+    scores = scores or manifest.get("scores", {})  # of a run that was exported before
+    name = manifest.get("name") or run.resolve().name
+    manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     runs.write_model(folder, runs.read_base_config(run), runs.model_folder(run))
     storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    shutil.copyfile(run / "config.json", folder / "config.json")  # last: it makes the folder a run
+    storage.write_text(folder / "README.md", model_card.card(manifest, config))
+    storage.write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")  # last: it makes the folder a run
     return files
 
 

@@ -19,6 +19,7 @@ Flat = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
 
 INFLATIONS = ("average", "centre")
+LORA = r"decoder/block_\d+/.+/lora_[ab]"
 # Leaves a 2D base does not have (model-spec 0, 4.4). Full match on canonical names.
 NEW_FROM_BASE = (
     r"vision/block_\d+/(moe|task_ffn)/router/[xt]/kernel",
@@ -26,9 +27,10 @@ NEW_FROM_BASE = (
     r"vision/depth_pos",
     r"task_router/.+",
     r"aux_head/.+",
+    LORA,
 )
 # Leaves that stage 2 adds to stage 1: the task head; with one group there is no decision to make.
-NEW_FROM_STAGE1 = (r"task_router/(head|image_ln|image_proj)/.+",)
+NEW_FROM_STAGE1 = (r"task_router/(head|image_ln|image_proj)/.+", LORA)
 
 
 def inflate_patch(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:
@@ -57,6 +59,20 @@ def as_2d(flat: Flat) -> dict[str, np.ndarray]:
     if kernel is not None and len(kernel.shape) == 5 and kernel.shape[0] == 1:
         result["vision/patch/kernel"] = kernel[0]
     return result
+
+
+def merge_lora(flat: Flat, rank: int, alpha: float) -> dict[str, np.ndarray]:
+    """The same model without low-rank leaves: each is added to its kernel, W + (alpha / rank) A B, in float32."""
+    merged = {path: leaf for path, leaf in flat.items() if not re.fullmatch(LORA, path)}
+    for path, leaf in flat.items():
+        if not path.endswith("/lora_a") or not re.fullmatch(LORA, path):
+            continue
+        kernel = path.replace("/lora_a", "/kernel")
+        a, b = (np.asarray(one, np.float32) for one in (leaf, flat[path.replace("/lora_a", "/lora_b")]))
+        update = np.tensordot(a, b, 1) * np.float32(alpha / rank)
+        old = np.asarray(flat[kernel])
+        merged[kernel] = (old.astype(np.float32) + update.reshape(old.shape)).astype(old.dtype)
+    return merged
 
 
 def per_group(leaf: np.ndarray, shape: Shape) -> np.ndarray | None:

@@ -1,0 +1,64 @@
+"""The model card of an exported run, made from what the run recorded about itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tghmoe_jax.evaluation import DISCLAIMER
+
+# Licences that this project can vouch for; of anything else it knows none.
+_LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
+_SCORES = (
+    ("closed/accuracy", "closed_accuracy"), ("closed/ranked_accuracy", None), ("report/finding_f1", "finding_f1"),
+    ("report/bleu1", None), ("open/bleu1", None), ("router/task_accuracy_unseen_wording", None),
+)  # fmt: skip
+_CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
+
+
+def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Markdown for the README.md beside the weights: base and data with their licences, use, scores, domain, digest."""
+    base = config.get("base") or "none (random initialisation)"
+    data = config["data"]["name"]
+    lines = [
+        f"# {manifest.get('name', 'model')}", "",
+        "A 3D CT multimodal model with a text-guided hierarchical mixture of experts (arXiv 2604.10233), trained by "
+        "tghmoe_jax.", "",
+        f"- **Not for clinical use.** {DISCLAIMER}",
+        "- Intended use: research on methods. It answers questions and writes reports about CT volumes of its domain.",
+        f"- Domain: {manifest.get('domain', 'unknown')}",
+        f"- Base model: {base}, licence {_LICENCES.get(base, 'unknown')}",
+        f"- Training data: {data}, licence {_LICENCES.get(data, 'unknown')}",
+        f"- Leaks between training and test data: {'none, by seed' if data in _LICENCES else 'not checked'}",
+        f"- Parameters: digest {manifest['digest']}, {manifest['dtype']}, step {manifest['step']}, "
+        f"code {manifest.get('git', {}).get('commit', 'unknown')[:12]}",
+        f"- Input seen in training: {_ranges(manifest.get('input_ranges') or {})}", "",
+        "Load it with `tghmoe_jax.load(FOLDER)` or `python -m tghmoe_jax.predict --checkpoint FOLDER`.",
+    ]  # fmt: skip
+    for name, metrics in manifest.get("scores", {}).items():
+        if name.endswith("metrics.json"):
+            lines += ["", *_table(name.removesuffix("metrics.json").strip("/").replace("_", " "), metrics)]
+    return "\n".join(lines) + "\n"
+
+
+def _ranges(ranges: Mapping[str, Any]) -> str:
+    span = lambda pair: f"{pair[0]:g} to {pair[1]:g}" if pair[0] != pair[1] else f"{pair[0]:g}"  # noqa: E731
+    parts = []
+    if "spacing_mm" in ranges:
+        parts.append("slices " + span(ranges["spacing_mm"][0]) + " mm apart")
+    for key, text in (("slices", "{} slices"), ("field_of_view_mm", "field of view {} mm"), ("hu", "{} HU")):
+        if key in ranges:
+            parts.append(text.format(span(ranges[key])))
+    return ", ".join(parts) or "not recorded"
+
+
+def _table(what: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Scores beside the same scores under each control."""
+    number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    lines = [f"| {what or 'own test set'} | score | 95% interval | {' | '.join(_CONTROLS)} |", "|---" * 7 + "|"]
+    for key, control in _SCORES:
+        if metrics.get(key) is None:
+            continue
+        low_high = metrics.get(f"{key}_ci95")
+        interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "-"
+        beside = [number(metrics.get(f"control/{name}_{control}")) for name in _CONTROLS]
+        lines.append(f"| {key} | {number(metrics[key])} | {interval} | {' | '.join(beside)} |")
+    return lines
