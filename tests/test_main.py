@@ -129,7 +129,8 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     origin.params.pop("aux_head/scale"), origin.params.pop("aux_head/bias")  # the inference model leaves it out
     model = train.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
-    leaves, fresh, report = train.assemble(origin, shapes, config.model.inflation)
+    canonical, fresh, report = train.assemble(origin, shapes, config.model.inflation)
+    leaves = layout.from_canonical([path for path in shapes if path not in fresh], canonical)
     assert fresh == {"task_router/head/kernel", "task_router/head/bias"} == set(report.of("new"))
     leaves |= {path: np.zeros(shapes[path].shape, np.float32) for path in fresh}
 

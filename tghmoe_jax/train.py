@@ -152,7 +152,7 @@ def load_origin(config: ConfigDict) -> Origin:
         params, _ = checkpoints.load_params(folder)
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
-        base = load_base(config.base)
+        base = load_base(config.base, lazy=True)
         return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
     if not config.base_config:
         raise UserError(
@@ -193,15 +193,15 @@ def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, 
 
 
 def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
-    """Leaves that the origin fills, {leaf path: array}, the set of leaf paths left to initialise, and the report."""
+    """Canonical leaves that the origin fills (lazy where it is), the leaf paths left to initialise, and the report."""
     wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
     canonical, report = adapt.assemble(wanted, origin.params, origin.new, inflation=inflation)
     fresh = {path for path in shapes if layout.canonical_names(path)[0] not in canonical}
-    return layout.from_canonical([p for p in shapes if p not in fresh], canonical), fresh, report
+    return canonical, fresh, report
 
 
 def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainState:
-    """New leaves are initialised where they live; loaded ones are put there, leaf by leaf."""
+    """New leaves are initialised where they live; loaded ones are put there, part by part (see `placed`)."""
     batch = loading.dummy_batch(config.data)
 
     def new_leaves():
@@ -210,14 +210,29 @@ def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainS
 
     leaves = jax.jit(new_leaves, out_shardings={path: shardings[path] for path in fresh})()
     dtype = jnp.dtype(model.cfg.param_dtype)
-    for path, value in loaded.items():
-        leaves[path] = jax.device_put(np.asarray(value).astype(dtype), shardings[path])
+    for path in (path for path in shardings if path not in fresh):
+        leaves[path] = placed(path, loaded, shardings[path], dtype)
     trained = {path: leaves[path] for path in shardings if trains[path]}
     frozen = {path: leaves[path] for path in shardings if not trains[path]}
     mesh = next(iter(shardings.values())).mesh
     opt = jax.jit(tx.init)(trained)
     opt = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, jax.NamedSharding(mesh, jax.P())), opt)
     return TrainState(jax.device_put(jnp.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
+
+
+def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:
+    """The leaf at `path` on its devices; of a base on disk the host holds one part and one canonical leaf at a time."""
+    names = layout.canonical_names(path)
+    stacked = layout.is_stacked(path)
+    shape = tuple(canonical[names[0]].shape)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return np.asarray(canonical[names[0]])[index].astype(dtype)
+        rows = range(*index[0].indices(len(names)))
+        return np.stack([np.asarray(canonical[names[row]])[index[1:]].astype(dtype) for row in rows])
+
+    return jax.make_array_from_callback((len(names), *shape) if stacked else shape, sharding, part)
 
 
 def parameter_rows(shapes, shardings, trains, fresh) -> list[reporting.ParameterRow]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tests import tiny
 from tghmoe_jax import train
+from tghmoe_jax.models import layout
 from tghmoe_jax.sharding.mesh import AXES
 
 MESHES = {"fsdp": (1, 2, 1), "data_expert": (2, 1, 2)}  # data, fsdp, expert
@@ -33,6 +34,20 @@ def two_steps(model, params, batch, mesh=None):
         state, scalars = step(state, {key: put(value, jax.P(None, "data")) for key, value in batch.items()})
     specs = {path: str(leaf.sharding.spec) if mesh is not None else "" for path, leaf in state.trained.items()}
     return jax.tree.map(np.asarray, scalars), {p: np.asarray(leaf) for p, leaf in state.trained.items()}, specs
+
+
+def placed_on_two() -> dict:
+    """A stacked leaf that two devices share: the parts that were read for it, and whether it came out whole."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+    layers = [np.arange(8.0).reshape(4, 2) + 10 * i for i in range(3)]
+    canonical = {f"decoder/block_{i}/mlp/up/kernel": layer for i, layer in enumerate(layers)}
+    path = f"decoder/{layout.scan_name(0, 3, 1)}/block_0/mlp/up/kernel"
+    sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    leaf = train.placed(path, canonical, sharding, np.dtype(np.float32))
+    return {
+        "parts": [list(shard.data.shape) for shard in leaf.addressable_shards],
+        "whole": bool(np.array_equal(leaf, layers)),
+    }
 
 
 def main() -> None:
@@ -59,6 +74,7 @@ def main() -> None:
             "fsdp": sum("fsdp" in spec for spec in specs.values()),
             "expert": sum("expert" in spec for spec in specs.values()),
         }
+    report["placed"] = placed_on_two()
     print(json.dumps(report))
 
 

@@ -36,6 +36,10 @@ def test_steps_on_2_and_4_devices_equal_the_steps_on_one(report, mesh):
     assert (found["expert"] == 4) == (mesh == "data_expert")
 
 
+def test_a_leaf_of_a_base_is_read_in_the_parts_of_its_devices(report):
+    assert report["placed"] == {"parts": [[3, 2, 2], [3, 2, 2]], "whole": True}
+
+
 @pytest.mark.parametrize(
     ("name", "stacked", "shape", "expected"),
     [

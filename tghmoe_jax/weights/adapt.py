@@ -41,6 +41,7 @@ def inflate_patch(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:
     """
     if mode not in INFLATIONS:
         raise UserError(f"--config.model.inflation={mode} is unknown; use one of {', '.join(INFLATIONS)}.")
+    kernel = np.asarray(kernel)
     if mode == "average":
         return np.broadcast_to((kernel / np.float32(depth)).astype(kernel.dtype), (depth, *kernel.shape))
     inflated = np.zeros((depth, *kernel.shape), kernel.dtype)

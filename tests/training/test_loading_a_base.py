@@ -1,0 +1,51 @@
+"""A base goes from disk onto a mesh part by part, and arrives as it was."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from configs import stage1
+from tests import tiny_run
+from tghmoe_jax import train
+from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.models import layout
+from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.training import loading
+from tghmoe_jax.weights.base import EMBEDDED, load_base
+from tghmoe_jax.weights.storage import Lazy, LazyTensor
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = stage1.get_config()
+    config.base = str(tiny_run.write_base(tmp_path_factory.mktemp("base")))
+    config.data.update({"size": tiny_run.SIZE, "slices": tiny_run.SLICES})
+    config.model.update({"attn3d_layers": (1, 2), "aux_findings": False, "patch_depth": 2})
+    config.model.depth_rope.rotary_dim = 8
+    config.model.tgh.layers = (1,)
+    return config
+
+
+def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch):
+    reads = collections.Counter()
+    plain = LazyTensor.load
+    monkeypatch.setattr(LazyTensor, "load", lambda self: reads.update([self.name]) or plain(self))
+    origin = train.load_origin(config)
+    assert not reads and all(isinstance(leaf, Lazy) for leaf in origin.params.values())
+
+    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(EMBEDDED), ())
+    shapes = loading.param_shapes(model, config.data)
+    canonical, fresh, _ = train.assemble(origin, shapes, "average")
+    made = {name for name in canonical if not isinstance(canonical[name], Lazy)}
+    assert made == {name for name in canonical if "/experts/" in name or name == "vision/patch/kernel"}
+
+    mesh = make_mesh()
+    shardings = train.param_shardings(shapes, mesh)
+    expected = load_base(config.base).params
+    for path in (path for path in shapes if path not in fresh):
+        found = np.asarray(train.placed(path, canonical, shardings[path], np.dtype(np.float32)))
+        parts = found if layout.is_stacked(path) else [found]
+        for name, part in zip(layout.canonical_names(path), parts, strict=True):
+            if name in expected and part.shape == expected[name].shape:
+                np.testing.assert_array_equal(part, expected[name].astype(np.float32))
