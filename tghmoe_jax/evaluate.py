@@ -1,11 +1,17 @@
-"""Asks a model the test questions, with every control, and scores the answers.
+"""Asks a model the test questions, with every control, and scores the answers, its own or any system's.
 
-Axis legend: B batch, N items, O options.
+    python -m tghmoe_jax.evaluate run RUN [--items N] [--to DIR]     a finished run (or `embedded`) on its test set
+    python -m tghmoe_jax.evaluate score PREDICTIONS [--json]         prediction files of any system
+    python -m tghmoe_jax.evaluate compare A B [--json]               two systems on the same items, paired intervals
+
+PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv. Axis legend: B batch, N items, O options.
 """
 
+import argparse
 import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +26,11 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import comparison, files, protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.training import runs
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import variables
 
@@ -189,13 +196,13 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=prin
     each hard way to `folder`/adversarial.json.
     """
     metrics = evaluate(reader, *test_sources(config), config, folder, progress)
-    if config.eval.transfer:
+    if config.eval.get("transfer"):  # runs of earlier versions have neither key
         progress("the second drawing style, never trained on:")
         other = ConfigDict(config.to_dict())
         other.eval["items"] = config.eval.transfer
         source = make_source(config.data, "test", config.eval.transfer, "second", "second")
         evaluate(reader, source, source, other, folder / "second_style", progress)
-    if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
+    if config.eval.get("adversarial") and reader.model.cfg.tgh.groups > 1:
         ways = adversarial(reader, config, progress)
         tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
         progress(router_tests.table(ways))
@@ -321,3 +328,61 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
         ways[way] = router_tests.score_way(runs["oracle"], runs["wrong"], hits, e.seed)
         progress(f"asked in another way, {way}: {2 * e.adversarial} items")
     return ways
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports faults as UserError instead of printing the usage."""
+
+    def error(self, message: str):
+        raise UserError(f"{message.rstrip('.')}; see --help for the flags.")
+
+
+def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
+    """Scores a finished run as its own config says, into `to` (default runs/evaluate)."""
+    config = ConfigDict(runs.read_config(runs.find(source, "RUN")))
+    config.init_from = source
+    config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
+    if items is not None:
+        if items < 2:
+            raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
+        config.eval["items"] = items
+    return run(config, to or "runs/evaluate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    parser = _Parser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    one = commands.add_parser("run", help="a finished run on its own test set, with every control")
+    one.add_argument("run", help="folder of a run, or `embedded`")
+    one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
+    one.add_argument("--to", help="folder for the scores; default runs/evaluate")
+    two = commands.add_parser("score", help="prediction files of any system")
+    two.add_argument("predictions", help="CSV file, or folder of predictions_*.csv")
+    three = commands.add_parser("compare", help="two systems on the same items")
+    three.add_argument("a", help="CSV file, or folder of predictions_*.csv")
+    three.add_argument("b", help="the same items, answered by another system")
+    for sub in (two, three):
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+    try:
+        args = parser.parse_args(argv)
+        if args.command == "run":
+            run_again(args.run, args.items, args.to)
+        elif args.command == "score":
+            found = files.read_run(args.predictions)
+            metrics = {key: value for key, value in protocols.score(found).items() if value is not None}
+            print(json.dumps(metrics, indent=1) if args.json else tables.table(metrics))
+        else:
+            result = comparison.compare(files.read_run(args.a), files.read_run(args.b))
+            print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

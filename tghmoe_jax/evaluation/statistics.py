@@ -48,6 +48,32 @@ def ratio_ci95(
     return float(low), float(high)
 
 
+def difference_ci95(
+    one: tuple[np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray],
+    units: Sequence[Hashable],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """95% percentile interval of (ratio of `other`) - (ratio of `one`) by a paired bootstrap.
+
+    Each is a numerator and a denominator (N,) over the same items; both are resampled with the same `units` (N,).
+    None where fewer than two units leave nothing to resample.
+    """
+    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
+    if len(row) < 2:
+        return None
+    unit = np.array([row[label] for label in units])
+    weights = np.random.default_rng(seed).multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)
+
+    def drawn(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        top, bottom = (np.bincount(unit, column, len(row)) for column in (numerator, denominator))
+        return mean_of_ratios((weights @ top)[:, None], (weights @ bottom)[:, None])
+
+    low, high = np.nanpercentile(drawn(*other) - drawn(*one), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mean_ci95(
     values: Sequence[float] | np.ndarray,
     units: Sequence[Hashable] | None = None,

@@ -1,0 +1,160 @@
+"""Prediction files: what this project writes reads back to the same scores, and so do M3D's plain forms."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.evaluation.test_protocols import small_run
+from tghmoe_jax import evaluate
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import comparison, files
+from tghmoe_jax.evaluation.protocols import kind_scores
+from tghmoe_jax.evaluation.tables import write_predictions
+
+SIDELESS = ("cyst", "liver", "")
+
+
+def write_csv(path, columns, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def test_what_is_written_reads_back_to_the_same_scores(tmp_path):
+    run = small_run()
+    run["report"][0] = run["report"][0].__class__(
+        **{**run["report"][0].__dict__, "findings_stated": frozenset([SIDELESS])}
+    )
+    write_predictions(tmp_path, run)
+    again = files.read_run(tmp_path)
+    assert again["report"][0].findings_stated == {SIDELESS}
+    before, after = kind_scores(run), kind_scores(again)
+    assert {key: score for key, score in before.items() if score.value is not None} == {
+        key: score for key, score in after.items() if score.value is not None
+    }
+
+
+def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
+    closed = write_csv(
+        tmp_path / "eval_close_vqa.csv",
+        ["Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"],
+        [
+            ["1", "Which plane? Choices: A. axial B. coronal C. sagittal D. NA", "axial", "A", "A. axial", "1"],
+            ["5", "Where? Choices: A. vitamin B. liver B. left C. lung D. colon", "lung", "C", "none C. of these", "0"],
+        ],
+    )
+    kind, read = files.read_file(closed)
+    assert kind == "closed" and [one.type for one in read] == ["plane", "location"]
+    assert read[0].choices == ("axial", "coronal", "sagittal", "NA") and read[0].question == "Which plane?"
+    assert read[1].choices == ("vitamin", "liver B. left", "lung", "colon")
+    scores = kind_scores({"closed": read})
+    assert scores["closed/accuracy"].value == 1.0  # containment, as published
+    assert scores["closed/accuracy_strict"].value == 0.5
+    report = write_csv(
+        tmp_path / "eval_caption.csv", ["Question", "Ground Truth", "pred", "bleu"], [["q", "a b", "a b", "0"]]
+    )
+    kind, read = files.read_file(report)
+    assert kind == "report" and kind_scores({"report": read})["report/bleu1"].value == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "none of the sets of columns"),
+        (b"a,b\n1,2\n", "none of the sets of columns"),
+        (b"Question,Answer,Pred\n", "holds no predictions"),
+        (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
+        (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume 'x' is not a number"),
+        (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
+        (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, content, said, capsys):
+    (tmp_path / "p.csv").write_bytes(content)
+    assert evaluate.main(["score", str(tmp_path / "p.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err, err
+
+
+def system(accuracy: float, items: int = 1000, seed: int = 0):
+    """Closed answers of a system that is right this often, on items that every system gets."""
+    rng = np.random.default_rng(seed)
+    right = np.zeros(items, bool)
+    right[rng.permutation(items)[: round(accuracy * items)]] = True
+    plain = small_run()["closed"][0].__dict__
+    return {
+        "closed": [
+            small_run()["closed"][0].__class__(
+                **{**plain, "index": i, "output": f"{plain['letter']}. x" if hit else "no", "ranked": None}
+            )
+            for i, hit in enumerate(right)
+        ]
+    }
+
+
+def test_a_run_does_not_differ_from_itself():
+    result = comparison.compare(system(0.7), system(0.7))
+    assert result["closed/accuracy"]["difference"] == 0 and result["closed/accuracy"]["ci95"] == [0, 0]
+    assert "differs" not in comparison.table(result)
+
+
+def test_five_points_on_a_thousand_items_are_found():
+    result = comparison.compare(system(0.70, seed=1), system(0.75, seed=1))
+    found = result["closed/accuracy"]
+    assert found["difference"] == pytest.approx(0.05) and found["ci95"][0] > 0 and found["items"] == 1000
+    assert "differs" in comparison.table(result)
+
+
+def test_independent_systems_of_equal_quality_seldom_differ():
+    marked = sum(
+        "differs" in comparison.table(comparison.compare(system(0.7, 300, 2 * s), system(0.7, 300, 2 * s + 1)))
+        for s in range(40)
+    )
+    assert marked <= 6  # 5 % of them are expected to
+
+
+def test_the_order_of_rows_does_not_matter_but_the_items_do():
+    one, other = system(0.7), system(0.7)
+    other["closed"] = other["closed"][::-1]
+    assert comparison.compare(one, other)["closed/accuracy"]["ci95"] == [0, 0]
+    other["closed"] = other["closed"][1:]
+    with pytest.raises(UserError, match="1 items are in one run only"):
+        comparison.compare(one, other)
+    with pytest.raises(UserError, match="no kind of prediction in common"):
+        comparison.compare(one, {})
+
+
+def test_the_commands_print_a_table_and_json(tmp_path, capsys):
+    write_predictions(tmp_path / "a", small_run())
+    write_predictions(tmp_path / "b", small_run())
+    assert evaluate.main(["score", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    assert "closed/accuracy_strict" in out and "report/finding_f1" in out and "not for clinical use" in out
+    assert evaluate.main(["score", str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["closed/accuracy"] == 0.5
+    assert evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report/finding_f1"]["difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "command"), (["score"], "predictions"), (["score", "absent.csv"], "absent.csv"),
+        (["run", "absent"], "absent"), (["rate", "x"], "rate"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_one_sentence(argv, said, capsys):
+    assert evaluate.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_the_command_runs_as_a_module(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tghmoe_jax.evaluate", "score", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "predictions_*.csv" in done.stderr

@@ -1,0 +1,94 @@
+"""Two systems on the same items: the difference of each score with a paired bootstrap interval."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import findings, statistics, text_metrics
+from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run
+
+Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, dict]:
+    """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items"}} of the kinds that both runs hold.
+
+    Whole volumes are drawn, the same ones for both. UserError where the runs do not hold the same items.
+    """
+    kinds = [kind for kind in KINDS if kind in one and kind in other]
+    if not kinds:
+        raise UserError("the two runs have no kind of prediction in common (closed, open, report).")
+    result = {}
+    for kind in kinds:
+        a, b = paired(one[kind], other[kind], kind)
+        units = [prediction.index for prediction in a]
+        columns = [_columns(kind, predictions) for predictions in (a, b)]
+        for name in (name for name in columns[0] if name in columns[1]):
+            (top, bottom), (top_b, bottom_b) = (side[name] for side in columns)
+            if not (bottom.any() and bottom_b.any()):
+                continue
+            values = [float(n.sum() / d.sum()) for n, d in ((top, bottom), (top_b, bottom_b))]
+            interval = statistics.difference_ci95((top, bottom), (top_b, bottom_b), units, seed, resamples)
+            result[f"{kind}/{name}"] = {
+                "a": values[0], "b": values[1], "difference": values[1] - values[0],
+                "ci95": None if interval is None else list(interval), "items": len(a),
+            }  # fmt: skip
+    return result
+
+
+def paired(
+    one: Sequence[Prediction], other: Sequence[Prediction], kind: str
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Both runs' predictions in the order of the first. UserError where their items differ."""
+    keys = [{}, {}]
+    for table, predictions in zip(keys, (one, other), strict=True):
+        for prediction in predictions:
+            key = (prediction.index, prediction.question, prediction.choices, prediction.answer)
+            if key in table:
+                raise UserError(f"{kind}: volume {prediction.index} is asked {prediction.question!r} twice in one run.")
+            table[key] = prediction
+    if missing := len(keys[0].keys() ^ keys[1].keys()):
+        raise UserError(
+            f"{kind}: {missing} items are in one run only; compare runs of the same items (eval.items, eval.seed)."
+        )
+    return list(keys[0].values()), [keys[1][key] for key in keys[0]]
+
+
+def _columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
+    """{score: numerator and denominator (N,)} of each item."""
+    ones = np.ones(len(predictions))
+    mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
+    if kind == "closed":
+        columns = {
+            "accuracy": mean([one.correct for one in predictions]),
+            "accuracy_strict": mean([one.strictly_correct for one in predictions]),
+        }
+        if all(one.ranked is not None for one in predictions):
+            columns["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
+        return columns
+    columns = {}
+    for name in text_metrics.METRICS:
+        values = [getattr(text_metrics, name)(one.output, one.answer) for one in predictions]
+        if not any(value is None for value in values):
+            columns[name] = mean(values)
+    if kind == "report" and all(one.findings_true is not None for one in predictions):
+        counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
+        hit, extra, missed = np.array(counts, np.float64).T
+        columns["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
+    return columns
+
+
+def table(result: Mapping[str, Mapping]) -> str:
+    """A terminal table; a difference whose interval leaves out zero is marked."""
+    rows = [["score", "items", "A", "B", "B - A", "95% interval", ""]]
+    for name, row in result.items():
+        low_high = row["ci95"]
+        interval = "" if low_high is None else f"[{low_high[0]:+.3f}, {low_high[1]:+.3f}]"
+        differs = low_high is not None and not low_high[0] <= 0 <= low_high[1]
+        rows.append([name, str(row["items"]), f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['difference']:+.3f}",
+                     interval, "differs" if differs else ""])  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

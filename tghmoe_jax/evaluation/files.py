@@ -1,0 +1,108 @@
+"""Prediction files of any system, read back: M3D's three CSV forms, with or without the columns this project adds.
+
+    closed: Question Type, Question, Answer, Answer Choice, Pred      open: Question Type, Question, Answer, Pred
+    report: Question, Ground Truth, pred
+
+`Volume` (which item a row is about; else the row's number), `Ranked`, `Findings True` and `Findings Stated` are used
+where a file has them. Correctness and word overlap are computed anew, never read.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.findings import Triple
+from tghmoe_jax.evaluation.protocols import KINDS, Prediction
+
+_NEEDED = {
+    "closed": {"Question", "Answer", "Answer Choice", "Pred"},
+    "open": {"Question", "Answer", "Pred"},
+    "report": {"Question", "Ground Truth", "pred"},
+}
+_CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
+MOST_BYTES = 1 << 30  # a larger file is no table of predictions
+
+
+def read_run(path: str | Path) -> dict[str, list[Prediction]]:
+    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder. UserError names what to mend."""
+    path = Path(path)
+    files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise UserError(f"{path} is no CSV file and holds no predictions_*.csv; name one of them.")
+    run: dict[str, list[Prediction]] = {}
+    for file in files:
+        kind, predictions = read_file(file)
+        run[kind] = predictions
+    return run
+
+
+def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
+    """The kind that a file's columns tell, and its predictions in order."""
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
+    csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            columns = set(reader.fieldnames or ())
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    kind = next((kind for kind in KINDS if _NEEDED[kind] <= columns), None)
+    if kind is None:
+        wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in _NEEDED.items())
+        raise UserError(f"{file} has none of the sets of columns that are understood ({wanted}).")
+    if not rows:
+        raise UserError(f"{file} holds no predictions.")
+    short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in _NEEDED[kind])), None)
+    if short is not None:
+        raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
+    return kind, [_prediction(kind, i, row, file) for i, row in enumerate(rows)]
+
+
+def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Prediction:
+    question, choices = row["Question"], ()
+    if kind == "closed" and (found := _CHOICES.search(question)):
+        question, choices = question[: found.start()], tuple(_options(found["text"]))
+    letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
+    if kind == "closed" and letter not in tuple(LETTERS):
+        raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
+    volume = row.get("Volume") or str(number)
+    if not volume.isdigit():
+        raise UserError(f"{file}, row {number + 2}: Volume {volume!r} is not a number.")
+    stated = row.get("Findings True") is not None and kind == "report"
+    return Prediction(
+        index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
+        answer=row["Ground Truth" if kind == "report" else "Answer"], letter=letter,
+        output=row["pred" if kind == "report" else "Pred"], ranked=row.get("Ranked") or None,
+        task_true="report" if kind == "report" else "vqa",
+        findings_true=_triples(row["Findings True"]) if stated else None,
+        findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
+    )  # fmt: skip
+
+
+def _options(text: str) -> list[str]:
+    """`axial B. coronal C. sagittal` -> the options in order; a letter counts only where it is the next one's."""
+    options = []
+    for letter in LETTERS[1:]:
+        head, mark, tail = text.partition(f" {letter}. ")
+        options.append(head)
+        if not mark:
+            return options
+        text = tail
+    return [*options, text]
+
+
+def _type(row: dict[str, str]) -> str:
+    """The question type by name; M3D numbers the five from 1."""
+    value = (row.get("Question Type") or "").strip()
+    return TYPES[int(value) - 1] if value.isdigit() and 1 <= int(value) <= len(TYPES) else value
+
+
+def _triples(text: str) -> frozenset[Triple]:
+    """The inverse of how `tables` writes them; a finding without a side has two parts."""
+    parts = [tuple(part.split(" / ")) for part in text.split("; ") if part]
+    return frozenset((*part, "")[:3] for part in parts)
