@@ -4,7 +4,8 @@
     python -m tghmoe_jax.evaluate score PREDICTIONS [--json]         prediction files of any system
     python -m tghmoe_jax.evaluate compare A B [--json]               two systems on the same items, paired intervals
 
-PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv. Axis legend: B batch, N items, O options.
+PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv.
+Axis legend: B batch, N items, O options.
 """
 
 import argparse
