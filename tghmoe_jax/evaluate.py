@@ -2,6 +2,7 @@
 
     python -m tghmoe_jax.evaluate run RUN [--items N] [--to DIR]     a finished run (or `embedded`) on its test set
     python -m tghmoe_jax.evaluate score PREDICTIONS [--json]         prediction files of any system
+    python -m tghmoe_jax.evaluate score --pred-labels A.csv --true-labels B.csv    clinical F1 of label tables
     python -m tghmoe_jax.evaluate compare A B [--json]               two systems on the same items, paired intervals
 
 PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv.
@@ -27,7 +28,7 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import comparison, files, labels, protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
@@ -362,7 +363,9 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate")
     two = commands.add_parser("score", help="prediction files of any system")
-    two.add_argument("predictions", help="CSV file, or folder of predictions_*.csv")
+    two.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
+    two.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
+    two.add_argument("--true-labels", help="the same of the true reports")
     three = commands.add_parser("compare", help="two systems on the same items")
     three.add_argument("a", help="CSV file, or folder of predictions_*.csv")
     three.add_argument("b", help="the same items, answered by another system")
@@ -372,7 +375,14 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if args.command == "run":
             run_again(args.run, args.items, args.to)
+        elif args.command == "score" and (args.pred_labels or args.true_labels):
+            if args.predictions or not (args.pred_labels and args.true_labels):
+                raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
+            scored = labels.score(args.pred_labels, args.true_labels)
+            print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
         elif args.command == "score":
+            if not args.predictions:
+                raise UserError("name predictions to score, or --pred-labels and --true-labels.")
             found = files.read_run(args.predictions)
             metrics = {key: value for key, value in protocols.score(found).items() if value is not None}
             print(json.dumps(metrics, indent=1) if args.json else tables.table(metrics))

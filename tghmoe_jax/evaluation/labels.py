@@ -1,0 +1,98 @@
+"""Clinical scores from label tables: CSV files with one row a case and one 0/1 column a finding, as CT-RATE's.
+
+How to get such a table for generated reports: run a report classifier (CT-RATE's is a RadBERT with 18 outputs) over the
+predicted and the true reports and threshold its outputs at the values its authors give.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import statistics
+
+
+def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]:
+    """Cases, labels and int8 (N, L) of a table: the first column names the case, the others are labels.
+
+    UserError names the flag and the first row or value that does not fit.
+    """
+    csv.field_size_limit(min(sys.maxsize, 1 << 30))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.reader(lines))
+    except FileNotFoundError as error:
+        raise UserError(f"{flag} {path} does not exist; name a CSV file.") from error
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise UserError(f"{flag} {path} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise UserError(f"{flag} {path} needs a header with a case and at least one label, and a row.")
+    head, body = [name.strip() for name in rows[0]], rows[1:]
+    values = np.zeros((len(body), len(head) - 1), np.int8)
+    for i, row in enumerate(body):
+        if len(row) != len(head):
+            raise UserError(f"{flag} {path}, row {i + 2}: {len(row)} columns where the header has {len(head)}.")
+        for j, cell in enumerate(row[1:]):
+            if cell.strip() not in ("0", "1", "0.0", "1.0"):
+                raise UserError(f"{flag} {path}, row {i + 2}: {head[j + 1]} is {cell!r}, neither 0 nor 1.")
+            values[i, j] = cell.strip().startswith("1")
+    for what, names in (("case", [row[0].strip() for row in body]), ("label", head[1:])):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{flag} {path} names the {what} {twice!r} twice.")
+    return [row[0].strip() for row in body], head[1:], values
+
+
+def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, dict[str, object]]:
+    """{"micro" | "macro" | label: f1, ci95, precision, recall, prevalence (of the true table), items}.
+
+    Rows and columns may come in any order but must be the same ones. A label that is nowhere true or predicted has no
+    F1 and is left out of the macro mean.
+    """
+    cases_a, labels_a, a = read(predicted, "--pred-labels")
+    cases_b, labels_b, b = read(true, "--true-labels")
+    for what, one, other in (("cases", cases_a, cases_b), ("labels", labels_a, labels_b)):
+        if apart := sorted(set(one) ^ set(other)):
+            raise UserError(
+                f"--pred-labels and --true-labels differ in their {what} ({', '.join(apart[:5])}"
+                f"{', ...' if len(apart) > 5 else ''}); give tables of the same ones."
+            )
+    a = a[[cases_a.index(case) for case in cases_b]][:, [labels_a.index(label) for label in labels_b]]
+    hit, extra, missed = a * b, a * (1 - b), (1 - a) * b
+    top, bottom = 2.0 * hit, 2.0 * hit + extra + missed
+
+    def row(columns) -> dict[str, object]:
+        """Scores over all decisions of some columns."""
+        h, e, m = (part[:, columns].sum() for part in (hit, extra, missed))
+        ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
+        n, d = top[:, columns].sum(1, keepdims=True), bottom[:, columns].sum(1, keepdims=True)
+        interval = statistics.ratio_ci95(n, d, seed=seed)
+        return {
+            "f1": ratio(n.sum(), d.sum()), "ci95": None if interval is None else list(interval),
+            "precision": ratio(h, h + e), "recall": ratio(h, h + m),
+            "prevalence": float(b[:, columns].mean()), "items": len(b),
+        }  # fmt: skip
+
+    micro = row(slice(None))
+    single = {label: row([j]) for j, label in enumerate(labels_b)}
+    known = [one["f1"] for one in single.values() if one["f1"] is not None]
+    interval = statistics.ratio_ci95(top, bottom, seed=seed)
+    macro = micro | {
+        "f1": float(np.mean(known)) if known else None, "ci95": None if interval is None else list(interval),
+        "precision": None, "recall": None,
+    }  # fmt: skip
+    return {"micro": micro, "macro": macro, **single}
+
+
+def table(result: dict[str, dict[str, object]]) -> str:
+    """A terminal table, one line a label."""
+    number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    rows = [["label", "F1", "95% interval", "precision", "recall", "prevalence"]]
+    for name, one in result.items():
+        interval = "" if one["ci95"] is None else f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]"
+        rows.append([name, number(one["f1"]), interval, *(number(one[key]) for key in rows[0][3:])])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
