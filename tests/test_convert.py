@@ -66,7 +66,9 @@ def test_a_base_loads_back_with_the_parameters_of_the_run(pretrained, tmp_path, 
 def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrained, tmp_path):
     run, params = pretrained
     call(run, tmp_path / "base")
-    assert {file.name for file in (tmp_path / "base").iterdir()} == {"config.json", "model.safetensors", *FILES}
+    assert {file.name for file in (tmp_path / "base").iterdir()} == {
+        "config.json", "model.safetensors", "preprocessor_config.json", *FILES
+    }  # fmt: skip
     for name in FILES:
         assert (tmp_path / "base" / name).read_bytes() == (EMBEDDED / name).read_bytes()
     config = pretrain2d.get_config()
@@ -212,7 +214,7 @@ def test_the_manifest_of_an_exported_run_holds_what_predict_must_say(tiny_stage2
     assert manifest["step"] == tiny_run.STEPS and manifest["dtype"] == "bfloat16"
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "Not for clinical use" in card and manifest["digest"] in card and "Domain: phantom" in card
-    assert "Base model: base, licence unknown" in card and "phantom, licence Apache-2.0" in card
+    assert "Base model: folder base, licence unknown" in card and "phantom, licence Apache-2.0" in card
     for key in ("closed/accuracy", "report/finding_f1"):
         (line,) = (line for line in card.splitlines() if line.startswith(f"| {key} |"))
         assert f"{tiny_run.metrics(tiny_stage2)[key]:.3f}" in line and len(line.split("|")) == 9
@@ -234,13 +236,38 @@ def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2,
     assert train.load_origin(config).params.keys() == rounded.keys()
 
 
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_stage1, tiny_stage2, tmp_path, capsys):
+    run = shutil.copytree(tiny_stage1, tmp_path / "run")
+    before = (run / "config.json").read_bytes()
+    assert "holds a run" in refused(capsys, tiny_stage2, run, "--export")
+    assert (run / "config.json").read_bytes() == before and not (run / "model.safetensors").exists()
+    call(tiny_stage2, tmp_path / "whole", "--export")
+    with pytest.raises(UserError, match="holds an exported model"):
+        runs.check_workdir(stage1.get_config(), tmp_path / "whole")
+    with pytest.raises(UserError, match="no step 999"):
+        checkpoints.load_params(tmp_path / "whole", 999)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"step": "latest"}', "{}"])
+def test_a_manifest_that_is_none_is_one_sentence(tiny_stage2, tmp_path, text, capsys):
+    call(tiny_stage2, tmp_path / "whole", "--export")
+    (tmp_path / "whole" / "manifest.json").write_text(text)
+    capsys.readouterr()
+    assert "manifest.json" in refused(capsys, tmp_path / "whole", tmp_path / "again", "--export")
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(tiny_stage2, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(capsys, tiny_stage2, tmp_path / "file" / "below", "--export")
+
+
 def test_an_altered_exported_run_is_refused(tiny_stage2, tmp_path):
     call(tiny_stage2, tmp_path / "whole", "--export")
     file = tmp_path / "whole" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1  # one bit of the last parameter
     file.write_bytes(data)
-    with pytest.raises(UserError, match="other parameters than its manifest"):
+    with pytest.raises(UserError, match="does not hold the parameters that manifest.json names"):
         loading.load_run(tmp_path / "whole", "")
 
 

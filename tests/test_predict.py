@@ -31,6 +31,7 @@ from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import checkpoints, loading, runs
 from tghmoe_jax.training.step import TrainState
+from tghmoe_jax.weights.base import EMBEDDED
 
 QUESTION = "Which plane is this?"
 CHOICES = "axial|coronal|sagittal|oblique"
@@ -527,12 +528,24 @@ def test_the_embedded_base_answers_about_pictures_it_never_saw(tmp_path, capsys)
         (["--image", "x.png", "--question", "a"], "belong together"),
         (["--base", "embedded", "--image", "x.png", "--question", "a", "--volume", "s.nii"], "--volume belongs"),
         (["--base", "embedded", "--image", "absent.png", "--question", "a"], "--image absent.png does not exist"),
+        (["--base", "embedded", "--image", "x.png", "--question", "a", "--checkpoint", "r"], "--checkpoint belongs"),
         (["--base", "absent", "--image", "absent.png", "--question", "a"], "--base=absent"),
         (["--question", "a"], "--volume is missing"),
     ],
 )
 def test_a_wrong_request_about_a_picture_is_one_sentence(flags, said, capsys):
     assert said in refused(capsys, flags)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"num_crops": null}', '{"num_crops": 0}', '{"num_crops": "many"}'])
+def test_a_strange_preprocessor_file_and_too_long_an_answer_are_one_sentence(tmp_path, text, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    argv = ["--image", str(tmp_path / "picture.png"), "--question", "a"]
+    folder = shutil.copytree(EMBEDDED, tmp_path / "base")
+    (folder / "preprocessor_config.json").write_text(text)
+    assert "preprocessor_config.json" in refused(capsys, ["--base", str(folder), *argv])
+    long = refused(capsys, ["--base", "embedded", *argv, "--new-tokens", "2000000000"])
+    assert "--new-tokens 2000000000 must lie between 1 and" in long
 
 
 # ------------------------------------------------------------------------------------------------------ real scans

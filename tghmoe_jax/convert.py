@@ -26,7 +26,7 @@ from tghmoe_jax.weights.base import CONVERTED, FAMILIES, load_base, save_base, s
 # What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
 _COPIED = (
     *tokenizer.FILES, "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
-    "preprocessor_config.json", "generation_config.json",
+    "preprocessor_config.json", "generation_config.json",  # how pictures are cut, and how text is sampled
 )  # fmt: skip
 
 
@@ -109,12 +109,17 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--to {args.to} is a file; name a folder.")
         if target.exists() and source.resolve() == target.resolve():
             raise UserError(f"--to {args.to} is the folder that is read; name another.")
+        if (target / "checkpoints").is_dir():
+            raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
         if (source / "config.json").is_file() and not (source / runs.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))
         else:
             print(from_run(args.source, target, args.dtype or "bfloat16", args.export))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a target that cannot be written, a full disk
+        print(f"error: --to {args.to} cannot be written ({error.strerror or error}); name another.", file=sys.stderr)
         return 2
     return 0
 

@@ -170,6 +170,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     mesh = open_mesh(config)
     loaded = load_run(config.init_from, "--config.init_from")
     config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | {"root": config.data.root}})
+    runs.check_config(config)
     params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
     return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step))
@@ -346,6 +347,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     """Scores a finished run as its own config says, into `to` (default runs/evaluate)."""
     config = ConfigDict(runs.read_config(runs.find(source, "RUN")))
     config.init_from = source
+    config.data.root = "runs/data"
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     if items is not None:
         if items < 2:

@@ -314,7 +314,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--checkpoint",
-        default="embedded",
         metavar="RUN",
         help="folder of a finished run, as runs/stage2; default the "
         "embedded reader, which was trained on drawn phantoms",
@@ -334,8 +333,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.base or args.image:
-        rest = {"--volume": args.volume, "--report": args.report, "--choices": args.choices, "--task": args.task,
-                "--routing": args.routing, "--series": args.series}  # fmt: skip
+        rest = {
+            "--checkpoint": args.checkpoint, "--volume": args.volume, "--report": args.report,
+            "--choices": args.choices, "--task": args.task, "--routing": args.routing, "--series": args.series,
+        }  # fmt: skip
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
         if wrong := [flag for flag, value in rest.items() if value]:
@@ -370,7 +371,7 @@ def run(args: argparse.Namespace) -> str:
         seconds = round(time.perf_counter() - begun, 2)
         record = {"text": text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
         return json.dumps(record, indent=1) if args.json else printable(f"{text or '(no text)'}\n\n{DISCLAIMER}")
-    reader = load(args.checkpoint)
+    reader = load(args.checkpoint or "embedded")
     options = {
         "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,
     }  # fmt: skip

@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},
             data={"name": config.data.name, "volumes": len(source)},
-            base={"base": config.base, "init_from": config.init_from},
+            base={"base": base_of(config), "init_from": config.init_from},
             devices=jax.devices(),
         )
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
@@ -161,6 +161,14 @@ def load_origin(config: ConfigDict) -> Origin:
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
 
 
+def base_of(config: ConfigDict) -> str:
+    """The 2D base at the beginning of a run's line of stages, as its own manifest names it."""
+    if not config.init_from:
+        return config.base
+    parent = runs.read_manifest(runs.find(config.init_from, "--config.init_from")).get("base") or {}
+    return parent.get("base") or "unknown"
+
+
 def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer: Tokenizer, task_shares) -> MLLM:
     """The model of a config over a base of these sizes. UserError where they do not fit each other.
 
@@ -178,6 +186,13 @@ def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer
         raise UserError(
             f"the tokeniser has {tokenizer.vocab_size} tokens and the base model only {cfg.decoder.vocab}; use the "
             "tokeniser files of the same base (--config.base, --config.base_config.vocab_size)."
+        )
+    slices = config.data.slices
+    positions = config.data.text_length + (cfg.visual_tokens(slices) if slices else 0)
+    if positions > cfg.decoder.max_positions:
+        raise UserError(
+            f"a sample takes {positions} positions and the base has {cfg.decoder.max_positions}; lower "
+            "--config.data.text_length or raise --config.model.depth_pool or --config.model.spatial_pool."
         )
     return MLLM(cfg)
 

@@ -68,6 +68,16 @@ def test_no_file_that_is_not_a_picture_is_read(tmp_path, monkeypatch):
     for path, said in ((tmp_path / "a.png", "not a picture"), (tmp_path / "absent.png", "does not exist")):
         with pytest.raises(UserError, match=said):
             picture.read_picture(path)
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        picture.read_picture(tmp_path / "deep.png")
+    drawn(64, 64).save(tmp_path / "cut.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:60] + b"\0" * 40 + data[100:])
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    for name in ("cut.png", "a.eps"):
+        with pytest.raises(UserError, match="not a picture"):
+            picture.read_picture(tmp_path / name)
     drawn(64, 64).save(tmp_path / "b.png")
     monkeypatch.setattr(picture, "MOST_PIXELS", 1000)
     with pytest.raises(UserError, match="64 x 64 pixels"):

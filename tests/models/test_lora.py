@@ -5,6 +5,7 @@ import pytest
 
 from configs import stage1, stage2
 from tests import tiny
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.training import rules
 from tghmoe_jax.weights import adapt
@@ -24,6 +25,12 @@ def test_the_targets_say_which_projections_get_leaves(targets):
     assert held == {"attn/(q|v)": {"attn/q", "attn/v"}, "mlp/down": {"mlp/down"}}.get(
         targets, {"attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down"}
     )
+
+
+@pytest.mark.parametrize("targets", ["(", "self_attn.q_proj", ""])
+def test_targets_that_match_nothing_are_refused(targets):
+    with pytest.raises(UserError, match="model.lora.targets"):
+        tiny.model(lora=LORA | {"targets": targets})
 
 
 def leaves(seed: int, **fixed) -> tuple:

@@ -41,16 +41,17 @@ TEXT = {
     "num_key_value_heads": 2, "vocab_size": 60, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": None,
 }  # fmt: skip
+ORIGINAL = 96  # positions of the short RoPE regime, in which generation stays; one logits test goes beyond
 LONG = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": ORIGINAL,
     "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.5, 7.0, 20.0],
 }  # fmt: skip
 PARTS = {
     "llama": LlamaConfig(**TEXT, rope_parameters={"rope_type": "default", "rope_theta": 50000.0}),
-    "mistral": MistralConfig(**TEXT, sliding_window=None),
+    "mistral": MistralConfig(**TEXT, sliding_window=128),
     "qwen2": Qwen2Config(**TEXT),
     "qwen2 tied": Qwen2Config(**TEXT, tie_word_embeddings=True),
-    "phi3": Phi3Config(**TEXT, rope_parameters=LONG),
+    "phi3": Phi3Config(**TEXT, rope_parameters=LONG, original_max_position_embeddings=ORIGINAL, sliding_window=256),
 }
 
 
@@ -77,6 +78,9 @@ def pair(request, tmp_path_factory):
     peer.save_pretrained(folder, max_shard_size="60KB")
     base = load_base(folder)
     assert base.family == "llava"
+    if request.param == "phi3":
+        scaling = peer.model.language_model.rotary_emb.attention_scaling
+        assert base.config["rope_magnitude"] == pytest.approx(scaling) and scaling > 1.1
 
     section = get_config().model
     section.update({"patch_depth": 1, "attn3d_layers": ()})
@@ -131,9 +135,10 @@ def prompts(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(3, IMAGE, (2, length))
 
 
-def test_logits_of_a_picture_and_its_prompt_equal_the_peers(pair, images):
+@pytest.mark.parametrize("length", [20, ORIGINAL])
+def test_logits_of_a_picture_and_its_prompt_equal_the_peers(pair, images, length):
     peer, ours = pair
-    tokens = prompts(20)
+    tokens = prompts(length)
     expected = peer(**asked(images, tokens)).logits.numpy()[:, PREFIX + TOKENS : -1]
     assert np.abs(expected).max() > 1
     found = ours(MLLM.__call__, batch_of(images, tokens)).logits
@@ -163,7 +168,7 @@ def test_export_gives_the_peers_own_files_back_bit_for_bit(pair):
     config = llava.flatten(peer.config.to_dict())
     if config.get("tie_word_embeddings"):
         del state["lm_head.weight"]
-    generation = llava.generation_of(state, config)
-    exported = llava.export_llava(llava.import_llava(state, config), config, generation)
+    config["generation"] = llava.generation_of(state, config)
+    exported = llava.export_llava(llava.import_llava(state, config), config)
     assert exported.keys() == state.keys()
     assert all(exported[name].tobytes() == state[name].tobytes() for name in state)

@@ -9,6 +9,7 @@ from configs import stage1
 from tests import tiny_run
 from tghmoe_jax import train
 from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading
@@ -49,3 +50,10 @@ def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch
         for name, part in zip(layout.canonical_names(path), parts, strict=True):
             if name in expected and part.shape == expected[name].shape:
                 np.testing.assert_array_equal(part, expected[name].astype(np.float32))
+
+
+def test_a_sample_longer_than_the_bases_positions_is_refused(config):
+    origin = train.load_origin(config)
+    short = origin.config | {"max_position_embeddings": 90, "original_max_position_embeddings": 90}
+    with pytest.raises(UserError, match="positions and the base has 90"):
+        train.build_model(config, short, (), Tokenizer.from_folder(EMBEDDED), ())

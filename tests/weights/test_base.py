@@ -63,6 +63,12 @@ def replace_config(text):
     return lambda folder: (folder / "config.json").write_text(text)
 
 
+def changed(**keys):
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | keys)
+    )
+
+
 def other_sizes(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 41}))
@@ -76,6 +82,13 @@ def other_sizes(folder):
         (replace_config("[1]"), "cannot be read"),
         (replace_config('{"architectures": ["GPT2LMHeadModel"]}'), "GPT2LMHeadModel; use one of Phi3VForCausalLM"),
         (replace_config('{"model_type": "phi3_v"}'), "lacks a number for hidden_size, intermediate_size"),
+        (replace_config('{"model_type": "phi3_v", "rope_scaling": "su"}'), "no object"),
+        (changed(hidden_size="24"), "lacks a number for hidden_size"),
+        (changed(num_key_value_heads="2"), "does not describe a model"),
+        (changed(vision_config="clip"), "does not describe a model"),
+        (changed(num_attention_heads=0), "lacks a number for num_attention_heads"),
+        (replace_config('{"model_type": "llava", "text_config": "llama"}'), "cannot be read|cannot be ported"),
+        (replace_config('{"model_type": "llava"}'), "cannot be ported"),
         (other_sizes, r"gate_up_proj.weight has shape \(80, 24\), not \(82, 24\)"),
         (lambda folder: write_tensors(folder, {"a": np.zeros(1, np.float32)}), "no tensor is named like"),
         (lambda folder: next(folder.glob("model-00001-*")).write_bytes(b""), "not a complete safetensors"),

@@ -57,7 +57,7 @@ def test_export_of_import_is_bitwise_the_checkpoint(generation, kind, dtype):
     assert llava.generation_of(tensors, config) == generation
     flat = llava.import_llava(tensors, config)
     assert {path: leaf.shape for path, leaf in flat.items()} == llava.canonical_shapes(config)
-    again = llava.export_llava(flat, config, generation)
+    again = llava.export_llava(flat, config | {"generation": generation})
     assert again.keys() == tensors.keys()
     assert all(again[name].tobytes() == tensors[name].tobytes() for name in tensors)
 
@@ -101,11 +101,22 @@ def test_the_config_of_the_original_repository_is_understood():
         "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama", "hidden_size": 4096,
         "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
         "vocab_size": 32000, "max_position_embeddings": 4096, "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": -2, "rms_norm_eps": 1e-5,
+        "mm_vision_select_layer": -2, "mm_vision_tower": "openai/clip-vit-large-patch14-336", "rms_norm_eps": 1e-5,
     }  # fmt: skip
-    flat = llava.flatten(original)
-    assert flat["vision_config"]["image_size"] == 336 and flat["vocab_size"] == 32000 and not flat["qkv_bias"]
-    assert flat["published"] == original
+    for kind in ("llava_llama", "llava"):  # its later and its earlier files
+        flat = llava.flatten(original | {"model_type": kind, "hidden_size": 5120, "num_hidden_layers": 40})
+        assert flat["vision_config"]["image_size"] == 336 and flat["vocab_size"] == 32000 and not flat["qkv_bias"]
+        assert (flat["hidden_size"], flat["num_hidden_layers"], flat["rms_norm_eps"]) == (5120, 40, 1e-5)
+    qwen = original | {"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen"}
+    assert llava.flatten(qwen)["qkv_bias"]
+    for change, named in (
+        ({"mm_vision_tower": "google/siglip-so400m-patch14-384"}, "mm_vision_tower is siglip"),
+        ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is linear"),
+        ({"architectures": ["LlavaMptForCausalLM"], "model_type": "llava_mpt"}, "names no Llama, Mistral or Qwen"),
+    ):
+        with pytest.raises(UserError, match=named):
+            llava.flatten(original | change)
 
 
 def test_a_folder_is_loaded_and_written_back_bit_for_bit(tmp_path):
@@ -120,6 +131,20 @@ def test_a_folder_is_loaded_and_written_back_bit_for_bit(tmp_path):
     assert written.keys() == tensors.keys()
     assert all(np.asarray(written[name]).tobytes() == tensors[name].tobytes() for name in tensors)
     assert json.loads((tmp_path / "b" / "config.json").read_text()) == config
+
+
+def test_names_of_another_generation_are_exported_again(tmp_path):
+    config = published("llama")
+    write_tensors(tmp_path / "a", checkpoint(config, "G4"))
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    base = load_base(tmp_path / "a")
+    save_base(tmp_path / "b", base.params, base.config, dtype=None)
+    assert read_tensors(tmp_path / "a").keys() == read_tensors(tmp_path / "b").keys()
+
+
+def test_a_tie_that_only_the_top_level_states_counts():
+    config = published("qwen2") | {"tie_word_embeddings": True}
+    assert "decoder/lm_head/kernel" not in llava.canonical_shapes(llava.flatten(config))
 
 
 def test_a_tied_head_may_be_written_out_but_must_agree():
@@ -142,6 +167,12 @@ def test_a_window_bounds_the_positions_and_longrope_keeps_its_factors():
     flat = llava.flatten(published("phi3", **more))
     assert flat["rope_scaling"]["long_factor"] == [1.0, 2.0, 3.0]
     assert flat["original_max_position_embeddings"] == 64
+    magnitude = math.sqrt(1 + math.log(512 / 64) / math.log(64))
+    assert flat["rope_magnitude"] == pytest.approx(magnitude)
+    windowed = llava.flatten(published("phi3", **more, sliding_window=128))  # bounds positions, not the magnitude
+    assert windowed["max_position_embeddings"] == 128 and windowed["rope_magnitude"] == pytest.approx(magnitude)
+    stated = llava.flatten(published("phi3", **(more | {"rope_scaling": rope | {"attention_factor": 2.5}})))
+    assert stated["rope_magnitude"] == 2.5
 
 
 def test_all_problems_are_raised_together_with_their_names():
@@ -168,7 +199,7 @@ def test_all_problems_are_raised_together_with_their_names():
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is relu"),
         (
             {"text_config": TEXT | {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}},
-            "rope type linear",
+            "RoPE of the type linear",
         ),
     ],
 )

@@ -153,3 +153,33 @@ def test_export_names_every_leaf_that_is_not_of_the_2d_model(config, checkpoint)
 def test_a_config_that_cannot_be_a_phi3v_is_named(config, change, named):
     with pytest.raises(UserError, match=named):
         phi3v.sizes(config | change)
+
+
+ROPE = {"type": "su", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.0, 2.0, 3.0]}
+POSITIONS = {"max_position_embeddings": 1024, "original_max_position_embeddings": 64}
+
+
+def test_both_forms_of_the_rope_description_give_the_same(config):
+    old = phi3v.flat_rope(config | POSITIONS | {"rope_scaling": ROPE, "rope_theta": 50000.0})
+    new = ROPE | {"rope_type": "longrope", "rope_theta": 50000.0, "original_max_position_embeddings": 64}
+    found = phi3v.flat_rope(config | {"max_position_embeddings": 1024, "rope_parameters": new})
+    assert found["rope_theta"] == old["rope_theta"] == 50000.0
+    for key in ("short_factor", "long_factor"):
+        assert found["rope_scaling"][key] == old["rope_scaling"][key] == ROPE[key]
+    assert found["rope_magnitude"] == old["rope_magnitude"] == pytest.approx(math.sqrt(1 + math.log(16) / math.log(64)))
+    assert phi3v.flat_rope(config)["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        (ROPE | {"type": "linear"}, "type linear"),
+        (ROPE | {"long_factor": [2.0]}, "long_factor another length than half the head size, 3"),
+        ({"type": "su"}, "short_factor and long_factor"),
+        ("su", "no object"),
+        (ROPE | {"partial_rotary_factor": 0.5}, "a part of the head"),
+    ],
+)
+def test_a_rope_that_is_not_computed_is_named(config, rope, said):
+    with pytest.raises(UserError, match=said):
+        phi3v.flat_rope(config | POSITIONS | {"rope_scaling": rope})

@@ -9,19 +9,25 @@ from PIL import Image, UnidentifiedImageError
 from tghmoe_jax.errors import UserError
 
 CROPS = 16  # Phi-3-vision's num_crops, where no preprocessor_config.json says otherwise
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
 
 def read_picture(path: str | Path) -> Image.Image:
     """An RGB picture. UserError where the file is none, or far larger than any camera's."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:  # EPS and the like would start other programs
             if image.width * image.height > MOST_PIXELS:
                 raise UserError(f"--image {path} has {image.width} x {image.height} pixels; make it smaller.")
+            if image.mode.startswith(("I", "F")):
+                raise UserError(
+                    f"--image {path} has more than 8 bits a channel, which need a window; save it with 8 bits, or name "
+                    "a scan with --volume."
+                )
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"--image {path} does not exist; name a picture.") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"--image {path} is not a picture that can be read ({error}); name a PNG or JPEG.") from error
 
 

@@ -5,6 +5,7 @@ Defaults are those of model-spec 0 and 4.7 where they do not depend on the base.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,6 +115,7 @@ class Decoder:
     max_positions: int = 131072
     original_positions: int = 4096
     rope_factor: str = "auto"  # auto | short | long
+    magnitude: float = 0.0  # of cos and sin under su/longrope; 0: from the two numbers of positions
     head_dim: int = 0  # 0: width / heads
     qkv_bias: bool = False
     tied: bool = False  # the head is the embedding table
@@ -125,6 +127,8 @@ class Decoder:
     @property
     def rope_magnitude(self) -> float:
         """su/longrope attention factor sqrt(1 + ln(max/original) / ln(original)), in both regimes."""
+        if self.magnitude:
+            return self.magnitude
         ratio = self.max_positions / self.original_positions
         if not self.short_factor or ratio <= 1:
             return 1.0
@@ -222,6 +226,7 @@ def build(
             max_positions=base.get("max_position_embeddings", 4096),
             original_positions=base.get("original_max_position_embeddings", base.get("max_position_embeddings", 4096)),
             rope_factor=model["rope_factor"], head_dim=base.get("head_dim") or 0,
+            magnitude=base.get("rope_magnitude", 0.0),
             qkv_bias=base.get("qkv_bias", False), tied=bool(base.get("tie_word_embeddings", False)),
         ),
         lora=Lora(**model.get("lora", {})),  # runs of earlier versions have none
@@ -256,6 +261,15 @@ def check(model: Model) -> None:
         if read(model) not in allowed:
             raise UserError(f"--config.{flag}={read(model)} is unknown; use one of {', '.join(allowed)}.")
     v, t = model.vision, model.tgh
+    places = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+    try:
+        hit = any(re.fullmatch(model.lora.targets, place) for place in places)
+    except re.error:
+        hit = False
+    if model.lora.rank and not hit:
+        raise UserError(
+            f"--config.model.lora.targets={model.lora.targets} is no regex that matches one of {', '.join(places)}."
+        )
     for flag, value, least in (
         ("patch_depth", v.patch_depth, 1), ("attn3d_window", v.attn3d_window, 0), ("tgh.experts", t.experts, 1),
         ("lora.rank", model.lora.rank, 0),

@@ -19,6 +19,8 @@ from tghmoe_jax.training.step import variables
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import load_base
 
+MOST_TOKENS = 4096  # of one answer: its cache is reserved as a whole
+MOST_CROPS = 64
 # The 2D model is the 3D one at depth 1 without experts and without attention between slices: views are its slices.
 _PLAIN = {
     "patch_depth": 1, "attn3d_layers": (), "attn3d_kind": "joint", "attn3d_window": 1, "depth_embed": "none",
@@ -43,6 +45,14 @@ class BaseModel:
         side = self.model.cfg.vision.image_size
         views, grid = picture.views(picture.read_picture(image), side, self.crops)
         encoded = prompts.encode(self.tokenizer, " ".join(question.split()), None)
+        half = self.model.cfg.vision.grid // 2
+        visual = half * grid[0] * (half * grid[1] + 1) + 1 + half * (half + 1)
+        room = self.model.cfg.decoder.max_positions - len(encoded.tokens) - visual
+        if not 1 <= new_tokens <= min(room, MOST_TOKENS):
+            raise UserError(
+                f"--new-tokens {new_tokens} must lie between 1 and {min(room, MOST_TOKENS)}, the room beside a picture "
+                f"of {grid[0]} x {grid[1]} crops."
+            )
         batch = prompts.batch([encoded], len(encoded.tokens), self.tokenizer.pad_id)
         batch |= {"slices": views[None], "slice_mask": np.ones((1, len(views)), bool)}
         visual, mask = generation.encode_picture(self.model, self.variables, batch, grid)
@@ -69,6 +79,18 @@ def load(folder: str | Path) -> BaseModel:
     leaves, _ = adapt.assemble(layout.canonical_shapes(shapes), base.params)
     kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
     params = {path: leaf.astype(np.float32) for path, leaf in layout.from_canonical(kept, leaves).items()}
-    file = base.folder / "preprocessor_config.json"
-    crops = json.loads(file.read_text()).get("num_crops", picture.CROPS) if file.is_file() else picture.CROPS
-    return BaseModel(generation.inference(model), variables(params), tokenizer, int(crops))
+    return BaseModel(generation.inference(model), variables(params), tokenizer, crops_of(base.folder))
+
+
+def crops_of(folder: Path) -> int:
+    """`num_crops` of a base's preprocessor_config.json. UserError where that is no whole number of at least 1."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return picture.CROPS
+    try:
+        crops = dict(json.loads(file.read_text())).get("num_crops", picture.CROPS)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{file} holds no JSON object ({error}); copy it again.") from error
+    if not isinstance(crops, int) or not 1 <= crops <= MOST_CROPS:
+        raise UserError(f"{file} says num_crops {crops!r}; give a whole number from 1 to {MOST_CROPS}.")
+    return crops

@@ -81,7 +81,10 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.
     UserError where `run` holds no checkpoint or a damaged one.
     """
     if exported.is_exported(Path(run)):
-        return exported.read(Path(run))
+        params, only = exported.read(Path(run))
+        if step not in (None, only):
+            raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
+        return params, only
     folder = Path(run).absolute() / FOLDER
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):

@@ -45,9 +45,12 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     manifest = runs.read_manifest(run)
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
+    # A folder's name, and no path of a machine; `embedded` alone means the base inside the package.
+    name_of = lambda value: value if value in ("embedded", "") else "folder " + Path(value).name  # noqa: E731
+    base = dict(manifest.get("base") or {})
+    manifest["base"] = {key: name_of(base.get(key) or "unknown") for key in ("base", "init_from")}
     for section, key in ((config, "base"), (config, "init_from"), (config["data"], "root")):
-        section[key] = Path(section[key]).name  # a folder's name, and no path of a machine
-    manifest["base"] = {"base": config["base"], "init_from": config["init_from"]}
+        section[key] = Path(section[key]).name
     scores = scores or manifest.get("scores", {})  # of a run that was exported before
     name = manifest.get("name") or run.resolve().name
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
@@ -60,15 +63,15 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
 
 
 def is_exported(run: Path) -> bool:
-    return (run / storage.SINGLE).is_file()
+    return (run / storage.SINGLE).is_file() and not (run / "checkpoints").is_dir()
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters in the dtype they are stored in, and their step. UserError where they were altered."""
     params = {name: tensor.load() for name, tensor in storage.read_tensors(folder).items()}
     manifest = runs.read_manifest(folder)
-    if manifest.get("digest") != digest(params):
+    if not isinstance(manifest.get("step"), int) or manifest.get("digest") != digest(params):
         raise UserError(
-            f"{folder / storage.SINGLE} holds other parameters than its manifest.json names; copy the folder again."
+            f"{folder / storage.SINGLE} does not hold the parameters that manifest.json names; copy the folder again."
         )
-    return params, int(manifest.get("step", 0))
+    return params, manifest["step"]

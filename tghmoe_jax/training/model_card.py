@@ -15,8 +15,11 @@ _CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
 
 
 def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Markdown for the README.md beside the weights: base and data with their licences, use, scores, domain, digest."""
-    base = config.get("base") or "none (random initialisation)"
+    """Markdown for the README.md beside an exported run's weights, from its manifest and config.
+
+    Base and data with their licences, intended use, domain, digest, input ranges, and the scores beside controls.
+    """
+    base = manifest["base"]["base"]
     data = config["data"]["name"]
     lines = [
         f"# {manifest.get('name', 'model')}", "",

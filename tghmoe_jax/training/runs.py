@@ -14,7 +14,7 @@ from tghmoe_jax.errors import UserError
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # of the base, where it has them
 _MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.")
 
 
@@ -69,6 +69,8 @@ def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
     file = Path(workdir) / "config.json"
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir {workdir} is a file; name a folder.")
+    if (Path(workdir) / "model.safetensors").is_file():
+        raise UserError(f"--workdir {workdir} holds an exported model; name another folder.")
     if not file.is_file():
         return
     old, new = flatten(read_config(workdir)), flatten(config)
@@ -88,19 +90,24 @@ def read_config(run: str | Path) -> dict[str, Any]:
     file = Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
+    return _read_object(file)
 
 
 def read_manifest(run: str | Path) -> dict[str, Any]:
     """What a run recorded about itself; empty where it has no manifest. UserError where it is damaged."""
     file = Path(run) / "manifest.json"
+    return _read_object(file) if file.is_file() else {}
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object. UserError where the file holds none."""
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the run again.") from error
+        value = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds no JSON object; copy the run again, or delete it and train anew.")
+    return value
 
 
 def find(run: str, flag: str) -> Path:
@@ -122,7 +129,7 @@ def model_folder(run: str | Path) -> Path:
 
 def read_base_config(run: str | Path) -> dict[str, Any]:
     """The 2D base's config.json as the run recorded it."""
-    return json.loads((model_folder(run) / "config.json").read_text())
+    return _read_object(model_folder(run) / "config.json")
 
 
 def write_model(folder: str | Path, base_config: dict, tokenizer: Path) -> None:
@@ -130,7 +137,7 @@ def write_model(folder: str | Path, base_config: dict, tokenizer: Path) -> None:
     model = model_folder(folder)
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(base_config, indent=1))
-    for name in _TOKENIZER_FILES:
+    for name in _COPIED:
         if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (model / name).resolve():
             shutil.copyfile(tokenizer / name, model / name)
 

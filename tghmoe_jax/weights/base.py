@@ -38,7 +38,11 @@ class Family:
 def _flat_phi3v(config: Mapping) -> dict:
     """The unmerged Hugging Face port nests the decoder's part; the published file is flat."""
     config = dict(config)
-    return dict(config.pop("text_config", {})) | config
+    flat = dict(config.pop("text_config", {})) | config
+    if flat.get("rope_scaling") or flat.get("rope_parameters"):
+        flat |= phi3v.flat_rope(flat)
+        flat.pop("rope_parameters", None)
+    return flat
 
 
 FAMILIES = {
@@ -79,8 +83,9 @@ def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
         raise UserError(f"{flag}={folder}: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{flag}={folder} has no config.json; name the folder of a 2D base model.") from error
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{flag}={folder}: config.json cannot be read ({error}); copy it again.") from error
+    except Exception as error:  # transformers and arithmetic raise many kinds for values that are none
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{flag}={folder}: config.json cannot be read ({what}); copy it again.") from error
 
 
 def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--config.base") -> Base:
@@ -98,9 +103,21 @@ def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--conf
         else:
             family = detect(config, tensors)
             params = FAMILIES[family].to_flax(tensors, config)
+            if family == "llava":
+                config["generation"] = llava.generation_of(tensors, config)
         return Base(config, params if lazy else {name: np.asarray(leaf) for name, leaf in params.items()}, path, family)
     except UserError as error:
         raise UserError(f"{flag}={folder}: {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        ZeroDivisionError,
+    ) as error:  # of sizes that are no numbers
+        raise UserError(
+            f"{flag}={folder}: config.json does not describe a model ({error!r}); copy it again."
+        ) from error
 
 
 def _canonical(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict:
@@ -155,7 +172,7 @@ def save_base(
     lazy leaves, of which one shard at a time is in memory. `dtype` None keeps the arrays' own. Raises before anything
     is written where `flat` is not the model of `config`.
     """
-    family = FAMILIES[config.get("model_type", "phi3_v")]
+    family = FAMILIES[_said(config) if config.get("architectures") or config.get("model_type") else "phi3_v"]
     kind = DTYPES[dtype] if dtype else None
     flat = {path: storage.cast(leaf, kind) for path, leaf in adapt.as_2d(flat).items()}
     tensors = family.to_checkpoint(flat, config)
@@ -173,6 +190,7 @@ def save_converted(folder: str | os.PathLike, base: Base, dtype: str | None = No
 
 def _save(folder, tensors: Mapping, config: dict, dtype: str | None, max_shard_bytes: int) -> list[Path]:
     files = storage.write_tensors(folder, tensors, max_shard_bytes)
-    config = config | ({"torch_dtype": dtype} if dtype else {})
+    if dtype:
+        config = config | {"dtype" if "dtype" in config else "torch_dtype": dtype}  # transformers 5 and 4
     storage.write_text(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
     return [*files, Path(folder) / "config.json"]

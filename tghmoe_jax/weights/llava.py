@@ -49,6 +49,8 @@ QKV_BIASES: list[Row] = [
 ]
 HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
 
+_TEXT_KINDS = {"mistral": "mistral", "qwen": "qwen2", "llama": "llama"}  # in what the original repository calls a model
+_TOWER = "clip-vit-large-patch14-336"
 _HF = {"conn.fc1.": "multi_modal_projector.linear_1.", "conn.fc2.": "multi_modal_projector.linear_2."}
 _IN_MODEL = {name: f"model.{new}" for name, new in _HF.items()}
 _ORIGINAL = {"conn.fc1.": "model.mm_projector.0.", "conn.fc2.": "model.mm_projector.2."}
@@ -76,56 +78,62 @@ def flatten(config: Mapping) -> dict[str, Any]:
 
     full = LlavaConfig.from_dict(_nested(config))
     text, vision = full.text_config, full.vision_config
-    rope = dict(getattr(text, "rope_parameters", None) or {})
     kinds = ("llama", "mistral", "qwen2", "phi3")
     layer = full.vision_feature_layer
     rules = {
         f"text_config.model_type {text.model_type} is none of {', '.join(kinds)}": text.model_type in kinds,
         f"vision_config.model_type {vision.model_type} is not clip_vision_model": "clip" in vision.model_type,
-        f"rope type {rope.get('rope_type')} is neither default nor longrope": rope.get("rope_type")
-        in ("default", "longrope", None),
         f"vision_feature_layer {layer} is not one layer before the last": isinstance(layer, int) and layer < 0,
         f"vision_feature_select_strategy is {full.vision_feature_select_strategy}, not default":
             full.vision_feature_select_strategy == "default",
         f"projector_hidden_act is {full.projector_hidden_act}, not gelu": full.projector_hidden_act == "gelu",
-        f"partial_rotary_factor is {rope.get('partial_rotary_factor')}": rope.get("partial_rotary_factor", 1) == 1,
         "an output bias in attention is not computed": text.model_type == "qwen2"
         or not getattr(text, "attention_bias", False),
     }  # fmt: skip
     if problems := [rule for rule, holds in rules.items() if not holds]:
-        raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}.")
+        raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
     kept = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "vocab_size", "rms_norm_eps", "max_position_embeddings", "hidden_act", "head_dim", "tie_word_embeddings",
+        "vocab_size", "rms_norm_eps", "max_position_embeddings", "hidden_act", "head_dim",
     )  # fmt: skip
     flat = {key: value for key in kept if (value := getattr(text, key, None)) is not None}
+    flat |= phi3v.flat_rope(text.to_dict())
     window = getattr(text, "sliding_window", None)
     if window and getattr(text, "use_sliding_window", True):
         flat["max_position_embeddings"] = min(flat["max_position_embeddings"], window)  # beyond it attention differs
-    if rope.get("rope_type") == "longrope":
-        flat["rope_scaling"] = {key: list(rope[key]) for key in ("short_factor", "long_factor")}
-        flat["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     return flat | {
         "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_model_type": text.model_type,
-        "rope_theta": rope.get("rope_theta", 10000.0), "qkv_bias": text.model_type == "qwen2",
-        "projector_bias": bool(getattr(full, "multimodal_projector_bias", True)), "vision_feature_layer": layer,
-        "image_token_index": full.image_token_index, "published": dict(config),
+        "qkv_bias": text.model_type == "qwen2", "vision_feature_layer": layer, "published": dict(config),
+        "projector_bias": bool(getattr(full, "multimodal_projector_bias", True)),
+        "tie_word_embeddings": bool(full.tie_word_embeddings or getattr(text, "tie_word_embeddings", False)),
         "vision_config": {key: getattr(vision, key) for key in phi3v.CLIP_L_336},
     }  # fmt: skip
 
 
 def _nested(config: Mapping) -> dict[str, Any]:
     """The config.json of the original LLaVA repository, whose keys are its decoder's, in Hugging Face's form."""
-    kind = str(config.get("model_type", ""))
-    if not kind.startswith("llava_"):
+    if "text_config" in config:
         return dict(config)
+    names = " ".join(map(str, [*(config.get("architectures") or []), config.get("model_type")])).lower()
+    kind = next((kind for word, kind in _TEXT_KINDS.items() if word in names), None)
+    tower = str(config.get("mm_vision_tower", "")).rpartition("/")[2]
+    rules = {
+        "it has no text_config and names no Llama, Mistral or Qwen": kind,
+        f"mm_projector_type is {config.get('mm_projector_type')}, not mlp2x_gelu":
+            config.get("mm_projector_type") == "mlp2x_gelu",
+        f"mm_vision_tower is {tower or 'not named'}, not {_TOWER}": tower == _TOWER,
+        f"mm_vision_select_feature is {config.get('mm_vision_select_feature')}, not patch":
+            config.get("mm_vision_select_feature", "patch") == "patch",
+    }  # fmt: skip
+    if problems := [rule for rule, holds in rules.items() if not holds]:
+        raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
     return {
-        "text_config": dict(config) | {"model_type": kind.removeprefix("llava_")},
+        "text_config": dict(config) | {"model_type": kind},
         "vision_config": phi3v.CLIP_L_336 | {"model_type": "clip_vision_model"},
-        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
+        "vision_feature_layer": config.get("mm_vision_select_layer", -2), "projector_hidden_act": "gelu",
         "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu" if config.get("mm_projector_type") == "mlp2x_gelu" else "linear",
-    }
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }  # fmt: skip
 
 
 def entries(config: Mapping) -> list[Entry]:
@@ -170,6 +178,9 @@ def import_llava(tensors: Mapping[str, np.ndarray], config: Mapping) -> dict[str
     return table.to_flax(tensors, _written(config, generation), ignored, aliases)
 
 
-def export_llava(flat: Mapping[str, np.ndarray], config: Mapping, generation: str = "G1") -> dict[str, np.ndarray]:
-    """Flat canonical dict of the 2D model -> {name of `generation`: array}; the inverse of `import_llava`."""
-    return table.to_checkpoint(flat, _written(config, generation))
+def export_llava(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Flat canonical dict of the 2D model -> {name: array}; the inverse of `import_llava`.
+
+    The names are those of the config's `generation`, which `weights.base.load_base` records, or the hub's.
+    """
+    return table.to_checkpoint(flat, _written(config, config.get("generation", "G1")))

@@ -5,6 +5,7 @@ Sizes, read from config.json: C vision width, N vision heads, H vision head size
 FFN, V vocabulary.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -87,6 +88,39 @@ VISION_KEYS = tuple(CLIP_L_336)[:6]
 TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
+def flat_rope(config: Mapping) -> dict:
+    """The decoder's rotary keys in the published flat form: `rope_theta`, `rope_scaling` (su/longrope or None) and its
+    `rope_magnitude` (model-spec 2.4, with what transformers lets a config override).
+
+    Reads `rope_scaling` or transformers 5's `rope_parameters`. UserError for another kind of RoPE, or factor lists that
+    do not fit the head size.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError("config.json holds a RoPE description that is no object; use the checkpoint's own.")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    flat = {"rope_theta": rope.get("rope_theta") or config.get("rope_theta") or 10000.0, "rope_scaling": None}
+    if kind == "default" and rope.get("partial_rotary_factor", 1) == 1:
+        return flat
+    if kind not in ("su", "longrope") or rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError(f"config.json asks for RoPE of the type {kind}, or for a part of the head; use another model.")
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    lists = {key: list(rope.get(key) or ()) for key in ("short_factor", "long_factor")}
+    if wrong := [key for key, values in lists.items() if len(values) != head // 2]:
+        raise UserError(
+            f"config.json gives {' and '.join(wrong)} another length than half the head size, {head // 2}; use the "
+            "checkpoint's own."
+        )
+    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    original = original or config["max_position_embeddings"]
+    factor = rope.get("factor") or config["max_position_embeddings"] / original
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return flat | {
+        "rope_scaling": {"type": kind, **lists}, "original_max_position_embeddings": original,
+        "rope_magnitude": float(rope.get("attention_factor") or magnitude),
+    }  # fmt: skip
+
+
 def vision_config(config: Mapping) -> dict:
     """The tower's part of config.json, completed with CLIP ViT-L/14-336 where it is silent."""
     return CLIP_L_336 | dict(config.get("vision_config") or {})
@@ -111,7 +145,7 @@ def sizes(config: Mapping) -> dict[str, int]:
         "tie_word_embeddings must be false": not config.get("tie_word_embeddings", False),
     }
     if problems := [rule for rule, holds in whole.items() if not holds]:
-        raise UserError(f"config.json is not that of a Phi-3-V: {'; '.join(problems)}; use the checkpoint's own.")
+        raise UserError(f"config.json does not hold together: {'; '.join(problems)}; use the checkpoint's own.")
     return {
         "C": vision_width, "N": vision_heads, "H": vision_width // vision_heads, "F": vision["intermediate_size"],
         "S": 1 + (vision["image_size"] // vision["patch_size"]) ** 2, "P": vision["patch_size"], "3": 3,

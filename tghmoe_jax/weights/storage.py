@@ -31,9 +31,21 @@ DTYPES = {
 }
 
 
+class OnDemand:
+    """Something that `np.asarray` makes an array of, by `load`. It has a `shape` and a `dtype`."""
+
+    def load(self) -> np.ndarray:
+        """The array."""
+        raise NotImplementedError
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = self.load()
+        return array if dtype is None else array.astype(dtype)
+
+
 @dataclasses.dataclass(frozen=True)
-class LazyTensor:
-    """A tensor on disk. `shape` and `dtype` are known from the header; `np.asarray` reads the data."""
+class LazyTensor(OnDemand):
+    """A tensor on disk. `shape` and `dtype` are known from the header."""
 
     file: Path
     name: str
@@ -48,22 +60,17 @@ class LazyTensor:
         except (SafetensorError, OSError) as error:
             raise damaged(self.file, error) from error
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        array = self.load()
-        return array if dtype is None else array.astype(dtype)
-
 
 @dataclasses.dataclass(frozen=True)
-class Lazy:
-    """An array that is made anew whenever it is asked for, by `np.asarray`. `shape` and `dtype` are known before."""
+class Lazy(OnDemand):
+    """An array that is made anew whenever it is asked for. `shape` and `dtype` are known before."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     make: Callable[[], np.ndarray]
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        array = self.make()
-        return array if dtype is None else array.astype(dtype)
+    def load(self) -> np.ndarray:
+        return self.make()
 
 
 def cast(leaf, dtype: np.dtype | None):
@@ -155,6 +162,7 @@ def write_tensors(
             # save_file writes raw memory: a strided view would be stored in the wrong order.
             data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
             save_file(data, next(reversed(pending)), metadata=metadata)
+            os.chmod(next(reversed(pending)), 0o666 & ~_umask())  # save_file lets nobody else read it
         if count > 1:
             pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
             next(reversed(pending)).write_text(index_text(tensors, shards, names))
@@ -168,6 +176,13 @@ def write_tensors(
         if OURS.fullmatch(stale.name) and stale not in pending.values():
             stale.unlink()
     return list(pending.values())
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can be read only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> list[list[str]]:
