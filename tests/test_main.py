@@ -10,6 +10,7 @@ import pytest
 
 from configs import stage1, stage2
 from tests import tiny_run
+from tests.test_convert import llava_folder
 from tghmoe_jax import main, train
 from tghmoe_jax.data import phantom2
 from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
@@ -154,6 +155,18 @@ def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folde
     assert tiny_run.metrics(again) == tiny_run.metrics(tiny_stage2)
     for file in (tiny_stage2 / "eval" / str(tiny_run.STEPS)).iterdir():
         assert (again / "eval" / str(tiny_run.STEPS) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
+    base, _ = llava_folder(tmp_path / "llava")
+    flags = (f"--config.base={base}", "--config.train.steps=2", "--config.eval.items=4")
+    run = tiny_run.trained(tiny_folder, "stage1.py", "from_llava", *flags)
+    printed = (tiny_folder / "from_llava.out").read_text()
+    assert "reused" in printed and "upcycled" in printed
+    assert len(read_metrics(run / "metrics.jsonl")) == 2 and "closed/accuracy" in tiny_run.metrics(run)
+    loaded = loading.load_run(run, "")
+    assert "decoder/scan_0_2_1/block_0/attn/q/bias" in loaded.params and loaded.model.cfg.connector.merge == 1
+    assert not [path for path in loaded.params if "newline" in path]
 
 
 def test_a_long_evaluation_adds_the_second_style_and_hard_ways_of_asking(tiny_folder, tiny_stage2):

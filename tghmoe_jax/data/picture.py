@@ -1,4 +1,7 @@
-"""A 2D picture as Phi-3-V's crops and global view (model-spec 2.3). Axis legend: V views, S side in pixels."""
+"""A 2D picture as Phi-3-V's crops and global view (model-spec 2.3), or as LLaVA-1.5's single view (3.1).
+
+Axis legend: V views, S side in pixels.
+"""
 
 import math
 from pathlib import Path
@@ -54,6 +57,15 @@ def views(image: Image.Image, side: int, most: int = CROPS) -> tuple[np.ndarray,
     crops = pixels.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
     whole = bicubic(bicubic(pixels, side, 0), side, 1)
     return np.concatenate([whole[None], crops]).astype(np.float32), (rows, columns)
+
+
+def square(image: Image.Image, side: int) -> np.ndarray:
+    """LLaVA-1.5's single view, float32 (1, S, S, 3): the shorter edge scaled to `side`, the middle cut out."""
+    short = min(image.size)
+    width, height = (side if edge == short else int(side * edge / short) for edge in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)[None] / 255
 
 
 def bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:

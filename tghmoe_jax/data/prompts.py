@@ -1,6 +1,6 @@
-"""The Phi-3-V prompt: user, image, question, `<|end|>`, assistant, answer, `<|end|>`.
+"""A question about an image as the base model's family writes it: Phi-3-V's template, or LLaVA-1.5's (Vicuna).
 
-The text is split at the image and each chunk is encoded with its own BOS, as Phi-3-V does (model-spec 2.5). The
+The text is split at the image. Phi-3-V encodes each chunk with its own BOS (model-spec 2.5); LLaVA has one BOS. The
 visual tokens go between the chunks, after the first `prefix_len` ids.
 
 Axis legend: B sample, T token.
@@ -16,6 +16,7 @@ from tghmoe_jax.errors import UserError
 
 CHUNK1 = "<|user|>\n"
 ANSWER_OPENING = "<|end|>\n<|assistant|>\n"
+VICUNA1, VICUNA_OPENING = "USER: ", " ASSISTANT:"  # the image stands between `USER: ` and a newline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,34 @@ class Encoded:
 def encode(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
     """Template around a prompt and, in training, its target.
 
-    The question mask covers the prompt's own ids only: no template, BOS or newline. Loss is on the target, `<|end|>`
-    and the EOS after it (I28). Without a target the ids end where generation starts. Special tokens spelt out in
-    either text are plain text.
+    The question mask covers the prompt's own ids only: no template, BOS or newline. Loss is on the target and what ends
+    it: Phi-3's `<|end|>` and the EOS (I28). Without a target the ids end where generation starts. Special tokens spelt
+    out in either text are plain text.
     """
+    return (_phi3 if tokenizer.chat == "phi3" else _vicuna)(tokenizer, prompt, target)
+
+
+def _vicuna(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
+    chunk1 = [tokenizer.bos_id, *tokenizer.encode(VICUNA1)]
+    newline, asked = tokenizer.encode("\n"), tokenizer.encode("\n" + prompt)
+    opened = tokenizer.encode("\n" + prompt + VICUNA_OPENING)
+    answer = []
+    if target is not None:  # in one piece: a word alone would get another space in front
+        whole = tokenizer.encode(f"\n{prompt}{VICUNA_OPENING} {target}")
+        if whole[: len(opened)] != opened:
+            raise UserError("This tokeniser merges the answer with the prompt template; use one of the Llama family.")
+        answer = [*whole[len(opened) :], tokenizer.eos_id]
+    end = next((i for i, (a, b) in enumerate(zip(asked, opened, strict=False)) if a != b), len(asked))
+    question = [len(newline) <= i < end for i in range(len(opened))]
+    return Encoded(
+        tokens=[*chunk1, *opened, *answer],
+        prefix_len=len(chunk1),
+        question_mask=[False] * len(chunk1) + question + [False] * len(answer),
+        loss_mask=[False] * (len(chunk1) + len(opened)) + [True] * len(answer),
+    )
+
+
+def _phi3(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
     chunk1 = [tokenizer.bos_id, *tokenizer.encode_template(CHUNK1)]
     newline = tokenizer.encode("\n")
     asked = tokenizer.encode("\n" + prompt)

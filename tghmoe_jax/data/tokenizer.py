@@ -35,14 +35,21 @@ class Tokenizer:
         def id_of(token: str) -> int:
             number = self._template.token_to_id(token)
             if number is None:
-                raise UserError(f"{source} has no token {token}; use a tokeniser with the Phi-3 special tokens.")
+                raise UserError(f"{source} has no token {token}; use a tokeniser of the Phi-3 or the Llama family.")
             return number
 
+        # How its models are spoken to: by Phi-3's special tokens, or as Vicuna (LLaVA-1.5) in plain words.
+        self.chat = (
+            "phi3" if all(self._template.token_to_id(t) is not None for t in (END, USER, ASSISTANT)) else "vicuna"
+        )
+        last = "<|endoftext|>" if self.chat == "phi3" else "</s>"
         self.bos_id = id_of(_name(config.get("bos_token")) or BOS)
-        self.eos_id = id_of(_name(config.get("eos_token")) or "<|endoftext|>")
-        self.pad_id = id_of(_name(config.get("pad_token")) or "<|endoftext|>")
-        self.end_id, self.user_id, self.assistant_id = id_of(END), id_of(USER), id_of(ASSISTANT)
-        self.stop_ids = frozenset((self.end_id, self.eos_id, self.assistant_id))
+        self.eos_id = id_of(_name(config.get("eos_token")) or last)
+        self.pad_id = id_of(_name(config.get("pad_token")) or last)
+        self.stop_ids = frozenset([self.eos_id])
+        if self.chat == "phi3":
+            self.end_id, self.user_id, self.assistant_id = id_of(END), id_of(USER), id_of(ASSISTANT)
+            self.stop_ids |= {self.end_id, self.assistant_id}
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":

@@ -25,7 +25,7 @@ def encode(model: MLLM, variables, batch: Batch, group: jax.Array | None) -> Enc
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def encode_picture(model: MLLM, variables, batch: Batch, crops: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def encode_picture(model: MLLM, variables, batch: Batch, crops: tuple[int, int] | None) -> tuple[jax.Array, jax.Array]:
     """Visual tokens and mask of a picture, for a 2D base (`MLLM.encode_picture`)."""
     return model.apply(variables, batch, crops, method=MLLM.encode_picture)
 

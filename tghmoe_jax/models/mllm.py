@@ -107,8 +107,9 @@ class MLLM(nn.Module):
             mask = mask & batch["image_visible"][:, None]
         return Encoded(tokens, mask, logits, group, stats)
 
-    def encode_picture(self, batch: Batch, crops: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """Visual tokens (B, L, W) and mask of a 2D base: slices are a picture's global view and its crops, row by row.
+    def encode_picture(self, batch: Batch, crops: tuple[int, int] | None) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens (B, L, W) and mask of a 2D base: slices are a picture's global view and its crops, row by row,
+        or without `crops` a single view.
 
         For a model without experts and without attention between slices (model-spec 2.3).
         """

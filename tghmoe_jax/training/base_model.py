@@ -33,7 +33,7 @@ _PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """A 2D base ready to answer. `crops`: into how many a picture may be cut."""
+    """A 2D base ready to answer. `crops`: into how many a picture may be cut; 0 for LLaVA, which sees its middle."""
 
     model: MLLM
     variables: dict
@@ -42,16 +42,18 @@ class BaseModel:
 
     def ask(self, image: str | Path, question: str, new_tokens: int) -> str:
         """Greedy answer to a question about a picture file. UserError where it cannot be read."""
-        side = self.model.cfg.vision.image_size
-        views, grid = picture.views(picture.read_picture(image), side, self.crops)
+        cfg, pixels = self.model.cfg, picture.read_picture(image)
+        if self.crops:
+            views, grid = picture.views(pixels, cfg.vision.image_size, self.crops)
+        else:
+            views, grid = picture.square(pixels, cfg.vision.image_size), None
         encoded = prompts.encode(self.tokenizer, " ".join(question.split()), None)
-        half = self.model.cfg.vision.grid // 2
-        visual = half * grid[0] * (half * grid[1] + 1) + 1 + half * (half + 1)
-        room = self.model.cfg.decoder.max_positions - len(encoded.tokens) - visual
-        if not 1 <= new_tokens <= min(room, MOST_TOKENS):
+        half = cfg.vision.grid // 2
+        visual = half * grid[0] * (half * grid[1] + 1) + 1 + half * (half + 1) if grid else cfg.visual_tokens(1)
+        room = min(MOST_TOKENS, cfg.decoder.max_positions - len(encoded.tokens) - visual)
+        if not 1 <= new_tokens <= room:
             raise UserError(
-                f"--new-tokens {new_tokens} must lie between 1 and {min(room, MOST_TOKENS)}, the room beside a picture "
-                f"of {grid[0]} x {grid[1]} crops."
+                f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
             )
         batch = prompts.batch([encoded], len(encoded.tokens), self.tokenizer.pad_id)
         batch |= {"slices": views[None], "slice_mask": np.ones((1, len(views)), bool)}
@@ -64,11 +66,9 @@ class BaseModel:
 def load(folder: str | Path) -> BaseModel:
     """The 2D base in `folder`, computed in float32.
 
-    UserError names --base where the folder is no base, or one whose pictures and prompts are not built yet.
+    UserError names --base where the folder is no base.
     """
     base = load_base(folder, flag="--base")
-    if base.family != "phi3_v":
-        raise UserError(f"--base={folder} is a {base.family}, whose prompts are not built yet; name a Phi-3-V.")
     tokenizer = Tokenizer.from_folder(base.folder)
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(base.config, _PLAIN, prefix_length=prefix))
@@ -79,7 +79,8 @@ def load(folder: str | Path) -> BaseModel:
     leaves, _ = adapt.assemble(layout.canonical_shapes(shapes), base.params)
     kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
     params = {path: leaf.astype(np.float32) for path, leaf in layout.from_canonical(kept, leaves).items()}
-    return BaseModel(generation.inference(model), variables(params), tokenizer, crops_of(base.folder))
+    crops = crops_of(base.folder) if base.family == "phi3_v" else 0
+    return BaseModel(generation.inference(model), variables(params), tokenizer, crops)
 
 
 def crops_of(folder: Path) -> int:
