@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import grain
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ from tghmoe_jax import convert, train
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
-from tghmoe_jax.training import checkpoints, loading, runs
+from tghmoe_jax.training import checkpoints, loading, runs, step
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import llava, phi3v, storage
 from tghmoe_jax.weights.base import EMBEDDED, load_base
@@ -259,6 +260,30 @@ def test_a_manifest_that_is_none_is_one_sentence(tiny_stage2, tmp_path, text, ca
 def test_a_target_that_cannot_be_written_is_one_sentence(tiny_stage2, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(capsys, tiny_stage2, tmp_path / "file" / "below", "--export")
+
+
+def test_low_rank_updates_train_alone_and_are_merged_by_the_export(tiny_folder, tmp_path):
+    """The decoder's own weights stay those of the base; the exported model gives the run's logits without leaves."""
+    flags = ("--config.train.steps=2", "--config.eval.every=0", "--config.optimizer.rate=0.05")
+    run = tiny_run.trained(tiny_folder, "stage1.py:lora=2", "lora", *flags)
+    before, after = load_base(tiny_folder / "base").params, checkpoints.load_params(run)[0]
+    for name, leaf in before.items():
+        if name.startswith("decoder/"):
+            assert np.array_equal(after[name], leaf.astype(np.float32)), name
+    moved = [name for name in after if name.endswith("lora_b")]
+    assert len(moved) == 4 and all(np.abs(after[name]).max() > 0 for name in moved)
+
+    call(run, tmp_path / "whole", "--export", "--dtype", "float32")
+    one, two = loading.load_run(run, ""), loading.load_run(tmp_path / "whole", "")
+    assert one.model.cfg.lora.rank == 2 and two.model.cfg.lora.rank == 0
+    assert not [path for path in two.params if "lora" in path]
+    batch = loading.dummy_batch(one.config["data"], rows=1)
+    batch["tokens"] = np.random.default_rng(0).integers(3, 1000, batch["tokens"].shape).astype(np.int32)
+    logits = [
+        jax.jit(loaded.model.apply)(step.variables(loaded.params), batch, np.zeros(1, np.int32)).logits
+        for loaded in (one, two)
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-4)
 
 
 def test_an_altered_exported_run_is_refused(tiny_stage2, tmp_path):

@@ -215,8 +215,9 @@ def test_logits_of_a_one_slice_volume_equal_phi3vs_of_the_picture(peer, ours, im
     close(found, peer_logits(peer, images, tokens)[:, 4 + VISUAL : -1])
 
 
-def test_greedy_decoding_with_the_cache_gives_the_peers_tokens(peer, ours, images):
-    new, tokens = 7, prompts(12)  # 12 + 13 + 7 positions: all within the short regime
+@pytest.mark.parametrize(("length", "new"), [(12, 7), (24, 64)])  # all positions in the short, or in the long regime
+def test_greedy_decoding_with_the_cache_gives_the_peers_tokens(peer, ours, images, length, new):
+    tokens = prompts(length)
     batch = batch_of(images, tokens)
     encoded = ours(MLLM.encode, batch)
     logits, cache = ours(MLLM.prefill, batch, encoded.tokens, encoded.mask, static=(new,))
@@ -226,4 +227,4 @@ def test_greedy_decoding_with_the_cache_gives_the_peers_tokens(peer, ours, image
         token = np.asarray(jnp.argmax(logits, axis=-1), np.int32)
         assert np.array_equal(token, expected.argmax(-1))
         tokens = np.concatenate([tokens, token[:, None]], axis=1)
-        logits, cache = ours(MLLM.decode, token, cache, static=(12 + VISUAL + new,))
+        logits, cache = ours(MLLM.decode, token, cache, static=(length + VISUAL + new,))

@@ -6,10 +6,11 @@ import pytest
 from flax import traverse_util
 
 from configs import common
+from tests.weights.test_llava import LLAVA_1_5
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights import adapt, llava
 from tghmoe_jax.weights.phi3v import canonical_shapes
 
 
@@ -73,3 +74,13 @@ def test_every_parameter_of_the_full_size_phi3v_is_reused():
     _, report = adapt.assemble(tree(base_config, config.model, slices=1), fakes(shapes))
     assert set(report.of("reused") + report.of("inflated")) == set(shapes)
     assert report.parameters["reused"] + report.parameters["inflated"] == 4_146_621_440
+
+
+def test_every_parameter_of_the_full_size_llava_is_reused():
+    config = common.phi3v(common.get_config(), patch_depth=1)
+    config.model.tgh.layers = ()
+    flat = llava.flatten(LLAVA_1_5)
+    shapes = llava.canonical_shapes(flat)
+    _, report = adapt.assemble(tree(flat, config.model, slices=1), fakes(shapes))
+    assert set(report.of("reused") + report.of("inflated")) == set(shapes)
+    assert report.parameters["reused"] + report.parameters["inflated"] == 7_063_427_072
