@@ -54,7 +54,7 @@ def test_a_run_leaves_the_files_of_the_design(request, stage):
     }  # fmt: skip
     assert list(run.glob("events.*"))
     assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
-        "metrics.json", *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report"))
+        "metrics.json", "report.html", *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report"))
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["domain"] == "phantom" and manifest["input_ranges"]["slices"] == [tiny_run.SLICES] * 2

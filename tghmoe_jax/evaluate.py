@@ -28,7 +28,7 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, labels, protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
@@ -199,13 +199,13 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=prin
     each hard way to `folder`/adversarial.json.
     """
     metrics = evaluate(reader, *test_sources(config), config, folder, progress)
-    if config.eval.get("transfer"):  # runs of earlier versions have neither key
+    if config.eval.transfer:
         progress("the second drawing style, never trained on:")
         other = ConfigDict(config.to_dict())
         other.eval["items"] = config.eval.transfer
         source = make_source(config.data, "test", config.eval.transfer, "second", "second")
         evaluate(reader, source, source, other, folder / "second_style", progress)
-    if config.eval.get("adversarial") and reader.model.cfg.tgh.groups > 1:
+    if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
         ways = adversarial(reader, config, progress)
         tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
         progress(router_tests.table(ways))
@@ -286,6 +286,7 @@ def evaluate(
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     tables.write_predictions(folder, run)
     tables.write_metrics(folder, metrics)
+    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, cfg.tgh.layers)
     progress(tables.table(metrics, run))
     return metrics
 
@@ -348,6 +349,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     config = ConfigDict(runs.read_config(runs.find(source, "RUN")))
     config.init_from = source
     config.data.root = "runs/data"
+    for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
+        config.eval[key] = config.eval.get(key, 0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     if items is not None:
         if items < 2:

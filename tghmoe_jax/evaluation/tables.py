@@ -110,7 +110,7 @@ def _pair(metrics: Mapping[str, object], key: str) -> str:
     return "" if low_high is None else f"[{low_high[0]:.3f}, {low_high[1]:.3f}]"
 
 
-def _remarks(metrics: Mapping[str, object]) -> list[str]:
+def remarks(metrics: Mapping[str, object]) -> list[str]:
     """Says so where a forced wrong expert group changes nothing."""
     remarks = []
     for score, name in (("closed/accuracy", "closed_accuracy"), ("report/finding_f1", "finding_f1")):
@@ -150,4 +150,4 @@ def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_remarks(metrics), DISCLAIMER])
+    return "\n".join([*lines, *remarks(metrics), DISCLAIMER])

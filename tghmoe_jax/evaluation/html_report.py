@@ -1,0 +1,200 @@
+"""`report.html`: one file without network that shows what an evaluation found, the failures first.
+
+Axis legend: D slices, G expert groups, E experts.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tghmoe_jax.data.samples import TYPES, Source
+from tghmoe_jax.evaluation import DISCLAIMER, tables
+from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, Prediction, Run, kind_scores, under_control
+
+CASES = 12  # of each kind that is shown
+SLICES = 6  # of each case's volume
+CHANCE = 0.25  # four options
+COLOURS = {"score": "#1f5fa8", "shuffled": "#c9c9c9", "section_shuffled": "#9b9b9b", "blind": "#6d6d6d",
+           "wrong_group": "#d98c3f"}  # fmt: skip
+NAMES = {"score": "score", "shuffled": "shuffled volumes", "section_shuffled": "shuffled within the body section",
+         "blind": "no volume", "wrong_group": "the other task's experts"}  # fmt: skip
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em }
+h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-size: .9em }
+td, th { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
+td:first-child, th:first-child { text-align: left }
+.warn { background: #fff4e0; border-left: 4px solid #d98c3f; padding: .5em 1em }
+.case { border: 1px solid #ddd; border-left: 5px solid #3b8f4f; padding: .6em 1em; margin: 1em 0 }
+.wrong { border-left-color: #b8352c }
+.case img { display: block; width: 100%; max-width: 900px; image-rendering: pixelated; background: #000 }
+.case p { margin: .3em 0 }
+.note { color: #666; font-size: .85em }
+"""
+
+
+def write(
+    path: str | Path,
+    metrics: Mapping[str, object],
+    run: Run,
+    source: Source,
+    tasks: Sequence[str],
+    load: np.ndarray | None = None,
+    layers: Sequence[int] = (),
+) -> None:
+    """Writes the page. `load` (layers, G, E) counts the tokens that each expert of each group received."""
+    parts = [
+        f"<h1>Evaluation: {len(run.get('closed', ()))} closed, {len(run.get('open', ()))} open questions, "
+        f"{len(run.get('report', ()))} reports</h1>",
+        f'<p class="warn">{html.escape(DISCLAIMER)}</p>',
+        *(f'<p class="warn">{html.escape(text)}</p>' for text in tables.remarks(metrics)),
+        "<h2>Scores beside their controls</h2>", _scores(metrics, run),
+        "<h2>Closed questions by type</h2>", _bars(metrics, run),
+    ]  # fmt: skip
+    confusion = _confusion(run, tasks)
+    if confusion:
+        parts += ["<h2>Which task the prompt was sent to</h2>", confusion]
+    if load is not None and load.size:
+        parts += ["<h2>Load of the experts</h2>", _load(load, layers, tasks)]
+    for kind, title in (("closed", "Closed questions"), ("report", "Reports")):
+        parts += [f"<h2>{title}: sample cases, failures first</h2>", *_cases(kind, run, source)]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
+    tables.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
+
+
+def _number(value) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of text; the first row is its head."""
+    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
+    return (
+        "<table><tr>"
+        + "</tr><tr>".join(cells(row, "td" if i else "th") for i, row in enumerate(rows))
+        + "</tr></table>"
+    )
+
+
+def _scores(metrics: Mapping[str, object], run: Run) -> str:
+    beside: dict[str, dict[str, object]] = {control: {} for control in CONTROLS}
+    for key, (control, score) in CONTROL_SCORES.items():
+        beside[control][score] = metrics.get(key)
+    rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
+    for key, value in metrics.items():
+        if key.endswith("_ci95") or key.startswith("control/") or value is None:
+            continue
+        pair = metrics.get(f"{key}_ci95")
+        interval = "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+        rows.append([key, _number(value), interval, *(_number(beside[control].get(key)) for control in CONTROLS)])
+    return _table(rows)
+
+
+def _bars(metrics: Mapping[str, object], run: Run) -> str:
+    """An SVG of the accuracy of each question type and its controls, with the interval of the score."""
+    groups = {"score": {t: metrics.get(f"closed/by_type/{t}") for t in TYPES}}
+    for control in CONTROLS:
+        if f"control/{control}_closed" in run:
+            scores = kind_scores(under_control(run, control), resamples=0)
+            groups[control] = {t: scores[f"closed/by_type/{t}"].value for t in TYPES}
+    types = [t for t in TYPES if groups["score"][t] is not None]
+    if not types:
+        return '<p class="note">No closed question of a known type.</p>'
+    wide, high, gap, left = 26, 220, 30, 40
+    step = wide * len(groups) + gap
+    y = lambda value: 20 + high * (1 - value)  # noqa: E731
+    drawn = [f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(v)}" y2="{y(v)}" stroke="#ddd"/>'
+             f'<text x="{left - 6}" y="{y(v) + 4}" text-anchor="end" font-size="11">{v:g}</text>'
+             for v in (0, 0.5, 1)]  # fmt: skip
+    drawn.append(f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(CHANCE)}" y2="{y(CHANCE)}" '
+                 'stroke="#b8352c" stroke-dasharray="4 3"/>')  # fmt: skip
+    for i, name in enumerate(types):
+        for j, (group, values) in enumerate(groups.items()):
+            x = left + gap / 2 + i * step + j * wide
+            value = values[name] or 0.0
+            place = f'x="{x}" y="{y(value)}" width="{wide - 4}" height="{high * value}" fill="{COLOURS[group]}"'
+            drawn.append(f"<rect {place}><title>{name}, {NAMES[group]}: {_number(values[name])}</title></rect>")
+            pair = metrics.get(f"closed/by_type/{name}_ci95") if group == "score" else None
+            if pair is not None:
+                middle = x + wide / 2 - 2
+                drawn.append(f'<line x1="{middle}" x2="{middle}" y1="{y(pair[0])}" y2="{y(pair[1])}" stroke="#000"/>')
+        drawn.append(f'<text x="{left + (i + 0.5) * step}" y="{high + 38}" text-anchor="middle" font-size="13">'
+                     f"{name} {_number(groups['score'][name])}</text>")  # fmt: skip
+    legend = " ".join(f'<span style="color:{COLOURS[group]}">&#9632;</span> {NAMES[group]}' for group in groups)
+    size = f'width="{left + step * len(types) + 10}" height="{high + 50}"'
+    return f'<svg {size} role="img">{"".join(drawn)}</svg><p class="note">{legend}; dashed: chance</p>'
+
+
+def _confusion(run: Run, tasks: Sequence[str]) -> str:
+    """How many prompts of each task the router sent where; empty where it decided nothing."""
+    decided = [one for kind in ("closed", "open", "report") for one in run.get(kind, ()) if one.task_predicted]
+    if not decided:
+        return ""
+    rows = [["true task", *(f"sent to {task}" for task in tasks)]]
+    for true in tasks:
+        counts = [sum(one.task_true == true and one.task_predicted == task for one in decided) for task in tasks]
+        rows.append([true, *map(str, counts)])
+    return _table(rows)
+
+
+def _load(load: np.ndarray, layers: Sequence[int], tasks: Sequence[str]) -> str:
+    """Shares of the experts of every group and layer, as a table with shaded cells."""
+    experts = load.shape[-1]
+    groups = list(tasks) if load.shape[1] == len(tasks) else ["shared"] * load.shape[1]
+    lines = ["<table><tr><th>layer, group</th>" + "".join(f"<th>expert {e}</th>" for e in range(experts)) + "</tr>"]
+    for i in range(load.shape[0]):
+        for g in range(load.shape[1]):
+            share = load[i, g] / max(float(load[i, g].sum()), 1.0)
+            cells = "".join(
+                f'<td style="background:rgba(31,95,168,{min(1.0, float(s)):.2f})">{s:.2f}</td>' for s in share
+            )
+            name = f"layer {layers[i] if i < len(layers) else i}, {html.escape(groups[g])}"
+            lines.append(f"<tr><td>{name}</td>{cells}</tr>")
+    return "".join(lines) + '</table><p class="note">Routing, not explanation: which expert a token was sent to.</p>'
+
+
+def _failed(one: Prediction) -> bool:
+    if one.kind == "closed":
+        return not one.strictly_correct
+    return one.findings_true is not None and one.findings_stated != one.findings_true
+
+
+def _cases(kind: str, run: Run, source: Source) -> list[str]:
+    """Up to CASES cases, at most two thirds of them failures, each with slices, answer, truth and the blind answer."""
+    ones = list(run.get(kind, ()))
+    wrong, right = [one for one in ones if _failed(one)], [one for one in ones if not _failed(one)]
+    most = CASES * 2 // 3
+    shown = wrong[: max(most, CASES - len(right))] + right[: CASES - min(len(wrong), most)]
+    blind = {(one.index, one.prompt): one.output for one in run.get(f"control/blind_{kind}", ())}
+    found = []
+    for one in shown[:CASES]:
+        lines = [("question", one.prompt), ("answer", one.output or "(nothing)"),
+                 ("truth", f"{one.letter}. {one.answer}" if one.letter else one.answer)]  # fmt: skip
+        if (one.index, one.prompt) in blind:
+            lines.append(("without the volume", blind[one.index, one.prompt]))
+        if one.findings_true is not None:
+            for name, triples in (("findings missed", one.findings_true - one.findings_stated),
+                                  ("findings invented", one.findings_stated - one.findings_true)):  # fmt: skip
+                lines.append((name, "; ".join(" ".join(filter(None, triple)) for triple in sorted(triples)) or "none"))
+        body = "".join(f"<p><b>{name}</b>: {html.escape(text)}</p>" for name, text in lines)
+        mark = " wrong" if _failed(one) else ""
+        picture = f'<img alt="slices of volume {one.index}" src="data:image/png;base64,{strip(source, one.index)}">'
+        found.append(f'<div class="case{mark}">{picture}{body}</div>')
+    return found or ['<p class="note">None.</p>']
+
+
+def strip(source: Source, index: int) -> str:
+    """SLICES of a volume side by side, evenly spaced, the second channel, as base64 PNG."""
+    slices, mask = source.slices(index)
+    real = np.flatnonzero(mask)
+    chosen = real[np.unique(np.linspace(0, len(real) - 1, SLICES).round().astype(int))]
+    row = np.concatenate(list(slices[chosen][..., 1]), axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(row).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
