@@ -237,6 +237,31 @@ def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2,
     assert train.load_origin(config).params.keys() == rounded.keys()
 
 
+def test_a_run_made_outside_a_checkout_is_exported_and_no_name_grows(tiny_stage2, tmp_path):
+    run = shutil.copytree(tiny_stage2, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"git": None}))
+    assert call(run, tmp_path / "one", "--export") == call(tmp_path / "one", tmp_path / "two", "--export") == 0
+    bases = [json.loads((tmp_path / name / "manifest.json").read_text())["base"] for name in ("one", "two")]
+    assert bases[0] == bases[1] and bases[0]["base"] == "folder base" and bases[0]["init_from"] == "folder stage1"
+    assert "code unknown" in (tmp_path / "two" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("keys", [{"attention_factor": 1.5}, {"factor": 4.0}, {}])
+def test_conversion_keeps_the_magnitude_of_the_rope(keys, tmp_path):
+    source, _ = phi3v_folder(tmp_path / "hub")
+    config = json.loads((source / "config.json").read_text())
+    head = config["hidden_size"] // config["num_attention_heads"]
+    lists = {"short_factor": [1.0] * (head // 2), "long_factor": [2.0] * (head // 2)}
+    config |= {"rope_scaling": {"type": "su", **lists, **keys}, "max_position_embeddings": 131072}
+    (source / "config.json").write_text(json.dumps(config))
+    call(source, tmp_path / "converted")
+    call(tmp_path / "converted", tmp_path / "again", "--export")
+    found = [load_base(tmp_path / name).config["rope_magnitude"] for name in ("hub", "converted", "again")]
+    assert found[0] == found[1] == found[2] > 1
+    assert found[0] == 1.5 or "attention_factor" not in keys
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_stage1, tiny_stage2, tmp_path, capsys):
     run = shutil.copytree(tiny_stage1, tmp_path / "run")
     before = (run / "config.json").read_bytes()

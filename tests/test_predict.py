@@ -537,6 +537,16 @@ def test_a_wrong_request_about_a_picture_is_one_sentence(flags, said, capsys):
     assert said in refused(capsys, flags)
 
 
+def test_a_tokeniser_with_more_tokens_than_the_model_is_refused(tmp_path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    folder = shutil.copytree(EMBEDDED, tmp_path / "base")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["onemore"] = 1024
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    argv = ["--base", str(folder), "--image", str(tmp_path / "picture.png"), "--question", "a"]
+    assert "the tokeniser has 1025 tokens" in refused(capsys, argv)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"num_crops": null}', '{"num_crops": 0}', '{"num_crops": "many"}'])
 def test_a_strange_preprocessor_file_and_too_long_an_answer_are_one_sentence(tmp_path, text, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")

@@ -286,7 +286,7 @@ def evaluate(
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     tables.write_predictions(folder, run)
     tables.write_metrics(folder, metrics)
-    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, cfg.tgh.layers)
+    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
     progress(tables.table(metrics, run))
     return metrics
 
@@ -345,18 +345,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
-    """Scores a finished run as its own config says, into `to` (default runs/evaluate)."""
-    config = ConfigDict(runs.read_config(runs.find(source, "RUN")))
+    """Scores a finished run as its own config says, into `to` (default runs/evaluate-<name of the run>).
+
+    With `items` only the protocols on the run's own test set are asked.
+    """
+    folder = runs.find(source, "RUN")
+    config = ConfigDict(runs.read_config(folder))
+    if "eval" not in config or not config.data.get("slices"):
+        raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
+    if items is not None and items < 2:
+        raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
+    target = Path(to or f"runs/evaluate-{folder.resolve().name}")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to {target} cannot be made ({error.strerror}); name another folder.") from error
     config.init_from = source
     config.data.root = "runs/data"
-    for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
-        config.eval[key] = config.eval.get(key, 0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
-    if items is not None:
-        if items < 2:
-            raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
-        config.eval["items"] = items
-    return run(config, to or "runs/evaluate")
+    for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
+        config.eval[key] = 0 if items else config.eval.get(key, 0)
+    config.eval["items"] = items or config.eval["items"]
+    return run(config, target)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -366,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     one = commands.add_parser("run", help="a finished run on its own test set, with every control")
     one.add_argument("run", help="folder of a run, or `embedded`")
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
-    one.add_argument("--to", help="folder for the scores; default runs/evaluate")
+    one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
     two = commands.add_parser("score", help="prediction files of any system")
     two.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
     two.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")

@@ -150,6 +150,9 @@ def load_origin(config: ConfigDict) -> Origin:
     if config.init_from:
         folder = runs.find(config.init_from, "--config.init_from")
         params, _ = checkpoints.load_params(folder)
+        lora = runs.read_config(folder)["model"].get("lora", {})
+        if lora.get("rank"):  # a stage starts from merged weights; its own low-rank leaves are new
+            params = adapt.merge_lora(params, lora["rank"], lora["alpha"])
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)

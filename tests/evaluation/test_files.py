@@ -38,6 +38,29 @@ def test_what_is_written_reads_back_to_the_same_scores(tmp_path):
     }
 
 
+def test_any_text_that_a_model_writes_reads_back(tmp_path):
+    run = small_run()
+    texts = ["a\rb", "a\nb", 'say "a, b"', " a ", "", ";", "é\u2028x"]
+    openly = run["open"][0]
+    run = {"open": [openly.__class__(**{**openly.__dict__, "index": i, "output": t}) for i, t in enumerate(texts)]}
+    write_predictions(tmp_path, run)
+    assert [one.output for one in files.read_run(tmp_path)["open"]] == texts
+
+
+def test_two_files_of_one_kind_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write_csv(tmp_path / f"predictions_{name}.csv", ["Question", "Answer", "Pred"], [["q", "a", "p"]])
+    with pytest.raises(UserError, match="two files of open"):
+        files.read_run(tmp_path)
+
+
+def test_without_choices_the_strict_rule_gives_no_score(tmp_path):
+    columns = ["Question", "Answer", "Answer Choice", "Pred"]
+    file = write_csv(tmp_path / "p.csv", columns, [["Which plane?", "axial", "A", "A. axial"]])
+    scores = kind_scores({"closed": files.read_file(file)[1]})
+    assert scores["closed/accuracy"].value == 1.0 and scores["closed/accuracy_strict"].value is None
+
+
 def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
     closed = write_csv(
         tmp_path / "eval_close_vqa.csv",
@@ -69,6 +92,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"Question,Answer,Pred\n", "holds no predictions"),
         (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
         (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume 'x' is not a number"),
+        (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
     ],

@@ -38,8 +38,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         if tag not in VOID:
-            while self.open and self.open.pop() != tag:
-                pass
+            assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
         self.text.append(data)

@@ -71,7 +71,8 @@ def test_the_command_prints_a_table_and_json(tables, capsys):
         ("Case,Nodule,Effusion,Hernia\na,1,0,0\na,1,0,0\n", "names the case 'a' twice"),
         ("Case,Nodule,Nodule,Hernia\na,1,0,0\n", "names the label 'Nodule' twice"),
         ("Case,Nodule,Effusion,Hernia\na,1,0,0\n", "differ in their cases (b, c, d)"),
-        ("Case,Nodule\na,1\nb,0\nc,0\nd,0\n", "differ in their labels (Effusion, Hernia)"),
+        ("Case,Nodule\na,1\nb,0\n\nc,0\nd,0\n\n", "differ in their labels (Effusion, Hernia)"),  # blank lines are none
+        ("Case,Nodule,Micro,Hernia\na,1,0,0\n", "names a label 'micro'"),
     ],
 )
 def test_a_table_that_does_not_fit_is_one_sentence(tables, text, said, capsys):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tghmoe_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def read_picture(path: str | Path) -> Image.Image:
                     f"--image {path} has more than 8 bits a channel, which need a window; save it with 8 bits, or name "
                     "a scan with --volume."
                 )
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # a camera may store a picture turned
     except FileNotFoundError as error:
         raise UserError(f"--image {path} does not exist; name a picture.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -60,10 +60,9 @@ def _columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
     ones = np.ones(len(predictions))
     mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
     if kind == "closed":
-        columns = {
-            "accuracy": mean([one.correct for one in predictions]),
-            "accuracy_strict": mean([one.strictly_correct for one in predictions]),
-        }
+        columns = {"accuracy": mean([one.correct for one in predictions])}
+        if all(one.choices for one in predictions):
+            columns["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
         if all(one.ranked is not None for one in predictions):
             columns["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
         return columns

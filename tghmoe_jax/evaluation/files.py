@@ -35,21 +35,23 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     run: dict[str, list[Prediction]] = {}
     for file in files:
         kind, predictions = read_file(file)
+        if kind in run:
+            raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
         run[kind] = predictions
     return run
 
 
 def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
     """The kind that a file's columns tell, and its predictions in order."""
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             columns = set(reader.fieldnames or ())
             rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8 ({error}); write it again.") from error
     kind = next((kind for kind in KINDS if _NEEDED[kind] <= columns), None)
     if kind is None:
@@ -58,6 +60,9 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
     if not rows:
         raise UserError(f"{file} holds no predictions.")
     short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in _NEEDED[kind])), None)
+    long = next((i for i, row in enumerate(rows) if None in row), None)
+    if long is not None:
+        raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
     if short is not None:
         raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
     return kind, [_prediction(kind, i, row, file) for i, row in enumerate(rows)]
@@ -71,7 +76,7 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
     volume = row.get("Volume") or str(number)
-    if not volume.isdigit():
+    if not volume.isdecimal():
         raise UserError(f"{file}, row {number + 2}: Volume {volume!r} is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
     return Prediction(
@@ -99,7 +104,7 @@ def _options(text: str) -> list[str]:
 def _type(row: dict[str, str]) -> str:
     """The question type by name; M3D numbers the five from 1."""
     value = (row.get("Question Type") or "").strip()
-    return TYPES[int(value) - 1] if value.isdigit() and 1 <= int(value) <= len(TYPES) else value
+    return TYPES[int(value) - 1] if value.isdecimal() and 1 <= int(value) <= len(TYPES) else value
 
 
 def _triples(text: str) -> frozenset[Triple]:

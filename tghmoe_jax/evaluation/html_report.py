@@ -192,7 +192,7 @@ def _cases(kind: str, run: Run, source: Source) -> list[str]:
 def strip(source: Source, index: int) -> str:
     """SLICES of a volume side by side, evenly spaced, the second channel, as base64 PNG."""
     slices, mask = source.slices(index)
-    real = np.flatnonzero(mask)
+    real = np.flatnonzero(mask) if mask.any() else np.array([0])
     chosen = real[np.unique(np.linspace(0, len(real) - 1, SLICES).round().astype(int))]
     row = np.concatenate(list(slices[chosen][..., 1]), axis=1)
     buffer = io.BytesIO()

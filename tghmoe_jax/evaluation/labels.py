@@ -22,7 +22,7 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
     csv.field_size_limit(min(sys.maxsize, 1 << 30))
     try:
         with open(path, encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.reader(lines))
+            rows = [row for row in csv.reader(lines) if row]  # blank lines say nothing
     except FileNotFoundError as error:
         raise UserError(f"{flag} {path} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -38,6 +38,8 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
             if cell.strip() not in ("0", "1", "0.0", "1.0"):
                 raise UserError(f"{flag} {path}, row {i + 2}: {head[j + 1]} is {cell!r}, neither 0 nor 1.")
             values[i, j] = cell.strip().startswith("1")
+    if taken := {"micro", "macro"} & {name.lower() for name in head[1:]}:
+        raise UserError(f"{flag} {path} names a label {taken.pop()!r}, as the mean over all labels is; rename it.")
     for what, names in (("case", [row[0].strip() for row in body]), ("label", head[1:])):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)

@@ -116,7 +116,8 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
 
     scores = {
         "closed/accuracy": scorer.mean(right, units),
-        "closed/accuracy_strict": scorer.mean([one.strictly_correct for one in ones], units),
+        # The strict rule needs the options, which a file of another system may not hold.
+        "closed/accuracy_strict": scorer.mean([one.strictly_correct if one.choices else None for one in ones], units),
         "closed/accuracy_macro": scorer.ratio(right[:, None] * of_type, of_type, units),
         "closed/ranked_accuracy": scorer.mean(
             [None if one.ranked is None else one.ranked == one.letter for one in ones], units

@@ -82,7 +82,8 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
         columns = [*_FIRST[kind], "Volume", *_MORE[kind], "Task", "Task Predicted"]
         columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        # Texts are quoted: a model may write a carriage return, which would end a row.
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         for one in run[kind]:
             controls = {f"Control {name}": given.get((one.index, one.prompt), "") for name, given in answers.items()}

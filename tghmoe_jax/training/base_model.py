@@ -70,6 +70,11 @@ def load(folder: str | Path) -> BaseModel:
     """
     base = load_base(folder, flag="--base")
     tokenizer = Tokenizer.from_folder(base.folder)
+    if tokenizer.vocab_size > base.config["vocab_size"]:
+        raise UserError(
+            f"--base={folder}: the tokeniser has {tokenizer.vocab_size} tokens and the model only "
+            f"{base.config['vocab_size']}; use the tokeniser files of the same base."
+        )
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(base.config, _PLAIN, prefix_length=prefix))
     size = model.cfg.vision.image_size

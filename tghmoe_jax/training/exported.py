@@ -46,20 +46,27 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
     # A folder's name, and no path of a machine; `embedded` alone means the base inside the package.
-    name_of = lambda value: value if value in ("embedded", "") else "folder " + Path(value).name  # noqa: E731
     base = dict(manifest.get("base") or {})
-    manifest["base"] = {key: name_of(base.get(key) or "unknown") for key in ("base", "init_from")}
+    manifest["base"] = {"base": _name_of(base.get("base", "unknown")), "init_from": _name_of(base.get("init_from", ""))}
     for section, key in ((config, "base"), (config, "init_from"), (config["data"], "root")):
         section[key] = Path(section[key]).name
     scores = scores or manifest.get("scores", {})  # of a run that was exported before
     name = manifest.get("name") or run.resolve().name
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
+    card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     runs.write_model(folder, runs.read_base_config(run), runs.model_folder(run))
     storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    storage.write_text(folder / "README.md", model_card.card(manifest, config))
+    storage.write_text(folder / "README.md", card)
     storage.write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")  # last: it makes the folder a run
     return files
+
+
+def _name_of(base: str) -> str:
+    """What a manifest may say of a base: never a path, and `embedded` of none but the package's own."""
+    if base in ("", "embedded", "unknown") or base.startswith("folder "):
+        return base
+    return "folder " + Path(base).name
 
 
 def is_exported(run: Path) -> bool:

@@ -19,7 +19,7 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
     Base and data with their licences, intended use, domain, digest, input ranges, and the scores beside controls.
     """
-    base = manifest["base"]["base"]
+    base = manifest["base"]["base"] or "none (random initialisation)"
     data = config["data"]["name"]
     lines = [
         f"# {manifest.get('name', 'model')}", "",
@@ -32,7 +32,7 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- Training data: {data}, licence {_LICENCES.get(data, 'unknown')}",
         f"- Leaks between training and test data: {'none, by seed' if data in _LICENCES else 'not checked'}",
         f"- Parameters: digest {manifest['digest']}, {manifest['dtype']}, step {manifest['step']}, "
-        f"code {manifest.get('git', {}).get('commit', 'unknown')[:12]}",
+        f"code {((manifest.get('git') or {}).get('commit') or 'unknown')[:12]}",
         f"- Input seen in training: {_ranges(manifest.get('input_ranges') or {})}", "",
         "Load it with `tghmoe_jax.load(FOLDER)` or `python -m tghmoe_jax.predict --checkpoint FOLDER`.",
     ]  # fmt: skip

@@ -39,7 +39,7 @@ def _flat_phi3v(config: Mapping) -> dict:
     """The unmerged Hugging Face port nests the decoder's part; the published file is flat."""
     config = dict(config)
     flat = dict(config.pop("text_config", {})) | config
-    if flat.get("rope_scaling") or flat.get("rope_parameters"):
+    if "rope_magnitude" not in flat and (flat.get("rope_scaling") or flat.get("rope_parameters")):
         flat |= phi3v.flat_rope(flat)
         flat.pop("rope_parameters", None)
     return flat

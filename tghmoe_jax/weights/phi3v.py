@@ -116,7 +116,8 @@ def flat_rope(config: Mapping) -> dict:
     factor = rope.get("factor") or config["max_position_embeddings"] / original
     magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return flat | {
-        "rope_scaling": {"type": kind, **lists}, "original_max_position_embeddings": original,
+        "rope_scaling": {"type": kind, **lists, **{k: rope[k] for k in ("factor", "attention_factor") if rope.get(k)}},
+        "original_max_position_embeddings": original,
         "rope_magnitude": float(rope.get("attention_factor") or magnitude),
     }  # fmt: skip
 
