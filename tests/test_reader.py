@@ -97,7 +97,7 @@ def test_a_generated_scan_outside_the_ranges_is_answered_with_every_warning(tmp_
     scan = ct.write_nifti(tmp_path / f"{ct.SECRET}.nii.gz", ct.patient())
     record = answered(capsys, scan, *PLANE)
     heads = {text.split(":")[0] for text in record["warnings"]}
-    assert heads == {"domain phantom", "spacing", "slices", "field of view"}
+    assert heads == {"domain phantom", "spacing", "slices", "field of view", "HU"}
     assert len(record["option_likelihoods"]) == 4 and isinstance(record["blind_text"], str)
     assert sum(record["task_probabilities"].values()) == pytest.approx(1, abs=1e-3)
 

@@ -164,7 +164,8 @@ class Predictor:
     def _refuse_report(self, flag: str) -> None:
         if self.domain in SYNTHETIC:
             raise UserError(
-                f"{flag} is refused because {self.run.name} has seen {SYNTHETIC[self.domain]} and no scan of a patient "
+                f"{flag} is refused because the checkpoint {self.run.name} has seen {SYNTHETIC[self.domain]} and "
+                "no scan of a patient "
                 f"(domain {self.domain}); ask single questions, or add --allow-out-of-domain."
             )
 
