@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.parity.test_llava_parity import VISION, randomised
+from tests.parity.peers import VISION, randomised
 from tghmoe_jax.data import picture, prompts
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD

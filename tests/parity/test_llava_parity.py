@@ -3,14 +3,10 @@
 The peer is saved to disk by its own `save_pretrained`, so names, config.json and defaults are those of real files.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import traverse_util
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -21,21 +17,15 @@ from transformers import (
     Qwen2Config,
 )
 
-from configs.common import get_config
-from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tests.parity.peers import VISION, batch_of, our_model, randomised
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
-from tghmoe_jax.weights import adapt, llava
+from tghmoe_jax.weights import llava
 from tghmoe_jax.weights.base import load_base
 
 ATOL = 1e-4
 IMAGE, PREFIX, NEW = 59, 4, 64  # the placeholder's id; text before the picture; tokens generated
 TOKENS = 16  # of one picture
-VISION = {
-    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28,
-    "patch_size": 7,
-}  # fmt: skip
 TEXT = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "vocab_size": 60, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
@@ -55,16 +45,6 @@ PARTS = {
 }
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """Weights large enough that every part of the model moves the result."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise)
-    return module.eval()
-
-
 @pytest.fixture(scope="module", params=PARTS)
 def pair(request, tmp_path_factory):
     """The peer, and our model with its weights from disk, as a function of (method, *arguments)."""
@@ -82,43 +62,7 @@ def pair(request, tmp_path_factory):
         scaling = peer.model.language_model.rotary_emb.attention_scaling
         assert base.config["rope_magnitude"] == pytest.approx(scaling) and scaling > 1.1
 
-    section = get_config().model
-    section.update({"patch_depth": 1, "attn3d_layers": ()})
-    section.tgh.layers = ()
-    section.depth_rope.rotary_dim = 8
-    model = MLLM(model_config.build(base.config, section.to_dict(), prefix_length=PREFIX))
-    tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
-    loaded, report = adapt.assemble(layout.canonical_shapes(shapes), base.params)
-    assert all(path.startswith("task_router/") for path in report.of("new")) and not report.ignored
-    loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
-    params = traverse_util.unflatten_dict(layout.from_canonical(list(shapes), loaded), sep="/")
-
-    @functools.cache
-    def compiled(method, static):
-        return jax.jit(lambda params, *args: model.apply({"params": params}, *args, *static, method=method))
-
-    return peer, lambda method, *args, static=(): compiled(method, static)(params, *args)
-
-
-def batch_of(images: np.ndarray, tokens) -> dict:
-    """One-slice volumes (B, 28, 28, 3) in 0..1 with their prompts (B, T)."""
-    tokens = np.asarray(tokens, np.int32)
-    return {
-        "slices": images[:, None], "slice_mask": np.ones((len(images), 1), bool), "tokens": tokens,
-        "token_mask": np.ones(tokens.shape, bool), "question_mask": np.ones(tokens.shape, bool),
-    }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.default_matmul_precision("highest"), torch.no_grad():
-        yield
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).random((2, 28, 28, 3), np.float32)
+    return peer, our_model(base, PREFIX)
 
 
 def asked(images, tokens) -> dict:

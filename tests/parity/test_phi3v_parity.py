@@ -3,33 +3,24 @@
 The connector's reference is this file's own, written from model-spec 2.3 with loops, because transformers has none.
 """
 
-import functools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import traverse_util
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM
 
-from configs.common import get_config
-from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tests.parity.peers import VISION, batch_of, our_model, randomised
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
-from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import load_base
 from tghmoe_jax.weights.phi3v import EMBED, TOWER
 from tghmoe_jax.weights.storage import write_tensors
 
 ATOL = 1e-4
+PREFIX = 4
 VISUAL = 13  # 2 x (2 rows of 2 cells and a newline) + the view separator
-VISION = {
-    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28,
-    "patch_size": 7, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
-}  # fmt: skip
 TEXT = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "vocab_size": 60, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
@@ -38,24 +29,14 @@ TEXT = {
 }  # fmt: skip
 
 
-def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights large enough that every part of the model moves the result."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise)
-    return module.eval()
-
-
 @pytest.fixture(scope="module")
 def peer():
     """Hugging Face's tower and decoder, and the connector's tensors."""
     rope = {**TEXT["rope_scaling"], "rope_type": "longrope", "rope_theta": TEXT["rope_theta"]}
     rope["original_max_position_embeddings"] = TEXT["original_max_position_embeddings"]
     text = {key: value for key, value in TEXT.items() if key not in ("rope_scaling", "rope_theta")}
-    clip = randomise(CLIPVisionModel(CLIPVisionConfig(**VISION)), 0)
-    phi3 = randomise(Phi3ForCausalLM(Phi3Config(**text, rope_parameters=rope, pad_token_id=0, eos_token_id=2)), 1)
+    clip = randomised(CLIPVisionModel(CLIPVisionConfig(**VISION)), 0)
+    phi3 = randomised(Phi3ForCausalLM(Phi3Config(**text, rope_parameters=rope, pad_token_id=0, eos_token_id=2)), 1)
     generator = torch.Generator().manual_seed(2)
     shapes = {
         "sub_GN": (1, 1, 1, 96), "glb_GN": (1, 1, 96), "img_projection.0.weight": (48, 96),
@@ -74,45 +55,7 @@ def ours(peer, tmp_path_factory):
     write_tensors(folder, {name: tensor.detach().numpy() for name, tensor in tensors.items()}, max_shard_bytes=40000)
     config = {"architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vision_config": VISION, **TEXT}
     (folder / "config.json").write_text(json.dumps(config))
-    base = load_base(folder)
-
-    section = get_config().model
-    section.update({"patch_depth": 1, "attn3d_layers": (), "depth_pool": 1})
-    section.tgh.layers = ()
-    section.depth_rope.rotary_dim = 8
-    model = MLLM(model_config.build(base.config, section.to_dict()))
-    tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
-    loaded, report = adapt.assemble(layout.canonical_shapes(shapes), base.params)
-    assert all(path.startswith("task_router/") for path in report.of("new"))
-    loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
-    params = traverse_util.unflatten_dict(layout.from_canonical(list(shapes), loaded), sep="/")
-
-    @functools.cache
-    def compiled(method, static):
-        return jax.jit(lambda params, *args: model.apply({"params": params}, *args, *static, method=method))
-
-    return lambda method, *args, static=(): compiled(method, static)(params, *args)
-
-
-def batch_of(images: np.ndarray, tokens) -> dict:
-    """One-slice volumes (B, 28, 28, 3) in 0..1 with their prompts (B, T)."""
-    tokens = np.asarray(tokens, np.int32)
-    return {
-        "slices": images[:, None], "slice_mask": np.ones((len(images), 1), bool), "tokens": tokens,
-        "token_mask": np.ones(tokens.shape, bool), "question_mask": np.ones(tokens.shape, bool),
-    }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.default_matmul_precision("highest"), torch.no_grad():
-        yield
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).random((2, 28, 28, 3), np.float32)
+    return our_model(load_base(folder), PREFIX)
 
 
 def prompts(length: int) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""What the parity tests share: our 2D model over an imported base, its inputs, and weights for a peer."""
+
+import functools
+
+import jax
+import numpy as np
+import torch
+from flax import traverse_util
+
+from configs.common import get_config
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import layout
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights.base import Base
+
+# The tower of every peer: four blocks over 4 x 4 patches.
+VISION = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28,
+    "patch_size": 7, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
+}  # fmt: skip
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights large enough that every part of the model moves the result."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise)
+    return module.eval()
+
+
+def our_model(base: Base, prefix: int):
+    """The base without any 3D part, as a function of (method, *arguments, static=()); every tensor of it is used."""
+    section = get_config().model
+    section.update({"patch_depth": 1, "attn3d_layers": ()})
+    section.tgh.layers = ()
+    section.depth_rope.rotary_dim = 8
+    model = MLLM(model_config.build(base.config, section.to_dict(), prefix_length=prefix))
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
+    loaded, report = adapt.assemble(layout.canonical_shapes(shapes), base.params)
+    assert all(path.startswith("task_router/") for path in report.of("new")) and not report.ignored
+    loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
+    params = traverse_util.unflatten_dict(layout.from_canonical(list(shapes), loaded), sep="/")
+
+    @functools.cache
+    def compiled(method, static):
+        return jax.jit(lambda params, *args: model.apply({"params": params}, *args, *static, method=method))
+
+    return lambda method, *args, static=(): compiled(method, static)(params, *args)
+
+
+def batch_of(images: np.ndarray, tokens) -> dict:
+    """One-slice volumes (B, 28, 28, 3) in 0..1 with their prompts (B, T)."""
+    tokens = np.asarray(tokens, np.int32)
+    return {
+        "slices": images[:, None], "slice_mask": np.ones((len(images), 1), bool), "tokens": tokens,
+        "token_mask": np.ones(tokens.shape, bool), "question_mask": np.ones(tokens.shape, bool),
+    }  # fmt: skip
