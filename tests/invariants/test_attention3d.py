@@ -89,6 +89,19 @@ def test_logits_of_one_slice_equal_those_of_the_2d_base(base, depth):
     tiny.close(volume, flat, atol=1e-4 * max(1, np.abs(flat).max()))
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_identical_slices_of_the_imported_base_give_its_2d_features(base, depth):
+    """I2 on a base from disk: inflated patches and 3D layers without rotation, experts upcycled from its FFNs."""
+    sizes = base.config["vision_config"]
+    batch = same_slices(tiny.batch(slices=2 * depth, size=sizes["image_size"], vocab=base.config["vocab_size"]))
+    flat = tiny.model(base.config, attn3d_layers=(), tgh=DENSE)
+    expected = tiny.features(flat, tiny.adapted(flat, base.params), one_slice(batch))
+    model = tiny.model(base.config, patch_depth=depth)
+    found = tiny.features(model, tiny.adapted(model, base.params), batch, depth_scale=0.0)
+    assert found.shape[1] == 2 and np.abs(expected).max() > 1
+    assert tiny.distance(found, np.broadcast_to(expected, found.shape)) < 1e-5 * np.abs(expected).max()
+
+
 def test_logits_of_one_slice_at_phi3vs_grid_use_its_313_tokens(tmp_path):
     """I3 end to end at Phi-3-V's 24 x 24 grid: 2 x 156 + 1 = 313 visual tokens, the 2D path's logits."""
     sizes = tiny.CONFIG["vision_config"] | {"image_size": 48, "patch_size": 2}
