@@ -412,7 +412,7 @@ def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flag
 
 def test_a_flag_that_is_missing_is_named(stage2, capsys):
     assert "--volume" in refused(capsys, ["--checkpoint", str(stage2), "--report"])
-    assert "--checkpoint" in refused(capsys, ["--volume", "x", "--report"])
+    assert "--question TEXT or --report" in refused(capsys, ["--checkpoint", str(stage2), "--volume", "x"])
 
 
 def test_a_task_chooses_nothing_in_a_stage1_run(stage1, scan, capsys):
