@@ -11,16 +11,15 @@ The last folder serves predict --checkpoint DIR and --config.init_from=DIR. A ru
 experts has no 2D form and is refused without --export.
 """
 
-import argparse
 import math
 import shutil
 import sys
 from pathlib import Path
 
 from tghmoe_jax.data import tokenizer
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.training import checkpoints, exported, runs
-from tghmoe_jax.weights import adapt, storage
+from tghmoe_jax.weights import storage
 from tghmoe_jax.weights.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 
 # What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
@@ -30,18 +29,11 @@ _COPIED = (
 )  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports faults as UserError instead of printing the usage."""
-
-    def error(self, message: str):
-        raise UserError(f"{message.rstrip('.')}; see --help for the flags.")
-
-
 def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
     """Writes a run's 2D model or all of it; returns what to print."""
     run = runs.find(source, "--from")
     if whole:
-        params, step = checkpoints.load_params(run)
+        params, step = checkpoints.load_merged(run)
         files = exported.write(run, params, step, target, dtype)
         return f"step {step} of {source} -> {', '.join(map(str, files))}"
     model = runs.read_config(run)["model"]
@@ -50,9 +42,7 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
             f"--from={source} is a 3D model (patch_depth {model['patch_depth']}, {len(model['tgh']['layers'])} layers "
             "with experts), which has no 2D form; name a run of configs/pretrain2d.py, or add --export."
         )
-    params, step = checkpoints.load_params(run)
-    if model.get("lora", {}).get("rank"):
-        params = adapt.merge_lora(params, model["lora"]["rank"], model["lora"]["alpha"])
+    params, step = checkpoints.load_merged(run)
     files = save_base(target, params, runs.read_base_config(run), dtype)
     copy_tokenizer(runs.model_folder(run), target)
     return f"step {step} of {source} -> {', '.join(map(str, files))}"
@@ -93,7 +83,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, converts, and returns the exit code."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
     )  # fmt: skip
     parser.add_argument("--from", dest="source", required=True, help="folder of a run or of a 2D model")

@@ -1,5 +1,14 @@
 """The one exception that means: the user can mend this."""
 
+import argparse
+
 
 class UserError(ValueError):
     """A fault in what the user gave. The message is one sentence that names the file or flag and the mend."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports faults of a command line as UserError instead of printing the usage."""
+
+    def error(self, message: str):
+        raise UserError(f"{message[:1].lower()}{message[1:]}".rstrip(".") + "; see --help for the flags.")

@@ -9,7 +9,6 @@ PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predi
 Axis legend: B batch, N items, O options.
 """
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -27,7 +26,7 @@ from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
 from tghmoe_jax.data.sources import finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
@@ -311,14 +310,14 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
     ways = {}
     for way in ("seen", "unseen", *ADVERSARIAL):
         source = make_source(config.data, "test", e.adversarial, way)
-        runs: dict[str, dict[str, list]] = {"oracle": {}, "wrong": {}}
+        routed: dict[str, dict[str, list]] = {"oracle": {}, "wrong": {}}
         hits = {}
         for kind, types in (("closed", TYPES), ("report", [None])):
             asked = questions(source, kind, e.adversarial, e.seed + 4, types)
             hits[kind] = route(reader, source, asked)
             if kind == "closed":
                 hits["open"] = route(reader, source, [q.without_choices() for q in asked])
-            for step, run in enumerate(runs.values()):
+            for step, run in enumerate(routed.values()):
                 requests = [Request(i, q, group=(tasks.index(q.task) + step) % len(tasks)) for i, q in enumerate(asked)]
                 answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
                 run[kind] = [
@@ -329,19 +328,12 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
                     )
                     for i, (q, answer) in enumerate(zip(asked, answers, strict=True))
                 ]  # fmt: skip
-        ways[way] = router_tests.score_way(runs["oracle"], runs["wrong"], hits, e.seed)
+        ways[way] = router_tests.score_way(routed["oracle"], routed["wrong"], hits, e.seed)
         progress(f"asked in another way, {way}: {2 * e.adversarial} items")
     return ways
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports faults as UserError instead of printing the usage."""
-
-    def error(self, message: str):
-        raise UserError(f"{message.rstrip('.')}; see --help for the flags.")
 
 
 def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
@@ -371,8 +363,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
-    parser = _Parser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = CommandParser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     one = commands.add_parser("run", help="a finished run on its own test set, with every control")
     one.add_argument("run", help="folder of a run, or `embedded`")
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")

@@ -30,7 +30,7 @@ import numpy as np
 from tghmoe_jax.data import pipeline, prompts
 from tghmoe_jax.data.samples import LETTERS, Question
 from tghmoe_jax.data.scan import Scan, read_scan
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluate import expert_load
 from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
 from tghmoe_jax.evaluation.routing_picture import Routing
@@ -299,16 +299,9 @@ def load(run: str | Path = "embedded") -> Predictor:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports faults as UserError instead of printing the usage."""
-
-    def error(self, message: str):
-        raise UserError(f"{message[:1].lower()}{message[1:]}".rstrip(".") + "; see --help for the flags.")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked as far as it can be without the run or the scan."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m tghmoe_jax.predict", allow_abbrev=False, description="Ask a trained run about one CT scan.",
         epilog=DISCLAIMER,
     )  # fmt: skip

@@ -149,10 +149,7 @@ def load_origin(config: ConfigDict) -> Origin:
     """A run to start from, or a 2D base, or nothing (random initialisation)."""
     if config.init_from:
         folder = runs.find(config.init_from, "--config.init_from")
-        params, _ = checkpoints.load_params(folder)
-        lora = runs.read_config(folder)["model"].get("lora", {})
-        if lora.get("rank"):  # a stage starts from merged weights; its own low-rank leaves are new
-            params = adapt.merge_lora(params, lora["rank"], lora["alpha"])
+        params, _ = checkpoints.load_merged(folder)  # the stage's own low-rank leaves are new
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)

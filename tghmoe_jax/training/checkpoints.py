@@ -16,8 +16,9 @@ from flax import traverse_util
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
-from tghmoe_jax.training import exported
+from tghmoe_jax.training import exported, runs
 from tghmoe_jax.training.step import TrainState
+from tghmoe_jax.weights import adapt
 
 FOLDER = "checkpoints"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what orbax and tensorstore raise for files that are not whole
@@ -99,6 +100,13 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.
         raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
     reader.close()
     return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
+
+
+def load_merged(run: str | Path) -> tuple[dict[str, np.ndarray], int]:
+    """`load_params` with low-rank updates of the decoder added to its kernels: what leaves a run, or starts another."""
+    params, step = load_params(run)
+    lora = runs.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none
+    return (adapt.merge_lora(params, lora["rank"], lora["alpha"]) if lora.get("rank") else params), step
 
 
 def _nest(flat: dict[str, Any]) -> dict:

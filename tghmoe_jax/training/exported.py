@@ -15,7 +15,7 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import model_card, runs
-from tghmoe_jax.weights import adapt, storage
+from tghmoe_jax.weights import storage
 from tghmoe_jax.weights.base import DTYPES
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
@@ -33,13 +33,12 @@ def digest(canonical: Mapping[str, np.ndarray]) -> str:
 def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, dtype: str) -> list[Path]:
     """Writes the parameters of a run's `step` without the auxiliary head, which only training uses.
 
-    `params` are canonical; `dtype` is a key of `weights.base.DTYPES`. Returns the files written.
+    `params` are canonical and merged (`checkpoints.load_merged`); `dtype` is a key of `weights.base.DTYPES`. Returns
+    the files written.
     """
     config = runs.read_config(run)
-    lora = config["model"].get("lora", {})
-    if lora.get("rank"):
-        params = adapt.merge_lora(params, lora["rank"], lora["alpha"])
-        lora["rank"] = 0
+    if "lora" in config["model"]:
+        config["model"]["lora"]["rank"] = 0
     kept = {name: np.asarray(value).astype(DTYPES[dtype]) for name, value in sorted(params.items())
             if not name.startswith("aux_head/")}  # fmt: skip
     manifest = runs.read_manifest(run)
