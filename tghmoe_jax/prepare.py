@@ -58,8 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(file: str, root: str | None) -> int:
-    """Prints what is wrong with a manifest, a sentence a line; 0 where nothing is."""
-    raise NotImplementedError
+    """Prints what is wrong with a manifest, a sentence a line; returns 0 where nothing is, else 2."""
+    report = manifest.check_manifest(file, root)
+    print(report.text())
+    return 2 if report.problems else 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ A pair of splits with any of it lifts scores by memory instead of reading. Found
     text_exact    one text in two splits, letter case, spaces and punctuation aside
     text_near     texts whose shingles of SHINGLE words overlap by TEXT_NEAR (Jaccard) or more
 
-Texts are reports, and other answers of LONG_ANSWER words or more; under FEW_WORDS words all texts are alike. A signature
-is the volume averaged to a coarse grid, so mirrored or rotated copies are not found.
+Texts are reports, and other answers of LONG_ANSWER words or more; under FEW_WORDS words all texts are alike. A
+signature is the volume averaged to a coarse grid, so mirrored or rotated copies are not found.
 """
 
 import csv
@@ -131,7 +131,7 @@ def _grouped(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, dict[str, 
 
 
 def _named(kind: str, a: str, keys_a: Iterable[str], b: str, keys_b: Iterable[str], similarity: float) -> list[Leak]:
-    """Each key once: all of `keys_a` beside the first of `keys_b`, and the rest of those beside the first of `keys_a`."""
+    """Each key once: all of `keys_a` beside the first of `keys_b`, the rest of those beside the first of `keys_a`."""
     keys_a, keys_b = list(keys_a), list(keys_b)
     pairs = [(key, keys_b[0]) for key in keys_a] + [(keys_a[0], key) for key in keys_b[1:]]
     return [Leak(kind, a, one, b, other, similarity) for one, other in pairs]
