@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline, prompts
+from tghmoe_jax.data.augment import Augment
 from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
@@ -55,9 +56,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     batches = pipeline.train_iterator(
         source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count(),
-        cell=model.cfg.cell if model.cfg.aux_labels else None,
+        cell=model.cfg.cell if model.cfg.aux_labels else None, workers=config.data.workers,
+        augment=Augment(**config.data.augment),
     )  # fmt: skip
-    pipeline.check_text(source, tokenizer, spec, config.train.seed)
+    pipeline.check_text(source, tokenizer, spec, config.train.seed, bad=config.max_bad_fraction)
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
     shapes = loading.param_shapes(model, config.data)
@@ -106,6 +108,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         enabled=jax.process_index() == 0,
     )  # fmt: skip
 
+    bad = pipeline.BadItems(config.max_bad_fraction, log.say)
+
     def evaluate_now() -> None:
         reader = evaluate.Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
         metrics = evaluate.evaluate_all(reader, config, workdir / "eval" / str(step), log.say)
@@ -124,7 +128,14 @@ def run(config: ConfigDict, workdir: str) -> None:
             store.save(state, batches)
         if finished:
             break
-        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), next(batches))
+        batch = next(batches)
+        try:
+            bad.note(batch.pop("skipped", ()), batch["task"].size)
+        except UserError:
+            log.close()
+            store.close()
+            raise
+        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         state, scalars = step_fn(state, batch)
         step += 1
         log.record(step, scalars)
