@@ -227,3 +227,67 @@ def write_manifest(root: Path, cases: int = 4) -> dict:
         ]
     write_lines(root / "manifest.jsonl", rows)
     return {"name": "manifest", "root": str(root), "manifest": "manifest.jsonl"}
+
+
+# ------------------------------------------------------------------------------------------------------- labelmap
+
+STRUCTURES = {
+    1: "liver", 2: "spleen", 3: "kidney_left", 4: "kidney_right", 5: "aorta", 6: "vertebrae_L1", 7: "tumour",
+    9: "urinary_bladder",
+}  # fmt: skip
+LABEL_SPACING = (3.0, 2.5, 2.5)
+
+
+def segmented(number: int, shape: tuple[int, int, int] = (24, 40, 44)) -> tuple[np.ndarray, np.ndarray]:
+    """A scan int16 (D, H, W) whose structures stand where chance puts them, 100 HU times their label, and its mask.
+
+    The kidneys keep their sides and the vertebra the middle; a structure is sometimes absent.
+    """
+    rng = np.random.default_rng([77, number])
+    hu, mask = np.full(shape, -1000, np.int16), np.zeros(shape, np.uint8)
+    hu[:, 4:-4, 4:-4] = 0
+    for value, name in STRUCTURES.items():
+        if rng.random() < 0.2 and name != "vertebrae_L1":
+            continue
+        size = rng.integers(5, 11, 3)
+        low = np.array([rng.integers(0, n - s + 1) for n, s in zip(shape, size, strict=True)])
+        if name == "vertebrae_L1":
+            low[2] = (shape[2] - size[2]) // 2
+        if name.startswith("kidney"):
+            low[2] = shape[2] * 3 // 4 - 4 if name.endswith("left") else shape[2] // 4 - 4
+        box = tuple(slice(a, a + s) for a, s in zip(low, size, strict=True))
+        mask[box] = value
+    hu[mask > 0] = 100 * mask[mask > 0].astype(np.int16)
+    return hu, mask
+
+
+def write_labelmap(root: Path, cases: int = 10) -> dict:
+    """TotalSegmentator's layout: a scan and one binary mask for each structure, empty ones too."""
+    for number in range(cases):
+        folder = root / f"s{number:04d}"
+        (folder / "segmentations").mkdir(parents=True)
+        hu, mask = segmented(number)
+        write_nifti(folder / "ct.nii.gz", hu, axes_of(LABEL_SPACING))
+        for value, name in STRUCTURES.items():
+            one = (mask == value).astype(np.uint8)
+            write_nifti(folder / "segmentations" / f"{name}.nii.gz", one, axes_of(LABEL_SPACING))
+    return {"name": "labelmap", "root": str(root), "manifest": ""}
+
+
+def write_labelmap_index(root: Path, cases: int = 2, parts: int = 30, split: str = "test") -> dict:
+    """Label maps with a table of names and an index, with crops and re-slicings."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / "names.json", {str(value): name for value, name in STRUCTURES.items()})
+    entries = []
+    for number in range(cases):
+        hu, mask = segmented(number)
+        write_nifti(root / f"scan{number}.nii.gz", hu, axes_of(LABEL_SPACING))
+        write_nifti(root / f"mask{number}.nii.gz", mask, axes_of(LABEL_SPACING))
+        entries.append(
+            {
+                "volume": f"scan{number}.nii.gz", "mask": f"mask{number}.nii.gz", "labels": "names.json",
+                "case": f"case{number}", "split": split, "parts": parts,
+            }
+        )  # fmt: skip
+    write_json(root / "index.json", entries)
+    return {"name": "labelmap", "root": str(root), "manifest": "index.json"}
