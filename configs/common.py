@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files
     c.data.root = "runs/data"  # of files: a prepared set (tghmoe_jax.prepare) or a raw one; a list where names are
     c.data.manifest = ""  # index files of a raw data set
-    c.data.weights = (1,)[:0]  # of a list of data sets: whole numbers, samples of each; empty: as they have items
+    c.data.weights = ()  # of a list of data sets: whole numbers, samples of each; empty: as they have items
     c.data.drop_leaks = "none"  # none | train | test: leave out what leaks.csv of a prepared set names, on this side
     c.data.workers = 0  # processes that make the training batches; 0: a thread of this one
     c.data.augment = ConfigDict(

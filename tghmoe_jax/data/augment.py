@@ -1,16 +1,17 @@
 """Changes of a training sample that leave every answer true: brightness, contrast, and a small shift within the plane.
 
-There are no flips and no rotations: they would exchange left and right, front and back, or the plane. Questions about
-the edge of the scan are never shifted.
+There are no flips and no rotations: they would exchange left and right, front and back, or the plane. What is asked or
+said about the edge of a scan is never shifted.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
+from tghmoe_jax.data.samples import Question
 from tghmoe_jax.errors import UserError
 
-FIXED_TYPES = ("edge",)  # question types whose answer a shift could change
 MOST = {"intensity": 0.2, "shift": 0.1}
 
 
@@ -28,11 +29,12 @@ class Augment:
                     f"--config.data.augment.{name}={getattr(self, name)} is out of range; give 0 (none) to {most}."
                 )
 
-    def __call__(self, slices: np.ndarray, mask: np.ndarray, type: str, rng: np.random.Generator) -> None:
+    def __call__(self, slices: np.ndarray, mask: np.ndarray, asked: Question, rng: np.random.Generator) -> None:
         """Changes slices uint8 (D, S, S, 3) in place, where `mask` bool (D,) holds. What is shifted in is black."""
         gain, brightness = 1 + self.intensity * rng.uniform(-1, 1), 255 * self.intensity * rng.uniform(-1, 1)
         reach = round(self.shift * slices.shape[1])
-        down, right = rng.integers(-reach, reach + 1, 2) if type not in FIXED_TYPES else (0, 0)
+        edge = asked.type == "edge" or re.search(r"\bedge\b", asked.answer)
+        down, right = (0, 0) if edge else rng.integers(-reach, reach + 1, 2)
         real = slices[mask]
         if self.intensity:
             levels = np.arange(256)

@@ -111,7 +111,7 @@ class TrainBatches(grain.transforms.Map):
         if self.augment != Augment():
             for row, (slot, (_, question)) in enumerate(zip(self._slots(), asked, strict=True)):
                 rng = np.random.default_rng([self.seed, _RNG_AUGMENT, step, slot])
-                self.augment(flat["slices"][row], flat["slice_mask"][row], question.type, rng)
+                self.augment(flat["slices"][row], flat["slice_mask"][row], question, rng)
         if self.cell:
             flat["aux"] = np.stack([self.source.aux(row[0]) for row in rows])
             flat["aux_cells"] = np.stack([self.source.aux_cells(row[0], self.cell) for row in rows])
