@@ -221,7 +221,8 @@ def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, 
 def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
     """Canonical leaves that the origin fills (lazy where it is), the leaf paths left to initialise, and the report."""
     wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
-    canonical, report = adapt.assemble(wanted, origin.params, origin.new, inflation=inflation)
+    # The auxiliary head of a run on drawn data reads labels that other data do not have.
+    canonical, report = adapt.assemble(wanted, origin.params, origin.new, (r"aux_head/.+",), inflation)
     fresh = {path for path in shapes if layout.canonical_names(path)[0] not in canonical}
     return canonical, fresh, report
 
