@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from tghmoe_jax.data import binding, prompts
 from tghmoe_jax.data.augment import Augment
@@ -209,6 +210,8 @@ def train_iterator(
     columns = slice(process * width, (process + 1) * width)
     data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell, augment))
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    if workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads flags of its own when it starts workers
     return iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else data)
 
 
