@@ -178,7 +178,7 @@ def _near_texts(a: str, texts_a: Mapping, b: str, texts_b: Mapping) -> list[Leak
     only_a, only_b = [t for t in texts_a if t not in texts_b], [t for t in texts_b if t not in texts_a]
     if not only_a or not only_b:
         return []
-    index = MinHashLSH(threshold=TEXT_NEAR, num_perm=128)
+    index = MinHashLSH(threshold=0.5, num_perm=128)  # far below TEXT_NEAR, so that hardly a pair is missed
     for number, text in enumerate(only_a):
         index.insert(number, _minhash(text))
     found = []
