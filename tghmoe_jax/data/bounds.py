@@ -31,12 +31,8 @@ def plain_file(path: Path) -> io.BufferedReader:
 
 def check_stored_size(stated: int, size: int, packed: bool, name: str) -> None:
     """Refuse a header that states more bytes than a file of `size` bytes holds, or packs as only a bomb does."""
-    if not packed and stated > size:
+    if stated > (size * DEFLATE + 2**16 if packed else size):
         raise UserError(f"{name} is cut short: its header states {stated} bytes and it has {size}; copy it again.")
-    if packed and stated > size * DEFLATE + 2**16:
-        raise UserError(
-            f"{name} is cut short: its header states {stated} bytes and it has {size} packed; copy it again."
-        )
     if packed and stated > max(SMALL, size * MAX_PACKING):
         raise UserError(
             f"{name} unpacks from {size} to {stated} bytes, as no scan does: name a scan of real measurements, "
