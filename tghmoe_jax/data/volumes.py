@@ -16,6 +16,7 @@ from tghmoe_jax.data.arrays import read_array
 from tghmoe_jax.data.canonical import Volume
 from tghmoe_jax.data.dicom import read_dicom
 from tghmoe_jax.data.nifti import read_nifti
+from tghmoe_jax.data.picture_folder import is_picture_folder, read_pictures
 from tghmoe_jax.errors import UserError
 
 __all__ = [
@@ -62,20 +63,26 @@ class Prepared:
 
 
 def read_volume(path: str | Path, series: int | None = None) -> Volume:
-    """Read a scan: NIfTI (.nii, .nii.gz), a DICOM folder or multi-frame file, or an M3D array (.npy, .npz).
+    """Read a scan: NIfTI (.nii, .nii.gz), a DICOM folder, DICOMDIR or multi-frame file, an M3D array (.npy, .npz) or a
+    folder of numbered pictures (M3D's raw form).
 
     `series` chooses, counting from 1, among the series of a DICOM folder. Raises UserError in one sentence that names
     the path and the mend; see the readers for what they refuse.
     """
     path = Path(path)
     name = path.name.lower()
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a NIfTI file, a DICOM folder or a .npy volume.")
-    one_file = not path.is_dir() and name.endswith((".nii", ".nii.gz", ".npy", ".npz"))
-    if series is not None and one_file:
-        raise UserError(f"--series applies to DICOM folders and {path} is a file of one volume: leave it out.")
+    folder = path.is_dir()
+    if not folder and not path.is_file():  # a pipe or a device would be waited for without end
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: name a NIfTI file, a DICOM folder or a .npy volume.")
+    one_file = not folder and name.endswith((".nii", ".nii.gz", ".npy", ".npz"))
     try:
-        if path.is_dir() or (not one_file and path.is_file() and _is_dicom(path)):
+        pictures = folder and is_picture_folder(path)
+        if series is not None and (one_file or pictures):
+            raise UserError(f"--series applies to DICOM folders and {path} is a single volume: leave it out.")
+        if pictures:
+            return read_pictures(path)
+        if folder or (not one_file and _is_dicom(path)):
             return read_dicom(path, series)
         if name.endswith((".nii", ".nii.gz")):
             return read_nifti(path)
