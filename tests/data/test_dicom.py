@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from tests.data.ct_fixtures import (
     ORIGIN,
@@ -137,7 +137,21 @@ def test_real_series_has_its_stated_geometry_and_hu():
     assert abs(np.median(volume.array[:, :40]) + 1000) < 30  # air above the patient
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_monochrome1_is_a_hint_for_displays_and_keeps_its_hu(tmp_path):
+    volume = read_volume(_edited(tmp_path / "series", _set(PhotometricInterpretation="MONOCHROME1")))
+    np.testing.assert_array_equal(volume.array, patient())
+    assert any("MONOCHROME1" in line for line in volume.warnings)
+
+
+def test_export_of_an_inverted_display_is_refused(tmp_path):
+    def edit(index, ds):
+        ds.PhotometricInterpretation = "MONOCHROME1"
+        ds.PixelData = (4095 - ds.pixel_array).tobytes()
+
+    assert "not Hounsfield units" in refusal(_edited(tmp_path / "series", edit))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
 def test_compressed_series_equals_the_plain_one(tmp_path, syntax):
     folder = _edited(tmp_path / "series", lambda index, ds: ds.compress(syntax))
     volume = read_volume(folder)
@@ -304,7 +318,6 @@ def test_missing_tag_is_refused(tmp_path, keyword, words):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME2"),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour"),
         ({"RescaleType": "US"}, "another unit than HU"),
         ({"RescaleSlope": 0}, "not positive"),
@@ -355,7 +368,7 @@ def test_folder_without_images_is_refused(tmp_path):
     assert "no DICOM image" in refusal(folder)
 
 
-@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, JPEGLSLossless])
 def test_slice_cut_short_is_refused(tmp_path, syntax):
     folder = tmp_path / "series"
     _edited(folder, lambda index, ds: syntax and ds.compress(syntax))
