@@ -16,7 +16,13 @@ import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
 
 from tghmoe_jax.data.bounds import check_stored_size, plain_file
 from tghmoe_jax.data.canonical import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
@@ -41,6 +47,7 @@ _PIXELS = (
     *("BitsAllocated", "BitsStored", "HighBit", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable"),
     *("ExtendedOffsetTableLengths",),
 )
+_CT_IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # In an enhanced file each value lives in a functional group, shared or per frame.
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -191,11 +198,15 @@ def _header(file: Path, path: Path) -> pydicom.Dataset | None:
         deflated = _get(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         if not deflated:
             header = _dataset(file, _HEADER, stop_before_pixels=True)
-            return header if _get(header, "Rows") and _get(header, "Columns") else None
+            if _get(header, "Rows") and _get(header, "Columns"):
+                return header
+            if _get(meta, "MediaStorageSOPClassUID") not in _CT_IMAGES:
+                return None
+            raise ValueError("a CT image without a size")
     except PermissionError:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises anything on damaged files, and quotes them
-        raise UserError(f"{path} holds a DICOM file that cannot be parsed: copy the series again.") from None
+        raise UserError(f"{path} holds a damaged DICOM file that cannot be parsed: copy the series again.") from None
     # pydicom would unpack it without a bound.
     raise UserError(f"{path} holds deflated DICOM files: export the series without deflation.")
 
