@@ -241,15 +241,19 @@ def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]
 
 
 def _check_sides(mask: Mask, name: str) -> None:
-    """Refuses a mask whose names of left and right contradict the geometry of its file."""
+    """Refuses a mask whose names of left and right contradict the geometry of its file.
+
+    Most pairs must be crossed: one alone may be (a kidney that lies on the other side).
+    """
     whole = _Shown(mask, Part(tuple((0, n) for n in mask.array.shape)))
-    for left, right in whole.pairs():
-        if whole.ml(left) >= LEAST_ML and whole.ml(right) >= LEAST_ML:
-            if whole.centre(left)[2] < whole.centre(right)[2]:
-                raise UserError(
-                    f"{name} has its {spoken(left)} on the patient's right of the {spoken(right)}: its labels or its "
-                    "geometry are mirrored, so export it again."
-                )
+    pairs = [pair for pair in whole.pairs() if min(map(whole.ml, pair)) >= LEAST_ML]
+    crossed = [(left, right) for left, right in pairs if whole.centre(left)[2] < whole.centre(right)[2]]
+    if 2 * len(crossed) > len(pairs):
+        left, right = map(spoken, crossed[0])
+        raise UserError(
+            f"{name} has its {left} on the patient's right of the {right}: its labels or its geometry are mirrored, "
+            "so export it again."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ questions
