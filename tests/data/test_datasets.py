@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data import dataset_fixtures as fixtures
-from tests.data.ct_fixtures import SECRET
+from tests.data.ct_fixtures import SECRET, patient, write_dicom
 from tghmoe_jax.data.datasets import open_dataset
 from tghmoe_jax.data.m3d import report_of
 from tghmoe_jax.errors import UserError
@@ -71,6 +71,16 @@ def test_m3d_paths_relative_to_the_index_are_found_too(tmp_path):
     index.write_text(index.read_text().replace('"M3D_Cap_npy/', '"'))
     dataset = open_dataset(data | {"manifest": "M3D_Cap_npy/M3D_Cap.json"})
     assert not dataset.rejected and all(item.volume.startswith("M3D_Cap_npy/ct_") for item in dataset.items)
+
+
+def test_m3d_volume_that_was_not_prepared_is_read_from_its_raw_folder(tmp_path):
+    dataset = open_dataset(fixtures.write_m3d(tmp_path))
+    key = dataset.items[0].volume
+    (tmp_path / key).unlink()
+    with pytest.raises(UserError, match=r"M3D_Cap_npy/ct_case/000006/Axial_non_contrast\.npy does not exist"):
+        dataset.read(key)
+    write_dicom(tmp_path / "M3D_Cap/ct_case/000006/Axial_non_contrast")  # whatever read_volume takes for a folder
+    np.testing.assert_array_equal(dataset.read(key).array, patient())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +187,13 @@ def test_llava_conversations_captions_and_answers(tmp_path):
     assert dataset.items[1].choices == ("Left", "Right", "Both", "NA")
 
 
+def test_a_bad_turn_of_a_conversation_costs_the_others_nothing(tmp_path):
+    spoken = [{"from": "human", "value": "Which? Choices: A. one B. two"}, {"from": "gpt", "value": "three"}, *GOOD]
+    fixtures.write_json(tmp_path / "train.json", [{"image3d": "a.npy", "conversations": spoken}])
+    dataset = open_dataset({"name": "llava", "root": str(tmp_path), "manifest": "train.json"})
+    assert [item.answer for item in dataset.items] == ["Nothing."] and len(dataset.rejected) == 1
+
+
 # ----------------------------------------------------------------------------------------------------- bad inputs
 
 
@@ -243,6 +260,11 @@ GOOD = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "N
             {"image3d": ["a.npy"], "conversations": [{"from": "human", "value": "Which? Choices: A. one B. two"},
                                                      {"from": "gpt", "value": "A. two"}]},
             "not the choice that it letters",
+        ),
+        (
+            {"image3d": ["a.npy"], "conversations": [{"from": "human", "value": "Which? Choices: A. one C. two"},
+                                                     GOOD[1]]},
+            "not lettered A., B. to D.",
         ),
     ],
 )  # fmt: skip

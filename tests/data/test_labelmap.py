@@ -234,14 +234,18 @@ def test_tables_of_names_are_read_either_way_round(tmp_path, name, text):
         ({"mask": "none.nii.gz"}, "none.nii.gz does not exist"),
         ({"labels": "none.json"}, "none.json does not exist"),
         ({"labels": None}, "has no table of label names"),
+        ({}, "its volume is listed already"),
         ({"volume": "names.json"}, "states no position of its voxels"),
     ],
 )
 def test_a_bad_entry_of_an_index_is_left_out(tmp_path, entry, reason):
     data = fixtures.write_labelmap_index(tmp_path, 2, 6)
+    (tmp_path / "scan9.nii.gz").write_bytes((tmp_path / "scan1.nii.gz").read_bytes())
     path = tmp_path / "index.json"
     entries = json.loads(path.read_text())
     bad = entry if isinstance(entry, str) else {**entries[1], "case": "other", **entry}
+    if isinstance(bad, dict) and entry and "volume" not in entry:
+        bad["volume"] = "scan9.nii.gz"
     path.write_text(json.dumps([*entries, bad]))
     dataset = open_dataset(data)
     assert len(dataset.rejected) == 1 and reason in dataset.rejected[0].reason

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def index_file(root: Path, name: str) -> Path:
     """The index file a user names with `data.manifest`: a path as typed, or one below the root."""
     for path in (Path(name), root / name):
         if path.is_file():
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{path} may not be read: change its permissions.")
             return path
     raise UserError(f"--config.data.manifest={name} is no file, nor one under {root}: name the data set's index file.")
 

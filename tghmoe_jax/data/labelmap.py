@@ -12,9 +12,11 @@ names that say `left` and `right` must agree with it. Axis legend: D slices towa
 columns toward Left.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,7 @@ from tghmoe_jax.errors import UserError
 PLANES = ("axial", "coronal", "sagittal")
 COLUMNS = ("volume", "mask", "labels")
 MAX_PARTS = 1000
+READERS = 8  # masks read at a time
 MOST_OF_EACH = 50  # items of one question text and one answer within a split
 PARTNERS = 4  # other structures that each is compared with
 LEAST_ML = 0.5  # a structure with less in the volume is neither shown nor absent: it is not asked about
@@ -136,32 +139,42 @@ def open_labelmap(root: Path, manifest: str = "") -> Dataset:
     scans = list(_listed(root, index_file(root, manifest), rejected) if manifest else _folders(root))
     reports: list[Item] = []
     asked: list[Item] = []
-    for scan in scans:
-        try:
-            paths = (inside(root, scan.volume), inside(root, scan.mask), scan.labels and inside(root, scan.labels))
-            mask = read_mask(*paths)
-            check_canonical_shape(mask.array.shape, str(paths[1]))
-            _check_sides(mask, scan.mask)
-        except UserError as error:
-            rejected.append(Rejected(scan.volume, str(error)))
-            continue
-        parts = [(scan.volume, Part(tuple((0, n) for n in mask.array.shape)))]
-        drawn = draw_parts(mask.array.shape, scan.parts, scan.case)
-        parts += [(part.key(scan.volume), part) for part in dict.fromkeys(drawn)]
-        for key, part in parts:
-            shown = _Shown(mask, part)
-            if not shown.names:
-                continue
-            item = Item(key, scan.split, scan.case, "report", "report", "", shown.report())
-            reports.append(item)
-            asked += [
-                dataclasses.replace(item, task="vqa", type=type_, question=question, answer=answer, choices=choices)
-                for type_, question, answer, choices in shown.questions()
-            ]
+    # Threads: reading masks is unpacking, for which Python leaves the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        for scan, found in zip(scans, pool.map(functools.partial(_items, root), scans), strict=True):
+            if isinstance(found, UserError):
+                rejected.append(Rejected(scan.volume, str(found)))
+            else:
+                reports += found[0]
+                asked += found[1]
     closed = balanced(asked)
     items = [*reports, *closed, *(dataclasses.replace(item, choices=()) for item in closed)]
     finish("labelmap", items, rejected, str(root))
     return Dataset("labelmap", root, tuple(items), tuple(rejected), functools.partial(read_labelmap, root))
+
+
+def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item]] | UserError:
+    """The reports and the closed questions, not yet balanced, of a scan and its parts."""
+    try:
+        paths = (inside(root, scan.volume), inside(root, scan.mask), scan.labels and inside(root, scan.labels))
+        mask = read_mask(*paths)
+        check_canonical_shape(mask.array.shape, str(paths[1]))
+        _check_sides(mask, scan.mask)
+    except UserError as error:
+        return error
+    parts = [(scan.volume, Part(tuple((0, n) for n in mask.array.shape)))]
+    drawn = draw_parts(mask.array.shape, scan.parts, scan.case)
+    parts += [(part.key(scan.volume), part) for part in dict.fromkeys(drawn)]
+    reports, asked = [], []
+    for key, part in parts:
+        shown = _Shown(mask, part)
+        report = Item(key, scan.split, scan.case, "report", "report", "", shown.report())
+        reports.append(report)
+        asked += [
+            dataclasses.replace(report, task="vqa", type=type_, question=question, answer=answer, choices=choices)
+            for type_, question, answer, choices in shown.questions()
+        ]
+    return reports, asked
 
 
 def read_labelmap(root: Path, key: str) -> Volume:
@@ -207,6 +220,7 @@ def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]
             raise UserError(f"{path} is no list of objects with volume, mask and labels: correct the index.")
         rows = [(f"{path.name}[{number}]", entry) for number, entry in enumerate(entries)]
     splits: dict[str, str] = {}
+    listed: set[str] = set()
     for where, row in rows:
         texts = row if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in COLUMNS[:2]) else {}
         parts, case = str(texts.get("parts") or 0), str(texts.get("case") or texts.get("volume"))
@@ -219,20 +233,27 @@ def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]
             rejected.append(Rejected(where, "its case stands in another split already."))
         elif not (parts.isascii() and parts.isdigit() and len(parts) < 6 and int(parts) <= MAX_PARTS):
             rejected.append(Rejected(where, f"its parts are no whole number up to {MAX_PARTS}."))
+        elif texts["volume"] in listed:
+            rejected.append(Rejected(where, "its volume is listed already."))
         else:
+            listed.add(texts["volume"])
             yield _Scan(texts["volume"], texts["mask"], texts.get("labels") or None, case, split, int(parts))
 
 
 def _check_sides(mask: Mask, name: str) -> None:
-    """Refuses a mask whose names of left and right contradict the geometry of its file."""
+    """Refuses a mask whose names of left and right contradict the geometry of its file.
+
+    Most pairs must be crossed: one alone may be (a kidney that lies on the other side).
+    """
     whole = _Shown(mask, Part(tuple((0, n) for n in mask.array.shape)))
-    for left, right in whole.pairs():
-        if whole.ml(left) >= LEAST_ML and whole.ml(right) >= LEAST_ML:
-            if whole.centre(left)[2] < whole.centre(right)[2]:
-                raise UserError(
-                    f"{name} has its {spoken(left)} on the patient's right of the {spoken(right)}: its labels or its "
-                    "geometry are mirrored, so export it again."
-                )
+    pairs = [pair for pair in whole.pairs() if min(map(whole.ml, pair)) >= LEAST_ML]
+    crossed = [(left, right) for left, right in pairs if whole.centre(left)[2] < whole.centre(right)[2]]
+    if 2 * len(crossed) > len(pairs):
+        left, right = map(spoken, crossed[0])
+        raise UserError(
+            f"{name} has its {left} on the patient's right of the {right}: its labels or its geometry are mirrored, "
+            "so export it again."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ questions

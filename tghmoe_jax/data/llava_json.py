@@ -88,8 +88,11 @@ def _items(entry: Any, split: str | None, report: bool, paths: Paths) -> Iterato
             continue
         type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else kind or "question"
         asked, choices = lettered_choices(question)
+        fault = None
         if choices:
             answer, fault = chosen(choices, answer, entry.get("answer_choice"))
+        elif "Choices:" in question:
+            fault = "its choices are not lettered A., B. to D."
         if fault:
             yield fault
         else:

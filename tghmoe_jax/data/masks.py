@@ -19,6 +19,7 @@ from tghmoe_jax.errors import UserError
 
 MAX_LABEL = 4095  # values of published label sets stay far below; more is a scan, not a mask
 MAX_LABEL_FILE = 2**20
+DEFLATE = 1032  # bytes that deflate can make of one; masks come near it
 VALUE_COLUMNS = ("value", "label", "id", "index")
 _TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -65,7 +66,7 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> Mask:
         if labels is None:
             raise UserError(f"{mask} has no table of label names: name one as its labels.")
         names = read_labels(labels)
-        array, spacing = _read(mask, scan, frame)
+        array, spacing = _canonical(*_stored(mask, scan, frame), mask)
         unknown = sorted(set(np.flatnonzero(np.bincount(array.ravel())).tolist()) - {0, *names})
         if unknown:
             raise UserError(f"{mask} holds the label {unknown[0]}, which {labels} does not name: add it to the table.")
@@ -74,12 +75,14 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> Mask:
     if not files or len(files) > MAX_LABEL:
         raise UserError(f"{mask} holds {len(files)} masks: name the folder of one scan's .nii.gz masks.")
     names = {value: _name(path.name.partition(".nii")[0], mask) for value, path in enumerate(files, 1)}
-    whole, spacing = None, None
+    # Masks stored alike (all of a scan, as a rule) are put together before the one turn to the canonical order.
+    layouts: dict[tuple, tuple[np.ndarray, Frame]] = {}
     for value, path in enumerate(files, 1):
-        array, spacing = _read(path, scan, frame)
-        whole = np.zeros_like(array) if whole is None else whole
-        whole[array > 0] = value
-    return Mask(whole, spacing, names)
+        stored, own = _stored(path, scan, frame)
+        together, _ = layouts.setdefault((own.shape, own.axes.tobytes()), (np.zeros(own.shape, np.uint16), own))
+        together[stored > 0] = value
+    turned = [_canonical(together, own, mask) for together, own in layouts.values()]
+    return Mask(np.maximum.reduce([array for array, _ in turned]), turned[0][1], names)
 
 
 def read_labels(path: Path) -> dict[int, str]:
@@ -141,12 +144,22 @@ def _open(path: Path) -> nib.Nifti1Image:
             if kind.path_maybe_image(str(path))[0]:
                 image = kind.from_filename(str(path))
                 check_shape(image.shape, str(path))
+                _check_size(image, path)
                 return image
     except UserError:
         raise
     except _BROKEN:
         pass
     raise UserError(f"{path} is not a NIfTI file: name a .nii or .nii.gz file.")
+
+
+def _check_size(image: nib.Nifti1Image, path: Path) -> None:
+    """Refuses a header that states more than its file can hold, before nibabel reserves memory for it."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    size = path.stat().st_size * (DEFLATE if packed else 1) + 2**16
+    if int(np.prod([float(n) for n in image.shape])) * image.get_data_dtype().itemsize > size:
+        raise UserError(f"{path} is cut short, or its header is damaged: copy or export it again.")
 
 
 def _nifti_frame(image: nib.Nifti1Image, path: Path) -> Frame:
@@ -161,8 +174,8 @@ def _nifti_frame(image: nib.Nifti1Image, path: Path) -> Frame:
     return Frame(image.shape, image.affine[:3, :3].T * _RAS_TO_LPS * scale, image.affine[:3, 3] * _RAS_TO_LPS * scale)
 
 
-def _read(path: Path, scan: Path, frame: Frame) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Label values uint16 (D, H, W) and the spacing, of a mask on the scan's grid."""
+def _stored(path: Path, scan: Path, frame: Frame) -> tuple[np.ndarray, Frame]:
+    """Label values in their stored order, uint8 or uint16, of a mask on the scan's grid; and where they lie."""
     image = _open(path)
     own = _nifti_frame(image, path)
     if own.differs(frame):
@@ -176,16 +189,21 @@ def _read(path: Path, scan: Path, frame: Frame) -> tuple[np.ndarray, tuple[float
         stored = np.asanyarray(image.dataobj)
     except _BROKEN:
         raise UserError(f"{path} is cut short or damaged: copy or export it again.") from None
-    if not np.all(np.isfinite(stored)) or stored.min() < 0 or stored.max() > MAX_LABEL:
+    if not (stored.min() >= 0 and stored.max() <= MAX_LABEL):  # NaN is neither
         raise UserError(
             f"{path} holds values outside 0 to {MAX_LABEL}: it is no mask of labels, name the segmentation."
         )
-    values = stored.astype(np.uint16)
+    values = stored if stored.dtype == np.uint8 else stored.astype(np.uint16)
     if dtype.kind == "f" and not np.array_equal(values, stored):
         raise UserError(
             f"{path} holds values between labels, as after interpolation: export it with nearest neighbour."
         )
-    array, spacing, _ = canonicalise(values, own.axes, str(path))
+    return values, own
+
+
+def _canonical(stored: np.ndarray, own: Frame, path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Label values uint16 (D, H, W) and the spacing, by the very turn that scans take (exact in its float32)."""
+    array, spacing, _ = canonicalise(stored, own.axes, str(path))
     return array.astype(np.uint16), spacing
 
 
