@@ -53,8 +53,8 @@ def attention(
     """Softmax(q k^T / sqrt(H)) v with softmax in float32.
 
     q (B, Q, N, H); k, v (B, K, V, H) with N a multiple of V (grouped-query attention). Returns (B, Q, N, H) in q's
-    dtype. `block` fixes the number of queries (under `splash` of keys too) of a block; 0: chosen. A query that may see no
-    key gets a finite result that depends on the backend. ValueError for an unknown backend.
+    dtype. `block` fixes the number of queries (under `splash` of keys too) of a block; 0: chosen. A query that may see
+    no key gets a finite result that depends on the backend. ValueError for an unknown backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
