@@ -18,7 +18,7 @@ from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, layout
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading, runs
+from tghmoe_jax.training import loading, program, runs
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.training.step import variables
 
@@ -128,7 +128,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     one = loading.load_run(tiny_stage1, "")
     origin = train.load_origin(config)
     origin.params.pop("aux_head/scale"), origin.params.pop("aux_head/bias")  # the inference model leaves it out
-    model = train.build_model(config, origin.config, (), one.tokenizer, ())
+    model = program.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, report = train.assemble(origin, shapes, config.model.inflation)
     leaves = layout.from_canonical([path for path in shapes if path not in fresh], canonical)

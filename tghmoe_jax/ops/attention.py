@@ -22,7 +22,7 @@ from tghmoe_jax.ops.platform import batch_axes, platform
 BACKENDS = ("auto", "plain", "blocked", "splash", "cudnn")
 _SCORE_BYTES = 16 << 20  # a score block of this size still lives in the last-level cache of a small CPU
 _MASKED = -1e30  # finite: a row without any valid key gives a uniform average, never NaN
-_SPLASH_LEAST = 256  # shorter sequences would be mostly padding
+SPLASH_LEAST = 256  # shorter sequences would be mostly padding
 _SPLASH_BLOCKS = (768, 640, 512)  # multiples of the 128 lanes whose float32 scores fit the vector memory several times
 
 
@@ -92,7 +92,7 @@ def attention(
 def _choose(q, k, mask: Mask) -> str:
     """The backend of `auto`. A kernel takes causal masks only where their start is known at compile time."""
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    known = mask.query_start is None and min(queries, keys) >= _SPLASH_LEAST
+    known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
     if known and platform() == "tpu":
         return "splash"
     if known and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
