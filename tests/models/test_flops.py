@@ -29,7 +29,9 @@ def batch():
     return tiny.batch(rows=1, slices=SLICES)
 
 
-@pytest.mark.parametrize("changes", [{}, {"attn3d_kind": "divided"}, {"lora": {"rank": 4, "alpha": 8.0, "targets": ".*"}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attn3d_kind": "divided"}, {"lora": {"rank": 4, "alpha": 8.0, "targets": ".*"}}]
+)
 def test_a_forward_pass_counts_what_xla_counts(changes):
     model = wide(**changes)
     counted = flops.forward_sample(model.cfg, tiny.shapes(model), SLICES, tiny.LENGTH, "plain").executed

@@ -17,7 +17,7 @@ from tghmoe_jax.data import prompts
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import generation, layout
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import checkpoints, runs
 from tghmoe_jax.training.exported import digest
@@ -51,7 +51,7 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     config, tokenizer = runs.read_config(folder), Tokenizer.from_folder(runs.model_folder(folder))
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(runs.read_base_config(folder), config["model"], prefix_length=prefix))
-    shapes = param_shapes(model, config["data"])
+    shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder, step)
     wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
