@@ -5,9 +5,6 @@
 
 Nothing is downloaded or materialised: the step is built from shapes alone and compiled by libtpu (requirements-tpu.txt)
 on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or something else the user can mend (one sentence).
-
-The chip facts are those of https://cloud.google.com/tpu/docs/v5e, v5p and v6e (peak bf16 FLOP/s, HBM bandwidth, and
-half of the bidirectional interconnect bandwidth of a chip); the usable HBM is what libtpu's compiler states.
 """
 
 import dataclasses
@@ -33,6 +30,7 @@ from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.models import flops, generation
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding.chips import CHIPS, GIB, Chip
 from tghmoe_jax.sharding.collectives import Collective, collectives
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading, program, runs
@@ -41,24 +39,6 @@ from tghmoe_jax.training.step import variables
 from tghmoe_jax.weights.base import EMBEDDED, load_config
 
 STEPS = ("train", "decode", "evaluate")
-GIB = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak bf16 FLOP/s, usable HBM in bytes, HBM and one-way interconnect bandwidth in bytes/s."""
-
-    peak: float
-    hbm: float
-    hbm_bandwidth: float
-    ici_bandwidth: float
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9),
-    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9),
-    "v6e": Chip(918e12, 31.25 * GIB, 1640e9, 400e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)

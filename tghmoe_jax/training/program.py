@@ -28,7 +28,7 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 def batch_spec(config: ConfigDict, mesh: jax.sharding.Mesh) -> pipeline.BatchSpec:
     """The shape and mixture of the config's batches on this mesh. UserError where they do not divide."""
     return pipeline.BatchSpec(
-        rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
+        rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.size,
         text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
         tasks=tuple(config.model.tasks),
     )  # fmt: skip
@@ -82,7 +82,7 @@ class Program:
     @property
     def batch_sharding(self) -> jax.NamedSharding:
         """Of every array [A, R, ...] of a batch."""
-        return jax.NamedSharding(self.mesh, jax.P(None, "data"))
+        return jax.NamedSharding(self.mesh, jax.P(None, self.mesh.axis_names))
 
     def state_shapes(self) -> TrainState:
         """The training state with a sharding in every leaf; the optimiser's moments lie as their parameters do."""
