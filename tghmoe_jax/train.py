@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -172,11 +171,7 @@ def initial_state(program: Program, loaded, fresh: set[str]) -> TrainState:
     leaves = jax.jit(new_leaves, out_shardings={path: shardings[path] for path in fresh})()
     for path in (path for path in shapes if path not in fresh):
         leaves[path] = placed(path, loaded, shardings[path], shapes[path].dtype)
-    trained = {path: leaves[path] for path in shapes if program.trains[path]}
-    frozen = {path: leaves[path] for path in shapes if not program.trains[path]}
-    like = jax.tree.map(lambda s: s.sharding, program.state_shapes())
-    opt = jax.jit(program.tx.init, out_shardings=like.opt)(trained)
-    return TrainState(jax.device_put(jnp.int32(0), like.step), trained, frozen, opt)
+    return program.state(leaves)
 
 
 def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:

@@ -103,6 +103,14 @@ class Program:
         frozen = {path: s for path, s in placed.items() if not self.trains[path]}
         return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), trained, frozen, opt)
 
+    def state(self, leaves: dict[str, jax.Array]) -> TrainState:
+        """The state of step 0 from leaves that lie where they should."""
+        like = jax.tree.map(lambda s: s.sharding, self.state_shapes())
+        trained = {path: leaves[path] for path in like.trained}
+        opt = jax.jit(self.tx.init, out_shardings=like.opt)(trained)
+        frozen = {path: leaves[path] for path in like.frozen}
+        return TrainState(jax.device_put(jnp.int32(0), like.step), trained, frozen, opt)
+
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """One global batch [A, R, ...] as data/pipeline.py makes it."""
         micro, cfg = self.spec.microbatches, self.model.cfg
