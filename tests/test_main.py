@@ -18,7 +18,7 @@ from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, layout
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading, runs
+from tghmoe_jax.training import loading, program, runs
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.training.step import variables
 
@@ -127,7 +127,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     config, _ = main.parse([*argv, f"--config.init_from={tiny_stage1}", "--config.model.aux_findings=False"])
     one = loading.load_run(tiny_stage1, "")
     origin = train.load_origin(config)
-    model = train.build_model(config, origin.config, (), one.tokenizer, ())
+    model = program.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, report = train.assemble(origin, shapes, config.model.inflation)
     leaves = layout.from_canonical([path for path in shapes if path not in fresh], canonical)

@@ -71,7 +71,7 @@ class Reader:
         self.text_length = text_length
         self.batch = batch
         mesh = jax.sharding.get_abstract_mesh()
-        rows = 1 if mesh.empty else mesh.shape["data"]
+        rows = 1 if mesh.empty else mesh.size
         self.batch += -batch % rows
 
     def ask(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
@@ -95,7 +95,7 @@ class Reader:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return tree
-        return jax.device_put(tree, jax.P("data"))
+        return jax.device_put(tree, jax.P(mesh.axis_names))
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training.config_flags import define_flags, parse
+from tghmoe_jax.training.command_line import define_flags, parse
 
 CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
 

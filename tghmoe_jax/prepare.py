@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are processes
 
 from tghmoe_jax.data import manifest, preparing
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.training.config_flags import parse
+from tghmoe_jax.training.command_line import parse
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
-from tghmoe_jax.data import pipeline, prompts
+from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.augment import Augment
 from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
-from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.sharding import rules as sharding_rules
-from tghmoe_jax.training import checkpoints, loading, losses, optimizer, reporting, rules, runs
-from tghmoe_jax.training.step import TrainState, make_step
+from tghmoe_jax.training import checkpoints, loading, reporting, runs
+from tghmoe_jax.training.program import Program, batch_spec, build, build_model
+from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 
@@ -46,11 +43,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     origin = load_origin(config)
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
     mesh = evaluate.open_mesh(config)
-    spec = pipeline.BatchSpec(
-        rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
-        text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
-        tasks=tuple(config.model.tasks),
-    )  # fmt: skip
+    spec = batch_spec(config, mesh)
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
@@ -62,23 +55,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     pipeline.check_text(source, tokenizer, spec, config.train.seed, bad=config.max_bad_fraction)
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
-    shapes = loading.param_shapes(model, config.data)
-    shardings = param_shardings(shapes, mesh)
-    trains = rules.trainable(shapes, config.trainable)
-    paths = [path for path in shapes if trains[path]]
-    tx = optimizer.build(config.optimizer, config.train.steps, paths)
-    loaded, fresh, report = assemble(origin, shapes, config.model.inflation)
-    state = initial_state(model, config, loaded, fresh, shardings, trains, tx)
+    program = build(config, model, spec, mesh)
+    loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
+    state = initial_state(program, loaded, fresh)
     del loaded
 
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = Path(workdir)
-    weights = losses.LossWeights(
-        task=tuple(config.loss.task), first_token=config.loss.first_token, balance=config.loss.balance,
-        z=config.loss.z, router=config.loss.router,
-        aux=config.loss.aux if model.cfg.aux_labels else 0.0,
-    )  # fmt: skip
-    table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
+    table = reporting.parameter_table(parameter_rows(program, fresh))
     print(
         config,
         table,
@@ -101,8 +85,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
-    step_fn = jax.jit(make_step(model, weights, tx, config.train.seed), donate_argnums=0)
-    sharding = jax.NamedSharding(mesh, jax.P(None, "data"))
+    step_fn, sharding = program.step(), program.batch_sharding
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
         enabled=jax.process_index() == 0,
@@ -180,44 +163,6 @@ def base_of(config: ConfigDict) -> str:
     return parent.get("base") or "unknown"
 
 
-def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer: Tokenizer, task_shares) -> MLLM:
-    """The model of a config over a base of these sizes. UserError where they do not fit each other.
-
-    The auxiliary head reads a label's name, `kind:word:word`, as the words after its kind.
-    """
-    phrases = [name.partition(":")[2].replace(":", " ") for name in aux_names]
-    aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
-    prefix = prompts.encode(tokenizer, "", None).prefix_len
-    cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)
-    if config.data.size != cfg.vision.image_size:
-        raise UserError(
-            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.vision.image_size}."
-        )
-    if tokenizer.vocab_size > cfg.decoder.vocab:
-        raise UserError(
-            f"the tokeniser has {tokenizer.vocab_size} tokens and the base model only {cfg.decoder.vocab}; use the "
-            "tokeniser files of the same base (--config.base, --config.base_config.vocab_size)."
-        )
-    slices = config.data.slices
-    positions = config.data.text_length + (cfg.visual_tokens(slices) if slices else 0)
-    if positions > cfg.decoder.max_positions:
-        raise UserError(
-            f"a sample takes {positions} positions and the base has {cfg.decoder.max_positions}; lower "
-            "--config.data.text_length or raise --config.model.depth_pool or --config.model.spatial_pool."
-        )
-    return MLLM(cfg)
-
-
-def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, jax.NamedSharding]:
-    return {
-        path: jax.NamedSharding(
-            mesh,
-            sharding_rules.spec(layout.canonical_names(path)[0], layout.is_stacked(path), s.shape, dict(mesh.shape)),
-        )
-        for path, s in shapes.items()
-    }
-
-
 def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
     """Canonical leaves that the origin fills (lazy where it is), the leaf paths left to initialise, and the report."""
     wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
@@ -227,24 +172,18 @@ def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation:
     return canonical, fresh, report
 
 
-def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainState:
+def initial_state(program: Program, loaded, fresh: set[str]) -> TrainState:
     """New leaves are initialised where they live; loaded ones are put there, part by part (see `placed`)."""
-    batch = loading.dummy_batch(config.data)
+    batch, shapes, shardings = loading.dummy_batch(program.data), program.shapes, program.shardings
 
     def new_leaves():
-        flat = traverse_util.flatten_dict(model.init(jax.random.key(config.train.seed), batch)["params"], sep="/")
-        return {path: flat[path] for path in fresh}
+        flat = traverse_util.flatten_dict(program.model.init(jax.random.key(program.seed), batch)["params"], sep="/")
+        return {path: flat[path].astype(shapes[path].dtype) for path in fresh}
 
     leaves = jax.jit(new_leaves, out_shardings={path: shardings[path] for path in fresh})()
-    dtype = jnp.dtype(model.cfg.param_dtype)
-    for path in (path for path in shardings if path not in fresh):
-        leaves[path] = placed(path, loaded, shardings[path], dtype)
-    trained = {path: leaves[path] for path in shardings if trains[path]}
-    frozen = {path: leaves[path] for path in shardings if not trains[path]}
-    mesh = next(iter(shardings.values())).mesh
-    opt = jax.jit(tx.init)(trained)
-    opt = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, jax.NamedSharding(mesh, jax.P())), opt)
-    return TrainState(jax.device_put(jnp.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
+    for path in (path for path in shapes if path not in fresh):
+        leaves[path] = placed(path, loaded, shardings[path], shapes[path].dtype)
+    return program.state(leaves)
 
 
 def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:
@@ -262,12 +201,12 @@ def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Arra
     return jax.make_array_from_callback((len(names), *shape) if stacked else shape, sharding, part)
 
 
-def parameter_rows(shapes, shardings, trains, fresh) -> list[reporting.ParameterRow]:
+def parameter_rows(program: Program, fresh: set[str]) -> list[reporting.ParameterRow]:
     """One row per canonical leaf."""
     rows = []
-    for path, leaf in shapes.items():
-        status = "frozen" if not trains[path] else "new" if path in fresh else "trained"
+    for path, leaf in program.shapes.items():
+        status = "frozen" if not program.trains[path] else "new" if path in fresh else "trained"
         shape = leaf.shape[1:] if layout.is_stacked(path) else leaf.shape
-        spec = str(shardings[path].spec)
+        spec = str(program.shardings[path].spec)
         rows += [reporting.ParameterRow(name, shape, status, spec) for name in layout.canonical_names(path)]
     return rows

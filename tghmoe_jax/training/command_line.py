@@ -1,4 +1,4 @@
-"""The command line of whatever a config file drives: `--config FILE[:preset,key=value]` and `--config.KEY=VALUE`."""
+"""Reads `--config FILE[:preset,key=value] --config.KEY=VALUE` of any command that takes an experiment."""
 
 import re
 import sys
