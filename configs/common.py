@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
     c.max_bad_fraction = 0.0  # share of the items seen that may be unusable; drawn data never are
     c.trainable = ()
+    c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
     c.data = ConfigDict()
     c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files

@@ -6,7 +6,6 @@
 stderr; --debug adds the traceback).
 """
 
-import contextlib
 import os
 import sys
 import traceback
@@ -14,12 +13,9 @@ import traceback
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
-
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.training.command_line import define_flags, parse
-
-CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         config, workdir = parse(argv)
-        prepare_jax()
+        simulate_devices()
         from tghmoe_jax import train  # after the devices are set up
 
         train.run(config, workdir)
@@ -40,15 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def prepare_jax() -> None:
-    """Several host devices where there is no accelerator."""
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
-            jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ a killed run goes on with the very losses of an unbroken one.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tghmoe_jax.data.augment import Augment
 from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import flops, layout
 from tghmoe_jax.training import checkpoints, loading, reporting, runs
 from tghmoe_jax.training.program import Program, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
@@ -81,6 +82,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             base={"base": base_of(config), "init_from": config.init_from},
             devices=jax.devices(),
         )
+        manifest["parameters"] = flops.parameters(model.cfg, program.shapes, program.trains)
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
         runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
@@ -147,7 +149,14 @@ def load_origin(config: ConfigDict) -> Origin:
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)
-        return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
+        try:
+            fresh = [re.compile(one) for one in config.fresh]
+        except re.error as error:
+            raise UserError(
+                f"--config.fresh holds {error.pattern!r}, which is no regex ({error.msg}); correct it."
+            ) from error
+        params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
+        return Origin(params, base.config, Path(base.folder), (*adapt.NEW_FROM_BASE, *config.fresh))
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
