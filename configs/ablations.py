@@ -34,6 +34,10 @@ class Row(NamedTuple):
     second: dict = {}
     stages: str = "two"
 
+    @property
+    def last_stage(self) -> int:
+        return 2 if self.stages == "two" else 1
+
 
 ROWS = {
     "full": Row("two stages, groups picked by the prompt, higher layers in 3D, 4 experts a group", 5),
@@ -92,19 +96,15 @@ ROWS = {
 AXES = tuple(dict.fromkeys(name.partition("=")[0] for name in ROWS if "=" in name))
 
 
-def last_stage(row: str) -> int:
-    return 2 if ROWS[row].stages == "two" else 1
-
-
 def get_config(arg: str | None = None):
     a = common.parse_arg(arg, ("full",), stage=0, seed=0, **dict.fromkeys(AXES, ""))
     changed = [f"{axis}={a[axis]}" for axis in AXES if a[axis]] or ["full"]
     if len(changed) > 1 or changed[0] not in ROWS:
         raise ValueError(f"{' and '.join(changed)} is no row; use one of {', '.join(ROWS)}")
     name, row = changed[0], ROWS[changed[0]]
-    stage = a["stage"] or last_stage(name)
-    if not 1 <= stage <= last_stage(name):
-        raise ValueError(f"stage={stage} is none of row {name}, which has {last_stage(name)}")
+    stage = a["stage"] or row.last_stage
+    if not 1 <= stage <= row.last_stage:
+        raise ValueError(f"stage={stage} is none of row {name}, which has {row.last_stage}")
 
     c = common.get_config()
     c.trainable = common.STAGE1_TRAINABLE if stage == 1 else common.STAGE2_TRAINABLE

@@ -7,16 +7,19 @@ is printed, and written to <workdir>/table.md and table.json, after every row. `
 Axis legend: S seeds, N items.
 """
 
+import dataclasses
 import json
+import runpy
 import statistics as plain
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from configs import ablations
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, statistics, tables
@@ -24,7 +27,6 @@ from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.training import reporting, runs
 from tghmoe_jax.training.command_line import parse
 
-CONFIG = Path(ablations.__file__)
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
 WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
@@ -33,65 +35,68 @@ WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def resolve(row: str, stage: int, seed: int, flags: Sequence[str]):
-    """The config of one stage of one row, with the command line's own changes. UserError for an unknown flag."""
-    config, _ = parse(["ablate", f"--config={CONFIG}:{row},stage={stage},seed={seed}", *flags])
-    return config
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """Rows of a config file ({name: configs.ablations.Row}), where their runs lie, and the command line's changes."""
+
+    file: Path
+    rows: dict[str, Any]
+    workdir: Path
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
+        """UserError where the file is none."""
+        if not Path(file).is_file():
+            raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
+        sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
+        rows = runpy.run_path(file).get("ROWS")
+        if not rows:
+            raise UserError(f"--config {file} has no ROWS; name a file like configs/ablations.py.")
+        return cls(Path(file), rows, Path(workdir), tuple(flags))
+
+    def resolve(self, row: str, stage: int, seed: int) -> ConfigDict:
+        """The config of one stage of one row. UserError for an unknown flag."""
+        return parse(["ablate", f"--config={self.file}:{row},stage={stage},seed={seed}", *self.flags])[0]
+
+    def first_run(self, row: str, seed: int) -> Path:
+        """The folder of a row's first stage: that of the first row of the table whose first stage is the same."""
+        wanted = runs.flatten(self.resolve(row, 1, seed))
+        owner = next(other for other in self.rows if runs.flatten(self.resolve(other, 1, seed)) == wanted)
+        return self.workdir / f"{owner}-stage1-seed{seed}"
+
+    def last_run(self, row: str, seed: int) -> Path:
+        """The folder of the row's last stage, which is scored."""
+        two = self.rows[row].last_stage == 2
+        return self.workdir / f"{row}-stage2-seed{seed}" if two else self.first_run(row, seed)
+
+    def scores(self, row: str, seed: int) -> Path | None:
+        """The folder of the row's scores, where it has been asked."""
+        return next((file.parent for file in self.last_run(row, seed).glob("eval/*/metrics.json")), None)
+
+    def run(self, row: str, seed: int) -> None:
+        """Trains what a row still lacks and asks its last stage the test questions."""
+        if self.scores(row, seed):
+            return
+        first, last = self.first_run(row, seed), self.last_run(row, seed)
+        train_stage(self.resolve(row, 1, seed), first)
+        if last != first:
+            config = self.resolve(row, 2, seed)
+            config.init_from = str(first)
+            train_stage(config, last)
+        evaluate.run_again(str(last), None, str(last))
+        jax.clear_caches()
 
 
-def stage1_run(workdir: Path, row: str, seed: int, flags: Sequence[str]) -> Path:
-    """The folder of a row's first stage: that of the first row of the table whose first stage is the same."""
-    wanted = runs.flatten(resolve(row, 1, seed, flags))
-    owner = next(other for other in ablations.ROWS if runs.flatten(resolve(other, 1, seed, flags)) == wanted)
-    return workdir / f"{owner}-stage1-seed{seed}"
-
-
-def finished(folder: Path, steps: int) -> bool:
-    """Whether a run holds the checkpoint of its last step."""
-    return (folder / "checkpoints" / str(steps)).is_dir()
-
-
-def train_stage(config, folder: Path) -> None:
+def train_stage(config: ConfigDict, folder: Path) -> None:
     """Trains a run, or the rest of it. Programs of one run are of no use to the next."""
-    if not finished(folder, config.train.steps):
+    if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
         print(f"\n==== {folder}", flush=True)
         train.run(config, str(folder))
         jax.clear_caches()
 
 
-def run_row(workdir: Path, row: str, seed: int, flags: Sequence[str]) -> None:
-    """Trains what a row still lacks and asks its last stage the test questions."""
-    first = stage1_run(workdir, row, seed, flags)
-    train_stage(resolve(row, 1, seed, flags), first)
-    if ablations.last_stage(row) == 2:
-        config = resolve(row, 2, seed, flags)
-        config.init_from = str(first)
-        train_stage(config, scored_run(workdir, row, seed, flags))
-    last = scored_run(workdir, row, seed, flags)
-    if not scores_of(last):
-        evaluate.run_again(str(last), None, str(last))
-        jax.clear_caches()
-
-
-def scored_run(workdir: Path, row: str, seed: int, flags: Sequence[str]) -> Path:
-    """The folder of the row's last stage."""
-    if ablations.last_stage(row) == 1:
-        return stage1_run(workdir, row, seed, flags)
-    return workdir / f"{row}-stage2-seed{seed}"
-
-
-def scores_of(run: Path) -> Path | None:
-    """The folder of a run's scores, where it has been asked."""
-    return next((file.parent for file in run.glob("eval/*/metrics.json")), None)
-
-
 # ---- the table -------------------------------------------------------------------------------------------------------
-
-
-def read_row(workdir: Path, row: str, seeds: int, flags: Sequence[str]) -> dict[int, Path]:
-    """{seed: folder of scores} of what is finished."""
-    found = {seed: scores_of(scored_run(workdir, row, seed, flags)) for seed in range(seeds)}
-    return {seed: folder for seed, folder in found.items() if folder}
 
 
 def item_columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
@@ -111,24 +116,26 @@ def values_of(folder: Path, wrong_group: bool = False) -> dict[str, float]:
     return values | {"score": plain.mean(values.values())}
 
 
-def summary(workdir: Path, rows: Sequence[str], seeds: int | None, flags: Sequence[str]) -> list[dict]:
+def summary(table: Ablation, rows: Sequence[str], seeds: int | None) -> list[dict]:
     """One record a row that has finished for a seed: scores over seeds and items, and its difference from `full`."""
-    most = lambda row: seeds or ablations.ROWS[row].seeds  # noqa: E731
-    done = {row: read_row(workdir, row, most(row), flags) for row in dict.fromkeys(["full", *rows])}
+    done = {}
+    for row in dict.fromkeys(["full", *rows]):
+        found = {seed: table.scores(row, seed) for seed in range(seeds or table.rows[row].seeds)}
+        done[row] = {seed: folder for seed, folder in found.items() if folder}
     reference = {seed: values_of(folder) for seed, folder in done["full"].items()}
-    names = [name for name in done if done[name]]
-    if done["full"] and (seeds or ablations.ROWS["full"].seeds):
+    names = [row for row in done if done[row]]
+    if reference:
         names.insert(1, WRONG_GROUP)
-    return [record(workdir, name, done, reference, flags) for name in names]
+    return [record(table, name, done, reference) for name in names]
 
 
-def record(workdir: Path, name: str, done: dict, reference: dict, flags: Sequence[str]) -> dict:
+def record(table: Ablation, name: str, done: dict, reference: dict) -> dict:
     """The numbers of one row of the table."""
     wrong, row = name == WRONG_GROUP, "full" if name == WRONG_GROUP else name
     values = {seed: values_of(folder, wrong) for seed, folder in done[row].items()}
     result = {
         "row": name, "seeds": sorted(values),
-        "what": "the full recipe asked with the other task's experts" if wrong else ablations.ROWS[row].what,
+        "what": "the full recipe asked with the other task's experts" if wrong else table.rows[row].what,
         **{key: plain.mean(one[key] for one in values.values()) for key in (*SCORES, "score")},
     }  # fmt: skip
     if not wrong:
@@ -136,7 +143,7 @@ def record(workdir: Path, name: str, done: dict, reference: dict, flags: Sequenc
         for key in SCORES:
             top, bottom = (np.stack([one[key][side] for one in columns]) for side in (0, 1))
             result[f"{key}_ci95"] = statistics.nested_ci95(top, bottom, columns[0][key][2])
-        result |= cost(workdir, row, min(values), flags)
+        result |= cost(table, row, min(values))
     if name != "full":
         pairs = [{key: values[s][key] - reference[s][key] for key in values[s]} for s in values if s in reference]
         for key in (*SCORES, "score") if pairs else ():
@@ -145,12 +152,10 @@ def record(workdir: Path, name: str, done: dict, reference: dict, flags: Sequenc
     return result
 
 
-def cost(workdir: Path, row: str, seed: int, flags: Sequence[str]) -> dict:
+def cost(table: Ablation, row: str, seed: int) -> dict:
     """Parameters of the last stage, and the minutes of all training steps at their median."""
-    last = scored_run(workdir, row, seed, flags)
-    stages = dict.fromkeys([stage1_run(workdir, row, seed, flags), last])
-    seconds = 0.0
-    for folder in stages:
+    last, seconds = table.last_run(row, seed), 0.0
+    for folder in dict.fromkeys([table.first_run(row, seed), last]):
         steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
         seconds += plain.median(steps) * len(steps)
     return {"parameters": runs.read_manifest(last)["parameters"], "minutes": seconds / 60}
@@ -181,49 +186,51 @@ def markdown(records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_table(workdir: Path, rows: Sequence[str], seeds: int | None, flags: Sequence[str]) -> None:
-    records = summary(workdir, rows, seeds, flags)
-    workdir.mkdir(parents=True, exist_ok=True)
-    tables.write_text(workdir / "table.json", json.dumps(records, indent=1) + "\n")
-    tables.write_text(workdir / "table.md", markdown(records) + "\n")
+def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
+    records = summary(table, rows, seeds)
+    table.workdir.mkdir(parents=True, exist_ok=True)
+    tables.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
+    tables.write_text(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def chosen(names: str) -> list[str]:
+def chosen(known: Iterable[str], names: str) -> list[str]:
     """The rows of a comma-separated list, in the order of the table. UserError names an unknown one."""
-    wanted = list(ablations.ROWS) if names == "all" else [name for name in names.split(",") if name]
-    if unknown := [name for name in wanted if name not in ablations.ROWS]:
-        raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(ablations.ROWS)}.")
-    return [name for name in ablations.ROWS if name in wanted]
+    wanted = list(known) if names == "all" else [name for name in names.split(",") if name]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(known)}.")
+    return [name for name in known if name in wanted]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--rows", default="all", help="comma-separated rows of configs/ablations.py; default all")
+    parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
     parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
     parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
+    parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
     parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
     argv = sys.argv[1:] if argv is None else argv
     flags = [one for one in argv if one.startswith("--config.")]
     try:
         args = parser.parse_args([one for one in argv if one not in flags])
-        rows, workdir = chosen(args.rows), Path(args.workdir)
+        table = Ablation.of(args.config, args.workdir, flags)
+        rows = chosen(table.rows, args.rows)
         if args.seeds is not None and args.seeds < 1:
             raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
         if bare := [one for one in flags if "=" not in one]:
             raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
-        if not args.table:
-            simulate_devices()
-            for seed in range(args.seeds or max(ablations.ROWS[row].seeds for row in rows)):
-                for row in (row for row in rows if seed < (args.seeds or ablations.ROWS[row].seeds)):
-                    run_row(workdir, row, seed, flags)
-                    write_table(workdir, rows, args.seeds, flags)
-        else:
-            write_table(workdir, rows, args.seeds, flags)
+        if args.table:
+            write_table(table, rows, args.seeds)
+            return 0
+        simulate_devices()
+        for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
+            for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
+                table.run(row, seed)
+                write_table(table, rows, args.seeds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
