@@ -280,3 +280,32 @@ def test_small_differences_of_the_two_orientations_are_reported(tmp_path, degree
     assert volume.warnings == (f"geometry: sform and qform differ {words}; the sform was used",)
     assert volume.spacing_mm == SPACING
     np.testing.assert_array_equal(volume.array, patient())
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f4", "f8"])
+def test_either_version_byte_order_and_voxel_type_give_one_volume(tmp_path, kind, order, dtype):
+    affine = affine_of(axes_of())
+    header = kind.header_class(endianness=order)
+    image = kind(patient().astype(dtype), affine, header)
+    image.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+    image.to_filename(tmp_path / "scan.nii")
+    assert (tmp_path / "scan.nii").read_bytes()[0] == (0 if order == ">" else 0x5C if kind is nib.Nifti1Image else 0x1C)
+    volume = read_volume(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(volume.array, patient())
+    assert volume.spacing_mm == SPACING
+
+
+def test_packing_is_told_by_content_not_by_name(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", patient())
+    path.rename(tmp_path / "plain.nii.gz")
+    write_nifti(tmp_path / "scan.nii.gz", patient()).rename(tmp_path / "packed.nii")
+    for name in ("plain.nii.gz", "packed.nii"):
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, patient())
+
+
+def test_scan_without_soft_tissue_is_read_with_a_warning(tmp_path):
+    hu = np.where(patient() == -1000, -1000, 1500).astype(np.int16)  # a phantom of metal, or a scale that is wrong
+    (warning,) = read_volume(write_nifti(tmp_path / "scan.nii", hu)).warnings
+    assert warning.startswith("rescale: ")

@@ -355,6 +355,18 @@ def test_absurd_array_is_refused_before_reading(tmp_path):
 # --------------------------------------------------------------------------------------------------- what is no scan
 
 
+def test_numbered_pictures_are_read_by_number_and_odd_sizes_are_left_out(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (12, 40, 32), np.uint8)
+    for number, plane in enumerate(grey, 1):  # as text 10 comes before 2
+        Image.fromarray(plane).save(tmp_path / f"{number}.png")
+    Image.fromarray(grey[0, :20]).save(tmp_path / "13.png")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, grey.astype(np.float32) / 255)
+    assert (volume.unit, volume.spacing_mm, volume.orientation) == ("unit-interval", None, "as stored")
+    (warning,) = volume.warnings
+    assert "1 of 13 pictures left out" in warning
+
+
 def test_path_that_is_no_scan_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "absent.nii.gz")
     for name in ("notes.txt", "scan.nrrd", "scan"):
