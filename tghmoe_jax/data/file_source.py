@@ -89,13 +89,13 @@ class FileSource:
         request = SEEN.requests[rng.integers(len(SEEN.requests))] if self.split == "train" else TEST_REQUEST
         return volume, item.asked(request)
 
-    def key(self, index: int) -> str:
-        """The name of volume `index` for a message."""
-        return self.volumes[index][1]
-
     def case(self, index: int) -> int:
         """Cases are numbered, so that no name of a patient reaches a table."""
         return self._cases[index]
+
+    def key(self, index: int) -> str:
+        """The name of volume `index` for a message."""
+        return self.volumes[index][1]
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real ones. UserError for a volume that is broken."""
