@@ -77,9 +77,9 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
     volume, case = row.get("Volume") or str(number), row.get("Case") or None
-    for column, value in (("Volume", volume), ("Case", case)):
+    for column, value in (("Volume", volume), ("Case", case)):  # not quoted: it may be a name
         if value is not None and not value.isdecimal():
-            raise UserError(f"{file}, row {number + 2}: {column} {value!r} is not a number.")
+            raise UserError(f"{file}, row {number + 2}: {column} is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,

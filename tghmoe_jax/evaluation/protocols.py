@@ -6,7 +6,7 @@ control, as `control/<control>_closed` and `control/<control>_report`. Every sco
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,9 +63,9 @@ class Prediction:
         return Question(self.task_true, self.kind, self.type, self.question, self.choices, self.answer).prompt
 
     @property
-    def unit(self) -> int:
+    def unit(self) -> tuple[str, int]:
         """What the bootstrap draws whole: the case, whose volumes are no independent patients, else the volume."""
-        return self.index if self.case is None else self.case
+        return ("volume", self.index) if self.case is None else ("case", self.case)
 
     @property
     def correct(self) -> bool:
@@ -92,7 +92,7 @@ class _Scorer:
     def __init__(self, seed: int, resamples: int):
         self.seed, self.resamples = seed, resamples
 
-    def ratio(self, numerator, denominator, units: Iterable[int] | None) -> Score:
+    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None) -> Score:
         """Score of (N, K) columns; see `statistics.ratio_ci95`."""
         numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
         if not denominator.any():
@@ -103,7 +103,7 @@ class _Scorer:
         units = None if units is None else list(units)
         return Score(value, statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples))
 
-    def mean(self, values: Sequence[float | None], units: Iterable[int] | None = None) -> Score:
+    def mean(self, values: Sequence[float | None], units: Iterable[Hashable] | None = None) -> Score:
         """Score of a plain mean; not available where a single value is not."""
         if not len(values) or any(value is None for value in values):
             return Score()
