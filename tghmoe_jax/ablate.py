@@ -100,10 +100,10 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
 
 
 def item_columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
-    """{score: numerator (N,), denominator (N,), volume of each item} of one evaluation."""
+    """{score: numerator (N,), denominator (N,), unit of each item} of one evaluation."""
     run = files.read_run(folder)
     columns = {kind: comparison.columns(kind, run[kind]) for kind, _ in SCORES.values()}
-    return {name: (*columns[kind][column], [one.index for one in run[kind]]) for name, (kind, column) in SCORES.items()}
+    return {name: (*columns[kind][column], [one.unit for one in run[kind]]) for name, (kind, column) in SCORES.items()}
 
 
 def values_of(folder: Path, wrong_group: bool = False) -> dict[str, float]:

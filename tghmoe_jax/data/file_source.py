@@ -51,6 +51,8 @@ class FileSource:
         self._read = [part[1] for part in parts]
         self.rows: list[Mapping[str, Any]] = []  # index rows of this split's volumes, where the sets are prepared
         self.volumes: list[tuple[int, str]] = []  # (data set, key)
+        self._cases: list[int] = []
+        cases: dict[tuple[int, str], int] = {}
         items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in KINDS}
         for number, (given, _, rows, gone) in enumerate(parts):
             index: dict[str, int] = {}
@@ -60,6 +62,7 @@ class FileSource:
                 if item.volume not in index:
                     index[item.volume] = len(self.volumes)
                     self.volumes.append((number, item.volume))
+                    self._cases.append(cases.setdefault((number, item.case), len(cases)))
                     self.rows += [rows[item.volume]] if rows else []
                 items[item.kind][number].append((index[item.volume], item))
         if not self.volumes:
@@ -85,6 +88,10 @@ class FileSource:
         volume, item = self._items[kind][index]
         request = SEEN.requests[rng.integers(len(SEEN.requests))] if self.split == "train" else TEST_REQUEST
         return volume, item.asked(request)
+
+    def case(self, index: int) -> int:
+        """Cases are numbered, so that no name of a patient reaches a table."""
+        return self._cases[index]
 
     def key(self, index: int) -> str:
         """The name of volume `index` for a message."""

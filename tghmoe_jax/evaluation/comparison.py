@@ -14,7 +14,7 @@ Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, dict]:
     """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items"}} of the kinds that both runs hold.
 
-    Whole volumes are drawn, the same ones for both. UserError where the runs do not hold the same items.
+    Whole cases (or volumes) are drawn, the same ones for both. UserError where the runs do not hold the same items.
     """
     kinds = [kind for kind in KINDS if kind in one and kind in other]
     if not kinds:
@@ -22,7 +22,7 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
     result = {}
     for kind in kinds:
         a, b = paired(one[kind], other[kind], kind)
-        units = [prediction.index for prediction in a]
+        units = [prediction.unit for prediction in a]
         sides = [columns(kind, predictions) for predictions in (a, b)]
         for name in (name for name in sides[0] if name in sides[1]):
             (top, bottom), (top_b, bottom_b) = (side[name] for side in sides)
