@@ -63,7 +63,8 @@ def test_training_runs_on_each_data_set(tiny_folder, name):
     )  # fmt: skip
     losses = [record["loss"] for record in read_metrics(run / "metrics.jsonl")]
     assert len(losses) == 2 and np.isfinite(losses).all()
-    assert json.loads((run / "manifest.json").read_text())["domain"] == name
+    recorded = json.loads((run / "manifest.json").read_text())
+    assert recorded["domain"] == name and len(recorded["data"]["sha256"]) == 64
 
 
 @pytest.fixture(scope="module")

@@ -237,17 +237,22 @@ def test_a_set_of_which_nothing_can_be_read_says_where_the_reasons_are(tmp_path,
     assert "rejected.csv says why" in sentence and len(rows(tmp_path / "set" / "rejected.csv")) == 1
 
 
-@pytest.mark.parametrize("name", ["m3d", "ct_rate"])
-def test_published_layouts_are_prepared(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, splits",
+    [("m3d", "train validation test"), ("ct_rate", "train test"), ("llava", "train test"),
+     ("labelmap", "train validation"), ("labelmap_index", "test")],
+)  # fmt: skip
+def test_published_layouts_are_prepared(tmp_path, name, splits):
     root = tmp_path / "raw"
     root.mkdir()
-    getattr(dataset_fixtures, f"write_{name}")(root)
-    config = tiny_run.ROOT / "configs" / f"data_{name}.py"
-    flags = [f"--config.data.root={root}", "--config.data.size=24", "--config.data.slices=8", "--workers=1"]
-    assert prepare.main([f"--config={config}", *flags, f"--to={tmp_path / 'set'}"]) == 0
+    data = getattr(dataset_fixtures, f"write_{name}")(root)
+    own = tiny_run.ROOT / "configs" / f"data_{name}.py"
+    config = own if own.is_file() else tiny_run.ROOT / "configs" / "data_manifest.py"
+    flags = [f"--config.data.{key}={value}" for key, value in (data | {"slices": 8, "size": 24}).items()]
+    assert prepare.main([f"--config={config}", *flags, "--workers=1", f"--to={tmp_path / 'set'}"]) == 0
     found = prepared.PreparedSet(tmp_path / "set", 8, 24)
     assert {item.volume for item in found.items} == set(found.rows) and found.items
-    assert {item.split for item in found.items} >= {"train", "test"}
+    assert {item.split for item in found.items} == set(splits.split())
 
 
 def test_a_manifest_is_checked(scans, tmp_path, capsys):
