@@ -1,6 +1,8 @@
 """The project's own manifest: strict, told by line, and the same after a round trip."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -106,6 +108,24 @@ def test_one_series_of_a_study_is_named_behind_its_folder(tmp_path):
         with pytest.raises(UserError) as error:
             read(row["volume"])
         assert words in str(error.value) and "--series" not in str(error.value)
+
+
+def test_the_export_that_the_docs_show_writes_a_manifest(tmp_path, monkeypatch):
+    docs = Path(__file__).resolve().parents[2] / "docs" / "own-data.md"
+    (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    rows = [["1.nii", "p1", "Effusion, left.", "", "Cough"], ["2.nii", "p2", "Keine.", "Unauff\u00e4llig.", ""]]
+    fixtures.write_csv(tmp_path / "reports.csv", ["study", "patient", "findings", "impression", "indication"], rows)
+    (tmp_path / "scans").mkdir()
+    for name, *_ in rows:
+        (tmp_path / "scans" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - it is what users copy
+    report = check_manifest("scans/manifest.jsonl")
+    assert report.problems == ()
+    assert [item.answer for item in report.items] == [
+        "Findings: Effusion, left.", "Findings: Keine. Impression: Unauff\u00e4llig."
+    ]  # fmt: skip
+    assert [item.question for item in report.items] == ["Indication: Cough. Write the report of this CT.", ""]
 
 
 def test_all_problems_are_listed_in_the_order_of_the_lines(tmp_path):
