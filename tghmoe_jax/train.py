@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.augment import Augment
+from tghmoe_jax.data.samples import ItemSource
 from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
@@ -78,7 +79,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     elif jax.process_index() == 0:
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},
-            data={"name": config.data.name, "volumes": len(source)},
+            data={"name": config.data.name, "volumes": len(source)}
+            | ({"sha256": source.digest()} if isinstance(source, ItemSource) else {}),
             base={"base": base_of(config), "init_from": config.init_from},
             devices=jax.devices(),
         )

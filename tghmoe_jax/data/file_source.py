@@ -4,6 +4,7 @@ Both ways give the same slices: a volume is resampled and rounded as `prepared.t
 Axis legend: D slices of the model, S pixels.
 """
 
+import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -96,6 +97,14 @@ class FileSource:
     def key(self, index: int) -> str:
         """The name of volume `index` for a message."""
         return self.volumes[index][1]
+
+    def digest(self) -> str:
+        """sha256 of this split's items and of the stored voxels of its volumes; of a raw set, of its items alone."""
+        result = hashlib.sha256()
+        for kind in KINDS:
+            result.update(prepared.lines(prepared.item_row(item) for _, item in self._items[kind]))
+        result.update("".join(row["sha256"] for row in self.rows).encode())
+        return result.hexdigest()
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real ones. UserError for a volume that is broken."""

@@ -108,6 +108,9 @@ class ItemSource(Source, Protocol):
     def key(self, index: int) -> str:
         """The name of volume `index` for a message."""
 
+    def digest(self) -> str:
+        """A hash of what the split holds, for a run's manifest."""
+
 
 def cell_grid(shape: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:
     """Cells (V, R, C) of `cell` voxels that cover a grid of `shape` voxels; the last of an axis may be cut."""
