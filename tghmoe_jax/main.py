@@ -2,8 +2,10 @@
 
     python -m tghmoe_jax.main --config configs/stage1.py [--workdir runs/stage1] [--config.train.steps=100]
 
---workdir defaults to runs/<config stem>[-<preset>]. Exit codes: 0 done, 2 something the user can mend (one sentence on
-stderr; --debug adds the traceback).
+--workdir defaults to runs/<config stem>[-<preset>]. Several processes find each other by the environment of TPU VMs,
+GKE and Slurm, or by --coordinator, --process and --processes (docs/hosts.md). Exit codes, the same for every process:
+0 done; 2 something the user can mend (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
+its state saved, to go on with the same command.
 """
 
 import contextlib
@@ -21,7 +23,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.training import hosts
 
+_PLACE = {
+    "coordinator": "HOST:PORT of process 0, where several processes are not found by themselves.",
+    "process": "Number of this process, from 0.",
+    "processes": "How many processes the run has; 1: this one alone, whatever the environment says.",
+    "wait": f"Seconds that processes wait for each other at the start; default {hosts.WAIT}.",
+}
 CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
 
 
@@ -32,17 +41,20 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__, define_flags(argv).get_help(), sep="\n")
         return 0
     try:
-        config, workdir = parse(argv)
+        argv, place = _place(argv)
         prepare_jax()
+        hosts.start(place)  # before all that can fail, so that a fault is said once
+        config, workdir = parse(argv)
         from tghmoe_jax import train  # after the devices are set up
 
-        train.run(config, workdir)
+        return train.run(config, workdir)
     except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        trace = traceback.format_exc() if "--debug" in argv else ""
+        return hosts.fail(f"error: {error}", 2, trace)
+    except Exception as error:
+        if not hosts.several():
+            raise
+        return hosts.unexpected(error)
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -53,6 +65,8 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         flag_values=values, sys_argv=argv,
     )  # fmt: skip
     flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config stem>[-<preset>].", flag_values=values)
+    for name, text in _PLACE.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     return values
 
@@ -97,11 +111,19 @@ def parse(argv: list[str]):
 
 def prepare_jax() -> None:
     """Several host devices where there is no accelerator."""
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not chosen:
         with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
             jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
+
+
+def _place(argv: list[str]) -> tuple[list[str], hosts.Place]:
+    """The command line without the flags of `_PLACE`, and what they say: needed before a config is read."""
+    given = {}
+    for name in _PLACE:
+        argv, values = _take(argv, f"--{name}")
+        given[name] = values[-1] if values else ""
+    return argv, hosts.Place.of(**given)
 
 
 def _take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:

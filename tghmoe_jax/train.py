@@ -16,30 +16,35 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline, prompts
-from tghmoe_jax.data.sources import make_source
+from tghmoe_jax.data.sources import DRAWN, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding import rules as sharding_rules
-from tghmoe_jax.training import checkpoints, loading, losses, optimizer, reporting, rules, runs
+from tghmoe_jax.training import checkpoints, hosts, loading, losses, optimizer, reporting, rules, runs
 from tghmoe_jax.training.step import TrainState, make_step
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 
 
-def run(config: ConfigDict, workdir: str) -> None:
+def run(config: ConfigDict, workdir: str) -> int:
     """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
 
-    UserError for anything the user can mend, before anything is written.
+    Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
+    user can mend, before anything is written.
     """
     runs.check_config(config)
     if config.mode == "evaluate":
-        return evaluate.run(config, workdir)
+        check_hosts(config, workdir)
+        evaluate.run(config, workdir)
+        return 0
     if config.mode != "train":
         raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
     runs.check_workdir(config, workdir)
+    check_hosts(config, workdir)
 
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
@@ -53,8 +58,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
+    sharding = jax.NamedSharding(mesh, jax.P(None, "data"))
+    columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
     batches = pipeline.train_iterator(
-        source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count(),
+        source, tokenizer, spec, config.train.seed, config.train.steps, columns,
         cell=model.cfg.cell if model.cfg.aux_labels else None,
     )  # fmt: skip
     pipeline.check_text(source, tokenizer, spec, config.train.seed)
@@ -77,18 +84,16 @@ def run(config: ConfigDict, workdir: str) -> None:
         aux=config.loss.aux if model.cfg.aux_labels else 0.0,
     )  # fmt: skip
     table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
-    print(
-        config,
-        table,
-        report,
-        f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices",
-        sep="\n\n",
-    )
+    devices = f"{jax.device_count()} {jax.default_backend()} devices"
+    devices += f" of {jax.process_count()} processes" if hosts.several() else ""
+    if hosts.first():
+        print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
     if store.latest() is not None:
         state = store.restore(state, batches)
-        print(f"continued from step {int(state.step)}")
-    elif jax.process_index() == 0:
+        if hosts.first():
+            print(f"continued from step {int(state.step)}", flush=True)
+    elif hosts.first():
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},
             data={"name": config.data.name, "volumes": len(source)},
@@ -100,10 +105,9 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     # ---- the loop -------------------------------------------------------------------------------------------------
     step_fn = jax.jit(make_step(model, weights, tx, config.train.seed), donate_argnums=0)
-    sharding = jax.NamedSharding(mesh, jax.P(None, "data"))
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
-        enabled=jax.process_index() == 0,
+        enabled=hosts.first(),
     )  # fmt: skip
 
     def evaluate_now() -> None:
@@ -112,27 +116,48 @@ def run(config: ConfigDict, workdir: str) -> None:
         log.scalars(step, metrics)
 
     first = step = int(state.step)
-    while True:
-        finished = step >= config.train.steps
-        if (
-            config.eval.every
-            and step > first
-            and (finished or (config.eval.every > 0 and step % config.eval.every == 0))
-        ):
-            evaluate_now()
-        if finished or (step > first and step % config.checkpoint.every == 0):
-            store.save(state, batches)
-        if finished:
-            break
-        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), next(batches))
-        state, scalars = step_fn(state, batch)
-        step += 1
-        log.record(step, scalars)
+    # A run that SIGTERM stopped at a step whose evaluation was due makes up for it.
+    owed = hosts.as_first_says(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
+    with hosts.Stop() as stop:
+        while True:
+            stopped = stop.at(step)
+            finished = step >= config.train.steps
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            if config.eval.every and due and (step > first or owed) and not stopped:
+                evaluate_now()
+            if stopped or finished or (step > first and step % config.checkpoint.every == 0):
+                log.flush()
+                store.save(state, batches)
+            if stopped or finished:
+                break
+            batch = arrays.from_local(next(batches), sharding, 1, spec.columns, columns)
+            state, scalars = step_fn(state, batch)
+            step += 1
+            log.record(step, arrays.to_host(scalars))
+    if stopped:
+        log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
     log.close()
     store.close()
+    return hosts.PREEMPTED if stopped and not finished else 0
 
 
 # ---- pieces ---------------------------------------------------------------------
+
+
+def check_hosts(config: ConfigDict, workdir: str) -> None:
+    """UserError where the processes of a run do not have the same code, config, workdir, base and data."""
+    if not hosts.several():
+        return
+    parts = {"the code": hosts.code_version(), "the config": hosts.config_digest(runs.flatten(config))}
+    if config.base and config.base != "embedded":
+        parts[f"--config.base={config.base}"] = hosts.identity(config.base)
+    if config.init_from and config.init_from != "embedded":
+        parts[f"--config.init_from={config.init_from}"] = hosts.identity(config.init_from)
+    if config.data.name not in DRAWN:  # what is drawn is kept by each host for itself
+        parts[f"--config.data.root={config.data.root}"] = hosts.identity(config.data.root)
+        if config.data.manifest:
+            parts[f"--config.data.manifest={config.data.manifest}"] = hosts.identity(config.data.manifest)
+    hosts.check(parts, workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +257,7 @@ def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainS
     mesh = next(iter(shardings.values())).mesh
     opt = jax.jit(tx.init)(trained)
     opt = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, jax.NamedSharding(mesh, jax.P())), opt)
-    return TrainState(jax.device_put(jnp.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
+    return TrainState(arrays.place(np.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
 
 
 def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:

@@ -51,6 +51,11 @@ class BatchSpec:
         return tuple(kind for kind, count in self.mixture for _ in range(count // unit))
 
     @property
+    def columns(self) -> int:
+        """Rows of a microbatch."""
+        return self.rows // self.microbatches
+
+    @property
     def task_shares(self) -> tuple[float, ...]:
         """Each task's part of the rows of every device."""
         tasks = [TASK_OF[kind] for kind in self.pattern]
@@ -90,7 +95,7 @@ class TrainBatches(grain.transforms.Map):
     tokenizer: Tokenizer
     spec: BatchSpec
     seed: int
-    columns: slice
+    columns: Sequence[int]  # of each microbatch's rows, those of this process
     cell: tuple[int, int, int] | None = None
 
     def map(self, step: int) -> dict[str, np.ndarray]:
@@ -105,10 +110,9 @@ class TrainBatches(grain.transforms.Map):
     def rows(self, step: int) -> list[tuple[int, Question]]:
         """(volume, question) of this process's samples of a step, microbatch by microbatch."""
         spec, rows = self.spec, []
-        per_micro = spec.rows // spec.microbatches
         for micro in range(spec.microbatches):
-            for column in range(per_micro)[self.columns]:
-                slot = micro * per_micro + column
+            for column in self.columns:
+                slot = micro * spec.columns + column
                 index = self._volume(step * spec.rows + slot)
                 rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
                 kind = spec.pattern[column % len(spec.pattern)]
@@ -135,20 +139,22 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def train_iterator(
-    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int, process: int = 0, processes: int = 1,
-    threads: int = 1, cell: tuple[int, int, int] | None = None,
+    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int,
+    columns: Sequence[int] | None = None, threads: int = 1, cell: tuple[int, int, int] | None = None,
 ) -> grain.DatasetIterator:  # fmt: skip
-    """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state."""
-    width = spec.rows // spec.microbatches // processes
-    columns = slice(process * width, (process + 1) * width)
-    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell))
+    """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
+
+    `columns`: the rows of each microbatch that this process takes; None for all.
+    """
+    columns = range(spec.columns) if columns is None else columns
+    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, tuple(columns), cell))
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))
 
 
 def check_text(source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, samples: int = 64) -> None:
     """UserError where the first `samples` of a run are longer than `text_length`, before a run leaves files."""
     for step in range(-(-samples // spec.rows)):
-        one = TrainBatches(source, tokenizer, spec, seed, slice(None))
+        one = TrainBatches(source, tokenizer, spec, seed, range(spec.columns))
         prompts.batch(
             [prompts.encode(tokenizer, q.prompt, q.target) for _, q in one.rows(step)], spec.text_length, 0
         )  # fmt: skip

@@ -9,6 +9,8 @@ from tghmoe_jax.data.scenes import ScenesSource
 from tghmoe_jax.data.scenes_text import HARD_TYPES
 from tghmoe_jax.errors import UserError
 
+DRAWN = ("phantom", "scenes")  # made by each process for itself, from a seed
+
 
 def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
     """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name.
