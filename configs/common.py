@@ -41,13 +41,19 @@ def get_config() -> ConfigDict:
     c.base = "embedded"  # folder of the 2D model or of a converted one; embedded: the package's own; empty: random init
     c.init_from = ""  # a run to start from
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
-    c.max_bad_fraction = 0.0  # share of data items that may fail; drawn data never do
+    c.max_bad_fraction = 0.0  # share of the items seen that may be unusable; drawn data never are
     c.trainable = ()
 
     c.data = ConfigDict()
-    c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | labelmap | manifest
-    c.data.root = "runs/data"
-    c.data.manifest = ""  # for data sets of files, whose readers this version lacks
+    c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files
+    c.data.root = "runs/data"  # of files: a prepared set (tghmoe_jax.prepare) or a raw one; a list where names are
+    c.data.manifest = ""  # index files of a raw data set
+    c.data.weights = ()  # of a list of data sets: whole numbers, samples of each; empty: as they have items
+    c.data.drop_leaks = "none"  # none | train | test: leave out what leaks.csv of a prepared set names, on this side
+    c.data.workers = 0  # processes that make the training batches; 0: a thread of this one
+    c.data.augment = ConfigDict(
+        {"intensity": 0.0, "shift": 0.0}
+    )  # of files: largest change, a share (see data/augment)
     c.data.volumes = 6000  # drawn for training (phantom)
     c.data.slices = 16
     c.data.size = 64

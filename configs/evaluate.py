@@ -2,8 +2,9 @@
 
     python -m tghmoe_jax.main --config configs/evaluate.py --config.init_from=runs/stage2
 
-Model and data are the run's own; the scores go to --workdir (default runs/evaluate). `:bench` asks as much as the bench
-stages do; --config.init_from=embedded names the reader inside the package.
+Model and data are the run's own, unless --config.data.name and --config.data.root name another test set, or
+--config.data.drop_leaks=test leaves out of it what training shares; the scores go to --workdir (default runs/evaluate).
+`:bench` asks as much as the bench stages do; --config.init_from=embedded names the reader inside the package.
 """
 
 from configs import common
@@ -15,4 +16,5 @@ def get_config(arg: str | None = None):
         c = common.bench(c)
     c.mode = "evaluate"
     c.init_from = "runs/stage2"
+    c.data.update({"name": "", "root": ""})  # the run's own
     return c

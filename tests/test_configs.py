@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, evaluate, pretrain2d, stage1, stage2
+from configs import (
+    common,
+    data_ct_rate,
+    data_m3d,
+    data_manifest,
+    evaluate,
+    finetune,
+    pretrain2d,
+    stage1,
+    stage2,
+)  # fmt: skip
 from tghmoe_jax.training.runs import check_config, flatten
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -18,14 +28,21 @@ CONFIGS = {
     "pretrain2d": (pretrain2d, ""), "stage1": (stage1, ""), "stage2": (stage2, ""), "evaluate": (evaluate, ""),
     "stage1-bench": (stage1, "bench"), "stage2-bench": (stage2, "bench"), "evaluate-bench": (evaluate, "bench"),
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
+    "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
+    "data_m3d": (data_m3d, None), "data_ct_rate": (data_ct_rate, None), "data_manifest": (data_manifest, None),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
 }  # fmt: skip
+
+
+def of(module, arg):
+    """A config file's config; one that takes no colon argument has None."""
+    return module.get_config() if arg is None else module.get_config(arg)
 
 
 def resolved(name: str) -> str:
     """One line a key: `train.steps = 600`."""
     module, arg = CONFIGS[name]
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in sorted(flatten(module.get_config(arg)).items()))
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in sorted(flatten(of(module, arg)).items()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -41,7 +58,7 @@ def test_no_snapshot_is_left_over():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_experiment_has_the_keys_of_common_and_numbers_with_a_meaning(name):
     module, arg = CONFIGS[name]
-    config = module.get_config(arg)
+    config = of(module, arg)
     added = {"base_config", "trainable"}
     keys = {key for key in flatten(config) if key.split(".")[0] not in added}
     assert keys == {key for key in flatten(common.get_config()) if key.split(".")[0] not in added}

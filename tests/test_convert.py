@@ -18,7 +18,7 @@ from tghmoe_jax import convert, train
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
-from tghmoe_jax.training import checkpoints, loading, runs, step
+from tghmoe_jax.training import checkpoints, loading, program, runs, step
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import llava, phi3v, storage
 from tghmoe_jax.weights.base import EMBEDDED, load_base
@@ -32,7 +32,7 @@ def pretrained(tmp_path_factory):
     config.data.size = tiny_run.SIZE
     config.model.depth_rope.rotary_dim = 8
     names, tokenizer = ("shape:disc", "place:upper left:disc"), Tokenizer.from_folder(EMBEDDED)
-    model = train.build_model(config, tiny_run.BASE, names, tokenizer, ())
+    model = program.build_model(config, tiny_run.BASE, names, tokenizer, ())
     rng = np.random.default_rng(0)
     shapes = loading.param_shapes(model, config.data)
     params = {path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
@@ -79,7 +79,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     config.model.depth_rope.rotary_dim = 8
     config.model.tgh.layers = (1,)
     origin = train.load_origin(config)
-    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
+    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
     shapes = loading.param_shapes(model, config.data)
     _, fresh, report = train.assemble(origin, shapes, "average")
     assert not report.ignored and report.of("inflated") == ["vision/patch/kernel"]
@@ -158,7 +158,7 @@ def test_a_converted_base_serves_a_stage_of_3d_training(make, tmp_path):
     config.data.size = origin.config["vision_config"]["image_size"]
     config.model.attn3d_layers, config.model.tgh.layers = (1, 2), (2,)
     config.model.depth_rope.rotary_dim = 8
-    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
+    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
     _, fresh, report = train.assemble(origin, loading.param_shapes(model, config.data), "average")
     assert not report.ignored and all("router/" in path for path in fresh)
 

@@ -18,7 +18,7 @@ from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, layout
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading, runs
+from tghmoe_jax.training import loading, program, runs
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.training.step import variables
 
@@ -127,8 +127,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     config, _ = main.parse([*argv, f"--config.init_from={tiny_stage1}", "--config.model.aux_findings=False"])
     one = loading.load_run(tiny_stage1, "")
     origin = train.load_origin(config)
-    origin.params.pop("aux_head/scale"), origin.params.pop("aux_head/bias")  # the inference model leaves it out
-    model = train.build_model(config, origin.config, (), one.tokenizer, ())
+    model = program.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, report = train.assemble(origin, shapes, config.model.inflation)
     leaves = layout.from_canonical([path for path in shapes if path not in fresh], canonical)
@@ -243,7 +242,9 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
     ("flag", "mend"),
     [
         ("--config.mode=dance", "use train or evaluate"),
-        ("--config.data.name=angiograms", "use phantom or scenes"),
+        ("--config.data.name=angiograms", "use phantom, scenes or a list of m3d"),
+        ("--config.data.augment.shift=0.1", "needs a data set of files"),
+        ("--config.max_bad_fraction=2.0", "give 0 to 1"),
         ("--config.data.mixture.open=-1", "--config.data.mixture.open=-1"),
         ("--config.data.text_length=20", "raise it to"),
         ("--config.data.size=64", "set it to 32"),

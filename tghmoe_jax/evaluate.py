@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tghmoe_jax.data import pipeline
+from tghmoe_jax.data import pipeline, prompts
 from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
-from tghmoe_jax.data.samples import LETTERS, TYPES, Question, Source
-from tghmoe_jax.data.sources import finding_parser, make_source
+from tghmoe_jax.data.samples import LETTERS, TYPES, ItemSource, Question, Source
+from tghmoe_jax.data.sources import DRAWN, finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
@@ -72,7 +72,7 @@ class Reader:
         self.text_length = text_length
         self.batch = batch
         mesh = jax.sharding.get_abstract_mesh()
-        rows = 1 if mesh.empty else mesh.shape["data"]
+        rows = 1 if mesh.empty else mesh.size
         self.batch += -batch % rows
 
     def ask(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
@@ -96,7 +96,7 @@ class Reader:
         mesh = jax.sharding.get_mesh()
         if mesh.empty:
             return tree
-        return arrays.place(tree, jax.NamedSharding(mesh, jax.P("data")))
+        return arrays.place(tree, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)
@@ -166,10 +166,16 @@ def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """mode=evaluate: scores the latest checkpoint of `config.init_from` on its own data, into workdir/eval/<step>."""
+    """mode=evaluate: scores the latest checkpoint of `config.init_from`, into workdir/eval/<step>.
+
+    Its test set is the run's own, unless `config.data` names another.
+    """
     mesh = open_mesh(config)
     loaded = load_run(config.init_from, "--config.init_from")
-    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | {"root": config.data.root}})
+    named = {key: config.data[key] for key in ("name", "root", "manifest") if config.data[key]}
+    if config.data.drop_leaks != "none":
+        named["drop_leaks"] = config.data.drop_leaks
+    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | named})
     runs.check_config(config)
     params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
@@ -181,16 +187,49 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def test_sources(config: ConfigDict) -> tuple[Source, Source]:
-    """The test split in the wordings of training, and in wordings that training never holds."""
-    return tuple(make_source(config.data, "test", config.eval["items"], wording) for wording in ("seen", "unseen"))
+    """The test split in the wordings of training, and in wordings that training never holds (of files: the same)."""
+    seen = make_source(config.data, "test", config.eval["items"], "seen")
+    if isinstance(seen, ItemSource):
+        return seen, seen
+    return seen, make_source(config.data, "test", config.eval["items"], "unseen")
 
 
-def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[str | None]) -> list[Question]:
-    """The fixed test questions: item i asks about volume i, its type in rotation."""
-    return [
-        source.question(i % len(source), kind, np.random.default_rng([seed, 7, i]), types[i % len(types)])
-        for i in range(items)
-    ]
+Asked = list[tuple[int, Question]]  # volumes and what is asked about them
+
+
+def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[str | None]) -> Asked:
+    """The fixed test questions of a kind.
+
+    Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
+    its own first `items` in their order.
+    """
+    rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
+    if isinstance(source, ItemSource):
+        return [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+    volumes = [i % len(source) for i in range(items)]
+    return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
+
+
+def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems) -> Asked:
+    """What can be asked: of a data set of files, volumes may be broken and texts too long. See `pipeline.BadItems`."""
+    if not isinstance(source, ItemSource):
+        return asked
+    faults: dict[int, str] = {}
+    for volume in dict.fromkeys(volume for volume, _ in asked):
+        try:
+            source.slices(volume)
+        except UserError as error:
+            faults[volume] = str(error)
+    kept, skipped = [], []
+    for volume, question in asked:
+        long = len(prompts.encode(reader.tokenizer, question.prompt, None).tokens) > reader.text_length
+        if volume in faults or long:
+            fault = faults.get(volume, "a question is longer than --config.data.text_length allows.")
+            skipped.append((source.key(volume), fault))
+        else:
+            kept.append((volume, question))
+    bad.note(skipped, len(kept))
+    return kept
 
 
 def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=print) -> dict[str, Any]:
@@ -222,68 +261,80 @@ def evaluate(
     `unseen` is the same split in wordings that training never holds, for the router's second score.
     """
     e, cfg = config.eval, reader.model.cfg
-    items = min(e["items"], len(source))
+    given = isinstance(source, ItemSource)
+    items = e["items"] if given else min(e["items"], len(source))
     types = list(TYPES) if config.data.name == "phantom" else [None]
     parse = finding_parser(config.data.name)
-    volumes = np.arange(items)
-    shuffled = statistics.derangement(items, e.seed)
-    sectioned, moved = statistics.derangement_within([source.group(i) for i in volumes], e.seed)
+    bad = pipeline.BadItems(config.max_bad_fraction, progress)
+    closed, opened, reports = (
+        usable(source, questions(source, kind, items, e.seed + i, types if kind != "report" else [None]), reader, bad)
+        for i, kind in enumerate(("closed", "open", "report"))
+    )
+    volumes = sorted({volume for volume, _ in (*closed, *opened, *reports)})
+    shuffled = statistics.derangement(len(volumes), e.seed) if len(volumes) > 1 else None
+    groups = [source.group(i) for i in volumes]
+    sectioned, moved = statistics.derangement_within(groups, e.seed)
     routed = cfg.tgh.groups > 1
     run: dict[str, list[protocols.Prediction]] = {}
 
-    def protocol(name, asked, shown=volumes, keep=None, rank=False, group=None, visible=True) -> list[Answer]:
-        """Asks question i of `asked` about volume shown[i]; with `rank` the options are ranked as well."""
-        kept = [i for i in range(len(asked)) if keep is None or keep[i]]
+    def protocol(name, asked, order=None, keep=None, rank=False, group=None, visible=True) -> list[Answer]:
+        """Asks each question about its volume, or the one that `order` puts in its place where `keep` holds.
+
+        With `rank` the options are ranked as well.
+        """
+        place = {volume: i for i, volume in enumerate(volumes)}
+        asked = [one for one in asked if keep is None or keep[place[one[0]]]]
+        if not asked:
+            return []
         requests = [
-            Request(int(shown[i]), asked[i], group=-1 if group is None else group(asked[i]), visible=visible)
-            for i in kept
-        ]
-        kind = asked[0].kind
+            Request(
+                volume if order is None else volumes[order[place[volume]]], question,
+                group=-1 if group is None else group(question), visible=visible,
+            )
+            for volume, question in asked
+        ]  # fmt: skip
+        kind = asked[0][1].kind
         answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
-        ranked = [None] * len(kept)
+        ranked = [None] * len(asked)
         if rank:
-            bare = [
-                dataclasses.replace(r, question=r.question.without_choices(), options=r.question.choices)
-                for r in requests
-            ]
-            ranked = [LETTERS[int(np.argmax(a.likelihoods))] for a in reader.ask(source, bare, 0)]
+            ranked = rank_options(reader, source, requests)
         run[name] = [
             protocols.Prediction.of(
-                i, asked[i], answer.text, ranked=letter,
+                volume, question, answer.text, ranked=letter,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
-                findings_true=source.findings(i) if kind == "report" else None,
-                findings_stated=parse(answer.text) if kind == "report" else None,
+                findings_true=source.findings(volume) if kind == "report" and parse else None,
+                findings_stated=parse(answer.text) if kind == "report" and parse else None,
             )
-            for i, answer, letter in zip(kept, answers, ranked, strict=True)
+            for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
         ]  # fmt: skip
-        progress(f"evaluated {name}: {len(kept)} items")
+        progress(f"evaluated {name}: {len(asked)} items")
         return answers
 
-    closed = questions(source, "closed", items, e.seed, types)
-    opened = questions(source, "open", items, e.seed + 1, types)
-    reports = questions(source, "report", items, e.seed + 2, [None])
     answers = protocol("closed", closed, rank=True)
     answers += protocol("open", opened)
     answers += protocol("report", reports)
     load = sum(a.load for a in answers)
     for kind, asked in (("closed", closed), ("report", reports)):
-        protocol(f"control/shuffled_{kind}", asked, shuffled)
-        protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
+        if shuffled is not None:
+            protocol(f"control/shuffled_{kind}", asked, shuffled)
+        if any(groups):
+            protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
         if routed:
             other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
             protocol(f"control/wrong_group_{kind}", asked, group=other)
     protocol("control/blind_closed", closed, visible=False)
     router = None
     if routed:
-        asked = [
+        own = [question for _, question in (*closed, *opened, *reports)]
+        other = [] if given else [  # a data set of files has one wording
             q for kind in protocols.KINDS
-            for q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
+            for _, q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
         ]  # fmt: skip
         keyword = lambda q: router_tests.task_by_keyword(q.question) == q.task  # noqa: E731
         router = {
-            "task_accuracy_unseen_wording": route(reader, unseen, asked),
-            "keyword_accuracy": [keyword(one) for one in (*closed, *opened, *reports)],
-            "keyword_accuracy_unseen_wording": [keyword(one) for one in asked],
+            "task_accuracy_unseen_wording": route(reader, unseen, other),
+            "keyword_accuracy": [keyword(one) for one in own],
+            "keyword_accuracy_unseen_wording": [keyword(one) for one in other],
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     if hosts.first():  # every process has asked the same questions and read the same answers
@@ -292,6 +343,20 @@ def evaluate(
         tables.write_metrics(folder, metrics)
     progress(tables.table(metrics, run))
     return metrics
+
+
+def rank_options(reader: Reader, source: Source, requests: Sequence[Request]) -> list[str]:
+    """The letter of the likeliest option of each closed question, the options not shown."""
+    letters = [""] * len(requests)
+    for count in sorted({len(r.question.choices) for r in requests}):
+        places = [i for i, r in enumerate(requests) if len(r.question.choices) == count]
+        bare = [
+            dataclasses.replace(r, question=r.question.without_choices(), options=r.question.choices)
+            for r in (requests[i] for i in places)
+        ]
+        for i, answer in zip(places, reader.ask(source, bare, 0), strict=True):
+            letters[i] = LETTERS[int(np.argmax(answer.likelihoods))]
+    return letters
 
 
 def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[bool]:
@@ -317,7 +382,7 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
         routed: dict[str, dict[str, list]] = {"oracle": {}, "wrong": {}}
         hits = {}
         for kind, types in (("closed", TYPES), ("report", [None])):
-            asked = questions(source, kind, e.adversarial, e.seed + 4, types)
+            asked = [q for _, q in questions(source, kind, e.adversarial, e.seed + 4, types)]
             hits[kind] = route(reader, source, asked)
             if kind == "closed":
                 hits["open"] = route(reader, source, [q.without_choices() for q in asked])
@@ -357,7 +422,10 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--to {target} cannot be made ({error.strerror}); name another folder.") from error
     config.init_from = source
-    config.data.root = "runs/data"
+    if config.data.name in DRAWN:
+        config.data.root = "runs/data"  # the caches of another machine are of no use
+    config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have none of these
+    config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
         config.eval[key] = 0 if items else config.eval.get(key, 0)

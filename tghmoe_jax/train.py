@@ -4,28 +4,27 @@ Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterato
 a killed run goes on with the very losses of an unbroken one.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
-from tghmoe_jax.data import pipeline, prompts
+from tghmoe_jax.data import pipeline
+from tghmoe_jax.data.augment import Augment
 from tghmoe_jax.data.sources import DRAWN, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
-from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.sharding import rules as sharding_rules
-from tghmoe_jax.training import checkpoints, hosts, loading, losses, optimizer, reporting, rules, runs
-from tghmoe_jax.training.step import TrainState, make_step
+from tghmoe_jax.training import checkpoints, hosts, loading, reporting, runs
+from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
+from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 
@@ -50,40 +49,28 @@ def run(config: ConfigDict, workdir: str) -> int:
     origin = load_origin(config)
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
     mesh = evaluate.open_mesh(config)
-    spec = pipeline.BatchSpec(
-        rows=config.train.batch, microbatches=config.train.accumulate, devices=mesh.shape["data"],
-        text_length=config.data.text_length, mixture=pipeline.mixture_of(config.data.mixture),
-        tasks=tuple(config.model.tasks),
-    )  # fmt: skip
+    spec = batch_spec(config, mesh)
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
-    sharding = jax.NamedSharding(mesh, jax.P(None, "data"))
+    sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
     batches = pipeline.train_iterator(
         source, tokenizer, spec, config.train.seed, config.train.steps, columns,
-        cell=model.cfg.cell if model.cfg.aux_labels else None,
+        cell=model.cfg.cell if model.cfg.aux_labels else None, workers=config.data.workers,
+        augment=Augment(**config.data.augment),
     )  # fmt: skip
-    pipeline.check_text(source, tokenizer, spec, config.train.seed)
+    pipeline.check_text(source, tokenizer, spec, config.train.seed, bad=config.max_bad_fraction)
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
-    shapes = loading.param_shapes(model, config.data)
-    shardings = param_shardings(shapes, mesh)
-    trains = rules.trainable(shapes, config.trainable)
-    paths = [path for path in shapes if trains[path]]
-    tx = optimizer.build(config.optimizer, config.train.steps, paths)
-    loaded, fresh, report = assemble(origin, shapes, config.model.inflation)
-    state = initial_state(model, config, loaded, fresh, shardings, trains, tx)
+    program = build(config, model, spec, mesh)
+    loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
+    state = initial_state(program, loaded, fresh)
     del loaded
 
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = Path(workdir)
-    weights = losses.LossWeights(
-        task=tuple(config.loss.task), first_token=config.loss.first_token, balance=config.loss.balance,
-        z=config.loss.z, router=config.loss.router,
-        aux=config.loss.aux if model.cfg.aux_labels else 0.0,
-    )  # fmt: skip
-    table = reporting.parameter_table(parameter_rows(shapes, shardings, trains, fresh))
+    table = reporting.parameter_table(parameter_rows(program, fresh))
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     devices += f" of {jax.process_count()} processes" if hosts.several() else ""
     if hosts.first():
@@ -104,11 +91,13 @@ def run(config: ConfigDict, workdir: str) -> int:
         runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
-    step_fn = jax.jit(make_step(model, weights, tx, config.train.seed), donate_argnums=0)
+    step_fn = program.step()
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
         enabled=hosts.first(),
     )  # fmt: skip
+
+    bad = pipeline.BadItems(config.max_bad_fraction, log.say)
 
     def evaluate_now() -> None:
         reader = evaluate.Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
@@ -118,7 +107,10 @@ def run(config: ConfigDict, workdir: str) -> int:
     first = step = int(state.step)
     # A run that SIGTERM stopped at a step whose evaluation was due makes up for it.
     owed = hosts.as_first_says(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
-    with hosts.Stop() as stop:
+    with contextlib.ExitStack() as closing:
+        closing.callback(store.close)
+        closing.callback(log.close)
+        stop = closing.enter_context(hosts.Stop())
         while True:
             stopped = stop.at(step)
             finished = step >= config.train.steps
@@ -130,14 +122,13 @@ def run(config: ConfigDict, workdir: str) -> int:
                 store.save(state, batches)
             if stopped or finished:
                 break
-            batch = arrays.from_local(next(batches), sharding, 1, spec.columns, columns)
-            state, scalars = step_fn(state, batch)
+            batch = next(batches)
+            bad.note(batch.pop("skipped", ()), batch["task"].size)
+            state, scalars = step_fn(state, arrays.from_local(batch, sharding, 1, spec.columns, columns))
             step += 1
             log.record(step, arrays.to_host(scalars))
-    if stopped:
-        log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
-    log.close()
-    store.close()
+        if stopped:
+            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
     return hosts.PREEMPTED if stopped and not finished else 0
 
 
@@ -194,70 +185,27 @@ def base_of(config: ConfigDict) -> str:
     return parent.get("base") or "unknown"
 
 
-def build_model(config, base_config: dict, aux_names: tuple[str, ...], tokenizer: Tokenizer, task_shares) -> MLLM:
-    """The model of a config over a base of these sizes. UserError where they do not fit each other.
-
-    The auxiliary head reads a label's name, `kind:word:word`, as the words after its kind.
-    """
-    phrases = [name.partition(":")[2].replace(":", " ") for name in aux_names]
-    aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
-    prefix = prompts.encode(tokenizer, "", None).prefix_len
-    cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)
-    if config.data.size != cfg.vision.image_size:
-        raise UserError(
-            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.vision.image_size}."
-        )
-    if tokenizer.vocab_size > cfg.decoder.vocab:
-        raise UserError(
-            f"the tokeniser has {tokenizer.vocab_size} tokens and the base model only {cfg.decoder.vocab}; use the "
-            "tokeniser files of the same base (--config.base, --config.base_config.vocab_size)."
-        )
-    slices = config.data.slices
-    positions = config.data.text_length + (cfg.visual_tokens(slices) if slices else 0)
-    if positions > cfg.decoder.max_positions:
-        raise UserError(
-            f"a sample takes {positions} positions and the base has {cfg.decoder.max_positions}; lower "
-            "--config.data.text_length or raise --config.model.depth_pool or --config.model.spatial_pool."
-        )
-    return MLLM(cfg)
-
-
-def param_shardings(shapes: dict[str, jax.ShapeDtypeStruct], mesh) -> dict[str, jax.NamedSharding]:
-    return {
-        path: jax.NamedSharding(
-            mesh,
-            sharding_rules.spec(layout.canonical_names(path)[0], layout.is_stacked(path), s.shape, dict(mesh.shape)),
-        )
-        for path, s in shapes.items()
-    }
-
-
 def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
     """Canonical leaves that the origin fills (lazy where it is), the leaf paths left to initialise, and the report."""
     wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
-    canonical, report = adapt.assemble(wanted, origin.params, origin.new, inflation=inflation)
+    # The auxiliary head of a run on drawn data reads labels that other data do not have.
+    canonical, report = adapt.assemble(wanted, origin.params, origin.new, (r"aux_head/.+",), inflation)
     fresh = {path for path in shapes if layout.canonical_names(path)[0] not in canonical}
     return canonical, fresh, report
 
 
-def initial_state(model, config, loaded, fresh, shardings, trains, tx) -> TrainState:
+def initial_state(program: Program, loaded, fresh: set[str]) -> TrainState:
     """New leaves are initialised where they live; loaded ones are put there, part by part (see `placed`)."""
-    batch = loading.dummy_batch(config.data)
+    batch, shapes, shardings = loading.dummy_batch(program.data), program.shapes, program.shardings
 
     def new_leaves():
-        flat = traverse_util.flatten_dict(model.init(jax.random.key(config.train.seed), batch)["params"], sep="/")
-        return {path: flat[path] for path in fresh}
+        flat = traverse_util.flatten_dict(program.model.init(jax.random.key(program.seed), batch)["params"], sep="/")
+        return {path: flat[path].astype(shapes[path].dtype) for path in fresh}
 
     leaves = jax.jit(new_leaves, out_shardings={path: shardings[path] for path in fresh})()
-    dtype = jnp.dtype(model.cfg.param_dtype)
-    for path in (path for path in shardings if path not in fresh):
-        leaves[path] = placed(path, loaded, shardings[path], dtype)
-    trained = {path: leaves[path] for path in shardings if trains[path]}
-    frozen = {path: leaves[path] for path in shardings if not trains[path]}
-    mesh = next(iter(shardings.values())).mesh
-    opt = jax.jit(tx.init)(trained)
-    opt = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, jax.NamedSharding(mesh, jax.P())), opt)
-    return TrainState(arrays.place(np.int32(0), jax.NamedSharding(mesh, jax.P())), trained, frozen, opt)
+    for path in (path for path in shapes if path not in fresh):
+        leaves[path] = placed(path, loaded, shardings[path], shapes[path].dtype)
+    return program.state(leaves)
 
 
 def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:
@@ -275,12 +223,12 @@ def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Arra
     return jax.make_array_from_callback((len(names), *shape) if stacked else shape, sharding, part)
 
 
-def parameter_rows(shapes, shardings, trains, fresh) -> list[reporting.ParameterRow]:
+def parameter_rows(program: Program, fresh: set[str]) -> list[reporting.ParameterRow]:
     """One row per canonical leaf."""
     rows = []
-    for path, leaf in shapes.items():
-        status = "frozen" if not trains[path] else "new" if path in fresh else "trained"
+    for path, leaf in program.shapes.items():
+        status = "frozen" if not program.trains[path] else "new" if path in fresh else "trained"
         shape = leaf.shape[1:] if layout.is_stacked(path) else leaf.shape
-        spec = str(shardings[path].spec)
+        spec = str(program.shardings[path].spec)
         rows += [reporting.ParameterRow(name, shape, status, spec) for name in layout.canonical_names(path)]
     return rows

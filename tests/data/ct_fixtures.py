@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from tghmoe_jax.data.volumes import Volume, read_volume
 from tghmoe_jax.errors import UserError
@@ -186,6 +186,37 @@ def write_enhanced(file: Path, hu: np.ndarray) -> Path:
     ds.PixelData = (hu[::-1].astype(np.int32) + 1024).astype(np.uint16).tobytes()
     ds.save_as(file, enforce_file_format=True)
     return file
+
+
+def write_dicomdir(folder: Path, hu: np.ndarray, names: list[str] | None = None) -> Path:
+    """A medium: the series under IMAGES/, and the index DICOMDIR with its patient, study, series and image records.
+
+    `names` replaces the paths that the image records list.
+    """
+    slices = dicom_slices(folder / "IMAGES", hu)
+    for index, ds in enumerate(slices):
+        ds.filename = str(folder / "IMAGES" / f"IM{index:04d}")
+    save(slices)
+    records = []
+    for kind in ("PATIENT", "STUDY", "SERIES"):
+        record = Dataset()
+        record.OffsetOfTheNextDirectoryRecord, record.RecordInUseFlag = 0, 0xFFFF
+        record.OffsetOfReferencedLowerLevelDirectoryEntity, record.DirectoryRecordType = 0, kind
+        record.PatientName, record.PatientID = f"{SECRET}^NAME", f"{SECRET}-ID"
+        records.append(record)
+    for name in names if names is not None else [f"IMAGES/IM{index:04d}" for index in range(len(hu))]:
+        record = Dataset()
+        record.OffsetOfTheNextDirectoryRecord, record.RecordInUseFlag = 0, 0xFFFF
+        record.OffsetOfReferencedLowerLevelDirectoryEntity, record.DirectoryRecordType = 0, "IMAGE"
+        record.ReferencedFileID = name.split("/")
+        records.append(record)
+    ds = _base(folder / "DICOMDIR", MediaStorageDirectoryStorage, 1, 1)
+    for keyword in ("Rows", "PixelData", "Modality", "SeriesInstanceUID"):
+        if keyword in ds:
+            delattr(ds, keyword)
+    ds.FileSetID, ds.DirectoryRecordSequence = SECRET, records
+    ds.save_as(ds.filename, enforce_file_format=True)
+    return folder / "DICOMDIR"
 
 
 # --------------------------------------------------------------------------------------------------------- checks

@@ -13,6 +13,7 @@ from tests import tiny
 from tghmoe_jax import train
 from tghmoe_jax.models import layout
 from tghmoe_jax.sharding.mesh import AXES
+from tghmoe_jax.training import program
 
 MESHES = {"fsdp": (1, 2, 1), "data_expert": (2, 1, 2)}  # data, fsdp, expert
 
@@ -24,7 +25,7 @@ def two_steps(model, params, batch, mesh=None):
     state, step = tiny.start(model, params, (".*",), eps=1.0, rate=1.0)
     if mesh is not None:
         shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
-        shardings = train.param_shardings(shapes, mesh)
+        shardings = program.param_shardings(shapes, mesh)
         place = functools.partial(jax.tree_util.tree_map_with_path, lambda path, leaf: jax.device_put(
             leaf, next((shardings[k.key] for k in path if getattr(k, "key", None) in shardings),
                        jax.NamedSharding(mesh, jax.P()))))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Both attention backends against an oracle in float64 numpy, with every mask they know."""
+"""Every attention backend against an oracle in float64 numpy, with every mask it knows."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tghmoe_jax.ops import rope
-from tghmoe_jax.ops.attention import Mask, attention
+from tghmoe_jax.ops.attention import Mask, _choose, _kernel, attention, splash_blocks
 
 
 def oracle(q, k, v, mask: Mask) -> np.ndarray:
@@ -24,10 +24,11 @@ def oracle(q, k, v, mask: Mask) -> np.ndarray:
         seen = np.ones(k.shape[1], bool)
         if mask.key_valid is not None:
             seen &= np.asarray(mask.key_valid[b])
-        if mask.query_slot is not None:
-            seen &= np.asarray(mask.key_slot) <= np.asarray(mask.query_slot)[i]
-        if mask.query_slice is not None:
-            seen &= np.abs(np.asarray(mask.key_slice) - np.asarray(mask.query_slice)[i]) <= mask.window
+        if mask.causal:
+            seen &= np.arange(k.shape[1]) <= i + int(mask.query_start or 0)
+        if mask.slice_tokens:
+            slices = np.arange(k.shape[1]) // mask.slice_tokens
+            seen &= np.abs(slices - i // mask.slice_tokens) <= mask.window
         keys, values = k[b, :, n // share], v[b, :, n // share]
         if not seen.any():
             out[b, i, n] = values.mean(axis=0)
@@ -52,13 +53,10 @@ def masks(rng, batch, queries, keys, parts: set[str]) -> Mask:
     if "valid" in parts:
         mask = dataclasses.replace(mask, key_valid=rng.random((batch, keys)) < 0.6)
     if "causal" in parts:
-        slots = np.sort(rng.integers(0, keys, queries)).astype(np.int32)
-        mask = dataclasses.replace(mask, query_slot=slots, key_slot=np.arange(keys, dtype=np.int32))
+        start = np.int32(rng.integers(0, keys)) if rng.random() < 0.7 else None
+        mask = dataclasses.replace(mask, causal=True, query_start=start)
     if "window" in parts:
-        mask = dataclasses.replace(
-            mask, query_slice=np.arange(queries, dtype=np.int32) // 2, key_slice=np.arange(keys, dtype=np.int32) // 2,
-            window=int(rng.integers(0, 3)),
-        )  # fmt: skip
+        mask = dataclasses.replace(mask, slice_tokens=2, window=int(rng.integers(0, 3)))
     return mask
 
 
@@ -129,6 +127,78 @@ def test_the_automatic_choice_is_blocked_for_large_scores_and_equal():
     auto = lambda qkv: attention(**qkv, backend="auto")  # noqa: E731
     assert "while" in str(jax.make_jaxpr(auto)(qkv)) or "scan" in str(jax.make_jaxpr(auto)(qkv))
     np.testing.assert_allclose(auto(qkv), attention(**qkv, backend="plain"), rtol=1e-4, atol=1e-5)
+
+
+SPLASH = {  # queries, keys, mask: several blocks of 128, with padding of both; a query that sees nothing is left out
+    "padding": (150, 150, {}),
+    "valid": (150, 150, {"valid"}),
+    "causal": (200, 200, {"causal"}),
+    "prefill": (130, 270, {"causal", "valid"}),  # fewer prompt tokens than slots of the cache
+    "window": (210, 210, {"window", "valid"}),
+}
+
+
+@pytest.mark.parametrize("case", SPLASH)
+def test_the_splash_kernel_equals_plain_attention_in_values_and_gradients(case):
+    """The Pallas kernel of TPUs, interpreted; `plain` is held against the oracle above."""
+    queries, keys, parts = SPLASH[case]
+    rng = np.random.default_rng(6)
+    qkv = draw(rng, 2, queries, keys, 2, 2, 8)
+    valid = rng.random((2, keys)) < 0.7
+    valid[:, ::30] = True  # every window of 30 tokens, and every causal row, sees a key
+    mask = Mask(
+        key_valid=valid if "valid" in parts else None, causal="causal" in parts,
+        slice_tokens=30 if "window" in parts else 0, window=1,
+    )  # fmt: skip
+    cotangent = rng.standard_normal(qkv["q"].shape).astype(np.float32)
+
+    def run(backend):
+        def total(qkv):
+            out = attention(**qkv, mask=mask, backend=backend, block=128)
+            return jnp.sum(out * cotangent), out
+
+        gradient, out = tiny.jit(jax.grad(total, has_aux=True))(qkv)
+        return {"out": out, **gradient}
+
+    plain, splash = run("plain"), run("splash")
+    for name, expected in plain.items():
+        assert np.abs(expected).max() > 1e-2
+        np.testing.assert_allclose(splash[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_splash_window_visits_near_blocks_only():
+    """Of 8 x 8 blocks a window of one slice leaves the three diagonals: the others are never computed."""
+    kernel = _kernel(1, 1024, 1024, False, 128, 1, 128, True)
+    assert kernel.fwd_mask_info.block_mask.shape[-1] == 3  # the grid's columns shrink to the widest row
+    assert np.count_nonzero(kernel.fwd_mask_info.block_mask) == 3 * 8 - 2
+
+
+@pytest.mark.parametrize(
+    "length, block, padded", [(577, 640, 640), (1917, 640, 1920), (9232, 640, 9600), (90, 128, 128)]
+)
+def test_lengths_are_padded_to_blocks_of_128_lanes(length, block, padded):
+    assert splash_blocks(length) == (block, padded) and padded % block == 0 and block % 128 == 0
+
+
+def test_the_splash_kernel_refuses_masks_it_cannot_know():
+    qkv = draw(np.random.default_rng(7), 1, 130, 130, 1, 1, 8)
+    with pytest.raises(ValueError, match="at compile time"):
+        attention(**qkv, mask=Mask(causal=True, query_start=np.int32(1)), backend="splash")
+    with pytest.raises(ValueError, match="not both"):
+        attention(**qkv, mask=Mask(causal=True, slice_tokens=2), backend="splash")
+
+
+@pytest.mark.parametrize("kind, dtype, queries, expected", [
+    ("tpu", "float32", 577, "splash"), ("tpu", "bfloat16", 1917, "splash"), ("tpu", "bfloat16", 16, "plain"),
+    ("gpu", "bfloat16", 577, "cudnn"), ("gpu", "float32", 577, "plain"), ("cpu", "bfloat16", 577, "plain"),
+])  # fmt: skip
+def test_the_automatic_choice_follows_the_devices_of_the_mesh(kind, dtype, queries, expected):
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=kind)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    q = jax.ShapeDtypeStruct((1, queries, 2, 64), jnp.dtype(dtype))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert _choose(q, q, Mask()) == expected
+        assert _choose(q, q, Mask(causal=True, query_start=jnp.int32(3))) in ("plain", "blocked")
 
 
 def test_an_unknown_backend_is_named():

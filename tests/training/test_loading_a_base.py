@@ -12,7 +12,7 @@ from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading
+from tghmoe_jax.training import loading, program
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 from tghmoe_jax.weights.storage import Lazy, LazyTensor
 
@@ -35,14 +35,14 @@ def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch
     origin = train.load_origin(config)
     assert not reads and all(isinstance(leaf, Lazy) for leaf in origin.params.values())
 
-    model = train.build_model(config, origin.config, (), Tokenizer.from_folder(EMBEDDED), ())
+    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(EMBEDDED), ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, _ = train.assemble(origin, shapes, "average")
     made = {name for name in canonical if not isinstance(canonical[name], Lazy)}
     assert made == {name for name in canonical if "/experts/" in name or name == "vision/patch/kernel"}
 
     mesh = make_mesh()
-    shardings = train.param_shardings(shapes, mesh)
+    shardings = program.param_shardings(shapes, mesh)
     expected = load_base(config.base).params
     for path in (path for path in shapes if path not in fresh):
         found = np.asarray(train.placed(path, canonical, shardings[path], np.dtype(np.float32)))
@@ -56,4 +56,4 @@ def test_a_sample_longer_than_the_bases_positions_is_refused(config):
     origin = train.load_origin(config)
     short = origin.config | {"max_position_embeddings": 90, "original_max_position_embeddings": 90}
     with pytest.raises(UserError, match="positions and the base has 90"):
-        train.build_model(config, short, (), Tokenizer.from_folder(EMBEDDED), ())
+        program.build_model(config, short, (), Tokenizer.from_folder(EMBEDDED), ())

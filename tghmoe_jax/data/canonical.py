@@ -30,7 +30,8 @@ class Volume:
     """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source does not say.
 
     orientation is "LPS" (the canonical one) or "as stored" where the source does not say; window names the window the
-    source was already cut to, None for plain HU; history tells what was done, without paths or patient data.
+    source was already cut to, None for plain HU. history tells what was done and warnings what a user should look at,
+    both without paths or patient data.
     """
 
     array: np.ndarray
@@ -39,6 +40,7 @@ class Volume:
     orientation: str
     window: str | None
     history: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.array.ndim != 3 or self.array.dtype != np.float32:
@@ -54,16 +56,38 @@ def axis_letters(axes: np.ndarray) -> str:
     return "".join(letters)
 
 
-def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple, tuple[str, ...]]:
-    """Permute and flip (never interpolate) to the nearest S, P, L order.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How stored axes become the canonical ones, known before a voxel is read.
 
-    `axes` (3, 3): row i is the world step in mm of array axis i. Returns the array float32 (D, H, W) contiguous,
-    spacing (z, y, x) and history. The choice depends on the world vectors alone, not on their order or sign, so every
-    stored orientation of one scan gives the same bits. `name` stands in errors, which refuse sheared axes and absurd
-    spacing.
+    order[i] is the stored axis of canonical axis i; flips[i] tells whether it runs backwards; spacing_mm is (z, y, x).
+    """
+
+    order: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    spacing_mm: tuple[float, float, float]
+    notes: tuple[str, ...]
+
+    def shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The canonical shape (D, H, W) of a stored shape."""
+        return tuple(stored[axis] for axis in self.order)
+
+    def as_stored(self, canonical: np.ndarray) -> np.ndarray:
+        """A view of a canonical array with the stored axes: what is written into it lands in its canonical place."""
+        steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return canonical[steps].transpose(np.argsort(self.order))
+
+
+def canonical_grid(axes: np.ndarray, name: str) -> Grid:
+    """The permutation and flips (never an interpolation) to the nearest S, P, L order.
+
+    `axes` (3, 3): row i is the world step in mm of stored axis i. The choice depends on the world vectors alone, not on
+    their order or sign, so every stored orientation of one scan gives the same bits. `name` stands in errors, which
+    refuse sheared axes and absurd spacing.
     """
     axes = np.asarray(axes, float)
-    lengths = np.linalg.norm(axes, axis=1)
+    with np.errstate(over="ignore"):  # a length beyond floats is refused below
+        lengths = np.linalg.norm(axes, axis=1)
     if not np.all(np.isfinite(lengths)) or np.any(lengths == 0):
         raise UserError(f"{name} states no voxel spacing: export the scan again with its geometry.")
     low, high = SPACING_RANGE_MM
@@ -87,17 +111,22 @@ def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.nda
         return (round(float(np.sum(np.abs(chosen * _TARGET))), 4), *np.round(chosen * signs, 3).ravel().tolist())
 
     order = max(itertools.permutations(range(3)), key=fit)
-    chosen = units[list(order)]
-    along = np.sum(chosen * _TARGET, axis=1)
-    flips = tuple(slice(None, None, -1) if value < 0 else slice(None) for value in along)
-    canonical = np.ascontiguousarray(np.transpose(array, order)[flips], dtype=np.float32)
+    along = np.sum(units[list(order)] * _TARGET, axis=1)
     # A tenth of a micrometre is far below any scanner and above the rounding of a float32 affine.
     spacing = tuple(round(float(lengths[axis]), 4) for axis in order)
     tilt = float(np.degrees(np.arccos(np.clip(np.min(np.abs(along)), -1, 1))))
     notes = [f"axes {axis_letters(axes)} -> SPL (slices, rows, columns), not interpolated"]
     if tilt > 0.5:
         notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
-    return canonical, spacing, tuple(notes)
+    return Grid(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
+
+
+def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple, tuple[str, ...]]:
+    """A stored array in the order of `canonical_grid`: float32 (D, H, W) contiguous, spacing (z, y, x), history."""
+    grid = canonical_grid(axes, name)
+    canonical = np.empty(grid.shape(array.shape), np.float32)
+    grid.as_stored(canonical)[...] = array
+    return canonical, grid.spacing_mm, grid.notes
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
@@ -141,21 +170,52 @@ def check_finite(array: np.ndarray, name: str) -> tuple[float, float]:
     return low, high
 
 
-def check_hu(array: np.ndarray, name: str) -> None:
-    """Refuse values that cannot be HU: unscaled, windowed, normalised, a label map, or rescaled twice."""
+def check_hu(array: np.ndarray, name: str) -> tuple[str, ...]:
+    """Refuse values that cannot be HU: unscaled, windowed, normalised, a label map, or rescaled twice.
+
+    Returns the warnings for values that may or may not be HU.
+    """
     low, high = check_finite(array, name)
     if low > -50 or high < -500 or high > 70_000 or low < -70_000:
         raise UserError(
             f"{name} runs from {low:g} to {high:g}, which are not Hounsfield units (air is near -1000): "
             "apply its rescale slope and intercept once, and take the scan itself, not a windowed picture or label map."
         )
-    # Scanners mark voxels outside the reconstruction by -2000 or -3024, which alone is no second rescale:
-    # after one, soft tissue lies near -1000 and air near -2000, so almost nothing is left around 0.
-    if low < -1500:
-        inside = np.count_nonzero(array > -1500)
-        tissue = np.count_nonzero((array > -200) & (array < 300))
-        if tissue < 0.05 * inside:
-            raise UserError(
-                f"{name} runs from {low:g} to {high:g} with almost nothing near 0, as if its rescale had been applied "
-                "twice: write it again with the slope and intercept applied once."
-            )
+    state = rescale_state(array)
+    if state == "twice":
+        raise UserError(
+            f"{name} runs from {low:g} to {high:g} with almost nothing near 0, as if its rescale had been applied "
+            "twice: write it again with the slope and intercept applied once."
+        )
+    if state == "never":
+        raise UserError(
+            f"{name} holds air near 0 and tissue near 1000, as if its rescale had never been applied: write it again "
+            "with the slope and intercept applied once."
+        )
+    if state == "unclear":
+        return ("rescale: hardly any voxel lies near the 0 HU of soft tissue; check that it was applied once",)
+    return ()
+
+
+def rescale_state(array: np.ndarray) -> Literal["once", "twice", "never", "unclear"]:
+    """How often slope and intercept were applied, judged by where air and soft tissue lie in a sample of the voxels.
+
+    After a second rescale (CT-RATE's second release invites it: its files are HU, its table still lists slope and
+    intercept) soft tissue lies near -1000 and air near -2000; without any, air lies near 0 and tissue near 1000.
+    Scanners mark what lies outside the reconstruction by one value from -1500 down, which says nothing.
+    """
+    step = max(1, round((array.size / 2**21) ** (1 / 3)))
+    sample = array[::step, ::step, ::step]
+    inside = sample[sample > -1500]
+    below = sample.size - inside.size
+
+    def share(low: float, high: float) -> float:
+        return float(np.count_nonzero((inside > low) & (inside < high))) / max(inside.size, 1)
+
+    tissue = share(-200, 300)
+    if below and tissue < 0.05:
+        return "twice"
+    # Without such a value the lowest is air itself, and `check_hu` has refused a lowest value near 0.
+    if below and share(-1100, -500) < 0.001 and share(800, 1400) > 0.1:
+        return "never"
+    return "unclear" if tissue < 0.01 else "once"

@@ -3,7 +3,6 @@
 The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.data.phantom_text import AUX_NAMES, aux_targets, lesion_labels, make_question
 from tghmoe_jax.data.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.data.samples import Kind, Question, cell_grid, touched
-from tghmoe_jax.data.volumes import WINDOWS, window_names
+from tghmoe_jax.data.volumes import window_names, window_table
 from tghmoe_jax.errors import UserError
 
 STYLES = {"first": phantom.draw, "second": phantom2.draw}  # training draws the first style only
@@ -67,7 +66,7 @@ class PhantomSource:
                 f"use at least {COARSEST[0]} slices of {COARSEST[1]} pixels."
             )
         self.wording = WORDINGS[wording]
-        self.table = _window_table(channels)
+        self.table = window_table(window_names(channels))
         folder = prepare(Path(root), split, count, seed, tuple(grid), style, processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "truth.jsonl", encoding="utf-8") as lines:
@@ -78,8 +77,7 @@ class PhantomSource:
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (D, H, W, 3), and the mask bool (D,): every phantom slice is real."""
-        # Row 0 of the table is the padding's HU.
-        levels = self.table[self.volumes[index].astype(np.intp) + 1024]
+        levels = self.table[self.volumes[index].view(np.uint16)]
         return levels, np.ones(len(levels), bool)
 
     def slice_spacing(self, index: int) -> float:
@@ -123,16 +121,6 @@ class PhantomSource:
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """True (lesion, organ, side) triples."""
         return self.truths[index].triples
-
-
-@functools.cache
-def _window_table(channels: str) -> np.ndarray:
-    """uint8 (4096, 3): the three windows of every HU from -1024 on; looking up is faster than `volumes.to_channels`."""
-    hu = np.arange(-1024, 3072, dtype=np.float32)
-    columns = []
-    for centre, width in (WINDOWS[name] for name in window_names(channels)):
-        columns.append(np.rint(np.clip((hu - np.float32(centre - width / 2)) * np.float32(255 / width), 0, 255)))
-    return np.stack(columns, -1).astype(np.uint8)
 
 
 def seeds_of(split: str, count: int, seed: int) -> range:

@@ -7,19 +7,24 @@ Axis legend: A microbatch, R row, D slice, S pixel, T token, L auxiliary label.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from tghmoe_jax.data import binding, prompts
-from tghmoe_jax.data.samples import Question, Source
+from tghmoe_jax.data.augment import Augment
+from tghmoe_jax.data.samples import ItemSource, Question, Source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 
 TASK_OF = {"report": "report", "open": "vqa", "closed": "vqa", "binding": "vqa"}  # kinds of a mixture
-_RNG_QUESTION, _RNG_ORDER = 1, 2  # streams of the run's seed
+_RNG_QUESTION, _RNG_ORDER, _RNG_ITEMS, _RNG_AUGMENT = 1, 2, 3, 4  # streams of the run's seed
+MOST_IN_A_ROW = 100  # items that may be unusable one after another
+FEWEST_SEEN = 100  # a share of fewer items says little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +69,15 @@ class BatchSpec:
 
 def collate(
     source: Source, rows: Sequence[tuple[int, str, str | None, str]], tokenizer: Tokenizer, text_length: int,
-    tasks: Sequence[str],
+    tasks: Sequence[str], volumes: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Arrays [R, ...] for rows of (volume index, prompt, target or None, task): the batch keys the model reads.
 
     slices u8 (R, D, S, S, 3), slice_mask bool (R, D), slice_spacing f32 (R,), tokens i32 and token_mask, question_mask,
-    loss_mask bool (R, T), task i32 (R,), image_visible bool (R,). UserError for text over text_length.
+    loss_mask bool (R, T), task i32 (R,), image_visible bool (R,). UserError for text over text_length. `volumes` are
+    the slices and masks, where they are read already.
     """
-    volumes = {index: source.slices(index) for index in {row[0] for row in rows}}
+    volumes = volumes or {index: source.slices(index) for index in {row[0] for row in rows}}
     encoded = [prompts.encode(tokenizer, prompt, target) for _, prompt, target, _ in rows]
     return {
         "slices": np.stack([volumes[row[0]][0] for row in rows]),
@@ -88,7 +94,8 @@ class TrainBatches(grain.transforms.Map):
     """step -> batch [A, R_local, ...] of this process's columns.
 
     With a `cell` (voxels of a visual token) it holds the auxiliary labels too: aux f32 (L,) and aux_cells bool
-    (V, R, C, L) of each row, as the source gives them.
+    (V, R, C, L) of each row, as the source gives them. Of an `ItemSource` it holds `skipped` as well: a list of
+    (name of the volume, reason) of the items that could not be used, each replaced by the next one of its kind.
     """
 
     source: Source
@@ -97,67 +104,158 @@ class TrainBatches(grain.transforms.Map):
     seed: int
     columns: Sequence[int]  # of each microbatch's rows, those of this process
     cell: tuple[int, int, int] | None = None
+    augment: Augment = Augment()
 
     def map(self, step: int) -> dict[str, np.ndarray]:
-        rows = [(index, q.prompt, q.target, q.task) for index, q in self.rows(int(step))]
-        flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks)
+        step, volumes, skipped = int(step), {}, []
+        if isinstance(self.source, ItemSource):
+            asked = [self._usable(step, slot, volumes, skipped) for slot in self._slots()]
+        else:
+            asked = self.rows(step)
+        rows = [(index, q.prompt, q.target, q.task) for index, q in asked]
+        flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks, volumes)
+        if self.augment != Augment():
+            for row, (slot, (_, question)) in enumerate(zip(self._slots(), asked, strict=True)):
+                rng = np.random.default_rng([self.seed, _RNG_AUGMENT, step, slot])
+                self.augment(flat["slices"][row], flat["slice_mask"][row], question, rng)
         if self.cell:
             flat["aux"] = np.stack([self.source.aux(row[0]) for row in rows])
             flat["aux_cells"] = np.stack([self.source.aux_cells(row[0], self.cell) for row in rows])
         micro = self.spec.microbatches
-        return {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
+        batch = {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
+        return batch | ({"skipped": skipped} if isinstance(self.source, ItemSource) else {})
 
     def rows(self, step: int) -> list[tuple[int, Question]]:
         """(volume, question) of this process's samples of a step, microbatch by microbatch."""
-        spec, rows = self.spec, []
-        for micro in range(spec.microbatches):
-            for column in self.columns:
-                slot = micro * spec.columns + column
-                index = self._volume(step * spec.rows + slot)
-                rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
-                kind = spec.pattern[column % len(spec.pattern)]
-                asked = binding.ask(rng) if kind == "binding" else self.source.question(index, kind, rng)
-                rows.append((index, asked))
-        return rows
+        return [self._asked(step, slot) for slot in self._slots()]
+
+    def _slots(self) -> list[int]:
+        """This process's places in a batch."""
+        return [m * self.spec.columns + column for m in range(self.spec.microbatches) for column in self.columns]
+
+    def _asked(self, step: int, slot: int, further: int = 0) -> tuple[int, Question]:
+        """(volume, question) of a slot, or of the item that comes `further` later in the order of its kind."""
+        rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
+        kind = self.spec.pattern[slot % len(self.spec.pattern)]
+        if kind != "binding" and isinstance(self.source, ItemSource):
+            return self.source.item(kind, self._item(kind, self._number(step, slot) + further), rng)
+        index = self._volume(step * self.spec.rows + slot + further)
+        return index, binding.ask(rng) if kind == "binding" else self.source.question(index, kind, rng)
+
+    def _number(self, step: int, slot: int) -> int:
+        """How many samples of the slot's kind stand before it in the run."""
+        pattern = self.spec.pattern
+        turn, place = divmod(step * self.spec.rows + slot, len(pattern))
+        return turn * pattern.count(pattern[place]) + pattern[:place].count(pattern[place])
 
     def _volume(self, number: int) -> int:
         """Volume of the run's `number`-th sample: every epoch visits each volume once, in its own order."""
         epoch, place = divmod(number, len(self.source))
-        return int(_permutation(self.seed, epoch, len(self.source))[place])
+        return int(_permutation((self.seed, _RNG_ORDER, epoch), len(self.source))[place])
+
+    def _item(self, kind: str, number: int) -> int:
+        """Item of the run's `number`-th sample of a kind: every epoch visits each item of a data set once.
+
+        With weights the samples of a kind go round the data sets, each as often as its weight says.
+        """
+        counts, weights = self.source.counts(kind), self.source.weights
+        start = 0
+        if weights:
+            turns = [i for i, (weight, count) in enumerate(zip(weights, counts, strict=True)) if count
+                     for _ in range(weight // math.gcd(*weights))]  # fmt: skip
+            turn, place = divmod(number, len(turns))
+            chosen = turns[place]
+            number = turn * turns.count(chosen) + turns[:place].count(chosen)
+            start, counts = sum(counts[:chosen]), counts[chosen : chosen + 1]
+        epoch, place = divmod(number, sum(counts))
+        stream = (self.seed, _RNG_ITEMS, tuple(TASK_OF).index(kind), start, epoch)
+        return start + int(_permutation(stream, sum(counts))[place])
+
+    def _usable(self, step: int, slot: int, volumes: dict, skipped: list) -> tuple[int, Question]:
+        """The slot's item, or the next of its kind whose volume can be read and whose text is not too long."""
+        for further in range(MOST_IN_A_ROW):
+            index, question = self._asked(step, slot, further)
+            length = len(prompts.encode(self.tokenizer, question.prompt, question.target).tokens)
+            try:
+                if length > self.spec.text_length:
+                    raise UserError(f"{length} text tokens are more than --config.data.text_length allows.")
+                if index not in volumes:
+                    volumes[index] = self.source.slices(index)
+            except UserError as error:
+                skipped.append((self.source.key(index), str(error)))
+                continue
+            return index, question
+        raise UserError(
+            f"{MOST_IN_A_ROW} items in a row cannot be used, the last because: {skipped[-1][1]} Mend the data set."
+        )
 
 
-_permutations: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    key = (seed, epoch, count)
-    if key not in _permutations:
-        while len(_permutations) > 3:  # a batch touches at most two epochs
-            _permutations.pop(next(iter(_permutations)))
-        _permutations[key] = np.random.default_rng([seed, _RNG_ORDER, epoch]).permutation(count)
-    return _permutations[key]
+@functools.lru_cache(maxsize=16)  # of each kind and data set, a batch touches at most two epochs
+def _permutation(stream: tuple[int, ...], count: int) -> np.ndarray:
+    return np.random.default_rng(stream).permutation(count)
 
 
 def train_iterator(
     source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int,
-    columns: Sequence[int] | None = None, threads: int = 1, cell: tuple[int, int, int] | None = None,
+    columns: Sequence[int] | None = None, threads: int = 1, cell: tuple[int, int, int] | None = None, workers: int = 0,
+    augment: Augment = Augment(),  # noqa: B008
 ) -> grain.DatasetIterator:  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
 
-    `columns`: the rows of each microbatch that this process takes; None for all.
+    `columns`: the rows of each microbatch that this process takes; None for all. With `workers` processes besides this
+    one make the batches; their order stays. UserError where the mixture asks for a kind that an `ItemSource` does not
+    hold.
     """
-    columns = range(spec.columns) if columns is None else columns
-    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, tuple(columns), cell))
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))
+    if isinstance(source, ItemSource):
+        for kind in dict.fromkeys(spec.pattern):
+            if kind != "binding" and not sum(source.counts(kind)):
+                raise UserError(
+                    f"--config.data.mixture.{kind} is above 0 and the training set holds no {kind} item; set it to 0."
+                )
+    columns = tuple(range(spec.columns) if columns is None else columns)
+    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell, augment))
+    data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    if workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads flags of its own when it starts workers
+    return iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else data)
 
 
-def check_text(source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, samples: int = 64) -> None:
-    """UserError where the first `samples` of a run are longer than `text_length`, before a run leaves files."""
-    for step in range(-(-samples // spec.rows)):
-        one = TrainBatches(source, tokenizer, spec, seed, range(spec.columns))
-        prompts.batch(
-            [prompts.encode(tokenizer, q.prompt, q.target) for _, q in one.rows(step)], spec.text_length, 0
-        )  # fmt: skip
+class BadItems:
+    """Names each unusable volume once, counts, and ends the run past a share of `bound` of the items seen.
+
+    Counted is what this process reads, since it started.
+    """
+
+    def __init__(self, bound: float, say: Callable[[str], None]):
+        self.bound, self.say, self.bad, self.seen = bound, say, 0, 0
+        self.named: set[str] = set()
+
+    def note(self, skipped: Sequence[tuple[str, str]], rows: int) -> None:
+        """`skipped` as a batch holds it, and the batch's `rows`. UserError past the bound."""
+        for name, reason in skipped:
+            if name not in self.named:
+                self.named.add(name)
+                self.say(f"skipped {name}: {reason}")
+        self.bad += len(skipped)
+        self.seen += rows + len(skipped)
+        if self.bad > self.bound * max(self.seen, FEWEST_SEEN):
+            raise UserError(
+                f"{self.bad} of {self.seen} items cannot be used, the last because: {skipped[-1][1].rstrip('.')}; mend "
+                f"the data, or allow a larger share than --config.max_bad_fraction={self.bound}."
+            )
+
+
+def check_text(
+    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, samples: int = 64, bad: float = 0.0
+) -> None:
+    """UserError where more than `bad` of the first `samples` of a run are longer than `text_length`.
+
+    It comes before a run leaves files.
+    """
+    one = TrainBatches(source, tokenizer, spec, seed, range(spec.columns))
+    asked = [q for step in range(-(-samples // spec.rows)) for _, q in one.rows(step)]
+    encoded = sorted((prompts.encode(tokenizer, q.prompt, q.target) for q in asked), key=lambda e: len(e.tokens))
+    prompts.batch(encoded[: len(encoded) - int(bad * len(encoded))], spec.text_length, 0)
 
 
 def mixture_of(config: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

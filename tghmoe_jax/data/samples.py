@@ -5,7 +5,7 @@ Axis legend: D slices, S pixels, A auxiliary labels.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -84,6 +84,26 @@ class Source(Protocol):
 
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """True (lesion, organ, side) triples."""
+
+
+@runtime_checkable
+class ItemSource(Source, Protocol):
+    """A source of files: its questions are given instead of drawn, and a volume may turn out to be broken.
+
+    `slices` raises UserError for a broken volume. `weights` are whole numbers, the share of each data set in the
+    samples of a kind; empty: all items alike.
+    """
+
+    weights: tuple[int, ...]
+
+    def counts(self, kind: Kind) -> tuple[int, ...]:
+        """Items of a kind in each data set; their indices run on from one to the next."""
+
+    def item(self, kind: Kind, index: int, rng: np.random.Generator) -> tuple[int, Question]:
+        """Volume and request of item `index` of a kind."""
+
+    def key(self, index: int) -> str:
+        """The name of volume `index` for a message."""
 
 
 def cell_grid(shape: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def read_scan(
         notes.append("units: the volume holds no HU, so its values were windowed by whoever wrote it")
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
-    return Scan(prepared, (*notes, *range_warnings(prepared, ranges)))
+    return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)))
 
 
 def range_warnings(prepared: Prepared, ranges: Mapping[str, Any] | None) -> list[str]:

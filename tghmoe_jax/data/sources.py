@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from tghmoe_jax.data.datasets import DATASETS
+from tghmoe_jax.data.file_source import FileSource
 from tghmoe_jax.data.phantom_report import parse_findings
 from tghmoe_jax.data.phantom_source import PhantomSource
 from tghmoe_jax.data.samples import Source
@@ -9,13 +11,14 @@ from tghmoe_jax.data.scenes import ScenesSource
 from tghmoe_jax.data.scenes_text import HARD_TYPES
 from tghmoe_jax.errors import UserError
 
-DRAWN = ("phantom", "scenes")  # made by each process for itself, from a seed
+DRAWN = ("phantom", "scenes")  # data sets that are made, not read
 
 
 def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
     """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name.
 
-    `style` is how a phantom is drawn; no other data set has styles.
+    `style` is how a phantom is drawn; no other data set has styles. A data set of files gives all the volumes it has,
+    in its own words.
     """
     if data["name"] == "phantom":
         grid = (data["slices"], data["size"], data["size"])
@@ -25,9 +28,13 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen", st
         return ScenesSource(
             split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0, more_types=HARD_TYPES
         )
-    raise UserError(f"--config.data.name={data['name']} cannot be read yet; use phantom or scenes.")
+    if set(name.strip() for name in data["name"].split(",")) <= set(DATASETS):
+        return FileSource(data, split)
+    raise UserError(
+        f"--config.data.name={data['name']} is unknown; use phantom, scenes or a list of {', '.join(DATASETS)}."
+    )
 
 
-def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]]:
-    """Report text -> the (lesion, organ, side) triples it states as present; none where a data set has no parser."""
-    return parse_findings if name == "phantom" else lambda text: frozenset()
+def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]] | None:
+    """Report text -> the (lesion, organ, side) triples it states as present; None where a data set has no parser."""
+    return parse_findings if name == "phantom" else None

@@ -248,7 +248,7 @@ _CHOICES = {
     "model.depth_rope.unit": (lambda m: m.vision.depth_rope.unit, ("slice", "mm")),
     "model.layout": (lambda m: m.connector.layout, ("sub_glb_3d", "flat")),
     "model.remat": (lambda m: m.remat, ("none", "dots", "full")),
-    "model.attention": (lambda m: m.attention, ("auto", "plain", "blocked")),
+    "model.attention": (lambda m: m.attention, ("auto", "plain", "blocked", "splash", "cudnn")),
     "model.rope_factor": (lambda m: m.decoder.rope_factor, ("auto", "short", "long")),
     "model.dtype": (lambda m: m.dtype, ("float32", "bfloat16")),
     "model.param_dtype": (lambda m: m.param_dtype, ("float32", "bfloat16")),

@@ -21,19 +21,20 @@ from tghmoe_jax.ops.attention import Mask, attention
 
 
 class Cache(NamedTuple):
-    """Keys and values (layers, B, S, K, H), already rotated; valid bool (B, S); index int32 (): the next free slot."""
+    """Keys and values (layers, B, S, K, H), already rotated; valid bool (B, S); index int32 (): the next free slot,
+    a Python 0 in a cache that `empty_cache` has just made."""
 
     k: jax.Array
     v: jax.Array
     valid: jax.Array
-    index: jax.Array
+    index: jax.Array | int
 
 
 def empty_cache(cfg: Model, batch: int, slots: int) -> Cache:
     d = cfg.decoder
     shape = (d.layers, batch, slots, d.kv_heads, d.head_size)
     zeros = jnp.zeros(shape, jnp.dtype(cfg.dtype))
-    return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), jnp.int32(0))
+    return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), 0)
 
 
 class RMSNorm(nn.Module):
@@ -146,15 +147,15 @@ class Decoder(nn.Module):
         length = x.shape[1]
         if cache is None:
             positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0) if positions is None else positions
-            slot = jnp.arange(length)
-            mask, start = Mask(key_valid=valid, query_slot=slot, key_slot=slot), 0
+            mask, start = Mask(key_valid=valid, causal=True), 0
             layer_cache = None
         else:
             start = cache.index
             filled = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
             if positions is None:
                 positions = jnp.maximum(jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1, 0)
-            mask = Mask(key_valid=filled, query_slot=start + jnp.arange(length), key_slot=jnp.arange(filled.shape[1]))
+            fresh = isinstance(start, int) and start == 0  # then the mask is known at compile time
+            mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start)
             layer_cache = (cache.k, cache.v)
         cos, sin = rope_tables(self.cfg, positions, planned_length)
         x, layer_cache = self.layers(x, layer_cache, cos, sin, mask, start)

@@ -13,9 +13,12 @@ from tghmoe_jax.models.mllm import MLLM, Batch, Encoded
 
 
 def inference(model: MLLM) -> MLLM:
-    """The same model with dropless experts and no rematerialisation: answers do not depend on the batch (I21)."""
+    """The same model with dropless experts and no rematerialisation: answers do not depend on the batch (I21).
+
+    Its parameters are kept as they are used, since nothing trains.
+    """
     tgh = dataclasses.replace(model.cfg.tgh, dispatch="ragged")
-    return MLLM(dataclasses.replace(model.cfg, tgh=tgh, remat="none"))
+    return MLLM(dataclasses.replace(model.cfg, tgh=tgh, remat="none", param_dtype=model.cfg.dtype))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.router import Routing, TokenRouter
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
+from tghmoe_jax.ops.platform import batch_axes
 
 
 class MoEStats(NamedTuple):
@@ -109,15 +110,13 @@ def dispatch_over_data(cfg: TGH, u, choice, gate, weights: ExpertWeights, groups
         y, dropped = apply_experts(*flat, weights, quick_gelu, cfg.dispatch, cfg.capacity_factor, shares)
         return y.reshape(u.shape), dropped[None]
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape.get("data", 1) == 1 or u.shape[0] % mesh.shape["data"]:
-        y, dropped = local(u, choice, gate, weights)
-    else:
-        data = jax.sharding.PartitionSpec("data")
-        whole = jax.sharding.PartitionSpec()
+    if axes := batch_axes(u.shape[0]):
+        rows, whole = jax.P(axes), jax.P()
         y, dropped = jax.shard_map(
-            local, in_specs=(data, data, data, whole), out_specs=(data, data), check_vma=False
+            local, in_specs=(rows, rows, rows, whole), out_specs=(rows, rows), check_vma=False
         )(u, choice, gate, weights)  # fmt: skip
+    else:
+        y, dropped = local(u, choice, gate, weights)
     return y, jnp.sum(dropped)
 
 

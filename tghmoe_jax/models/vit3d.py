@@ -103,9 +103,7 @@ class Attention(nn.Module):
         flat = lambda a: a.reshape(batch, slabs * tokens, *heads)  # noqa: E731
         mask = Mask(key_valid=jnp.repeat(ctx.slab_mask, tokens, axis=1))
         if kind == "window":
-            slice_ = jnp.repeat(jnp.arange(slabs), tokens)
-            window = self.cfg.vision.attn3d_window
-            mask = dataclasses.replace(mask, query_slice=slice_, key_slice=slice_, window=window)
+            mask = dataclasses.replace(mask, slice_tokens=tokens, window=self.cfg.vision.attn3d_window)
         return attention(flat(q), flat(k), flat(value), mask, backend).reshape(q.shape)
 
 

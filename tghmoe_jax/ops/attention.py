@@ -2,7 +2,9 @@
 
 `plain` materialises all scores and is fastest while they stay in cache; `blocked` maps over blocks of queries and
 recomputes scores in the backward pass, so that neither memory nor cache traffic grows with the square of the length
-(design.md 7). `auto` picks by the size of the score block, which is static.
+(design.md 7). `splash` is the sparse flash attention of jax.experimental.pallas on TPU, forward and backward, which
+skips the blocks that a causal or window mask hides; `cudnn` is the fused attention of an NVIDIA GPU (not yet run on
+one). `auto` picks by platform and by the size of the score block, which are static.
 
 Axis legend: B batch, Q query token, K key token, N query head, V key/value head, H head size.
 """
@@ -12,30 +14,36 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-BACKENDS = ("auto", "plain", "blocked")
+from tghmoe_jax.ops.platform import batch_axes, platform
+
+BACKENDS = ("auto", "plain", "blocked", "splash", "cudnn")
 _SCORE_BYTES = 16 << 20  # a score block of this size still lives in the last-level cache of a small CPU
 _MASKED = -1e30  # finite: a row without any valid key gives a uniform average, never NaN
+SPLASH_LEAST = 256  # shorter sequences would be mostly padding
+_SPLASH_BLOCKS = (768, 640, 512)  # multiples of the 128 lanes whose float32 scores fit the vector memory several times
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("key_valid", "query_slot", "key_slot", "query_slice", "key_slice"),
-    meta_fields=("window",),
+    data_fields=("key_valid", "query_start"),
+    meta_fields=("causal", "slice_tokens", "window"),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """Which keys a query may see; every part is optional and they are combined by `and`.
 
-    key_valid bool (B, K); query_slot and key_slot int (Q,), (K,): a query sees keys whose slot is not after its own
-    (causal); query_slice and key_slice int (Q,), (K,) with window w: a query sees keys at most w slices away.
+    key_valid bool (B, K). causal: query i sees keys 0..query_start + i; query_start int () is None for 0, which is
+    then known at compile time. slice_tokens > 0: tokens i belong to slice i // slice_tokens, and a query sees the keys
+    of slices at most `window` away.
     """
 
     key_valid: jax.Array | None = None
-    query_slot: jax.Array | None = None
-    key_slot: jax.Array | None = None
-    query_slice: jax.Array | None = None
-    key_slice: jax.Array | None = None
+    query_start: jax.Array | None = None
+    causal: bool = False
+    slice_tokens: int = 0
     window: int = 0
 
 
@@ -45,53 +53,69 @@ def attention(
     """Softmax(q k^T / sqrt(H)) v with softmax in float32.
 
     q (B, Q, N, H); k, v (B, K, V, H) with N a multiple of V (grouped-query attention). Returns (B, Q, N, H) in q's
-    dtype. `block` fixes the number of queries of a block (0: chosen from the cache size). ValueError for an unknown
-    backend.
+    dtype. `block` fixes the number of queries (under `splash` of keys too) of a block; 0: chosen. A query that may see
+    no key gets a finite result that depends on the backend. ValueError for an unknown backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
     mask = mask or Mask()
+    if backend == "auto":
+        backend = _choose(q, k, mask)
+    if backend == "splash":
+        return _splash(q, k, v, mask, block)
+    if backend == "cudnn":
+        return _cudnn(q, k, v, mask)
     batch, queries, heads, size = q.shape
     groups = heads // k.shape[2]
     q = (q * size**-0.5).reshape(batch, queries, k.shape[2], groups, size)
-    row_bytes = 4 * batch * heads * k.shape[1]
-    if backend == "plain" or (backend == "auto" and row_bytes * queries <= _SCORE_BYTES) or queries == 1:
-        return _scores_times_values(q, k, v, _mask_array(mask, mask.query_slot, mask.query_slice))
+    place = jnp.arange(queries)
+    if backend == "plain" or queries == 1:
+        return _scores_times_values(q, k, v, _visible(mask, place, k.shape[1]))
 
-    block = block or max(8, min(queries, _SCORE_BYTES // row_bytes))
+    block = block or max(8, min(queries, _SCORE_BYTES // (4 * batch * heads * k.shape[1])))
     count = -(-queries // block)
     pad = count * block - queries
 
     def split(x, axis):
-        if x is None:
-            return None
         x = jnp.pad(x, [(0, pad if i == axis else 0) for i in range(x.ndim)], mode="edge")
         return jnp.moveaxis(x.reshape(x.shape[:axis] + (count, block) + x.shape[axis + 1 :]), axis, 0)
 
     @jax.checkpoint
     def one(part):
-        q_block, slot, slice_ = part
-        return _scores_times_values(q_block, k, v, _mask_array(mask, slot, slice_))
+        q_block, place = part
+        return _scores_times_values(q_block, k, v, _visible(mask, place, k.shape[1]))
 
-    out = jax.lax.map(one, (split(q, 1), split(mask.query_slot, 0), split(mask.query_slice, 0)))
+    out = jax.lax.map(one, (split(q, 1), split(place, 0)))
     return jnp.moveaxis(out, 0, 1).reshape(batch, count * block, heads, size)[:, :queries]
 
 
-def _mask_array(mask: Mask, query_slot, query_slice):
-    """bool broadcastable to (B, V, groups, Q, K), or None where everything is visible."""
+def _choose(q, k, mask: Mask) -> str:
+    """The backend of `auto`. A kernel takes causal masks only where their start is known at compile time."""
+    (batch, queries, heads, _), keys = q.shape, k.shape[1]
+    known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
+    if known and platform() == "tpu":
+        return "splash"
+    if known and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    return "plain" if 4 * batch * heads * keys * queries <= _SCORE_BYTES else "blocked"
+
+
+# ---- plain and blocked -----------------------------------------------------------------------------------------------
+
+
+def _visible(mask: Mask, place: jax.Array, keys: int):
+    """bool broadcastable to (B, V, groups, Q, K) for the queries at `place` (Q,), or None where all is visible."""
     parts = []
+    key = jnp.arange(keys)
     if mask.key_valid is not None:
         parts.append(mask.key_valid[:, None, None, None, :])
-    if query_slot is not None:
-        parts.append((mask.key_slot[None, :] <= query_slot[:, None])[None, None, None])
-    if query_slice is not None:
-        parts.append((jnp.abs(mask.key_slice[None, :] - query_slice[:, None]) <= mask.window)[None, None, None])
-    if not parts:
-        return None
-    visible = parts[0]
-    for part in parts[1:]:
-        visible = visible & part
-    return visible
+    if mask.causal:
+        start = 0 if mask.query_start is None else mask.query_start
+        parts.append((key <= start + place[:, None])[None, None, None])
+    if mask.slice_tokens:
+        apart = jnp.abs(key // mask.slice_tokens - (place // mask.slice_tokens)[:, None])
+        parts.append((apart <= mask.window)[None, None, None])
+    return functools.reduce(jnp.logical_and, parts) if parts else None
 
 
 def _scores_times_values(q, k, v, visible):
@@ -111,3 +135,100 @@ def _scores_times_values(q, k, v, visible):
     out = jnp.matmul(weights.astype(v.dtype).reshape(batch, heads, groups * queries, -1), v)
     out = out.reshape(batch, heads, groups, queries, size) / total.astype(v.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads * groups, size)
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------
+
+
+class _Window(splash_attention_mask._ComputableMask):
+    """Slices at most `window` apart, computed inside the kernel: as an array it would have Q x K entries.
+
+    The kernel hands over what `q_sequence` holds of its queries, here their slice; rows of padding take the last one.
+    """
+
+    def __init__(self, shape: tuple[int, int], tokens: int, window: int, queries: int):
+        def visible(q_slice, key):
+            return (key >= (q_slice - window) * tokens) & (key < (q_slice + window + 1) * tokens)
+
+        super().__init__(shape, visible)
+        self.q_sequence = (np.minimum(np.arange(shape[0]), queries - 1) // tokens).astype(np.int32)
+        self.key = (shape, tokens, window, queries)
+
+    def __eq__(self, other):
+        return isinstance(other, _Window) and self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def splash_blocks(length: int, block: int = 0) -> tuple[int, int]:
+    """(block, padded length): of the blocks the kernel likes, the one that pads `length` least; or the one given."""
+    if block:
+        return block, -(-length // block) * block
+    if length <= _SPLASH_BLOCKS[0]:
+        whole = -(-length // 128) * 128
+        return whole, whole
+    return min(((b, -(-length // b) * b) for b in _SPLASH_BLOCKS), key=lambda pair: pair[1])
+
+
+@functools.lru_cache(maxsize=32)  # finding the visible blocks of a long sequence takes seconds
+def _kernel(
+    heads: int, queries: int, keys: int, causal: bool, slice_tokens: int, window: int, block: int, interpret: bool
+):  # fmt: skip
+    """The kernel for unpadded lengths; its arrays stay on the host, so that it outlives the trace that made it."""
+    (bq, q_length), (bk, k_length) = splash_blocks(queries, block), splash_blocks(keys, block)
+    shape = (q_length, k_length)
+    parts = [splash_attention_mask.CausalMask(shape)] if causal else []
+    if slice_tokens:
+        parts.append(_Window(shape, slice_tokens, window, queries))
+    if len(parts) > 1:
+        raise ValueError("the splash backend takes a causal mask or a window, not both")
+    whole = parts[0] if parts else splash_attention_mask.FullMask(shape)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=bq, block_kv=bk, block_q_dkv=bq, block_kv_dkv=bk, block_q_dq=bq, block_kv_dq=bk
+    )
+    with jax.ensure_compile_time_eval():
+        made = splash_attention_kernel.make_splash_mha(
+            splash_attention_mask.MultiHeadMask([whole] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+            interpret=interpret,
+        )  # fmt: skip
+    return jax.tree.map(np.asarray, made)
+
+
+def _splash(q, k, v, mask: Mask, block: int):
+    """Each device runs the kernel on its own samples; invalid keys and padding are segment 0, all queries segment 1."""
+    if mask.query_start is not None:
+        raise ValueError("the splash backend needs the start of a causal mask at compile time")
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    kernel = _kernel(
+        heads, queries, keys, mask.causal, mask.slice_tokens, mask.window, block, interpret=platform() != "tpu"
+    )
+    valid = jnp.ones((batch, keys), bool) if mask.key_valid is None else mask.key_valid
+
+    def local(q, k, v, valid):
+        def heads_first(x, length):
+            return jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)])
+
+        q_length, k_length = splash_blocks(queries, block)[1], splash_blocks(keys, block)[1]
+        segments = splash_attention_kernel.SegmentIds(
+            jnp.ones((q.shape[0], q_length), jnp.int32),
+            jnp.pad(valid.astype(jnp.int32), [(0, 0), (0, k_length - keys)]),
+        )
+        out = jax.vmap(kernel)(heads_first(q * size**-0.5, q_length), heads_first(k, k_length),
+                               heads_first(v, k_length), segments)  # fmt: skip
+        return out[:, :, :queries].transpose(0, 2, 1, 3)
+
+    if axes := batch_axes(batch):
+        rows = jax.P(axes)
+        return jax.shard_map(local, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)(q, k, v, valid)
+    return local(q, k, v, valid)
+
+
+def _cudnn(q, k, v, mask: Mask):
+    """NVIDIA's fused kernel. Its masks are arrays of Q x K bits a sample, since keys may be invalid anywhere."""
+    visible = _visible(mask, jnp.arange(q.shape[1]), k.shape[1])
+    if visible is not None:
+        visible = visible[:, :, 0]  # (B or 1, 1, Q or 1, K)
+        visible = jnp.broadcast_to(visible, (visible.shape[0], 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")

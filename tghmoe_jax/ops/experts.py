@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tghmoe_jax.ops.platform import platform
+
 DISPATCHES = ("dense", "capacity", "ragged")
 _TILE = 128  # rows of one expert's tile in the CPU grouped matrix product
 
@@ -113,7 +115,7 @@ def _ragged(x, choice, gate, weights, activation):
     experts, pairs = weights.fc1.shape[0], choice.size
     flat = choice.reshape(-1)
     counts, rank = _ranks(flat, experts)
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         start = jnp.cumsum(counts) - counts
         slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, pairs)
         rows = _gather_rows(x, flat, slot, pairs, choice.shape[1])

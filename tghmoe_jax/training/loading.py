@@ -17,7 +17,7 @@ from tghmoe_jax.data import prompts
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import generation, layout
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import checkpoints, runs
 from tghmoe_jax.training.exported import digest
@@ -51,7 +51,7 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     config, tokenizer = runs.read_config(folder), Tokenizer.from_folder(runs.model_folder(folder))
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(runs.read_base_config(folder), config["model"], prefix_length=prefix))
-    shapes = param_shapes(model, config["data"])
+    shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder, step)
     wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
@@ -70,20 +70,28 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     )  # fmt: skip
 
 
-def dummy_batch(data: Mapping[str, Any], rows: int = 1) -> dict[str, np.ndarray]:
-    """Zeros in the shape of a batch of a config's `data` section, for shape inference.
+def batch_shapes(data: Mapping[str, Any], rows: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `data.pipeline.collate` for a config's `data` section.
 
     Text alone (`data.slices` = 0) gets one slice, so that the parameters of the tower are there too.
     """
-    length, slices = data["text_length"], max(1, data["slices"])
+    size, slices, text = data["size"], max(1, data["slices"]), (rows, data["text_length"])
     return {
-        "slices": np.zeros((rows, slices, data["size"], data["size"], 3), np.uint8),
-        "slice_mask": np.ones((rows, slices), bool),
-        "slice_spacing": np.ones((rows,), np.float32),
-        "tokens": np.zeros((rows, length), np.int32),
-        "token_mask": np.ones((rows, length), bool),
-        "question_mask": np.ones((rows, length), bool),
+        "slices": jax.ShapeDtypeStruct((rows, slices, size, size, 3), np.uint8),
+        "slice_mask": jax.ShapeDtypeStruct((rows, slices), bool),
+        "slice_spacing": jax.ShapeDtypeStruct((rows,), np.float32),
+        "tokens": jax.ShapeDtypeStruct(text, np.int32),
+        "token_mask": jax.ShapeDtypeStruct(text, bool),
+        "question_mask": jax.ShapeDtypeStruct(text, bool),
+        "loss_mask": jax.ShapeDtypeStruct(text, bool),
+        "task": jax.ShapeDtypeStruct((rows,), np.int32),
+        "image_visible": jax.ShapeDtypeStruct((rows,), bool),
     }
+
+
+def dummy_batch(data: Mapping[str, Any], rows: int = 1) -> dict[str, np.ndarray]:
+    """A batch of `batch_shapes` with nothing in it, for initialisation: all of it is seen, all of it is zero."""
+    return {key: np.full(s.shape, s.dtype == bool, s.dtype) for key, s in batch_shapes(data, rows).items()}
 
 
 def param_shapes(model: MLLM, data: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

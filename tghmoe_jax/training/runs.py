@@ -36,8 +36,8 @@ _AT_LEAST = {
     "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0, "checkpoint.every": 1,
     "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1, "eval.new_tokens": 1,
     "eval.answer_tokens": 1, "eval.seed": 0, "eval.transfer": 0, "eval.adversarial": 0, "data.volumes": 1,
-    "data.slices": 1, "data.size": 1, "data.text_length": 1, "model.patch_depth": 1, "model.depth_pool": 1,
-    "model.spatial_pool": 1, "model.tgh.experts": 1, "model.tgh.hidden": 1,
+    "data.slices": 1, "data.size": 1, "data.text_length": 1, "data.workers": 0, "model.patch_depth": 1,
+    "model.depth_pool": 1, "model.spatial_pool": 1, "model.tgh.experts": 1, "model.tgh.hidden": 1,
 }  # fmt: skip
 
 
@@ -52,11 +52,17 @@ def check_config(config: ConfigDict) -> None:
     for key in ("eval.transfer", "eval.adversarial"):
         if flat[key] == 1:
             raise UserError(f"--config.{key}=1 is too small to shuffle volumes; give 2 or more, or 0 for none.")
-        if flat[key] and flat["data.name"] != "phantom":
+        if flat[key] and flat["data.name"] not in ("phantom", ""):
             raise UserError(f"--config.{key}={flat[key]} needs the phantom; {flat['data.name']} has no such test.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
+    drawn = flat["data.name"] in ("phantom", "scenes")
+    for key in ("data.augment.intensity", "data.augment.shift"):
+        if flat.get(key) and drawn:
+            raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn anew.")
+    if not 0 <= flat["max_bad_fraction"] <= 1:
+        raise UserError(f"--config.max_bad_fraction={flat['max_bad_fraction']} is no share; give 0 to 1.")
     if len(flat["loss.task"]) != len(flat["model.tasks"]):
         raise UserError(
             f"--config.loss.task holds {len(flat['loss.task'])} weights; give one for each of the "

@@ -1,0 +1,33 @@
+"""Fine-tuning on own scans: from a finished stage 2 to a hospital's manifest (docs/own-data.md).
+
+    python -m tghmoe_jax.main --config configs/finetune.py --config.data.root=runs/data/own
+
+starts from `runs/stage2` (--config.init_from=RUN names another, `embedded` the reader inside the package) and trains
+what stage 2 trains; `:lora=16` trains low-rank updates of the decoder instead of all of it. `:phi3v` is the full scale,
+from `runs/stage2-phi3v`. From a converted base without stages, run stage 1 and 2 on the same data instead:
+configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest. One item in a hundred may be unusable.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    a = common.parse_arg(arg, patch_depth=0, lora=0)
+    c = common.get_config()
+    c.trainable = common.STAGE2_TRAINABLE
+    common.lora(c, a["lora"])
+    c.init_from = "runs/stage2" + (f"-{a['preset']}" if a["preset"] else "")
+    if a["preset"] == "phi3v":
+        c = common.phi3v(c, a["patch_depth"] or 2)
+        c.train.update({"steps": 2000, "batch": 64})
+    else:
+        c.model.patch_depth = a["patch_depth"] or c.model.patch_depth
+        c.train.steps = 400
+        c.optimizer.rate = 5e-4  # a quarter of a stage's: little data, and what is known should stay
+    c.model.tgh.groups = len(c.model.tasks)
+    c.model.aux_findings = False  # own data has no such labels
+    c.data.update(
+        {"name": "manifest", "root": "runs/data/own", "manifest": "", "text_length": max(256, c.data.text_length)}
+    )
+    c.max_bad_fraction = 0.01
+    return c

@@ -1,0 +1,224 @@
+"""The whole command `python -m tghmoe_jax.prepare`: what it leaves, what it refuses, and that a kill costs nothing."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny_run
+from tests.data import dataset_fixtures
+from tghmoe_jax import prepare
+from tghmoe_jax.data import prepared
+from tghmoe_jax.data.volumes import prepare_slices, read_volume
+
+VOLUMES, SHARD = 13, 5
+KILLS = int(os.environ.get("PREPARE_KILLS", 4))
+SMALL_SHARDS = f"from tghmoe_jax.data import prepared; prepared.SHARD = {SHARD}\n"
+# What the killed process does to itself: it is gone before or after a file gets its name.
+KILLED_AT_FILE = """
+import itertools, os, signal
+replace, count = os.replace, itertools.count(1)
+def dying(*names):
+    number = next(count)
+    if number == {at} and {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+    if number == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = dying
+"""
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """A manifest of VOLUMES volumes of which one is no volume."""
+    root = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(VOLUMES):
+        if i != 4:
+            np.save(root / f"{i}.npy", rng.random((1, 8, 32, 32), np.float32))
+        split = ("train", "train", "validation", "test")[i % 4]
+        rows.append({"volume": f"{i}.npy", "case": f"patient {i}", "split": split, "question": "Which side?"})
+        rows[-1] |= {"answer": "left", "choices": ["left", "right"]}
+    (root / "4.npy").write_bytes(b"no array")
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def arguments(scans: Path, to: Path, *more: str) -> list[str]:
+    config = tiny_run.ROOT / "configs" / "data_manifest.py"
+    return [
+        f"--config={config}", f"--config.data.root={scans}", "--config.data.slices=8", "--config.data.size=24",
+        f"--to={to}", *more,
+    ]  # fmt: skip
+
+
+def started(scans: Path, to: Path, *more: str, code: str = "") -> subprocess.Popen:
+    """The command in a process of its own, with small shards; `code` is run before."""
+    program = f"{SMALL_SHARDS}{code}\nimport sys\nfrom tghmoe_jax.prepare import main\nsys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments(scans, to, *more)], cwd=tiny_run.ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a set but the one that says how long it took."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != "durations.json"}
+
+
+@pytest.fixture(scope="module")
+def unbroken(scans, tmp_path_factory) -> Path:
+    """The set as one process makes it at once."""
+    folder = tmp_path_factory.mktemp("unbroken") / "set"
+    process = started(scans, folder, "--workers=1")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "13 of 13 volumes, 1 rejected" in out
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
+    found = prepared.PreparedSet(unbroken, 8, 24)
+    assert list(found.rows) == [f"{i}.npy" for i in range(VOLUMES) if i != 4]
+    for key in found.rows:
+        slices, mask = found.grid(key).slices(8, "windows3")
+        wanted = prepare_slices(read_volume(scans / key), 8, 24)
+        assert np.array_equal(slices, wanted.slices) and np.array_equal(mask, wanted.slice_mask)
+    assert {path.name for path in unbroken.iterdir()} == {
+        ".lock", "card.json", "card.md", "durations.json", "items.jsonl", "leaks.csv", "prepare.json", "rejected.csv",
+        "volumes",
+    }  # fmt: skip
+    assert len(list((unbroken / "volumes").glob("*.array_record"))) == 3
+    (bad,) = rows(unbroken / "rejected.csv")
+    assert bad["where"] == "4.npy" and bad["reason"].endswith(".") and str(scans) not in bad["reason"]
+    assert json.loads((unbroken / "card.json").read_text())["volumes"] == {"train": 6, "validation": 3, "test": 3}
+
+
+def test_no_case_is_named_in_the_set(unbroken):
+    assert not [name for name, content in contents(unbroken).items() if b"patient " in content]
+
+
+def test_a_killed_preparation_goes_on_to_the_very_same_files(scans, unbroken, tmp_path):
+    """Killed at random places of its own writing, then, with two workers, at a random time; one kill after another.
+
+    PREPARE_KILLS=20 is the long form.
+    """
+    wanted, folder, kills, sets = contents(unbroken), tmp_path / "0", 0, 0
+    while kills < KILLS:
+        if kills % 2:
+            process = started(scans, folder, "--workers=2")
+            try:
+                process.wait(timeout=random.uniform(0.5, 3))  # noqa: S311
+            except subprocess.TimeoutExpired:
+                process.kill()
+        else:
+            at, before = random.randint(1, 20), random.random() < 0.5  # noqa: S311
+            process = started(scans, folder, "--workers=1", code=KILLED_AT_FILE.format(at=at, before=before))
+        _, err = process.communicate(timeout=300)
+        assert process.returncode in (0, -signal.SIGKILL), err
+        kills += process.returncode != 0
+        if process.returncode == 0:  # it was finished before its kill
+            assert contents(folder) == wanted
+            sets += 1
+            folder = tmp_path / str(sets)
+    process = started(scans, folder, "--workers=2")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert contents(folder) == wanted
+
+
+def test_what_is_done_is_not_done_again(scans, unbroken, tmp_path):
+    folder = tmp_path / "set"
+    process = started(scans, folder, "--workers=1", code=KILLED_AT_FILE.format(at=11, before=False))
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    process = started(scans, folder, "--workers=1")
+    out, _ = process.communicate(timeout=300)
+    there = int(out.split(" of 13 volumes are there already")[0])
+    assert there == 7 and json.loads((folder / "durations.json").read_text())["volumes_of_this_run"] == 13 - there
+    again = {path: path.stat().st_mtime_ns for path in kept if path.is_file()}
+    assert again == {path: kept[path] for path in again} and any("array_record" in path.name for path in again)
+    before = contents(folder)
+    process = started(scans, folder)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "is prepared already" in out and contents(folder) == before
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def refused(capsys):
+    """The one sentence of the command."""
+
+    def refused(*argv: str) -> str:
+        assert prepare.main(list(argv)) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(".\n"), err
+        return err
+
+    return refused
+
+
+def test_other_parameters_in_the_same_folder_are_refused_by_name(scans, unbroken, refused, monkeypatch):
+    monkeypatch.setattr(prepared, "SHARD", SHARD)
+    sentence = refused(*arguments(scans, unbroken, "--config.data.slices=6", "--config.data.size=32"))
+    assert "other values of data.size, data.slices;" in sentence
+
+
+def test_what_cannot_be_prepared_is_one_sentence(scans, tmp_path, refused):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    assert "holds other files" in refused(*arguments(scans, tmp_path / "other"))
+    assert "--config is missing" in refused()
+    assert "--workers 0" in refused(*arguments(scans, tmp_path / "new", "--workers=0"))
+    assert "--config.data.stepz" in refused(*arguments(scans, tmp_path / "new", "--config.data.stepz=3"))
+    assert "--config.data.size=0" in refused(*arguments(scans, tmp_path / "new", "--config.data.size=0"))
+    assert "wrokers" in refused(*arguments(scans, tmp_path / "new", "--wrokers=2"))
+    assert "no folder" in refused(*arguments(tmp_path / "absent", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_set_of_which_nothing_can_be_read_says_where_the_reasons_are(tmp_path, refused):
+    (tmp_path / "0.npy").write_bytes(b"no array")
+    line = {"volume": "0.npy", "question": "Which side?", "answer": "left"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    sentence = refused(*arguments(tmp_path, tmp_path / "set", "--workers=1"))
+    assert "rejected.csv says why" in sentence and len(rows(tmp_path / "set" / "rejected.csv")) == 1
+
+
+@pytest.mark.parametrize("name", ["m3d", "ct_rate"])
+def test_published_layouts_are_prepared(tmp_path, name):
+    root = tmp_path / "raw"
+    root.mkdir()
+    getattr(dataset_fixtures, f"write_{name}")(root)
+    config = tiny_run.ROOT / "configs" / f"data_{name}.py"
+    flags = [f"--config.data.root={root}", "--config.data.size=24", "--config.data.slices=8", "--workers=1"]
+    assert prepare.main([f"--config={config}", *flags, f"--to={tmp_path / 'set'}"]) == 0
+    found = prepared.PreparedSet(tmp_path / "set", 8, 24)
+    assert {item.volume for item in found.items} == set(found.rows) and found.items
+    assert {item.split for item in found.items} >= {"train", "test"}
+
+
+def test_a_manifest_is_checked(scans, tmp_path, capsys):
+    assert prepare.main(["--check", str(scans / "manifest.jsonl")]) == 0
+    assert "no problem found" in capsys.readouterr().out
+    (tmp_path / "bad.jsonl").write_text('{"volume": "absent.npy"}\n')
+    assert prepare.main(["--check", str(tmp_path / "bad.jsonl")]) == 2
+    assert "bad.jsonl:1" in capsys.readouterr().out

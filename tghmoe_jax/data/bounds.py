@@ -1,0 +1,40 @@
+"""Bounds that hold before anything is allocated: what a file of some size can hold, and reads that stay within it."""
+
+import io
+import os
+from pathlib import Path
+
+from tghmoe_jax.errors import UserError
+
+__all__ = ["MAX_PACKING", "check_stored_size", "plain_file"]
+
+MAX_PACKING = 200  # scans are noisy: packed files hold 2 to 10 bytes for each of theirs, deflate's bombs 1,000
+SMALL = 2**26  # 64 MiB: below, only deflate's own limit counts, as synthetic volumes may pack well
+DEFLATE = 1032  # bytes that deflate can make of one
+
+
+class _Bounded(io.BufferedReader):
+    """A reader that never reserves more than the file has: `read(n)` of the standard library reserves n bytes."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path), 2**16)
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, self.size))
+
+
+def plain_file(path: Path) -> io.BufferedReader:
+    """A file opened for reading, whose reads reserve no more memory than it has bytes. OSError as `open` raises it."""
+    return _Bounded(path)
+
+
+def check_stored_size(stated: int, size: int, packed: bool, name: str) -> None:
+    """Refuse a header that states more bytes than a file of `size` bytes holds, or packs as only a bomb does."""
+    if stated > (size * DEFLATE + 2**16 if packed else size):
+        raise UserError(f"{name} is cut short: its header states {stated} bytes and it has {size}; copy it again.")
+    if packed and stated > max(SMALL, size * MAX_PACKING):
+        raise UserError(
+            f"{name} unpacks from {size} to {stated} bytes, as no scan does: name a scan of real measurements, "
+            "or save it unpacked."
+        )

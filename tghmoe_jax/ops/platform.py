@@ -1,0 +1,29 @@
+"""What a function is being compiled for, and where a batch may be split: both are the current mesh's to say."""
+
+import math
+
+import jax
+from jax.sharding import AxisType
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the current mesh's devices, else of the default backend.
+
+    A program that is compiled for a TPU on a machine without one has only its mesh to go by.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def batch_axes(rows: int) -> tuple[str, ...]:
+    """The axes of the current mesh that `rows` samples are split over: all, or as many of the first as divide them.
+
+    Empty outside a mesh, and inside a shard_map, where the rows are one device's already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind is AxisType.Manual for kind in mesh.axis_types):
+        return ()
+    axes = list(mesh.axis_names)
+    while axes and rows % math.prod(mesh.shape[axis] for axis in axes):
+        axes.pop()
+    return tuple(axis for axis in axes if mesh.shape[axis] > 1)

@@ -1,0 +1,68 @@
+"""Reads a data set of files once, resamples its volumes and stores them in shards, with a leak report and a data card.
+
+    python -m tghmoe_jax.prepare --config configs/data_m3d.py --config.data.root=DIR [--workers N] [--to DIR]
+    python -m tghmoe_jax.prepare --check manifest.jsonl [--root DIR]      is a manifest ready to be prepared?
+
+The result (default runs/data/<name>-<slices>x<size>) is what `--config.data.root` of a training names. A killed run is
+gone on with by the same command. Exit codes: 0 done, 2 something the user can mend (one sentence on stderr; --debug
+adds the traceback).
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are processes
+
+from tghmoe_jax.data import manifest, preparing
+from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.training.command_line import parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = CommandParser(prog="python -m tghmoe_jax.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", help="experiment file, e.g. configs/data_m3d.py; --config.KEY=VALUE sets a key")
+    parser.add_argument("--to", help="folder of the prepared set; default runs/data/<name>-<slices>x<size>")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default one a core")
+    parser.add_argument("--check", help="a manifest to check instead")
+    parser.add_argument("--root", help="with --check: the folder its volumes lie in; default that of the manifest")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    try:
+        args, rest = parser.parse_known_args(argv)
+        if args.check:
+            return check(args.check, args.root)
+        if not args.config:
+            raise UserError("--config is missing; name a data set, for example --config configs/data_m3d.py.")
+        if args.workers < 1:
+            raise UserError(f"--workers {args.workers} is too small; give 1 or more.")
+        config, _ = parse(["prepare", f"--config={args.config}", *rest])
+        data = config.data
+        for key in ("slices", "size"):
+            if data[key] < 1:
+                raise UserError(f"--config.data.{key}={data[key]} is too small; give 1 or more.")
+        folder = Path(args.to or f"runs/data/{data.name}-{data.slices}x{data.size}")
+        card = preparing.prepare(data, folder, args.workers, lambda text: print(text, flush=True))
+    except UserError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{folder}: {sum(card['volumes'].values())} volumes, {card['rejected']} rejected, "
+        f"{sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv and leaks.csv there"
+    )
+    return 0
+
+
+def check(file: str, root: str | None) -> int:
+    """Prints what is wrong with a manifest, a sentence a line; returns 0 where nothing is, else 2."""
+    report = manifest.check_manifest(file, root)
+    print(report.text())
+    return 2 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The collectives of a compiled program, read from its HLO text: how often each runs in one step and what it moves.
+
+A computation that a loop calls counts as often as the loop runs: by the trip count that XLA notes, else by the number
+its condition compares with. TPU programs spread an asynchronous collective over several fusions: the one that starts it
+counts.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All of one kind in one step: times run, bytes one chip holds of their larger side, bytes one chip sends.
+
+    What is sent counts a ring over the `group` chips that take part: (n - 1) / n of the larger side, twice for an
+    all-reduce.
+    """
+
+    kind: str
+    count: int = 0
+    bytes: int = 0
+    sent: int = 0
+
+
+def collectives(hlo: str) -> dict[str, Collective]:
+    """{kind: Collective} of one run of the program of `compiled.as_text()`; kinds that do not occur are left out."""
+    bodies, entry = _computations(hlo)
+    times = _times(bodies, entry)
+    totals: dict[str, list[int]] = {}
+    for name, lines in bodies.items():
+        if name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in line for line in lines):
+            continue
+        for line in lines:
+            match = _INSTRUCTION.match(line)
+            kind = match and match[3].removesuffix("-start")
+            if kind not in KINDS or not times[name]:
+                continue
+            shapes = [_size(*shape) for shape in _SHAPE.findall(match[2])]
+            group = _group_size(line)
+            # A tuple of an asynchronous start holds operand and result; the larger side of one collective is its
+            # result, but for a reduce-scatter, whose operand is `group` times as large.
+            size = max(shapes) if match[3].endswith("-start") else sum(shapes)
+            if kind == "reduce-scatter" and not match[3].endswith("-start"):
+                size *= group
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # a TPU's fusion with the slice after it
+                kind = "reduce-scatter"
+            share = 1.0 if kind == "collective-permute" else (group - 1) / group
+            sent = round(size * share * (2 if kind == "all-reduce" else 1))
+            total = totals.setdefault(kind, [0, 0, 0])
+            for i, amount in enumerate((1, size, sent)):
+                total[i] += amount * times[name]
+    return {kind: Collective(kind, *totals[kind]) for kind in KINDS if kind in totals}
+
+
+def _size(dtype: str, dimensions: str) -> int:
+    width = _BYTES.get(dtype) or max(1, int(re.search(r"\d+", dtype)[0]) // 8 if re.search(r"\d", dtype) else 1)
+    return width * math.prod(int(d) for d in dimensions.split(",") if d)
+
+
+def _group_size(line: str) -> int:
+    """Chips that take part together: `replica_groups={{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] .. {'b'}`."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(found[1].split(","))
+    return 2
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """{name: lines} of every computation, and the name of the entry."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in hlo.splitlines():
+        if found := _COMPUTATION.match(line):
+            current = bodies.setdefault(found[2], [])
+            entry = found[2] if found[1] else entry
+        elif line.rstrip() == "}":  # the configuration of a kernel may span lines that begin with a brace
+            current = None
+        elif current is not None:
+            current.append(line)
+    return bodies, entry
+
+
+def _times(bodies: dict[str, list[str]], entry: str) -> collections.Counter:
+    """How often each computation runs: the sum over its callers, times the trips of a loop."""
+    calls = {name: [] for name in bodies}
+    for name, lines in bodies.items():
+        for line in lines:
+            trips = _trips(line, bodies)
+            for found in _CALLED.finditer(line):
+                calls[name] += [(callee, trips) for callee in re.findall(r"[\w.-]+", found[1]) if callee in bodies]
+    times: collections.Counter = collections.Counter({entry: 1})
+    order, seen = [], set()
+
+    def visit(name: str) -> None:
+        stack = [(name, iter(calls[name]))]
+        seen.add(name)
+        while stack:
+            top, rest = stack[-1]
+            callee = next((c for c, _ in rest if c not in seen), None)
+            if callee is None:
+                order.append(stack.pop()[0])
+            else:
+                seen.add(callee)
+                stack.append((callee, iter(calls[callee])))
+
+    visit(entry)
+    for name in reversed(order):  # callers before what they call
+        for callee, trips in calls[name]:
+            times[callee] += times[name] * trips
+    return times
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs at most; 1 for any other instruction."""
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(found[1])
+    condition = re.search(r"\bwhile\(.*condition=%?([\w.-]+)", line)
+    numbers = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition[1]])) if condition else []
+    return max(map(int, numbers), default=1)
