@@ -27,7 +27,6 @@ from etils import epath
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-import tghmoe_jax
 from tghmoe_jax.errors import UserError
 
 PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command goes on)
@@ -203,7 +202,7 @@ def _appears(folder: epath.Path, name: str) -> bool:
 
 def code_version() -> str:
     """A digest of the package's source and of the versions of what computes."""
-    root = Path(tghmoe_jax.__file__).parent
+    root = Path(__file__).parent.parent
     whole = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         whole.update(str(file.relative_to(root)).encode())
