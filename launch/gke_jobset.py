@@ -1,6 +1,6 @@
 """Renders launch/gke_jobset.yaml for one TPU slice.
 
-    python launch/gke_jobset.py --name stage1 --topology v5e:8x8 --image IMAGE [--spot] -- --config ... | kubectl apply -f -
+    python launch/gke_jobset.py --name stage1 --topology v5e:8x8 --image IMAGE -- --config ... | kubectl apply -f -
 
 The image holds this project and what `pip install .[tpu]` brings. Arguments after -- go to tghmoe_jax.main.
 """

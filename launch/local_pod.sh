@@ -72,7 +72,7 @@ while [ ${#number[@]} -gt 0 ]; do
   ended=""
   wait -n -p ended "${!number[@]}"
   status=$?
-  [ -n "$ended" ] || continue # a signal that was passed on
+  [ -n "${ended:-}" ] || continue # a signal that was passed on
   unset "number[$ended]"
   if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
     code=$status

@@ -117,6 +117,7 @@ def test_processes_that_see_different_workdirs_are_told_so_at_the_start(tiny_fol
     places = [tiny_folder / "disk0", tiny_folder / "disk1"]
     (first, text), (second, other) = two(tiny_folder, places, *flags(tiny_folder), "--workdir=runs/own")
     assert (first, second) == (2, 2), text + other
+    assert len(said(text)) == 1, text
     (line,) = said(text)
     assert line.startswith("error: --workdir runs/own is another folder for process 1 on ")
     assert not said(other)
@@ -133,6 +134,7 @@ def test_an_error_is_one_sentence_of_process_0_and_ends_all(tiny_folder, own, me
     arguments = [*flags(tiny_folder, train_batch=batch), f"--workdir={tiny_folder / 'never'}"]
     (first, text), (second, other) = two(tiny_folder, [tiny_folder] * 2, *arguments, own=((), own))
     assert (first, second) == (2, 2), text + other
+    assert len(said(text)) == 1, text
     (line,) = said(text)
     assert re.match("error: " + message, line), line
     assert not said(other)

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from absl import logging
 from etils import epath
 
 # The key-value store of the coordination service has no public name; orbax and flax reach it the same way.
@@ -105,6 +106,7 @@ def start(place: Place) -> None:
         clock.cancel()
     if several():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of processes that compute on the host
+        logging.set_verbosity(logging.ERROR)  # orbax would tell of each process what process 0 says
         threading.Thread(target=_watch, daemon=True).start()
 
 
