@@ -92,7 +92,8 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
     """Trains a run, or the rest of it. Programs of one run are of no use to the next."""
     if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
         print(f"\n==== {folder}", flush=True)
-        train.run(config, str(folder))
+        if code := train.run(config, str(folder)):
+            sys.exit(code)  # SIGTERM; the same command goes on
         jax.clear_caches()
 
 

@@ -29,8 +29,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, expert: int = 1, devices: Sequence 
 
 def simulate_devices() -> None:
     """Several host devices where there is no accelerator."""
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not chosen:
         with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
             jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))

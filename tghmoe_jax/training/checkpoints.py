@@ -4,6 +4,7 @@ Parameters are an item of their own, so that predict and the next stage read the
 checkpoint of its step, the checkpoint before the next batch is taken: the saved iterator matches the saved step.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from flax import traverse_util
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import exported, runs
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
 FOLDER = "checkpoints"
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what orbax and tensorstore raise for files that are not whole
+_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for files that are not whole
 
 
 class Checkpoints:
@@ -53,10 +55,10 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             params=_restore_args(_nest(state.params)),
             opt=_restore_args(_listed(state.opt)),
-            data=grain.checkpoint.CheckpointRestore(iterator),
         )
         try:
             restored = self._manager.restore(step, args=arguments)
+            _continue(iterator, epath.Path(self._manager.directory) / str(step) / "data")
         except _DAMAGE as error:
             raise UserError(
                 f"{self._manager.directory / str(step)} cannot be read; delete that folder to go on from the "
@@ -66,7 +68,7 @@ class Checkpoints:
         opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
         put = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), flat, dict(state.params))
         return TrainState(
-            jax.device_put(np.int32(step), state.step.sharding),
+            arrays.place(np.int32(step), state.step.sharding),
             {path: put[path] for path in state.trained},
             {path: put[path] for path in state.frozen},
             jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), opt, state.opt),
@@ -74,6 +76,17 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
+    """Moves the iterator to the next batch of a checkpoint that any number of processes wrote.
+
+    grain keeps a file for each process, which says how many steps were taken; that is the same in all of them.
+    """
+    own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    file = own if own.exists() else sorted(folder.glob("process_0-of-*.json"))[0]
+    iterator.set_state(json.loads(file.read_text()))
+    iterator.start_prefetch()
 
 
 def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
