@@ -78,7 +78,9 @@ def get_config() -> ConfigDict:
     c.model.tgh = ConfigDict(
         {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
          "token_input": "image_text", "task_input": "text", "gate": "renormalised", "hidden": 256,
-         "dispatch": "capacity", "capacity_factor": 1.5}
+         "dispatch": "capacity",  # dense | capacity | ragged: how a device computes its experts
+         "transport": "all_to_all",  # all_to_all | gather | ragged: how tokens reach experts of other devices
+         "capacity_factor": 1.5}
     )  # fmt: skip
     c.model.depth_pool = 1
     c.model.spatial_pool = 1
