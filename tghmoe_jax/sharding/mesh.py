@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "expert")
 
@@ -21,4 +22,6 @@ def make_mesh(data: int = -1, fsdp: int = 1, expert: int = 1, devices: Sequence 
         raise ValueError(
             f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.expert={expert} does not give {len(devices)} devices"
         )
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    # A TPU's grid may have no axis of just this size: then one of them is split, as jax.make_mesh does on v5e only.
+    grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
