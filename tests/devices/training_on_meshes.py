@@ -2,8 +2,8 @@
 
     python -m tests.devices.training_on_meshes OUT MESH... [--process I --of N --port P]
 
-MESH is data,fsdp,expert, as 2,2,2, and a transport after a colon where it is not the default: 2,2,2:gather. With several
-processes each holds 8 / N of the devices. A process of its own, started by test_training_on_meshes.py: the number of
+MESH is data,fsdp,expert, as 2,2,2, and a transport after a colon where it is not the default: 2,2,2:gather. With
+several processes each holds 8 / N of the devices. A process of its own, started by test_training_on_meshes.py: the number of
 devices is fixed before the first computation.
 """
 
@@ -26,7 +26,7 @@ STEPS, ROWS, SLICES, EXPERTS = 20, 16, 4, 8
 
 
 def config_of(stage: int, transport: str = "all_to_all", experts: int = EXPERTS):
-    """Stage 1 or 2 for the model of tests/tiny.py: two 2D layers, two 3D layers with experts, and slots for everyone."""
+    """Stage 1 or 2 for the model of tests/tiny.py: two 2D layers, two 3D layers with experts, slots for everyone."""
     config = (stage1 if stage == 1 else stage2).get_config()
     config.model.update({"patch_depth": 1, "attn3d_layers": (2, 3), "aux_findings": False})
     config.model.depth_rope.rotary_dim = 8
@@ -87,7 +87,8 @@ def train(stage: int, mesh, transport: str) -> dict[str, np.ndarray]:
             found |= {f"gradient {path}": np.asarray(leaf) for path, leaf in whole.items()}
             found |= {
                 f"share {path}": np.array([leaf.addressable_shards[0].data.nbytes, leaf.nbytes])
-                for tree in (state.params, {"opt/" + k: v for k, v in state.opt[0].items()}) for path, leaf in tree.items()
+                for tree in (state.params, {"opt/" + k: v for k, v in state.opt[0].items()})
+                for path, leaf in tree.items()
             }  # fmt: skip
     return found | {"losses": np.array(losses)}
 

@@ -138,7 +138,8 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
 
     def local(u, choice, gate, weights):
         weights = _flat_experts(ExpertWeights(*(
-            _gathered(w, spec, ("fsdp",) if travels else ("fsdp", *axes)) for w, spec in zip(weights, specs, strict=True)
+            _gathered(w, spec, ("fsdp",) if travels else ("fsdp", *axes))
+            for w, spec in zip(weights, specs, strict=True)
         )))  # fmt: skip
         if travels:
             y, dropped = apply_sharded_experts(
