@@ -3,8 +3,8 @@
     python -m tests.devices.training_on_meshes OUT MESH... [--process I --of N --port P]
 
 MESH is data,fsdp,expert, as 2,2,2, and a transport after a colon where it is not the default: 2,2,2:gather. With
-several processes each holds 8 / N of the devices. A process of its own, started by test_training_on_meshes.py: the number
-of devices is fixed before the first computation.
+several processes each holds 8 / N of the devices. A process of its own, started by test_training_on_meshes.py, since
+the number of devices is fixed before the first computation.
 """
 
 import argparse
