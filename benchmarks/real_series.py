@@ -1,6 +1,6 @@
 """A reader asked about two real labelled series: crops and re-slicings, with the blind and the shuffled control.
 
-    python -m benchmarks.real_series ROOT [--run embedded] [--parts 60] [--items 1000] [--to runs/real-series]
+    python -m benchmarks.real_series ROOT [--run embedded] [--parts 60] [--items 300] [--to runs/real-series]
 
 ROOT holds the two labelled example series of TotalSegmentator under the names of SERIES; `--index FILE` names other
 scans and masks below it (docs/data-sets.md, labelmap). What is asked is prepared by `tghmoe_jax.prepare` and scored by
@@ -61,11 +61,13 @@ def markdown(folder: Path) -> str:
         "|---" * (3 + len(CONTROLS)) + "|",
     ]
     for name in ("", *dict.fromkeys(one.type for one, _ in closed)):
-        own = [(one, outputs) for one, outputs in closed if name in ("", one.type)]
-        beside = [np.mean([contains_letter(outputs[c], one.letter) for one, outputs in own]) for c in CONTROLS]
+        own = [(one, text) for one, text in closed if name in ("", one.type)]
+        beside = [score(metrics, f"control/{c}_closed_accuracy") for c in CONTROLS]
+        if name:
+            beside = [f"{np.mean([contains_letter(text[c], one.letter) for one, text in own]):.3f}" for c in CONTROLS]
         guess = np.mean([1 / len(one.choices) for one, _ in own])
         key = f"closed/by_type/{name}" if name else "closed/accuracy"
-        cells = [score(metrics, key), *(f"{value:.3f}" for value in (*beside, guess))]
+        cells = [score(metrics, key), *beside, f"{guess:.3f}"]
         lines.append(f"| `{key}` ({len(own)}) | {' | '.join(cells)} |")
     for key in ("closed/ranked_accuracy", "open/bleu1", "report/bleu1"):
         lines.append(f"| `{key}` | {score(metrics, key)} |" + " - |" * (1 + len(CONTROLS)))
@@ -85,7 +87,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=Path, help="index of scans and masks; default the two series of SERIES")
     parser.add_argument("--run", default="embedded", help="whose answers; default the embedded reader")
     parser.add_argument("--parts", type=int, default=60, help="crops and re-slicings of each series of SERIES")
-    parser.add_argument("--items", type=int, default=1000, help="most questions of a kind")
+    parser.add_argument("--items", type=int, default=300, help="most questions of a kind")
     parser.add_argument("--to", type=Path, default=Path("runs/real-series"))
     args = parser.parse_args(argv)
     args.to.mkdir(parents=True, exist_ok=True)
