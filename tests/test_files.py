@@ -99,13 +99,19 @@ def test_a_run_on_files_is_gone_on_with_and_scored_again(tiny_folder, finetuned)
     assert tiny_run.metrics(again) == before
 
 
-def test_low_rank_updates_alone_start_from_a_stage2(tiny_folder, tiny_stage2, own):
+def test_low_rank_updates_start_from_a_stage2_or_a_base(tiny_folder, tiny_stage2, own):
     """And worker processes give the very batches of a thread."""
-    flags_ = (f"--config.init_from={tiny_stage2}", *flags(own), TEXT, "--config.train.steps=2", "--config.eval.every=0")
-    one = tiny_run.trained(tiny_folder, "finetune.py:lora=2", "lora", *flags_)
-    two = tiny_run.trained(tiny_folder, "finetune.py:lora=2", "lora_workers", *flags_, "--config.data.workers=1")
-    losses = [[deterministic(record) for record in read_metrics(run / "metrics.jsonl")] for run in (one, two)]
-    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+    def losses(name: str, *more: str) -> list[dict]:
+        short = (*flags(own), TEXT, "--config.train.steps=2", "--config.eval.every=0")
+        run = tiny_run.trained(tiny_folder, "finetune.py:lora=2", name, *short, *more)
+        return [deterministic(record) for record in read_metrics(run / "metrics.jsonl")]
+
+    one = losses("lora", f"--config.init_from={tiny_stage2}")
+    assert len(one) == 2
+    assert one == losses("lora_workers", f"--config.init_from={tiny_stage2}", "--config.data.workers=1")
+    of_base = losses("lora_base", "--config.init_from=")
+    assert len(of_base) == 2 and all(np.isfinite(record["loss"]) for record in of_base) and of_base != one
 
 
 def broken(own: dict[str, str], folder: Path) -> dict[str, str]:
