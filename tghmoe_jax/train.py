@@ -6,11 +6,11 @@ a killed run goes on with the very losses of an unbroken one.
 
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     del loaded
 
     # ---- what will run --------------------------------------------------------------------------------------------
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     table = reporting.parameter_table(parameter_rows(program, fresh))
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     devices += f" of {jax.process_count()} processes" if hosts.several() else ""
@@ -157,7 +157,7 @@ class Origin:
 
     params: dict[str, np.ndarray]
     config: dict[str, Any]
-    tokenizer: Path
+    tokenizer: epath.PathLike
     new: tuple[str, ...]
 
 
@@ -169,7 +169,7 @@ def load_origin(config: ConfigDict) -> Origin:
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)
-        return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
+        return Origin(base.params, base.config, base.folder, adapt.NEW_FROM_BASE)
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."

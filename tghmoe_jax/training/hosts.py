@@ -155,7 +155,8 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     problem = ""
     if first():
         try:
-            made = [one for one in (folder, *folder.parents) if not one.exists()]
+            # An object store has no folders of its own to leave behind.
+            made = [] if "://" in str(workdir) else [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / mark).write_text("")
         except OSError as error:
@@ -167,8 +168,8 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     client.wait_at_barrier("start/said", WAIT * 1000)
     if first() and not problem:
         (folder / mark).unlink(missing_ok=True)
-        for one in made:  # what was made for the check alone; an object store has no folders to leave behind
-            if one.exists() and not any(one.iterdir()):
+        for one in made:
+            if not any(one.iterdir()):
                 one.rmdir()
     said = [json.loads(client.blocking_key_value_get(f"start/process/{i}", WAIT * 1000)) for i in range(count)]
     if said[0]["problem"]:
