@@ -38,6 +38,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     runs.check_config(config)
     if config.mode == "evaluate":
         check_hosts(config, workdir)
+        hosts.stop_at_once()
         evaluate.run(config, workdir)
         return 0
     if config.mode != "train":

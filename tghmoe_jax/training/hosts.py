@@ -240,6 +240,12 @@ def identity(folder: str | os.PathLike) -> str:
 # ---- being told to stop ---------------------------------------------------------------------------------------------
 
 
+def stop_at_once() -> None:
+    """SIGTERM ends this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
+    if several() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Stop:
     """Whether a SIGTERM asks the run to save and end. Within `with`, the signal ends no process by itself.
 
