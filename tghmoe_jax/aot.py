@@ -1,6 +1,6 @@
 """Compiles the real step of a config for a TPU topology that is not there, and says what it would take.
 
-    python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,topology=v5e-64 --topology v5e:8x8
+    python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
 
 Nothing is downloaded or materialised: the step is built from shapes alone and compiled by libtpu (requirements-tpu.txt)

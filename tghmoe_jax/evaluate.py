@@ -158,7 +158,7 @@ def expert_load(encoded, groups: int) -> np.ndarray:
 def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """The mesh of the config, made current. UserError where it does not fit the devices."""
     try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert)
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=config.model.tgh.experts)
     except ValueError as error:
         raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
     jax.set_mesh(mesh)
@@ -201,11 +201,12 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     """The fixed test questions of a kind.
 
     Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
-    its own first `items` in their order.
+    its own first `items`, volume by volume, so that each volume is read once.
     """
     rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
     if isinstance(source, ItemSource):
-        return [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        return sorted(asked, key=lambda one: one[0])
     volumes = [i % len(source) for i in range(items)]
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
 
@@ -300,7 +301,7 @@ def evaluate(
             ranked = rank_options(reader, source, requests)
         run[name] = [
             protocols.Prediction.of(
-                volume, question, answer.text, ranked=letter,
+                volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if kind == "report" and parse else None,
                 findings_stated=parse(answer.text) if kind == "report" and parse else None,

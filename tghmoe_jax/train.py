@@ -6,6 +6,7 @@ a killed run goes on with the very losses of an unbroken one.
 
 import contextlib
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.augment import Augment
+from tghmoe_jax.data.samples import ItemSource
 from tghmoe_jax.data.sources import DRAWN, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import flops, layout
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import checkpoints, hosts, loading, reporting, runs
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
@@ -84,10 +86,12 @@ def run(config: ConfigDict, workdir: str) -> int:
     elif hosts.first():
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},
-            data={"name": config.data.name, "volumes": len(source)},
+            data={"name": config.data.name, "volumes": len(source)}
+            | ({"sha256": source.digest()} if isinstance(source, ItemSource) else {}),
             base={"base": base_of(config), "init_from": config.init_from},
             devices=jax.devices(),
         )
+        manifest["parameters"] = flops.parameters(model.cfg, program.shapes, program.trains)
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
         runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
@@ -146,7 +150,8 @@ def check_hosts(config: ConfigDict, workdir: str) -> None:
     if config.init_from and config.init_from != "embedded":
         parts[f"--config.init_from={config.init_from}"] = hosts.identity(config.init_from)
     if config.data.name not in DRAWN:  # what is drawn is kept by each host for itself
-        parts[f"--config.data.root={config.data.root}"] = hosts.identity(config.data.root)
+        for root in str(config.data.root).split(","):
+            parts[f"--config.data.root={root.strip()}"] = hosts.identity(root.strip())
         if config.data.manifest:
             parts[f"--config.data.manifest={config.data.manifest}"] = hosts.identity(config.data.manifest)
     hosts.check(parts, workdir)
@@ -170,7 +175,14 @@ def load_origin(config: ConfigDict) -> Origin:
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)
-        return Origin(base.params, base.config, base.folder, adapt.NEW_FROM_BASE)
+        try:
+            fresh = [re.compile(one) for one in config.fresh]
+        except re.error as error:
+            raise UserError(
+                f"--config.fresh holds {error.pattern!r}, which is no regex ({error.msg}); correct it."
+            ) from error
+        params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
+        return Origin(params, base.config, base.folder, (*adapt.NEW_FROM_BASE, *config.fresh))
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."

@@ -1,5 +1,6 @@
 """Data sets of files as samples: prepared and raw alike, each item once an epoch, broken ones replaced."""
 
+import dataclasses
 import functools
 import itertools
 from collections import Counter
@@ -95,6 +96,17 @@ def test_raw_and_prepared_give_the_same_samples(make, unit, channels):
     ranges = one.input_ranges()
     assert ranges["slices"] == ([5, 5] if unit == "HU" else [6, 6]) and other.input_ranges() == {}
     assert ("hu" in ranges) == ("spacing_mm" in ranges) == (unit == "HU")
+
+
+def test_a_changed_voxel_or_word_changes_the_digest(make):
+    data = make()
+    one, other = FileSource(data, "train"), FileSource(data, "train")
+    assert one.digest() == other.digest() != FileSource(data, "test").digest()
+    other.rows[2]["sha256"] = "0" * 64
+    assert one.digest() != other.digest()
+    volume, item = one._items["open"][3]
+    before, one._items["open"][3] = one.digest(), (volume, dataclasses.replace(item, answer="spleen"))
+    assert one.digest() != before
 
 
 def test_reports_are_asked_for_in_wordings_of_training_and_in_one_when_tested(make):

@@ -169,11 +169,19 @@ def kept(model: MLLM, shapes: Shapes, trains: Mapping[str, bool], data: Mapping[
 
 
 def param_shardings(shapes: Shapes, mesh: jax.sharding.Mesh) -> dict[str, jax.NamedSharding]:
-    """Where each leaf lies, by the rules of sharding/rules.py."""
-    return {
-        path: jax.NamedSharding(
-            mesh,
-            sharding_rules.spec(layout.canonical_names(path)[0], layout.is_stacked(path), s.shape, dict(mesh.shape)),
-        )
-        for path, s in shapes.items()
-    }
+    """Where each leaf lies, by the rules of sharding/rules.py.
+
+    UserError where a mesh axis does not divide a dimension, or the rules miss or double a leaf.
+    """
+    result = {}
+    for path, s in shapes.items():
+        try:
+            specs = {
+                sharding_rules.spec(name, layout.is_stacked(path), s.shape, dict(mesh.shape))
+                for name in layout.canonical_names(path)
+            }
+        except ValueError as error:
+            raise UserError(f"--config.mesh: {error}; change mesh.fsdp or mesh.expert.") from error
+        (spec,) = specs  # the blocks of a scanned run are alike
+        result[path] = jax.NamedSharding(mesh, spec)
+    return result
