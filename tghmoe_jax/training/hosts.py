@@ -4,6 +4,7 @@ A run of one process needs none of this, and every function here then does the p
 coordination service carries it all: it starts in process 0, and each process keeps a connection to it.
 """
 
+import atexit
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -107,7 +108,10 @@ def start(place: Place) -> None:
     if several():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of processes that compute on the host
         logging.set_verbosity(logging.ERROR)  # orbax would tell of each process what process 0 says
-        threading.Thread(target=_watch, daemon=True).start()
+        watch = threading.Thread(target=_watch, daemon=True)
+        watch.start()
+        # Python would end the thread inside the C++ of jax, which aborts the process.
+        atexit.register(lambda: (_over.set(), watch.join()))
 
 
 def _not_come(place: Place) -> None:
@@ -275,6 +279,7 @@ class Stop:
 
 _ending = threading.Lock()
 _failing = threading.Event()  # the main thread has an error of its own
+_over = threading.Event()  # this process ends
 
 
 def fail(message: str, code: int, trace: str = "") -> int:
@@ -318,13 +323,14 @@ def _failure() -> dict | None:
 
 def _watch() -> None:
     """Ends this process when another has failed: the main thread may wait for it in a collective for ever."""
-    client = distributed.global_state.client
-    while True:
+    client, failure = distributed.global_state.client, None
+    while failure is None:
+        if _over.wait(1.0):
+            return
         try:
-            failure = json.loads(client.blocking_key_value_get("failed", 3_600_000))
-            break
+            failure = json.loads(client.key_value_try_get("failed"))
         except Exception as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
+            if "NOT_FOUND" not in str(error):
                 return  # the service has ended, and the run with it
     if failure["process"] == distributed.global_state.process_id or (first() and _failing.wait(2.0)):
         return  # the main thread ends this process

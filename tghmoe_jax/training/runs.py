@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
@@ -169,6 +170,4 @@ def write_description(
     write_model(workdir, base_config, tokenizer)
     (folder / "params.txt").write_text(table + "\n")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(config.to_dict(), indent=1))
-    part.replace(folder / "config.json")
+    storage.write_text(folder / "config.json", json.dumps(config.to_dict(), indent=1))

@@ -214,8 +214,12 @@ def n_bytes(tensor) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replaces a text file atomically."""
+def write_text(file: epath.PathLike, text: str) -> None:
+    """Replaces a text file atomically; it may be at a URL, where an object is written whole or not at all."""
+    file = epath.Path(file)
+    if "://" in str(file):
+        file.write_text(text)
+        return
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text)
