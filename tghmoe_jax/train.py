@@ -134,7 +134,7 @@ def run(config: ConfigDict, workdir: str) -> int:
             log.record(step, arrays.to_host(scalars))
         if stopped:
             log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
-    return hosts.PREEMPTED if stopped and not finished else 0
+    return hosts.PREEMPTED if stopped else 0
 
 
 # ---- pieces ---------------------------------------------------------------------
