@@ -98,16 +98,26 @@ state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty
   tpu queued-resources describe "$name" --format "value(state.state)" || true
 }
 
-wait_until_active() {
-  local now
+wait_until_active() { # train creates what was preempted anew
+  local now fresh=""
   while now=$(state); [ -z "$dry" ] && [ "$now" != ACTIVE ]; do
     case $now in
       "") fail "there is no slice $name in $zone; create it first." ;;
-      FAILED | SUSPENDING | SUSPENDED) fail "the slice $name is $now; delete it, then create it anew." ;;
+      FAILED | SUSPENDED)
+        [ "$command" = train ] || fail "the slice $name is $now; delete it, then create it anew."
+        [ -n "$type" ] || fail "the slice $name is $now; with --type it is created anew."
+        printf '%s is %s and is created anew\n' "$name" "$now" >&2
+        tpu queued-resources delete "$name" --force --quiet
+        create
+        fresh=yes
+        ;;
+      *)
+        printf '%s is %s\n' "$name" "$now" >&2
+        sleep "${POLL:-30}"
+        ;;
     esac
-    printf '%s is %s\n' "$name" "$now" >&2
-    sleep "${POLL:-30}"
   done
+  [ -z "$fresh" ] || install_project
 }
 
 # Runs on each host, in its home folder, after the archive has arrived there.
@@ -125,11 +135,9 @@ fi
 REMOTE
 )
 
-setup() { # packs all files that git does not ignore, unpacks and installs them on every host
-  local root
+install_project() { # packs all files that git does not ignore, unpacks and installs them on every host
+  local root archive=/tmp/tghmoe.tar.gz
   root=$(cd "$(dirname "$0")/.." && pwd)
-  wait_until_active
-  local archive=/tmp/tghmoe.tar.gz
   if [ -z "$dry" ]; then
     archive=$(mktemp -d)/tghmoe.tar.gz
     git -C "$root" ls-files -z --cached --others --exclude-standard |
@@ -156,23 +164,15 @@ train() {
   local code
   while :; do
     wait_until_active
-    start "$@"
-    on_first "$follow" || true # or the connection, or the slice, has gone
+    start "$@" || true # what is just being preempted does not answer
+    on_first "$follow" || true
     code=$(on_first "cat tghmoe.exit" || true)
     [ -z "$dry" ] || return 0
     if [[ $code =~ ^[0-9]+$ ]] && [ "$code" -ne 75 ]; then
       return "$code"
     fi
-    case $(state) in
-      ACTIVE) sleep "${POLL:-30}" ;; # told to stop and the slice still there, or the connection was lost
-      *)
-        [ -n "$type" ] || fail "the slice was preempted; with --type it is created anew."
-        printf '%s was preempted and is created anew\n' "$name" >&2
-        tpu queued-resources delete "$name" --force --quiet || true
-        create
-        setup
-        ;;
-    esac
+    printf '%s %s; going on\n' "$name" "$([ "$code" = 75 ] && echo 'was told to stop' || echo 'does not answer')" >&2
+    sleep "${POLL:-30}"
   done
 }
 
@@ -180,7 +180,10 @@ train() {
 
 case $command in
   create) create ;;
-  setup) setup ;;
+  setup)
+    wait_until_active
+    install_project
+    ;;
   train) train "$@" ;;
   status)
     tpu queued-resources describe "$name" --format "value(state.state)"

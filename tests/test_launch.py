@@ -66,7 +66,7 @@ def test_a_dry_run_prints_the_commands(name, script, arguments):
         arguments = [arguments[0], "--name", "pod", "--zone", "us-west4-a", "--dry-run", *arguments[1:]]
     done = launch(script, *arguments, env={"PYTHON": "python"})
     assert done.returncode == 0, done.stderr
-    golden = ROOT / "tests" / "golden" / f"{name}.txt"
+    golden = ROOT / "tests" / "golden_launch" / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(done.stdout)
     assert done.stdout == golden.read_text(), "UPDATE_GOLDEN=1 rewrites it"

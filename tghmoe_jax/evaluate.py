@@ -14,11 +14,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.data import pipeline, prompts
@@ -165,7 +165,7 @@ def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     return mesh
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """mode=evaluate: scores the latest checkpoint of `config.init_from`, into workdir/eval/<step>.
 
     Its test set is the run's own, unless `config.data` names another.
@@ -180,7 +180,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
     progress = print if hosts.first() else lambda text: None
-    return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step), progress)
+    return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
     return kept
 
 
-def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=print) -> dict[str, Any]:
+def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
     """The scores of the run's own test set, into `folder`, and beside it what the config asks for besides.
 
     `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
@@ -255,7 +255,7 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=prin
 
 
 def evaluate(
-    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: Path, progress=print
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
 ) -> dict[str, Any]:
     """Runs all protocols and controls on `source` and writes predictions and metrics.json into `folder`.
 
@@ -417,11 +417,11 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
-    target = Path(to or f"runs/evaluate-{folder.resolve().name}")
+    target = epath.Path(to or f"runs/evaluate-{folder.resolve().name}")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--to {target} cannot be made ({error.strerror}); name another folder.") from error
+        raise UserError(f"--to {target} cannot be made ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use

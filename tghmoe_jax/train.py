@@ -7,11 +7,11 @@ a killed run goes on with the very losses of an unbroken one.
 import contextlib
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     runs.check_config(config)
     if config.mode == "evaluate":
         check_hosts(config, workdir)
+        hosts.stop_at_once()
         evaluate.run(config, workdir)
         return 0
     if config.mode != "train":
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     del loaded
 
     # ---- what will run --------------------------------------------------------------------------------------------
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     table = reporting.parameter_table(parameter_rows(program, fresh))
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     devices += f" of {jax.process_count()} processes" if hosts.several() else ""
@@ -133,7 +134,7 @@ def run(config: ConfigDict, workdir: str) -> int:
             log.record(step, arrays.to_host(scalars))
         if stopped:
             log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
-    return hosts.PREEMPTED if stopped and not finished else 0
+    return hosts.PREEMPTED if stopped else 0
 
 
 # ---- pieces ---------------------------------------------------------------------
@@ -149,7 +150,8 @@ def check_hosts(config: ConfigDict, workdir: str) -> None:
     if config.init_from and config.init_from != "embedded":
         parts[f"--config.init_from={config.init_from}"] = hosts.identity(config.init_from)
     if config.data.name not in DRAWN:  # what is drawn is kept by each host for itself
-        parts[f"--config.data.root={config.data.root}"] = hosts.identity(config.data.root)
+        for root in str(config.data.root).split(","):
+            parts[f"--config.data.root={root.strip()}"] = hosts.identity(root.strip())
         if config.data.manifest:
             parts[f"--config.data.manifest={config.data.manifest}"] = hosts.identity(config.data.manifest)
     hosts.check(parts, workdir)
@@ -161,7 +163,7 @@ class Origin:
 
     params: dict[str, np.ndarray]
     config: dict[str, Any]
-    tokenizer: Path
+    tokenizer: epath.PathLike
     new: tuple[str, ...]
 
 
@@ -180,7 +182,7 @@ def load_origin(config: ConfigDict) -> Origin:
                 f"--config.fresh holds {error.pattern!r}, which is no regex ({error.msg}); correct it."
             ) from error
         params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
-        return Origin(params, base.config, Path(base.folder), (*adapt.NEW_FROM_BASE, *config.fresh))
+        return Origin(params, base.config, base.folder, (*adapt.NEW_FROM_BASE, *config.fresh))
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."

@@ -8,10 +8,10 @@ import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from tghmoe_jax.data import leaks, prepared
 from tghmoe_jax.data.datasets import open_dataset
@@ -171,7 +171,7 @@ def _open(
                 f"{root} was prepared from the data set {found.parameters['data.name']} and --config.data.name says "
                 f"{name}; name that one."
             )
-        return found.items, found.grid, found.rows, leaks.dropped(Path(root) / "leaks.csv", drop)
+        return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
     if not alone or drop != "none":
         why = f"--config.data.drop_leaks={drop}" if drop != "none" else "a list of data sets"
         raise UserError(f"{why} needs prepared sets and {root or 'data.root'} is none; run tghmoe_jax.prepare first.")

@@ -59,6 +59,9 @@ def _row(one: Prediction) -> dict[str, object]:
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
     path = epath.Path(path)
+    if "://" in str(path):  # an object is written whole or not at all
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

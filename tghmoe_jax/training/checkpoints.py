@@ -5,7 +5,6 @@ checkpoint of its step, the checkpoint before the next batch is taken: the saved
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -29,9 +28,9 @@ _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensor
 class Checkpoints:
     """Saves and restores the training state of one run folder."""
 
-    def __init__(self, workdir: str | Path, keep: int):
+    def __init__(self, workdir: epath.PathLike, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / FOLDER, options=options)
+        self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / FOLDER, options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -89,22 +88,22 @@ def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
     iterator.start_prefetch()
 
 
-def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint or a damaged one.
     """
-    if exported.is_exported(Path(run)):
-        params, only = exported.read(Path(run))
+    if exported.is_exported(epath.Path(run)):
+        params, only = exported.read(epath.Path(run))
         if step not in (None, only):
             raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
         return params, only
-    folder = Path(run).absolute() / FOLDER
+    folder = epath.Path(run).resolve() / FOLDER
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
     step = steps[-1] if step is None else step
-    item = epath.Path(folder / str(step) / "params")
+    item = folder / str(step) / "params"
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
     try:
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
@@ -115,7 +114,7 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.
     return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
 
 
-def load_merged(run: str | Path) -> tuple[dict[str, np.ndarray], int]:
+def load_merged(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """`load_params` with low-rank updates of the decoder added to its kernels: what leaves a run, or starts another."""
     params, step = load_params(run)
     lora = runs.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none

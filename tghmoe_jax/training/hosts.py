@@ -4,6 +4,7 @@ A run of one process needs none of this, and every function here then does the p
 coordination service carries it all: it starts in process 0, and each process keeps a connection to it.
 """
 
+import atexit
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -107,7 +108,10 @@ def start(place: Place) -> None:
     if several():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of processes that compute on the host
         logging.set_verbosity(logging.ERROR)  # orbax would tell of each process what process 0 says
-        threading.Thread(target=_watch, daemon=True).start()
+        watch = threading.Thread(target=_watch, daemon=True)
+        watch.start()
+        # Python would end the thread inside the C++ of jax, which aborts the process.
+        atexit.register(lambda: (_over.set(), watch.join()))
 
 
 def _not_come(place: Place) -> None:
@@ -155,7 +159,8 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     problem = ""
     if first():
         try:
-            made = [one for one in (folder, *folder.parents) if not one.exists()]
+            # An object store has no folders of its own to leave behind.
+            made = [] if "://" in str(workdir) else [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / mark).write_text("")
         except OSError as error:
@@ -167,8 +172,8 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     client.wait_at_barrier("start/said", WAIT * 1000)
     if first() and not problem:
         (folder / mark).unlink(missing_ok=True)
-        for one in made:  # what was made for the check alone; an object store has no folders to leave behind
-            if one.exists() and not any(one.iterdir()):
+        for one in made:
+            if not any(one.iterdir()):
                 one.rmdir()
     said = [json.loads(client.blocking_key_value_get(f"start/process/{i}", WAIT * 1000)) for i in range(count)]
     if said[0]["problem"]:
@@ -239,6 +244,12 @@ def identity(folder: str | os.PathLike) -> str:
 # ---- being told to stop ---------------------------------------------------------------------------------------------
 
 
+def stop_at_once() -> None:
+    """SIGTERM ends this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
+    if several() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Stop:
     """Whether a SIGTERM asks the run to save and end. Within `with`, the signal ends no process by itself.
 
@@ -268,6 +279,7 @@ class Stop:
 
 _ending = threading.Lock()
 _failing = threading.Event()  # the main thread has an error of its own
+_over = threading.Event()  # this process ends
 
 
 def fail(message: str, code: int, trace: str = "") -> int:
@@ -311,13 +323,14 @@ def _failure() -> dict | None:
 
 def _watch() -> None:
     """Ends this process when another has failed: the main thread may wait for it in a collective for ever."""
-    client = distributed.global_state.client
-    while True:
+    client, failure = distributed.global_state.client, None
+    while failure is None:
+        if _over.wait(1.0):
+            return
         try:
-            failure = json.loads(client.blocking_key_value_get("failed", 3_600_000))
-            break
+            failure = json.loads(client.key_value_try_get("failed"))
         except Exception as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
+            if "NOT_FOUND" not in str(error):
                 return  # the service has ended, and the run with it
     if failure["process"] == distributed.global_state.process_id or (first() and _failing.wait(2.0)):
         return  # the main thread ends this process
