@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
@@ -51,7 +52,7 @@ def program_of(config, mesh) -> program.Program:
 
 def recording(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` with the last gradients in its state."""
-    record = optax.GradientTransformation(lambda params: jax.tree.map(np.zeros_like, params), lambda g, s, p: (g, g))
+    record = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, s, p: (g, g))
     return optax.chain(record, tx)
 
 
