@@ -1,4 +1,4 @@
-"""What one TGH-MoE layer of full width executes on a TPU pod, forward and backward, over what its chosen experts ask for.
+"""What a TGH-MoE layer of full width executes on a TPU pod, forward and backward, over what its experts ask for.
 
     python -m benchmarks.moe_layer --topology v5e:8x8 [--expert 4] [--groups 2] [--transport all_to_all|gather|ragged]
 
@@ -29,7 +29,7 @@ WIDTH, FFN, TOKENS, EXPERTS, TOP_K, ROWS = 1024, 4096, 16 * 577, 4, 2, 2  # rows
 
 
 def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "all_to_all") -> dict:
-    """FLOPs of a chip and the collectives. UserError for an unknown topology, ValueError for a mesh that does not fit."""
+    """FLOPs of a chip and who exchanges tokens. UserError or ValueError for what does not fit."""
     _, devices = aot.open_topology(topology)
     mesh = make_mesh(1, -1, expert, devices, EXPERTS)
     cfg = TGH(groups=groups, experts=EXPERTS, top_k=TOP_K, transport=transport, dispatch="ragged")

@@ -157,9 +157,7 @@ def expert_load(encoded, groups: int) -> np.ndarray:
 def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """The mesh of the config, made current. UserError where it does not fit the devices."""
     try:
-        mesh = make_mesh(
-            config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=config.model.tgh.experts
-        )
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=config.model.tgh.experts)
     except ValueError as error:
         raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
     jax.set_mesh(mesh)

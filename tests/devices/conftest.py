@@ -1,4 +1,4 @@
-"""The settings of tests/tiny.py for every test of this folder, and how it starts processes with devices of their own."""
+"""The settings of tests/tiny.py for every test of this folder, and processes with devices of their own."""
 
 import os
 import subprocess

@@ -31,3 +31,15 @@ def test_what_finds_no_room_is_counted_and_leaves_the_rest_alone(report, axes, c
     found = report[f"{axes}: {case}, full"]
     assert 0 < found["dropped"] < found["pairs"] / 2 and found["finite"]
     assert found["whole"] > 0.5  # tokens none of whose pairs was dropped
+
+
+def test_tokens_are_exchanged_only_among_the_devices_of_their_expert_axis(report):
+    """Of the compiled layer: never between the parts of `data` and `fsdp`."""
+    assert report["partners"]["(2, 1, 4)"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert report["partners"]["(2, 2, 2)"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_where_groups_have_an_axis_routed_tokens_stay_among_the_devices_of_their_group(report):
+    """8 devices for 2 groups of 4 experts: samples are dealt between 0..3 and 4..7, tokens are routed within each."""
+    routed, dealt = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert report["partners"]["(1, 1, 8)"] == sorted(routed + dealt)

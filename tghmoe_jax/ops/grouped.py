@@ -59,9 +59,7 @@ def _forward(interpret, rows, weights, counts):
 def _backward(interpret, kept, cotangent):
     rows, weights, counts = kept
     tm, tk, tn = tiles()
-    back = gmm(
-        cotangent, weights, counts, rows.dtype, (tm, tn, tk), transpose_rhs=True, interpret=interpret
-    )
+    back = gmm(cotangent, weights, counts, rows.dtype, (tm, tn, tk), transpose_rhs=True, interpret=interpret)
     real = (jnp.arange(rows.shape[0]) < jnp.sum(counts))[:, None]
     gradient = tgmm(rows.swapaxes(0, 1), cotangent, counts, weights.dtype, tiles(), interpret=interpret)
     return jnp.where(real, back, 0), gradient, None

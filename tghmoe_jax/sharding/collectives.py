@@ -79,7 +79,9 @@ def _groups(line: str) -> list[list[int]]:
     """The groups of one instruction, in the three ways of writing them that `_group_size` knows."""
     ids = lambda sizes, order: np.arange(math.prod(sizes)).reshape(sizes).transpose(order or range(len(sizes)))  # noqa: E731
     numbers = lambda text: [int(n) for n in (text or "").split(",") if n]  # noqa: E731
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
+    ):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         devices = ids(numbers(found[2]) or list(sizes.values()), numbers(found[3])).reshape(list(sizes.values()))
         over = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", found[4])]

@@ -1,13 +1,15 @@
 """The device mesh: axes `data`, `fsdp`, `expert`; -1 takes what is left.
 
 Where `expert` is larger than the experts of one group, it is split in two: `group`, over which the task groups lie, and
-`expert` within each. Hard task routing then keeps the exchange of tokens inside a group's own devices (ops/transport.py).
+`expert` within each. Hard task routing then keeps the exchange of tokens among a group's own devices
+(ops/transport.py).
 """
 
 import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "expert")
 
@@ -34,4 +36,6 @@ def make_mesh(
     if experts > 1 and sizes[2] > experts:
         inner = math.gcd(sizes[2], experts)
         sizes, axes = [*sizes[:2], sizes[2] // inner, inner], (*AXES[:2], "group", "expert")
-    return jax.make_mesh(tuple(sizes), axes, devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    # A TPU's grid may have no axis of just this size: then one of them is split, as jax.make_mesh does on v5e only.
+    grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
