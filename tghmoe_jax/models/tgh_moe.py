@@ -137,13 +137,12 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
     number = jnp.asarray([*np.argsort(order), groups * experts], jnp.int32)  # of each expert, as it is placed
 
     def local(u, choice, gate, weights):
-        weights = _flat_experts(ExpertWeights(*(
-            _gathered(w, spec, ("fsdp",) if travels else ("fsdp", *axes))
-            for w, spec in zip(weights, specs, strict=True)
-        )))  # fmt: skip
+        whole = ("fsdp",) if travels else ("fsdp", *axes)
+        parts = (_gathered(w, spec, whole) for w, spec in zip(weights, specs, strict=True))
+        weights = _flat_experts(ExpertWeights(*parts))
         if travels:
             y, dropped = apply_sharded_experts(
-                *_flat(u, number[choice], gate), weights, quick_gelu, axes, cfg.transport, cfg.capacity_factor,
+                u, number[choice], gate, weights, quick_gelu, axes, cfg.transport, cfg.capacity_factor,
                 [shares[i] for i in order],
             )  # fmt: skip
         else:

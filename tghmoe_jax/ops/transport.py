@@ -5,10 +5,16 @@ slot is dropped and counted. `gather` shows all tokens of the axis to every devi
 exact, and the oracle of the others. `ragged` (TPU) exchanges exactly the rows there are, into a buffer of fixed size,
 and multiplies them by a grouped product (ops/grouped.py).
 
-All of it runs inside a `jax.shard_map`. Experts are numbered as they are placed: device d of the axis holds experts
+A sample's tokens only ever need the experts of its own task's group. Where groups lie on an axis of their own,
+`all_to_all` therefore deals whole samples to their group's devices first, once each and without a spare slot, since the
+loader gives every device a fixed number of samples of each task; the exchange of routed tokens, K times as large and
+with spare slots, then stays among the devices of one group.
+
+All of it runs inside a `jax.shard_map`. Experts are numbered as they are placed: device d of the axes holds experts
 d * L .. (d + 1) * L - 1, and D * L stands for a token that goes nowhere.
 
-Axis legend: N tokens of a device, K choices per token, D devices of the axis, L experts of a device, C width, S slots.
+Axis legend: B samples of a device, T tokens of a sample, N = B * T, K choices per token, D devices of the axes, L
+experts of a device, C width, S slots, Q devices of the group axis.
 """
 
 import math
@@ -21,7 +27,6 @@ from tghmoe_jax.ops.experts import ExpertWeights, _combine, _ffn, _gather_rows, 
 from tghmoe_jax.ops.platform import platform
 
 TRANSPORTS = ("all_to_all", "gather", "ragged")
-Axis = str | tuple[str, ...]
 
 
 def apply_sharded_experts(
@@ -30,30 +35,63 @@ def apply_sharded_experts(
     gate: jax.Array,
     weights: ExpertWeights,
     activation: Callable[[jax.Array], jax.Array],
-    axis: Axis,
+    axes: tuple[str, ...],
     transport: str,
     capacity_factor: float = 1.25,
     shares: Sequence[float] = (),
     grouped: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum over the K choices of gate * FFN_choice(x), for experts spread over the mesh axis (or axes) `axis`.
+    """Sum over the K choices of gate * FFN_choice(x), for experts spread over the mesh axes `axes`.
 
-    x (N, C), choice int (N, K) in 0..D*L, gate (N, K): this device's tokens; weights (L, ...): this device's experts.
-    `shares` (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns y (N, C) in
-    x's dtype and the number of this device's pairs that were dropped, int32. `grouped`: the product of
+    x (B, T, C), choice int (B, T, K) in 0..D*L, gate (B, T, K): this device's samples; weights (L, ...): this device's
+    experts. Of two axes the first is that of the groups, and a sample's choices lie in one part of it. `shares`
+    (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns y (B, T, C) in x's
+    dtype and a number of pairs dropped, int32, whose sum over the devices is that of all. `grouped`: the product of
     `apply_experts`. ValueError for an unknown transport.
     """
     gate = gate.astype(x.dtype)
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
-    experts = jax.lax.axis_size(axis) * weights.fc1.shape[0]
+    experts = jax.lax.axis_size(axes) * weights.fc1.shape[0]
     shares = shares or [1 / experts] * experts
+    if transport == "all_to_all" and len(axes) == 2:
+        return _by_group(x, choice, gate, weights, activation, axes, capacity_factor, shares)
+    flat = (a.reshape(-1, a.shape[-1]) for a in (x, choice, gate))
     if transport == "all_to_all":
-        return _all_to_all(x, choice, gate, weights, activation, axis, capacity_factor, shares)
-    if transport == "gather":
-        return _gather(x, choice, gate, weights, activation, axis, grouped), jnp.int32(0)
-    if transport == "ragged":
-        return _ragged(x, choice, gate, weights, activation, axis, capacity_factor, shares, grouped)
-    raise ValueError(f"transport {transport!r} is not one of {', '.join(TRANSPORTS)}")
+        y, dropped = _all_to_all(*flat, weights, activation, axes, capacity_factor, shares)
+    elif transport == "gather":
+        y, dropped = _gather(*flat, weights, activation, axes, grouped), jnp.int32(0)
+    elif transport == "ragged":
+        y, dropped = _ragged(*flat, weights, activation, axes, capacity_factor, shares, grouped)
+    else:
+        raise ValueError(f"transport {transport!r} is not one of {', '.join(TRANSPORTS)}")
+    return y.reshape(x.shape), dropped
+
+
+def _by_group(x, choice, gate, weights, activation, axes, capacity_factor, shares):
+    """Samples to their group's devices, tokens to their experts among those, and both back."""
+    outer, inner = axes
+    samples, parts = x.shape[0], jax.lax.axis_size(outer)
+    experts = jax.lax.axis_size(inner) * weights.fc1.shape[0]  # of one part
+    nowhere = parts * experts
+    of_part = [sum(shares[q * experts : (q + 1) * experts]) for q in range(parts)]
+    room = min(samples, math.ceil(max(of_part) * samples - 1e-6))
+    part = jnp.min(choice, axis=(1, 2)) // experts  # (B,); Q for a sample that is all padding
+    _, rank = _ranks(part, parts)
+    kept = rank < jnp.array([room] * parts + [0])[part]
+    slot = jnp.where(kept, part * room + rank, parts * room)
+
+    def dealt(a):
+        rows = _gather_rows(a.reshape(samples, -1), part, slot, parts * room, 1).reshape(parts, room, *a.shape[1:])
+        return jax.lax.all_to_all(rows, outer, 0, 0).reshape(-1, a.shape[-1])
+
+    own = dealt(choice - nowhere) + nowhere  # an empty slot holds zeros
+    own = jnp.where(own < nowhere, own - jax.lax.axis_index(outer) * experts, experts)
+    busiest = [max(shares[place::experts]) * samples / room for place in range(experts)]
+    y, dropped = _all_to_all(dealt(x), own, dealt(gate), weights, activation, inner, capacity_factor, busiest)
+    y = jax.lax.all_to_all(y.reshape(parts, room, -1), outer, 0, 0).reshape(parts * room, -1)
+    y = _combine(y, slot, jnp.ones((samples, 1), x.dtype), (samples, 1)).reshape(x.shape)
+    missed = jnp.sum((choice < nowhere) & ~kept[:, None, None]).astype(jnp.int32)
+    return y, dropped + missed
 
 
 def _all_to_all(x, choice, gate, weights, activation, axis, capacity_factor, shares):

@@ -1,8 +1,8 @@
 """The device mesh: axes `data`, `fsdp`, `expert`; -1 takes what is left.
 
 Where `expert` is larger than the experts of one group, it is split in two: `group`, over which the task groups lie, and
-`expert` within each. Hard task routing then keeps the exchange of tokens inside a group's own devices (see
-ops/transport.py).
+`expert` within each. Hard task routing then keeps the exchange of tokens among a group's own devices
+(ops/transport.py).
 """
 
 import contextlib

@@ -7,7 +7,6 @@ every group where it divides their number, whole groups where it divides those, 
 """
 
 import re
-from collections.abc import Iterable
 
 from jax.sharding import PartitionSpec as P
 
@@ -42,12 +41,6 @@ def rule_of(name: str) -> P:
         how = "no rule" if not found else "the rules " + " and ".join(repr(pattern) for pattern, _ in found)
         raise ValueError(f"the parameter {name} is matched by {how} of sharding/rules.py, and must be by exactly one")
     return found[0][1]
-
-
-def check(names: Iterable[str]) -> None:
-    """ValueError names the first canonical name that the rules miss or match twice."""
-    for name in names:
-        rule_of(name)
 
 
 def spec(canonical: str, stacked: bool, shape: tuple[int, ...], mesh_shape: dict[str, int]) -> P:

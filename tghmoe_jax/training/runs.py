@@ -16,7 +16,7 @@ from tghmoe_jax.weights import storage
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # of the base, where it has them
-_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.")
+_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
