@@ -77,7 +77,8 @@ def cells(name: str, report: dict) -> list[str]:
     return [
         name, " x ".join(map(str, report["mesh"].values())),
         f"{report['batch']}" + (f" / {report['accumulate']}, {report['remat']}" if samples else ""),
-        f"{gib('arguments')} + {gib('temporaries')}", f"{gib('donated')} of {gib('state')}" if samples else "",
+        f"{gib('arguments')} + {gib('temporaries')}",
+        f"{report['donated']['leaves']} of {report['donated']['of']}, {gib('donated')}" if samples else "",
         f"{gib('peak')} of {gib('hbm')}", f"{report['bytes']['spare_share']:.0%}",
         "; ".join(f"{kind} {n:.0f} ({size:.1f})" for kind, (n, size) in found.items()) or "none",
         f"{report['flops']['useful'] / 1e12:.0f} / {report['flops']['executed'] / 1e12:.0f}",
@@ -87,7 +88,7 @@ def cells(name: str, report: dict) -> list[str]:
 
 
 HEAD = [
-    "row", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries", "donated of state",
+    "row", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries", "leaves donated, GiB",
     "peak of HBM", "spare", "collectives a step (GiB)", "TFLOPs a chip, useful / executed", "roofline, MFU bound",
     "chip-hours for 625,000 samples at 35% MFU / roofline", "compile",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Full scale with few layers: what `test_aot` compiles for a TPU. Every width and kind of layer is the real one."""
+"""Full scale with few layers, of every kind and in their real width: what `test_aot` compiles for a TPU."""
 
 from configs import stage2
 
