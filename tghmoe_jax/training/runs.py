@@ -47,7 +47,7 @@ def check_config(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if key == "data.slices" and flat["data.name"] == "scenes":
             least = 0  # text alone
-        if flat[key] < least:
+        if flat.get(key, least) < least:  # runs of earlier versions lack the newest keys
             raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
     for key in ("eval.transfer", "eval.adversarial"):
         if flat[key] == 1:
