@@ -27,7 +27,9 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.data.sources import DRAWN, finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import commands as evaluation_commands
+from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tests, statistics, tables
+from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
@@ -82,6 +84,18 @@ class Reader:
             padded = part + [part[-1]] * (self.batch - len(part))
             answers += self._ask(source, padded, new_tokens)[: len(part)]
         return answers
+
+    def routings(self, source: Source, asked: "Asked") -> list[Routing]:
+        """How each question about its volume is routed, in order."""
+        found = []
+        for start in range(0, len(asked), self.batch):
+            part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
+            padded = part + [part[-1]] * (self.batch - len(part))
+            batch = self._collate(source, padded, [None] * self.batch)
+            encoded = generation.encode(self.model, self.variables, batch, None)
+            masks = [source.slices(request.volume)[1] for request in part]
+            found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
+        return found
 
     def _collate(self, source, requests, targets):
         rows = [
@@ -149,6 +163,22 @@ def expert_load(encoded, groups: int) -> np.ndarray:
     load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
     load[np.arange(len(used)), :, used % size] = per_sample
     return load
+
+
+def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
+    """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
+    layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
+    pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
+    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.vision.grid, cfg.vision.patch_depth
+    real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
+    winner = np.zeros((len(layers), slabs, side, side), np.int32)
+    for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
+        first = np.asarray(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
+        winner[i] = first.reshape(slabs, side, side)
+    winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
+    load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
+    task = cfg.tasks[int(np.asarray(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
+    return Routing(task, None, layers, load, winner)
 
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
@@ -291,7 +321,12 @@ def evaluate(
             for volume, question in asked
         ]  # fmt: skip
         kind = asked[0][1].kind
-        answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
+        # A blind answer depends on the prompt alone, so each prompt is asked once.
+        once = dict(enumerate(requests)) if visible else {one.question.prompt: one for one in requests}
+        answers = reader.ask(source, list(once.values()), e.new_tokens if kind == "report" else e.answer_tokens)
+        if not visible:
+            answered = dict(zip(once, answers, strict=True))
+            answers = [answered[one.question.prompt] for one in requests]
         ranked = [None] * len(asked)
         if rank:
             ranked = rank_options(reader, source, requests)
@@ -301,6 +336,7 @@ def evaluate(
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if kind == "report" and parse else None,
                 findings_stated=parse(answer.text) if kind == "report" and parse else None,
+                key=source.key(volume) if given else "",
             )
             for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
         ]  # fmt: skip
@@ -310,7 +346,12 @@ def evaluate(
     answers = protocol("closed", closed, rank=True)
     answers += protocol("open", opened)
     answers += protocol("report", reports)
-    load = sum(a.load for a in answers)
+    asked_tasks = [question.task for _, question in (*closed, *opened, *reports)]
+    loads = {
+        task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
+        for task in dict.fromkeys(asked_tasks)
+    }
+    load = sum(loads.values())
     for kind, asked in (("closed", closed), ("report", reports)):
         if shuffled is not None:
             protocol(f"control/shuffled_{kind}", asked, shuffled)
@@ -319,7 +360,7 @@ def evaluate(
         if routed:
             other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
             protocol(f"control/wrong_group_{kind}", asked, group=other)
-    protocol("control/blind_closed", closed, visible=False)
+        protocol(f"control/blind_{kind}", asked, visible=False)
     router = None
     if routed:
         own = [question for _, question in (*closed, *opened, *reports)]
@@ -336,7 +377,16 @@ def evaluate(
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     tables.write_predictions(folder, run)
     tables.write_metrics(folder, metrics)
-    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
+    manifest = provenance.manifest(
+        run, seed=e.seed, data={"name": config.data.name, "drop_leaks": config.data.drop_leaks}, eval=e.to_dict()
+    )
+    tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    shown = [asked[0] for asked in (closed, reports) if asked and load.size]
+    overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
+    html_report.write(
+        folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
+        overlays,
+    )  # fmt: skip
     progress(tables.table(metrics, run))
     return metrics
 
@@ -437,33 +487,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("run", help="folder of a run, or `embedded`")
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
-    two = commands.add_parser("score", help="prediction files of any system")
-    two.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
-    two.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
-    two.add_argument("--true-labels", help="the same of the true reports")
-    three = commands.add_parser("compare", help="two systems on the same items")
-    three.add_argument("a", help="CSV file, or folder of predictions_*.csv")
-    three.add_argument("b", help="the same items, answered by another system")
-    for sub in (two, three):
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluation_commands.add_parsers(commands)
     try:
         args = parser.parse_args(argv)
         if args.command == "run":
             run_again(args.run, args.items, args.to)
-        elif args.command == "score" and (args.pred_labels or args.true_labels):
-            if args.predictions or not (args.pred_labels and args.true_labels):
-                raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
-            scored = labels.score(args.pred_labels, args.true_labels)
-            print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
-        elif args.command == "score":
-            if not args.predictions:
-                raise UserError("name predictions to score, or --pred-labels and --true-labels.")
-            found = files.read_run(args.predictions)
-            metrics = {key: value for key, value in protocols.score(found).items() if value is not None}
-            print(json.dumps(metrics, indent=1) if args.json else tables.table(metrics))
         else:
-            result = comparison.compare(files.read_run(args.a), files.read_run(args.b))
-            print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+            evaluation_commands.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,9 @@ from PIL import Image
 from tests.evaluation.test_protocols import small_run
 from tghmoe_jax.evaluation import DISCLAIMER, html_report
 from tghmoe_jax.evaluation.protocols import score
+from tghmoe_jax.evaluation.routing_picture import Routing
 
+ROUTING = Routing("vqa", None, (2, 4), np.full((2, 3), 1 / 3), np.arange(24).reshape(2, 3, 2, 2) % 3)
 VOID = {"meta", "img", "line", "rect", "br"}
 
 
@@ -44,19 +46,22 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def page(tmp_path, run=None, load=None):
+def page(tmp_path, run=None, loads=None, overlays=()):
     run = small_run() if run is None else run
-    html_report.write(tmp_path / "report.html", score(run), run, Source(), ("report", "vqa"), load, (2, 4))
+    html_report.write(tmp_path / "report.html", score(run), run, Source(), ("report", "vqa"), loads, (2, 4), overlays)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_is_whole_and_asks_no_network(tmp_path):
-    text = page(tmp_path, load=np.ones((2, 2, 4)))
+    own = np.zeros((2, 2, 4))
+    own[:, 1] = 1
+    text = page(tmp_path, loads={"vqa": own}, overlays=[(3, ROUTING)])
     parsed = Page(text)
     assert parsed.open in ([], ["html"]) and not re.search(r"https?:|<script|<link|@import|url\(", text)
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in parsed.tags if tag == "img")
     words = " ".join(parsed.text)
-    assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa" in words
+    assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa prompts, vqa experts" in words
+    assert "report experts" not in words and html_report.routing_picture.CAPTION in words
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 1
     assert "sent to report" in words and "Routing, not explanation" in words
 

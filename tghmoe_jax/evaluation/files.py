@@ -3,13 +3,15 @@
     closed: Question Type, Question, Answer, Answer Choice, Pred      open: Question Type, Question, Answer, Pred
     report: Question, Ground Truth, pred
 
-`Volume` (which item a row is about; else the row's number), `Ranked`, `Findings True` and `Findings Stated` are used
-where a file has them. Correctness and word overlap are computed anew, never read.
+`Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
+number counts), `Ranked`, `Findings True` and `Findings Stated` are used where a file has them. Correctness and word
+overlap are computed anew, never read.
 """
 
 import csv
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
@@ -26,14 +28,19 @@ _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
 MOST_BYTES = 1 << 30  # a larger file is no table of predictions
 
 
-def read_run(path: str | Path) -> dict[str, list[Prediction]]:
-    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder. UserError names what to mend."""
+def listed(path: str | Path) -> list[Path]:
+    """The file, or the `predictions_*.csv` of a folder. UserError where there is none."""
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError(f"{path} is no CSV file and holds no predictions_*.csv; name one of them.")
+    return files
+
+
+def read_run(path: str | Path) -> dict[str, list[Prediction]]:
+    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder. UserError names what to mend."""
     run: dict[str, list[Prediction]] = {}
-    for file in files:
+    for file in listed(path):
         kind, predictions = read_file(file)
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
@@ -65,17 +72,28 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
         raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
     if short is not None:
         raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
-    return kind, [_prediction(kind, i, row, file) for i, row in enumerate(rows)]
+    named: dict[str, int] = {}
+    for row in rows:
+        if key := _key(row):
+            named.setdefault(key, len(named))
+    if named and any(not _key(row) for row in rows):
+        raise UserError(f"{file} names the volume of some rows only; fill the column Key (or Image Path) in every row.")
+    return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)]
 
 
-def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Prediction:
+def _key(row: Mapping[str, str]) -> str:
+    return (row.get("Key") or row.get("Image Path") or "").strip()
+
+
+def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], file: Path) -> Prediction:
+    """Row `number` of the file; `place` counts its volume where the file does not."""
     question, choices = row["Question"], ()
     if kind == "closed" and (found := _CHOICES.search(question)):
         question, choices = question[: found.start()], tuple(_options(found["text"]))
     letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
-    volume = row.get("Volume") or str(number)
+    volume = row.get("Volume") or str(place)
     if not volume.isdecimal():
         raise UserError(f"{file}, row {number + 2}: Volume {volume!r} is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
@@ -85,7 +103,7 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
         output=row["pred" if kind == "report" else "Pred"], ranked=row.get("Ranked") or None,
         task_true="report" if kind == "report" else "vqa",
         findings_true=_triples(row["Findings True"]) if stated else None,
-        findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
+        findings_stated=_triples(row.get("Findings Stated") or "") if stated else None, key=_key(row),
     )  # fmt: skip
 
 
