@@ -24,8 +24,8 @@ class Model:
 
     def __post_init__(self):
         try:
-            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-            depth = int(config["num_hidden_layers"])
+            config = self.config
+            depth, _ = int(config["num_hidden_layers"]), int(config["max_position_embeddings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--bert-model {self.folder} is no folder of a model with a config.json; name one on this machine."
@@ -36,6 +36,11 @@ class Model:
             raise UserError(f"--bert-model {self.folder} asks for code of its own, which is never run; name another.")
         if not 1 <= self.layers <= depth:
             raise UserError(f"--bert-layers {self.layers} must lie in 1 to {depth}, the layers of {self.folder}.")
+
+    @property
+    def config(self) -> dict:
+        """The model's own config.json."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @property
     def digest(self) -> str:
@@ -55,6 +60,9 @@ def add(runs: Mapping[str, Run], model: Model) -> dict[str, dict[str, list[Predi
     except ImportError as error:
         raise UserError("--bert-model needs bert_score and torch; run `pip install bert-score torch`.") from error
     scorer = BERTScorer(model_type=str(model.folder.resolve()), num_layers=model.layers, device="cpu")
+    # A tokeniser that states no length of its own would cut nothing off; RoBERTa keeps two positions for itself.
+    tokenizer = scorer._tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config["max_position_embeddings"] - 2)
     scored = {}
     for name, run in runs.items():
         scored[name] = dict(run)
