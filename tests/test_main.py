@@ -28,7 +28,8 @@ SCORES = [
     *(f"closed/by_type/{name}" for name in TYPES), "open/bleu1", "open/rouge1", "open/meteor", "report/bleu1",
     "report/rouge1", "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy",
     "control/shuffled_finding_f1", "control/blind_closed_accuracy", "control/blind_finding_f1",
-    "control/section_shuffled_closed_accuracy", "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
+    "control/section_shuffled_closed_accuracy", "control/section_shuffled_finding_f1",
+    "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
     "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
     "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
 ]  # fmt: skip
@@ -54,7 +55,8 @@ def test_a_run_leaves_the_files_of_the_design(request, stage):
     }  # fmt: skip
     assert list(run.glob("events.*"))
     assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
-        "manifest.json", "metrics.json", "report.html", *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report"))
+        "manifest.json", "metrics.json", "report.html",
+        *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report")),
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["domain"] == "phantom" and manifest["input_ranges"]["slices"] == [tiny_run.SLICES] * 2

@@ -204,7 +204,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     named = {key: config.data[key] for key in ("name", "root", "manifest") if config.data[key]}
     if config.data.drop_leaks != "none":
         named["drop_leaks"] = config.data.drop_leaks
-    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | named})
+    data = config.data.to_dict() | loaded.config["data"] | named  # a run of an earlier version lacks newer keys
+    config = ConfigDict(config.to_dict() | {"data": data})
     runs.check_config(config)
     params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
@@ -471,6 +472,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have none of these
+    config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     for key in ("transfer", "adversarial"):  # runs of earlier versions have neither

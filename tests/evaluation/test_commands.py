@@ -1,4 +1,4 @@
-"""`evaluate score` and `compare` with leaked items left out, with a BERTScore model, and with files for every sample."""
+"""`evaluate score` and `compare`: leaked items left out, a BERTScore model, files for every sample."""
 
 import csv
 import hashlib

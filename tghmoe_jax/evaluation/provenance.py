@@ -3,9 +3,9 @@
 import hashlib
 import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 
-import tghmoe_jax
 from tghmoe_jax.evaluation import statistics
 from tghmoe_jax.evaluation.protocols import KINDS, Run
 
@@ -21,7 +21,8 @@ RULES = {
 def manifest(run: Run, *, seed: int, **known: object) -> dict[str, object]:
     """Versions, rules, seeds and items of an evaluation; `known` says what else is certain (inputs, checkpoint)."""
     return {
-        "tghmoe_jax": tghmoe_jax.__version__,
+        # The package offers `load`, whose module imports this one: importing the package here would be a cycle.
+        "tghmoe_jax": sys.modules["tghmoe_jax"].__version__,
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "rules": RULES,
