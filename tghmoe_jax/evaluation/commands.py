@@ -79,11 +79,12 @@ def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, i
     """The runs at `paths` without leaked items and with BERTScores, as asked; items removed of the first, by kind."""
     model = _bert_model(args)
     runs = [files.read_run(path) for path in paths]
-    removed = {kind: 0 for kind in runs[0]}
+    kinds = [kind for kind in protocols.KINDS if kind in runs[0]]
+    removed = dict.fromkeys(kinds, 0)
     if args.leaks is not None:
         leaked = {key for _, key in leaks.dropped(Path(args.leaks), "test")}
         kept = [_without(run, leaked, path) for run, path in zip(runs, paths, strict=True)]
-        removed = {kind: len(ones) - len(kept[0].get(kind, ())) for kind, ones in runs[0].items()}
+        removed = {kind: len(runs[0][kind]) - len(kept[0].get(kind, ())) for kind in kinds}
         runs = kept
     if model is not None:
         runs = list(bert.add(dict(enumerate(runs)), model).values())

@@ -4,11 +4,12 @@
     report: Question, Ground Truth, pred
 
 `Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
-number counts), `Ranked`, `Findings True` and `Findings Stated` are used where a file has them. Correctness and word
-overlap are computed anew, never read.
+number counts), `Ranked`, `Findings True`, `Findings Stated` and `Control <name>` (the answer under a control, empty
+where it left the item out) are used where a file has them. Correctness and word overlap are computed anew, never read.
 """
 
 import csv
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.findings import Triple
-from tghmoe_jax.evaluation.protocols import KINDS, Prediction
+from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, Prediction
 
 _NEEDED = {
     "closed": {"Question", "Answer", "Answer Choice", "Pred"},
@@ -38,18 +39,33 @@ def listed(path: str | Path) -> list[Path]:
 
 
 def read_run(path: str | Path) -> dict[str, list[Prediction]]:
-    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder. UserError names what to mend."""
+    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder, and those under each control.
+
+    UserError names what to mend.
+    """
     run: dict[str, list[Prediction]] = {}
     for file in listed(path):
-        kind, predictions = read_file(file)
+        kind, predictions, rows = _read(file)
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
         run[kind] = predictions
+        for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
+            answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
+            run[f"control/{control}_{kind}"] = [
+                dataclasses.replace(one, output=text, ranked=None, findings_true=None, findings_stated=None)
+                for one, text in answered
+                if text  # a control leaves items out
+            ]
     return run
 
 
 def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
     """The kind that a file's columns tell, and its predictions in order."""
+    return _read(file)[:2]
+
+
+def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The same, with the rows as they stand in the file."""
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
         if file.stat().st_size > MOST_BYTES:
@@ -78,7 +94,7 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
             named.setdefault(key, len(named))
     if named and any(not _key(row) for row in rows):
         raise UserError(f"{file} names the volume of some rows only; fill the column Key (or Image Path) in every row.")
-    return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)]
+    return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)], rows
 
 
 def _key(row: Mapping[str, str]) -> str:
