@@ -31,6 +31,8 @@ h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-size: .9em }
 td, th { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
 td:first-child, th:first-child { text-align: left }
+th { white-space: normal; vertical-align: bottom }
+td:nth-child(n+4), th:nth-child(n+4) { max-width: 7em }
 .warn { background: #fff4e0; border-left: 4px solid #d98c3f; padding: .5em 1em }
 .case { border: 1px solid #ddd; border-left: 5px solid #3b8f4f; padding: .6em 1em; margin: 1em 0 }
 .wrong { border-left-color: #b8352c }
@@ -95,6 +97,9 @@ def _scores(metrics: Mapping[str, object], run: Run) -> str:
     beside: dict[str, dict[str, object]] = {control: {} for control in CONTROLS}
     for key, (control, score) in CONTROL_SCORES.items():
         beside[control][score] = metrics.get(key)
+    for control in CONTROLS:
+        scores = kind_scores(under_control(run, control), resamples=0)
+        beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
     rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
     for key, value in metrics.items():
         if key.endswith("_ci95") or key.startswith("control/") or value is None:
