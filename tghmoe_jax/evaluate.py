@@ -72,6 +72,7 @@ class Reader:
         self.variables = variables(flat_params)
         self.text_length = text_length
         self.batch = batch
+        self.checkpoint: dict[str, Any] | None = None  # what was read, for the manifest; None while training
         mesh = jax.sharding.get_abstract_mesh()
         rows = 1 if mesh.empty else mesh.size
         self.batch += -batch % rows
@@ -209,6 +210,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     runs.check_config(config)
     params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
+    reader.checkpoint = {"name": loaded.name, "digest": loaded.digest, "step": loaded.step}
     return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step))
 
 
@@ -379,8 +381,9 @@ def evaluate(
     tables.write_predictions(folder, run)
     tables.write_metrics(folder, metrics)
     manifest = provenance.manifest(
-        run, seed=e.seed, data={"name": config.data.name, "drop_leaks": config.data.drop_leaks}, eval=e.to_dict()
-    )
+        run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
+        data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
+    )  # fmt: skip
     tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
     shown = [asked[0] for asked in (closed, reports) if asked and load.size]
     overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
