@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax import main, prepare
+from tghmoe_jax import evaluate, prepare
 from tghmoe_jax.evaluation import DISCLAIMER, files
 from tghmoe_jax.evaluation.closed import contains_letter
+from tghmoe_jax.training.command_line import parse
 
 SERIES = (
     ("dicom_abdomen", "dicom_abdomen_labels.nii.gz"),
@@ -101,16 +102,18 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     prepared = args.to / "prepared"
     code = prepare.main(["--config", "configs/data_manifest.py", *data, *SIZES, "--to", str(prepared)])
-    code = code or main.main(
+    if code:
+        return code
+    config, _ = parse(
         [
-            "main", "--config=configs/evaluate.py", f"--config.init_from={args.run}", "--config.data.name=labelmap",
-            f"--config.data.root={prepared}", f"--config.eval.items={args.items}", f"--workdir={args.to}",
+            "real_series", "--config=configs/evaluate.py", f"--config.init_from={args.run}",
+            "--config.data.name=labelmap", f"--config.data.root={prepared}", f"--config.eval.items={args.items}",
         ]
     )  # fmt: skip
-    if not code:
-        latest = max((args.to / "eval").glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
-        print("\n" + markdown(latest.parent))
-    return code
+    evaluate.run(config, args.to)
+    latest = max((args.to / "eval").glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
+    print("\n" + markdown(latest.parent))
+    return 0
 
 
 if __name__ == "__main__":

@@ -100,6 +100,9 @@ def test_they_import_only_what_is_pinned():
             for node in ast.walk(ast.parse(lines)):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) else []
-                assert not {normal(name.split(".")[0]).replace("-", "_") for name in names} - known - {
-                    normal(name) for name in given
-                } - given, names
+                assert (
+                    not {normal(name.split(".")[0]).replace("-", "_") for name in names}
+                    - known
+                    - {normal(name) for name in given}
+                    - given
+                ), names

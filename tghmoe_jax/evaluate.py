@@ -27,7 +27,9 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.data.sources import DRAWN, finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import commands as evaluation_commands
+from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tests, statistics, tables
+from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding import arrays
@@ -71,6 +73,7 @@ class Reader:
         self.variables = variables(flat_params)
         self.text_length = text_length
         self.batch = batch
+        self.checkpoint: dict[str, Any] | None = None  # what was read, for the manifest; None while training
         mesh = jax.sharding.get_abstract_mesh()
         rows = 1 if mesh.empty else mesh.size
         self.batch += -batch % rows
@@ -83,6 +86,18 @@ class Reader:
             padded = part + [part[-1]] * (self.batch - len(part))
             answers += self._ask(source, padded, new_tokens)[: len(part)]
         return answers
+
+    def routings(self, source: Source, asked: "Asked") -> list[Routing]:
+        """How each question about its volume is routed, in order."""
+        found = []
+        for start in range(0, len(asked), self.batch):
+            part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
+            padded = part + [part[-1]] * (self.batch - len(part))
+            batch = self._collate(source, padded, [None] * self.batch)
+            encoded = generation.encode(self.model, self.variables, batch, None)
+            masks = [source.slices(request.volume)[1] for request in part]
+            found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
+        return found
 
     def _collate(self, source, requests, targets):
         rows = [
@@ -152,6 +167,22 @@ def expert_load(encoded, groups: int) -> np.ndarray:
     return load
 
 
+def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
+    """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
+    layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
+    pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
+    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.vision.grid, cfg.vision.patch_depth
+    real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
+    winner = np.zeros((len(layers), slabs, side, side), np.int32)
+    for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
+        first = np.asarray(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
+        winner[i] = first.reshape(slabs, side, side)
+    winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
+    load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
+    task = cfg.tasks[int(np.asarray(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
+    return Routing(task, None, layers, load, winner)
+
+
 # ---- a run that exists ----------------------------------------------------------------------------------------------
 
 
@@ -175,10 +206,12 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     named = {key: config.data[key] for key in ("name", "root", "manifest") if config.data[key]}
     if config.data.drop_leaks != "none":
         named["drop_leaks"] = config.data.drop_leaks
-    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | named})
+    data = config.data.to_dict() | loaded.config["data"] | named  # a run of an earlier version lacks newer keys
+    config = ConfigDict(config.to_dict() | {"data": data})
     runs.check_config(config)
     params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
+    reader.checkpoint = {"name": loaded.name, "digest": loaded.digest, "step": loaded.step}
     progress = print if hosts.first() else lambda text: None
     return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
 
@@ -295,7 +328,12 @@ def evaluate(
             for volume, question in asked
         ]  # fmt: skip
         kind = asked[0][1].kind
-        answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
+        # A blind answer depends on the prompt alone, so each prompt is asked once.
+        once = dict(enumerate(requests)) if visible else {one.question.prompt: one for one in requests}
+        answers = reader.ask(source, list(once.values()), e.new_tokens if kind == "report" else e.answer_tokens)
+        if not visible:
+            answered = dict(zip(once, answers, strict=True))
+            answers = [answered[one.question.prompt] for one in requests]
         ranked = [None] * len(asked)
         if rank:
             ranked = rank_options(reader, source, requests)
@@ -305,6 +343,7 @@ def evaluate(
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if kind == "report" and parse else None,
                 findings_stated=parse(answer.text) if kind == "report" and parse else None,
+                key=source.key(volume) if given else "",
             )
             for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
         ]  # fmt: skip
@@ -314,7 +353,12 @@ def evaluate(
     answers = protocol("closed", closed, rank=True)
     answers += protocol("open", opened)
     answers += protocol("report", reports)
-    load = sum(a.load for a in answers)
+    asked_tasks = [question.task for _, question in (*closed, *opened, *reports)]
+    loads = {
+        task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
+        for task in dict.fromkeys(asked_tasks)
+    }
+    load = sum(loads.values())
     for kind, asked in (("closed", closed), ("report", reports)):
         if shuffled is not None:
             protocol(f"control/shuffled_{kind}", asked, shuffled)
@@ -323,7 +367,7 @@ def evaluate(
         if routed:
             other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
             protocol(f"control/wrong_group_{kind}", asked, group=other)
-    protocol("control/blind_closed", closed, visible=False)
+        protocol(f"control/blind_{kind}", asked, visible=False)
     router = None
     if routed:
         own = [question for _, question in (*closed, *opened, *reports)]
@@ -338,9 +382,19 @@ def evaluate(
             "keyword_accuracy_unseen_wording": [keyword(one) for one in other],
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
+    shown = [asked[0] for asked in (closed, reports) if asked and load.size]
+    overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
     if hosts.first():  # every process has asked the same questions and read the same answers
         tables.write_predictions(folder, run)
-        html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
+        manifest = provenance.manifest(
+            run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
+            data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
+        )  # fmt: skip
+        tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        html_report.write(
+            folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
+            overlays,
+        )  # fmt: skip
         tables.write_metrics(folder, metrics)
     progress(tables.table(metrics, run))
     return metrics
@@ -426,6 +480,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have none of these
+    config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
@@ -442,33 +497,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("run", help="folder of a run, or `embedded`")
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
-    two = commands.add_parser("score", help="prediction files of any system")
-    two.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
-    two.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
-    two.add_argument("--true-labels", help="the same of the true reports")
-    three = commands.add_parser("compare", help="two systems on the same items")
-    three.add_argument("a", help="CSV file, or folder of predictions_*.csv")
-    three.add_argument("b", help="the same items, answered by another system")
-    for sub in (two, three):
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluation_commands.add_parsers(commands)
     try:
         args = parser.parse_args(argv)
         if args.command == "run":
             run_again(args.run, args.items, args.to)
-        elif args.command == "score" and (args.pred_labels or args.true_labels):
-            if args.predictions or not (args.pred_labels and args.true_labels):
-                raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
-            scored = labels.score(args.pred_labels, args.true_labels)
-            print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
-        elif args.command == "score":
-            if not args.predictions:
-                raise UserError("name predictions to score, or --pred-labels and --true-labels.")
-            found = files.read_run(args.predictions)
-            metrics = {key: value for key, value in protocols.score(found).items() if value is not None}
-            print(json.dumps(metrics, indent=1) if args.json else tables.table(metrics))
         else:
-            result = comparison.compare(files.read_run(args.a), files.read_run(args.b))
-            print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+            evaluation_commands.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

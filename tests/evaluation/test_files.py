@@ -66,6 +66,19 @@ def test_cases_read_back_and_are_drawn_whole_in_a_comparison(tmp_path):
     np.testing.assert_allclose(found["ci95"], sorted(of_case))
 
 
+def test_the_answers_under_each_control_are_read_back(tmp_path, capsys):
+    run = small_run()
+    write_predictions(tmp_path, run)
+    again = files.read_run(tmp_path)
+    outputs = lambda ones: [(one.index, one.prompt, one.output) for one in ones]  # noqa: E731
+    for control in ("shuffled", "section_shuffled"):
+        assert outputs(again[f"control/{control}_closed"]) == outputs(run[f"control/{control}_closed"])
+    assert not again["control/wrong_group_report"]  # it answered nothing
+    assert evaluate.main(["score", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["control/shuffled_closed_accuracy"] == 0 and found["control/section_shuffled_closed_accuracy"] == 1
+
+
 def test_any_text_that_a_model_writes_reads_back(tmp_path):
     run = small_run()
     texts = ["a\rb", "a\nb", 'say "a, b"', " a ", "", ";", "é\u2028x"]

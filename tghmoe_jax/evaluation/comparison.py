@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import findings, statistics, text_metrics
-from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run
+from tghmoe_jax.evaluation import findings, statistics
+from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run, overlap
 
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -41,10 +41,12 @@ def paired(
     one: Sequence[Prediction], other: Sequence[Prediction], kind: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Both runs' predictions in the order of the first. UserError where their items differ."""
+    named = all(prediction.key for prediction in (*one, *other))  # numbers of volumes are each file's own
     keys = [{}, {}]
     for table, predictions in zip(keys, (one, other), strict=True):
         for prediction in predictions:
-            key = (prediction.index, prediction.question, prediction.choices, prediction.answer)
+            volume = prediction.key if named else prediction.index
+            key = (volume, prediction.question, prediction.choices, prediction.answer)
             if key in table:
                 raise UserError(f"{kind}: volume {prediction.index} is asked {prediction.question!r} twice in one run.")
             table[key] = prediction
@@ -66,11 +68,7 @@ def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
         if all(one.ranked is not None for one in predictions):
             found["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
         return found
-    found = {}
-    for name in text_metrics.METRICS:
-        values = [getattr(text_metrics, name)(one.output, one.answer) for one in predictions]
-        if not any(value is None for value in values):
-            found[name] = mean(values)
+    found = {name: mean(values) for name, values in overlap(predictions).items() if values is not None}
     if kind == "report" and all(one.findings_true is not None for one in predictions):
         counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
         hit, extra, missed = np.array(counts, np.float64).T
