@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests import tiny_run
 from tests.data import ct_fixtures as ct
 from tests.data import dataset_fixtures
 from tghmoe_jax import prepare
-from tghmoe_jax.data import prepared
+from tghmoe_jax.data import prepared, preparing
 from tghmoe_jax.data.volumes import prepare_slices, read_volume
 
 VOLUMES, SHARD = 13, 5
@@ -192,6 +193,14 @@ def test_what_is_done_is_not_done_again(scans, unbroken, tmp_path):
     process = started(scans, folder)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "is prepared already" in out and contents(folder) == before
+
+
+def test_progress_tells_how_many_how_fast_and_how_long_still(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preparing, "REPORT_SECONDS", 0.0)
+    assert prepare.main(arguments(scans, tmp_path / "set", "--workers=1")) == 0
+    lines = capsys.readouterr().out.splitlines()[:VOLUMES]
+    for done, line in enumerate(lines, 1):
+        assert re.fullmatch(rf"{done} of 13 volumes, {int(done > 4)} rejected, [\d.]+ a second, 0:00:\d\d left", line)
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
