@@ -1,6 +1,7 @@
 """The overlap scores against numbers worked out by hand, and fixed ones that the libraries themselves give."""
 
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -136,6 +137,13 @@ def test_what_is_missing_is_null_and_said_in_one_sentence(metric, monkeypatch):
     assert metrics[f"open/{metric}"] is None and metrics["open/bleu1"] > 0
     assert text_metrics.MISSING[metric] in tables.table(metrics)
     assert text_metrics.MISSING[metric].count(". ") == 0 and "run `" in text_metrics.MISSING[metric]
+
+
+def test_a_wordnet_is_read_as_the_downloader_leaves_it(wordnet):
+    shutil.make_archive(str(wordnet), "zip", wordnet.parent, wordnet.name)
+    shutil.rmtree(wordnet)
+    text_metrics._wordnet.cache_clear()
+    assert one("meteor", "a lump", "a mass") == pytest.approx(0.9375)
 
 
 def test_a_damaged_wordnet_counts_as_none(wordnet):
