@@ -31,6 +31,8 @@ def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS, **typed) -> d
         else:
             known = ", ".join([*presets, *(f"{k}=..." for k in typed)])
             raise ValueError(f"the colon argument {part!r} is unknown; use {known}")
+    if result.get("pod") and result["preset"] != "phi3v":
+        raise ValueError(f"the colon argument pod={result['pod']} belongs to phi3v; give phi3v,pod={result['pod']}")
     return result
 
 
@@ -43,6 +45,7 @@ def get_config() -> ConfigDict:
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
     c.max_bad_fraction = 0.0  # share of the items seen that may be unusable; drawn data never are
     c.trainable = ()
+    c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
     c.data = ConfigDict()
     c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files
@@ -139,8 +142,17 @@ PHI3V = {
 }  # fmt: skip
 
 
-def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
-    """Full scale: Phi-3-V 4.2B on M3D volumes of 32 slices (model-spec 0, 4.5, 4.6)."""
+# Mesh, microbatches and rematerialisation that fit a pod of this kind with room to spare (docs/scale.md), by the name
+# Cloud TPU sells it under. Every device's part of a microbatch is four rows, the pattern of the mixture below.
+PODS = {
+    "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
+    "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
+    "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
+}
+
+
+def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
+    """Full scale: Phi-3-V 4.2B on M3D volumes of 32 slices (model-spec 0, 4.5, 4.6), on a pod of `PODS` or any mesh."""
     c.base = ""  # --config.base=DIR of a Phi-3-vision checkpoint
     c.base_config = ConfigDict(PHI3V)
     c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat", "text_length": 512})
@@ -159,4 +171,9 @@ def phi3v(c: ConfigDict, patch_depth: int) -> ConfigDict:
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500
     c.eval.update({"items": 2000, "batch": 32, "new_tokens": 256})
+    if pod:
+        if pod not in PODS:
+            raise ValueError(f"pod={pod} is unknown; use one of {', '.join(PODS)}")
+        c.mesh, c.train.accumulate, c.model.remat = ConfigDict(PODS[pod][0]), *PODS[pod][1:]
+        c.train.update({"steps": 10000, "batch": 256})  # as many samples as above
     return c

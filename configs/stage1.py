@@ -10,12 +10,12 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    a = common.parse_arg(arg, patch_depth=0, lora=0)
+    a = common.parse_arg(arg, patch_depth=0, lora=0, pod="")
     c = common.get_config()
     c.trainable = common.STAGE1_TRAINABLE
     common.lora(c, a["lora"])
     if a["preset"] == "phi3v":
-        return common.phi3v(c, a["patch_depth"] or 2)
+        return common.phi3v(c, a["patch_depth"] or 2, a["pod"])
     if a["patch_depth"]:
         c.model.patch_depth = a["patch_depth"]
     return common.bench(c) if a["preset"] == "bench" else c

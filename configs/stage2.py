@@ -10,13 +10,13 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    a = common.parse_arg(arg, patch_depth=0, lora=0)
+    a = common.parse_arg(arg, patch_depth=0, lora=0, pod="")
     c = common.get_config()
     c.trainable = common.STAGE2_TRAINABLE
     common.lora(c, a["lora"])
     c.init_from = "runs/stage1" + (f"-{a['preset']}" if a["preset"] else "")
     if a["preset"] == "phi3v":
-        c = common.phi3v(c, a["patch_depth"] or 2)
+        c = common.phi3v(c, a["patch_depth"] or 2, a["pod"])
     elif a["patch_depth"]:
         c.model.patch_depth = a["patch_depth"]
     if a["preset"] == "bench":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import (
+    ablations,
     common,
     data_ct_rate,
     data_m3d,
@@ -30,7 +31,9 @@ CONFIGS = {
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
     "data_m3d": (data_m3d, None), "data_ct_rate": (data_ct_rate, None), "data_manifest": (data_manifest, None),
+    "ablations": (ablations, ""), "ablations-baseline-m3d": (ablations, "baseline=m3d"),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
+    **{f"stage1-phi3v-{pod}": (stage1, f"phi3v,pod={pod}") for pod in common.PODS},
 }  # fmt: skip
 
 
@@ -78,6 +81,20 @@ def test_an_unknown_colon_argument_is_an_error_that_lists_the_known_ones(arg):
     for module in (stage1, stage2):
         with pytest.raises(ValueError, match="is unknown; use bench, phi3v, patch_depth="):
             module.get_config(arg)
+
+
+@pytest.mark.parametrize(("arg", "told"), [("phi3v,pod=v9-8", "use one of v5e-64"), ("pod=v5e-64", "give phi3v,pod")])
+def test_a_pod_is_one_of_those_that_full_scale_was_compiled_for(arg, told):
+    for module in (stage1, stage2):
+        with pytest.raises(ValueError, match=told):
+            module.get_config(arg)
+
+
+def test_pods_differ_in_where_and_how_a_batch_is_computed_only():
+    one, *others = (flatten(stage2.get_config(f"phi3v,pod={pod}")) for pod in common.PODS)
+    for other in others:
+        differ = {key for key in one if one[key] != other[key]}
+        assert differ <= {"mesh.data", "mesh.fsdp", "mesh.expert", "train.accumulate", "model.remat"}
 
 
 def test_colon_arguments_are_typed():

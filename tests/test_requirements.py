@@ -38,7 +38,8 @@ def imported(*folders):
 
 
 def test_pins_are_exact_and_one_for_each_python():
-    for lines in (*pins("requirements.txt").values(), *pins("requirements-dev.txt").values()):
+    files = ("requirements.txt", "requirements-tpu.txt", "requirements-dev.txt")
+    for lines in (lines for file in files for lines in pins(file).values()):
         assert all(
             re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version (<|>=) \"3\.12\")?", line) for line in lines
         )
@@ -63,8 +64,14 @@ def test_the_ranges_name_the_same_packages_as_the_pins():
     ).keys()
 
 
+def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
+    (wanted,) = [r for r in importlib.metadata.requires("jax") if re.match(r"libtpu.*extra == .tpu.", r)]
+    release = re.search(r"==([\d.]+)\.\*", wanted)[1]
+    assert any(f"libtpu=={release}." in line for line in pins("requirements-tpu.txt")["libtpu"])
+
+
 def test_the_installed_packages_are_the_pinned_ones():
     old = sys.version_info < (3, 12)
-    for name, lines in pins("requirements.txt").items():
+    for name, lines in (pins("requirements.txt") | pins("requirements-tpu.txt")).items():
         (line,) = [line for line in lines if ";" not in line or ("<" in line) == old]
         assert importlib.metadata.version(name) == re.search(r"==([\w.]+)", line)[1], name

@@ -1,6 +1,6 @@
 """Compiles the real step of a config for a TPU topology that is not there, and says what it would take.
 
-    python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,topology=v5e-64 --topology v5e:8x8
+    python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
 
 Nothing is downloaded or materialised: the step is built from shapes alone and compiled by libtpu (requirements-tpu.txt)
@@ -52,6 +52,7 @@ class Compiled:
     outputs: int
     donated: int
     code: int
+    given: int  # arrays of the arguments whose memory the results take over
     collectives: dict[str, Collective]
 
     @property
@@ -160,11 +161,12 @@ def build(name: str, chip: Chip, function, *shapes) -> Compiled:
                 f"{(needed - chip.hbm) / GIB:.2f} too few; {mend(name)}."
             ) from error
         raise
-    memory = compiled.memory_analysis()
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
+    given = re.search(r"input_output_alias=\{(.*?)\}, entry", hlo.partition("\n")[0])
     return Compiled(
         name, time.perf_counter() - start, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
-        collectives(compiled.as_text()),
+        given[1].count("-alias)") if given else 0, collectives(hlo),
     )  # fmt: skip
 
 
@@ -234,7 +236,8 @@ def report_of(
 ) -> dict[str, Any]:
     """Everything as plain numbers: bytes and seconds, a chip and a step unless the key says otherwise."""
     cfg, chips = whole.model.cfg, mesh.size
-    state = sum(shard_bytes(s) for s in jax.tree.leaves(whole.state_shapes()))
+    leaves = jax.tree.leaves(whole.state_shapes())
+    state = sum(map(shard_bytes, leaves))
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
     work, moved, tokens = work_of(config, whole, step, chips)
@@ -252,6 +255,7 @@ def report_of(
             "state": state, "code": largest.code, "peak": largest.peak, "hbm": round(chip.hbm),
             "spare": round(chip.hbm - largest.peak), "spare_share": 1 - largest.peak / chip.hbm,
         },
+        "donated": {"leaves": largest.given, "of": len(leaves) if step == "train" else 0},
         "collectives": {
             one.name: {kind: dataclasses.asdict(c) for kind, c in one.collectives.items()} for one in compiled
         },
@@ -323,7 +327,7 @@ def expert_shards(whole: program.Program) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
-    b, p, r = report["bytes"], report["parameters"], report["roofline"]
+    b, p, r, d = report["bytes"], report["parameters"], report["roofline"], report["donated"]
     gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     lines = [
@@ -331,9 +335,8 @@ def text(report: dict[str, Any]) -> str:
         f"batch {report['batch']}, accumulate {report['accumulate']}, {report['slices']} slices, "
         f"remat {report['remat']}, {report['attn3d_kind']} attention",
         f"parameters: {p['total'] / 1e9:.3f} G, {p['trained'] / 1e9:.3f} G trained, {p['active'] / 1e9:.3f} G active",
-        f"GiB a chip: arguments {gib(b['arguments'])}, temporaries {gib(b['temporaries'])}, donated "
-        f"{gib(b['donated'])} of a state of {gib(b['state'])}, peak {gib(b['peak'])} of {gib(b['hbm'])}, spare "
-        f"{gib(b['spare'])} ({b['spare_share']:.0%})",
+        f"GiB a chip: arguments {gib(b['arguments'])}, temporaries {gib(b['temporaries'])}, peak {gib(b['peak'])} of "
+        f"{gib(b['hbm'])}, spare {gib(b['spare'])} ({b['spare_share']:.0%})",
     ]
     for name, found in report["collectives"].items():
         said = [f"{c['count']} x {kind} ({gib(c['bytes'])} GiB)" for kind, c in found.items()]
@@ -349,6 +352,10 @@ def text(report: dict[str, Any]) -> str:
     ]
     if "samples" in report:
         s = report["samples"]
+        lines.append(
+            f"donated: {d['leaves']} of {d['of']} leaves of the state, {gib(b['donated'])} GiB in the chip's tiles, "
+            f"{gib(b['state'])} without their padding"
+        )
         lines.append(
             f"{s['number']:,} samples: {s['chip_hours']:,.0f} chip-hours at an MFU of {s['mfu']:.0%}, "
             f"{s['chip_hours_at_roofline']:,.0f} at the roofline"

@@ -14,11 +14,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.data import pipeline, prompts
@@ -30,8 +30,9 @@ from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import runs
+from tghmoe_jax.training import hosts, runs
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import variables
 
@@ -92,10 +93,10 @@ class Reader:
         return self._put(batch)
 
     def _put(self, tree):
-        mesh = jax.sharding.get_abstract_mesh()
+        mesh = jax.sharding.get_mesh()
         if mesh.empty:
             return tree
-        return jax.device_put(tree, jax.P(mesh.axis_names))
+        return arrays.place(tree, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)
@@ -110,10 +111,10 @@ class Reader:
         else:
             encoded = generation.encode(self.model, self.variables, batch, group)
             visual, mask, logits = encoded.tokens, encoded.mask, encoded.task_logits
-            used = np.asarray(encoded.group)
+            used = arrays.to_host(encoded.group)
             load = expert_load(encoded, self.model.cfg.tgh.groups)
         if logits is not None:
-            logits = np.asarray(logits, np.float64)
+            logits = arrays.to_host(logits).astype(np.float64)
             shares = np.exp(logits - logits.max(-1, keepdims=True))
             shares /= shares.sum(-1, keepdims=True)
         likelihoods, texts = np.zeros((count, 0)), [""] * count
@@ -122,11 +123,11 @@ class Reader:
             for o in range(len(requests[0].options)):
                 scored = self._collate(source, requests, [r.options[o] for r in requests])
                 columns.append(
-                    np.asarray(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
+                    arrays.to_host(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
                 )
             likelihoods = np.stack(columns, axis=1)
         else:
-            ids = np.asarray(
+            ids = arrays.to_host(
                 generation.generate(
                     self.model, self.variables, batch, visual, mask, new_tokens, tuple(self.tokenizer.stop_ids)
                 )
@@ -141,10 +142,10 @@ class Reader:
 def expert_load(encoded, groups: int) -> np.ndarray:
     """float32 (B, layers, G, E): pairs a sample sent to each expert of its group; one-expert layers left out."""
     stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
-    used = np.asarray(encoded.group)
+    used = arrays.to_host(encoded.group)
     if not stats:
         return np.zeros((len(used), 0, groups, 1), np.float32)
-    per_sample = np.stack([np.asarray(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
+    per_sample = np.stack([arrays.to_host(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
     size = stats[0].load.shape[0]
     load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
     load[np.arange(len(used)), :, used % size] = per_sample
@@ -164,7 +165,7 @@ def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     return mesh
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """mode=evaluate: scores the latest checkpoint of `config.init_from`, into workdir/eval/<step>.
 
     Its test set is the run's own, unless `config.data` names another.
@@ -176,9 +177,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         named["drop_leaks"] = config.data.drop_leaks
     config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | named})
     runs.check_config(config)
-    params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
+    params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
-    return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step))
+    progress = print if hosts.first() else lambda text: None
+    return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -199,11 +201,12 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     """The fixed test questions of a kind.
 
     Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
-    its own first `items` in their order.
+    its own first `items`, volume by volume, so that each volume is read once.
     """
     rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
     if isinstance(source, ItemSource):
-        return [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        return sorted(asked, key=lambda one: one[0])
     volumes = [i % len(source) for i in range(items)]
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
 
@@ -230,7 +233,7 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
     return kept
 
 
-def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=print) -> dict[str, Any]:
+def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
     """The scores of the run's own test set, into `folder`, and beside it what the config asks for besides.
 
     `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
@@ -245,13 +248,14 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=prin
         evaluate(reader, source, source, other, folder / "second_style", progress)
     if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
         ways = adversarial(reader, config, progress)
-        tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+        if hosts.first():
+            tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
         progress(router_tests.table(ways))
     return metrics
 
 
 def evaluate(
-    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: Path, progress=print
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
 ) -> dict[str, Any]:
     """Runs all protocols and controls on `source` and writes predictions and metrics.json into `folder`.
 
@@ -297,7 +301,7 @@ def evaluate(
             ranked = rank_options(reader, source, requests)
         run[name] = [
             protocols.Prediction.of(
-                volume, question, answer.text, ranked=letter,
+                volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if kind == "report" and parse else None,
                 findings_stated=parse(answer.text) if kind == "report" and parse else None,
@@ -334,9 +338,10 @@ def evaluate(
             "keyword_accuracy_unseen_wording": [keyword(one) for one in other],
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
-    tables.write_predictions(folder, run)
-    tables.write_metrics(folder, metrics)
-    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
+    if hosts.first():  # every process has asked the same questions and read the same answers
+        tables.write_predictions(folder, run)
+        html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
+        tables.write_metrics(folder, metrics)
     progress(tables.table(metrics, run))
     return metrics
 
@@ -362,7 +367,7 @@ def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[boo
         part = list(asked[start : start + reader.batch])
         padded = [Request(0, q) for q in part + [part[-1]] * (reader.batch - len(part))]
         batch = reader._collate(source, padded, [None] * len(padded))
-        picked = np.argmax(np.asarray(generation.route(reader.model, reader.variables, batch)), axis=-1)
+        picked = np.argmax(arrays.to_host(generation.route(reader.model, reader.variables, batch)), axis=-1)
         hits += [reader.model.cfg.tasks[g] == q.task for g, q in zip(picked, part, strict=False)]
     return hits
 
@@ -412,11 +417,11 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
-    target = Path(to or f"runs/evaluate-{folder.resolve().name}")
+    target = epath.Path(to or f"runs/evaluate-{folder.resolve().name}")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--to {target} cannot be made ({error.strerror}); name another folder.") from error
+        raise UserError(f"--to {target} cannot be made ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use

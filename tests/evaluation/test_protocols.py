@@ -1,6 +1,7 @@
 """The keys of metrics.json, their values on a run small enough to count by hand, and what is written."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_intervals_hold_their_scores():
             assert 0 <= pair[0] <= metrics[key] <= pair[1] <= 1
     assert metrics["closed/accuracy_ci95"] is not None
     assert metrics["closed/by_type/plane_ci95"] is None  # one volume alone says nothing of the spread
+
+
+def test_intervals_draw_whole_cases_where_a_data_set_tells_them():
+    """Forty parts of two scans: by part the interval would be narrow, by case it is the scores of the two scans."""
+    right = [i % 20 < (15 if i < 20 else 5) for i in range(40)]
+    asked = [closed(i, "organ", ORGANS, "liver", "A. liver" if hit else "B. spleen") for i, hit in enumerate(right)]
+    by_case = [dataclasses.replace(one, case=one.index // 20) for one in asked]
+    narrow, wide = (score({"closed": run})["closed/accuracy_ci95"] for run in (asked, by_case))
+    assert wide == [0.25, 0.75] and narrow[1] - narrow[0] < 0.4
+    assert score({"closed": by_case[:20]})["closed/accuracy_ci95"] is None  # one case alone
+    assert "cases are drawn, of which there are 2; so few" in table(score({"closed": by_case}), {"closed": by_case})
+    assert "cases" not in table(score({"closed": asked}), {"closed": asked})
 
 
 def test_given_router_decisions_take_the_place_of_the_noted_ones():

@@ -14,7 +14,7 @@ Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, dict]:
     """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items"}} of the kinds that both runs hold.
 
-    Whole volumes are drawn, the same ones for both. UserError where the runs do not hold the same items.
+    Whole cases (or volumes) are drawn, the same ones for both. UserError where the runs do not hold the same items.
     """
     kinds = [kind for kind in KINDS if kind in one and kind in other]
     if not kinds:
@@ -22,10 +22,10 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
     result = {}
     for kind in kinds:
         a, b = paired(one[kind], other[kind], kind)
-        units = [prediction.index for prediction in a]
-        columns = [_columns(kind, predictions) for predictions in (a, b)]
-        for name in (name for name in columns[0] if name in columns[1]):
-            (top, bottom), (top_b, bottom_b) = (side[name] for side in columns)
+        units = [prediction.unit for prediction in a]
+        sides = [columns(kind, predictions) for predictions in (a, b)]
+        for name in (name for name in sides[0] if name in sides[1]):
+            (top, bottom), (top_b, bottom_b) = (side[name] for side in sides)
             if not (bottom.any() and bottom_b.any()):
                 continue
             values = [float(n.sum() / d.sum()) for n, d in ((top, bottom), (top_b, bottom_b))]
@@ -55,27 +55,27 @@ def paired(
     return list(keys[0].values()), [keys[1][key] for key in keys[0]]
 
 
-def _columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
+def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
     """{score: numerator and denominator (N,)} of each item."""
     ones = np.ones(len(predictions))
     mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
     if kind == "closed":
-        columns = {"accuracy": mean([one.correct for one in predictions])}
+        found = {"accuracy": mean([one.correct for one in predictions])}
         if all(one.choices for one in predictions):
-            columns["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
+            found["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
         if all(one.ranked is not None for one in predictions):
-            columns["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
-        return columns
-    columns = {}
+            found["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
+        return found
+    found = {}
     for name in text_metrics.METRICS:
         values = [getattr(text_metrics, name)(one.output, one.answer) for one in predictions]
         if not any(value is None for value in values):
-            columns[name] = mean(values)
+            found[name] = mean(values)
     if kind == "report" and all(one.findings_true is not None for one in predictions):
         counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
         hit, extra, missed = np.array(counts, np.float64).T
-        columns["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
-    return columns
+        found["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
+    return found
 
 
 def table(result: Mapping[str, Mapping]) -> str:

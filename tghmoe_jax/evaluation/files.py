@@ -3,8 +3,9 @@
     closed: Question Type, Question, Answer, Answer Choice, Pred      open: Question Type, Question, Answer, Pred
     report: Question, Ground Truth, pred
 
-`Volume` (which item a row is about; else the row's number), `Ranked`, `Findings True` and `Findings Stated` are used
-where a file has them. Correctness and word overlap are computed anew, never read.
+`Volume` (which item a row is about; else the row's number), `Case` (the number of its patient or study), `Ranked`,
+`Findings True` and `Findings Stated` are used where a file has them. Correctness and word overlap are computed anew,
+never read.
 """
 
 import csv
@@ -75,9 +76,10 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
     letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
-    volume = row.get("Volume") or str(number)
-    if not volume.isdecimal():
-        raise UserError(f"{file}, row {number + 2}: Volume {volume!r} is not a number.")
+    volume, case = row.get("Volume") or str(number), row.get("Case") or None
+    for column, value in (("Volume", volume), ("Case", case)):  # not quoted: it may be a name
+        if value is not None and not value.isdecimal():
+            raise UserError(f"{file}, row {number + 2}: {column} is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
@@ -86,6 +88,7 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
         task_true="report" if kind == "report" else "vqa",
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
+        case=case and int(case),
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def write(
         f"<h1>Evaluation: {len(run.get('closed', ()))} closed, {len(run.get('open', ()))} open questions, "
         f"{len(run.get('report', ()))} reports</h1>",
         f'<p class="warn">{html.escape(DISCLAIMER)}</p>',
-        *(f'<p class="warn">{html.escape(text)}</p>' for text in tables.remarks(metrics)),
+        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*tables.cases(run), *tables.remarks(metrics))),
         "<h2>Scores beside their controls</h2>", _scores(metrics, run),
         "<h2>Closed questions by type</h2>", _bars(metrics, run),
     ]  # fmt: skip

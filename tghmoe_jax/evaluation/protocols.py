@@ -6,7 +6,7 @@ control, as `control/<control>_closed` and `control/<control>_report`. Every sco
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +30,10 @@ CONTROL_SCORES = {
 class Prediction:
     """One answered question.
 
-    `index` is the volume the question is about (under a control the one shown is another, or none); `ranked` the
-    letter of the likeliest option when the choices are not shown; `task_predicted` the task router's decision;
-    the findings are the true triples of the volume and those that the output states (reports only).
+    `index` is the volume the question is about (under a control the one shown is another, or none); `case` the number
+    of the patient or study it belongs to, where a data set tells; `ranked` the letter of the likeliest option when the
+    choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the volume
+    and those that the output states (reports only).
     """
 
     index: int
@@ -48,6 +49,7 @@ class Prediction:
     task_predicted: str | None = None
     findings_true: frozenset[findings.Triple] | None = None
     findings_stated: frozenset[findings.Triple] | None = None
+    case: int | None = None
 
     @classmethod
     def of(cls, index: int, question: Question, output: str, **known) -> "Prediction":
@@ -59,6 +61,11 @@ class Prediction:
     def prompt(self) -> str:
         """The question as it was asked, lettered choices included."""
         return Question(self.task_true, self.kind, self.type, self.question, self.choices, self.answer).prompt
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What the bootstrap draws whole: the case, whose volumes are no independent patients, else the volume."""
+        return ("volume", self.index) if self.case is None else ("case", self.case)
 
     @property
     def correct(self) -> bool:
@@ -80,12 +87,12 @@ class Score(NamedTuple):
 
 
 class _Scorer:
-    """Turns columns of samples into scores; the volume of a sample is what the bootstrap draws."""
+    """Turns columns of samples into scores; the case or volume of a sample is what the bootstrap draws."""
 
     def __init__(self, seed: int, resamples: int):
         self.seed, self.resamples = seed, resamples
 
-    def ratio(self, numerator, denominator, units: Iterable[int] | None) -> Score:
+    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None) -> Score:
         """Score of (N, K) columns; see `statistics.ratio_ci95`."""
         numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
         if not denominator.any():
@@ -96,7 +103,7 @@ class _Scorer:
         units = None if units is None else list(units)
         return Score(value, statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples))
 
-    def mean(self, values: Sequence[float | None], units: Iterable[int] | None = None) -> Score:
+    def mean(self, values: Sequence[float | None], units: Iterable[Hashable] | None = None) -> Score:
         """Score of a plain mean; not available where a single value is not."""
         if not len(values) or any(value is None for value in values):
             return Score()
@@ -108,8 +115,8 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
     """The `closed/*`, `open/*` and `report/*` scores of the lists under those keys (a missing list scores None)."""
     scorer = _Scorer(seed, resamples)
     asked = {kind: list(predictions.get(kind, ())) for kind in KINDS}
-    volumes = {kind: [one.index for one in ones] for kind, ones in asked.items()}
-    ones, units = asked["closed"], volumes["closed"]
+    drawn = {kind: [one.unit for one in ones] for kind, ones in asked.items()}
+    ones, units = asked["closed"], drawn["closed"]
     right = np.array([one.correct for one in ones], np.float64)
     types = list(dict.fromkeys((*TYPES, *(one.type for one in ones))))
     of_type = np.array([[one.type == type for type in types] for one in ones], np.float64).reshape(-1, len(types))
@@ -129,13 +136,11 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
     for kind in ("open", "report"):
         for name in text_metrics.METRICS:
             metric = getattr(text_metrics, name)
-            scores[f"{kind}/{name}"] = scorer.mean(
-                [metric(one.output, one.answer) for one in asked[kind]], volumes[kind]
-            )
+            scores[f"{kind}/{name}"] = scorer.mean([metric(one.output, one.answer) for one in asked[kind]], drawn[kind])
     known = [one for one in asked["report"] if one.findings_true is not None and one.findings_stated is not None]
     triples = np.array([findings.counts(one.findings_true, one.findings_stated) for one in known], np.float64)
     hit, extra, missed = triples.reshape(-1, 3).T[:, :, None]
-    scores["report/finding_f1"] = scorer.ratio(2 * hit, 2 * hit + extra + missed, [one.index for one in known])
+    scores["report/finding_f1"] = scorer.ratio(2 * hit, 2 * hit + extra + missed, [one.unit for one in known])
     return scores
 
 
@@ -188,7 +193,7 @@ def score(
         scores[f"router/{name}"] = scorer.mean(router.get(name, ()))
     if "task_accuracy" not in router:
         scores["router/task_accuracy"] = scorer.mean(
-            [one.task_predicted == one.task_true for one in decided], [one.index for one in decided]
+            [one.task_predicted == one.task_true for one in decided], [one.unit for one in decided]
         )
     scores |= _load_scores(load)
 

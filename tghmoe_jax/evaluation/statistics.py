@@ -6,6 +6,7 @@ Axis legend: N samples, U resampled units, K parts, R resamples.
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 1_000
 
@@ -112,3 +113,35 @@ def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
             own = np.array(indices)
             order[own] = own[derangement(len(own), np.random.SeedSequence([seed, number]).generate_state(1)[0])]
     return order, order != np.arange(len(groups))
+
+
+def nested_ci95(
+    numerators: np.ndarray, denominators: np.ndarray, units: Sequence[Hashable], seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:  # fmt: skip
+    """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
+
+    Repeats (training seeds) and, within them, whole `units` (N,) are drawn with replacement, the same units in all
+    repeats, which share their items. With few repeats it is too narrow: see `student_ci95`.
+    """
+    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
+    unit = np.array([row[label] for label in units])
+    sums = np.zeros((2, len(numerators), len(row)))
+    for side, columns in zip(sums, (numerators, denominators), strict=True):
+        for repeat, column in zip(side, columns, strict=True):
+            np.add.at(repeat, unit, np.asarray(column, np.float64))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)  # (R, U)
+    repeats = rng.multinomial(len(numerators), np.full(len(numerators), 1 / len(numerators)), size=resamples)  # (R, S)
+    ratios = (weights @ sums[0].T) / np.maximum(weights @ sums[1].T, 1e-9)  # (R, S)
+    low, high = np.percentile((ratios * repeats).sum(-1) / len(numerators), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def student_ci95(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95% t interval of the mean of paired differences, one a training seed; None for fewer than two."""
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)

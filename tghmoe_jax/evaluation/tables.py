@@ -11,6 +11,7 @@ from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER, text_metrics
 from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, KINDS, Prediction, Run, kind_scores, under_control
 
+FEW_CASES = 20
 # The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
 _FIRST = {
     "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
@@ -40,6 +41,7 @@ def _row(one: Prediction) -> dict[str, object]:
         "Pred": one.output,
         "pred": one.output,
         "Volume": one.index,
+        "Case": one.case,
         "Type": one.type,
         "Ranked": one.ranked,
         "Task": one.task_true,
@@ -57,6 +59,9 @@ def _row(one: Prediction) -> dict[str, object]:
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
     path = epath.Path(path)
+    if "://" in str(path):  # an object is written whole or not at all
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
@@ -65,8 +70,8 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
-    M3D's columns come first, then the volume, the task and what each control answered to the same question
-    (empty where the control left it out). Every row ends with the disclaimer.
+    M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
+    answered to the same question (empty where the control left it out). Every row ends with the disclaimer.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,8 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
             for name in CONTROLS
             if kind in (ones := under_control(run, name))
         }
-        columns = [*_FIRST[kind], "Volume", *_MORE[kind], "Task", "Task Predicted"]
+        case = ["Case"] if any(one.case is not None for one in run[kind]) else []
+        columns = [*_FIRST[kind], "Volume", *case, *_MORE[kind], "Task", "Task Predicted"]
         columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
         text = io.StringIO(newline="")
         # Texts are quoted: a model may write a carriage return, which would end a row.
@@ -124,6 +130,15 @@ def remarks(metrics: Mapping[str, object]) -> list[str]:
     return remarks
 
 
+def cases(run: Run | None) -> list[str]:
+    """Says of how many cases the intervals are, and what a few of them can mean; nothing where no case is known."""
+    known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
+    if not known:
+        return []
+    few = "" if len(known) >= FEW_CASES else "; so few say little of another patient, whatever the interval"
+    return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
+
+
 def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
     """A terminal table: each score, its 95% interval and the same score under each control.
 
@@ -151,4 +166,4 @@ def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *remarks(metrics), DISCLAIMER])
+    return "\n".join([*lines, *cases(run), *remarks(metrics), DISCLAIMER])

@@ -37,7 +37,7 @@ class TGH:
     experts: int = 4
     top_k: int = 2
     token_input: str = "image_text"  # image_text ([u ; t]) | image | text
-    task_input: str = "text"  # text | image | image_text | oracle | random
+    task_input: str = "text"  # text | image | image_text | oracle | random | none (the mean of all groups)
     gate: str = "renormalised"  # renormalised | unnormalised | sigmoid | noisy
     hidden: int = 256  # width of the prompt vector t
     dispatch: str = "ragged"  # dense | capacity | ragged: how a device computes its experts
@@ -241,7 +241,7 @@ def build(
 _CHOICES = {
     "model.tgh.topology": (lambda m: m.tgh.topology, ("nested", "stacked", "parallel")),
     "model.tgh.token_input": (lambda m: m.tgh.token_input, ("image_text", "image", "text")),
-    "model.tgh.task_input": (lambda m: m.tgh.task_input, ("text", "image", "image_text", "oracle", "random")),
+    "model.tgh.task_input": (lambda m: m.tgh.task_input, ("text", "image", "image_text", "oracle", "random", "none")),
     "model.tgh.gate": (lambda m: m.tgh.gate, ("renormalised", "unnormalised", "sigmoid", "noisy")),
     "model.tgh.dispatch": (lambda m: m.tgh.dispatch, ("dense", "capacity", "ragged")),
     "model.tgh.transport": (lambda m: m.tgh.transport, ("all_to_all", "gather", "ragged")),

@@ -81,22 +81,33 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(self, u: jax.Array, valid: jax.Array, t: jax.Array, group: jax.Array) -> tuple[jax.Array, MoEStats]:
-        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) below G -> y (B, T, C) and the layer's MoEStats."""
+        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) below G -> y (B, T, C) and the layer's MoEStats.
+
+        With task_input `none` no group is picked: every token goes through all of them and y is their mean.
+        """
         batch, tokens, width = u.shape
         weights = Experts(self.groups, self.experts, self.ffn, self.param_dtype, name="experts")(width)
         if self.experts > 1:
             router = TokenRouter(self.cfg, self.groups, self.experts, self.top_k, name="router")
-            routing = router(u, t, group)
         else:
             one = jnp.ones((batch, tokens, 1), jnp.float32)
-            routing = Routing(jnp.zeros((batch, tokens, 1), jnp.int32), one, one, one)
-        flat_choice = group[:, None, None] * self.experts + routing.choice
+            router = lambda *_: Routing(jnp.zeros((batch, tokens, 1), jnp.int32), one, one, one)  # noqa: E731
+        every = self.cfg.task_input == "none"
+        groups = [jnp.full_like(group, g) for g in range(self.groups)] if every else [group]
+        routings = [router(u, t, one) for one in groups]
+        pairs = list(zip(groups, routings, strict=True))
+        flat_choice = jnp.concatenate([g[:, None, None] * self.experts + r.choice for g, r in pairs], axis=-1)
         # Padding goes nowhere: it takes no slot and counts in no statistic.
         flat_choice = jnp.where(valid[..., None], flat_choice, self.groups * self.experts)
-        gate = jnp.where(valid[..., None], routing.gate, 0)
+        gate = jnp.concatenate([r.gate for r in routings], axis=-1) / len(groups)
+        gate = jnp.where(valid[..., None], gate, 0)
         y, dropped = dispatch_over_mesh(self.cfg, u, flat_choice, gate, weights)
-        stats = moe_stats(routing, valid, group, self.groups, dropped)
-        return y, stats
+        stats = [moe_stats(r, valid, g, self.groups, dropped / len(groups)) for g, r in pairs]
+        if not every:
+            return y, stats[0]
+        load = sum(one.load for one in stats)
+        mean = jax.tree.map(lambda *ones: sum(ones) / len(ones), *(one._replace(winner=0) for one in stats))
+        return y, mean._replace(winner=stats[0].winner, load=load)
 
 
 def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +119,8 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
     the loader keeps fixed on every device. Returns y (B, T, C) and the number of dropped pairs.
     """
     groups, experts = weights.fc1.shape[:2]
-    group_shares = cfg.group_shares if len(cfg.group_shares) == groups else [1 / groups] * groups
+    by_task = len(cfg.group_shares) == groups and cfg.task_input != "none"
+    group_shares = cfg.group_shares if by_task else [1 / groups] * groups
     shares = [share / experts for share in group_shares for _ in range(experts)]
     rows_over = batch_axes(u.shape[0])
     weights = ExpertWeights(*(w.astype(u.dtype) for w in weights))  # before they travel

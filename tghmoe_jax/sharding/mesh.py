@@ -5,13 +5,16 @@ Where `expert` is larger than the experts of one group, it is split in two: `gro
 (ops/transport.py).
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "expert")
+CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
 
 
 def make_mesh(
@@ -39,3 +42,11 @@ def make_mesh(
     # A TPU's grid may have no axis of just this size: then one of them is split, as jax.make_mesh does on v5e only.
     grid = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def simulate_devices() -> None:
+    """Several host devices where there is no accelerator."""
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not chosen:
+        with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
+            jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))

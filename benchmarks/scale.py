@@ -1,0 +1,124 @@
+"""What full-scale runs take on TPU pods, compiled here without one: the table of docs/scale.md.
+
+    python -m benchmarks.scale [ROW ...]
+
+compiles every row, or those named, each by `tghmoe_jax.aot` in a process of its own; keeps the reports in
+docs/scale.json and writes the table between the marks of docs/scale.md anew. Rows take minutes and up to 12 GiB each.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+REPORTS, PAGE = DOCS / "scale.json", DOCS / "scale.md"
+MARKS = ("<!-- table: python -m benchmarks.scale -->\n", "<!-- end of the table -->\n")
+GRID = {"v5e-64": "v5e:8x8", "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}
+ONE = ("--topology", "v5e:1x1", "--mesh", "data=1,fsdp=1,expert=1")
+
+
+def train(stage: int, pod: str, *more: str) -> tuple[str, ...]:
+    return ("--config", f"configs/stage{stage}.py:phi3v,pod={pod}", "--topology", GRID[pod], *more)
+
+
+def read(step: str) -> tuple[str, ...]:
+    return ("--config", "configs/stage2.py:phi3v", *ONE, "--step", step, "--config.eval.batch=2")
+
+
+WINDOW = "--config.model.attn3d_kind=window"
+ROWS = {
+    **{f"stage {stage}, {pod}": train(stage, pod) for stage in (1, 2) for pod in GRID},
+    "decode, one v5e": read("decode"),
+    "evaluate, one v5e": read("evaluate"),
+    **{
+        f"stage 1, {pod}, {slices} slices, {kind}": train(
+            1, pod, f"--config.data.slices={slices}", *([WINDOW] if kind == "window" else [])
+        )
+        for slices, pod, kind in (
+            (64, "v5p-32", "joint"), (64, "v5p-32", "window"), (128, "v5p-32", "window"), (64, "v6e-16", "window"),
+            (64, "v5e-64", "window"), (128, "v5p-32", "joint"),
+        )
+    },
+}  # fmt: skip
+
+
+def compiled(arguments: tuple[str, ...]) -> dict:
+    """The report of `tghmoe_jax.aot` or its error, with seconds and peak memory of the process in GiB."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        command = [sys.executable, "-m", "tghmoe_jax.aot", "--json", *arguments]
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=DOCS.parent)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        told = err.read().strip().splitlines()
+        report = json.loads(out.read()) if process.returncode == 0 else {"error": told[-1] if told else "no report"}
+    took = {"seconds": round(time.perf_counter() - start), "memory": round(usage.ru_maxrss / 2**20, 2)}
+    return report | {"host": took, "command": "python -m tghmoe_jax.aot " + " ".join(arguments)}
+
+
+def cells(name: str, report: dict) -> list[str]:
+    host = report["host"]
+    end = [f"{host['seconds']} s, {host['memory']:.1f} GiB"]
+    if "error" in report:
+        return [name, report["error"].removeprefix("error: "), *[""] * 9, *end]
+    gib = lambda key: f"{report['bytes'][key] / 2**30:.2f}"  # noqa: E731
+    found: dict[str, list[float]] = {}
+    for one in report["collectives"].values():
+        for kind, c in one.items():
+            total = found.setdefault(kind, [0, 0])
+            total[0], total[1] = total[0] + c["count"], total[1] + c["bytes"] / 2**30
+    samples = report.get("samples")
+    return [
+        name, " x ".join(map(str, report["mesh"].values())),
+        f"{report['batch']}" + (f" / {report['accumulate']}, {report['remat']}" if samples else ""),
+        f"{gib('arguments')} + {gib('temporaries')}",
+        f"{report['donated']['leaves']} of {report['donated']['of']}, {gib('donated')}" if samples else "",
+        f"{gib('peak')} of {gib('hbm')}", f"{report['bytes']['spare_share']:.0%}",
+        "; ".join(f"{kind} {n:.0f} ({size:.1f})" for kind, (n, size) in found.items()) or "none",
+        f"{report['flops']['useful'] / 1e12:.0f} / {report['flops']['executed'] / 1e12:.0f}",
+        f"{report['roofline']['seconds']:.2f} s, {report['roofline']['mfu_bound']:.0%}",
+        f"{samples['chip_hours']:.0f} / {samples['chip_hours_at_roofline']:.0f}" if samples else "", *end,
+    ]  # fmt: skip
+
+
+HEAD = [
+    "row", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries", "leaves donated, GiB",
+    "peak of HBM", "spare", "collectives a step (GiB)", "TFLOPs a chip, useful / executed", "roofline, MFU bound",
+    "chip-hours for 625,000 samples at 35% MFU / roofline", "compile",
+]  # fmt: skip
+
+
+def main(names: list[str]) -> int:
+    """Compiles the rows and writes the table; 1 where one of them does not fit."""
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        print(f"error: {unknown[0]!r} is no row; name some of {'; '.join(ROWS)}.", file=sys.stderr)
+        return 2
+    for name in names or ROWS:
+        print(f"{name} ...", flush=True)
+        report = compiled(ROWS[name])
+        reports = json.loads(REPORTS.read_text()) if REPORTS.is_file() else {}
+        REPORTS.write_text(json.dumps({**reports, name: report}, indent=1) + "\n")
+        print(" | ".join(cells(name, report)), flush=True)
+        write()
+    return int(any("error" in json.loads(REPORTS.read_text())[name] for name in names or ROWS))
+
+
+def write() -> None:
+    """The table of the kept reports, between the marks of the page."""
+    reports = json.loads(REPORTS.read_text())
+    rows = [HEAD, ["---"] * len(HEAD), *(cells(name, reports[name]) for name in ROWS if name in reports)]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    page = PAGE.read_text() if PAGE.is_file() else "".join(MARKS)
+    before, _, rest = page.partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
