@@ -166,6 +166,22 @@ def test_the_splash_kernel_equals_plain_attention_in_values_and_gradients(case):
         np.testing.assert_allclose(splash[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_the_splash_kernel_serves_a_scan_and_the_program_after_it():
+    """No array of one trace is kept for the next: layers are scanned, and steps and evaluation are traced apart."""
+    qkv = draw(np.random.default_rng(8), 1, 130, 130, 1, 1, 8)
+
+    def twice(qkv, backend):
+        def layer(x, _):
+            return attention(x, qkv["k"], qkv["v"], Mask(causal=True), backend, block=128), None
+
+        return jnp.sum(jax.lax.scan(layer, qkv["q"], None, length=2)[0] ** 2)
+
+    for function in (twice, jax.checkpoint(twice, static_argnums=1)):
+        expected, found = (tiny.jit(jax.grad(function), static_argnums=1)(qkv, name) for name in ("plain", "splash"))
+        for name in qkv:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def test_the_splash_window_visits_near_blocks_only():
     """Of 8 x 8 blocks a window of one slice leaves the three diagonals: the others are never computed."""
     kernel = _kernel(1, 1024, 1024, False, 128, 1, 128, True)
