@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,20 +167,29 @@ def test_the_splash_kernel_equals_plain_attention_in_values_and_gradients(case):
         np.testing.assert_allclose(splash[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_the_splash_kernel_serves_a_scan_and_the_program_after_it():
-    """No array of one trace is kept for the next: layers are scanned, and steps and evaluation are traced apart."""
-    qkv = draw(np.random.default_rng(8), 1, 130, 130, 1, 1, 8)
+class Layer(nn.Module):
+    """A residual attention, as flax scans it."""
 
-    def twice(qkv, backend):
-        def layer(x, _):
-            return attention(x, qkv["k"], qkv["v"], Mask(causal=True), backend, block=128), None
+    backend: str
 
-        return jnp.sum(jax.lax.scan(layer, qkv["q"], None, length=2)[0] ** 2)
+    @nn.compact
+    def __call__(self, x, _):
+        x = x * self.param("scale", nn.initializers.ones, ())
+        return x + attention(x, x, x, Mask(causal=True), self.backend, block=128), None
 
-    for function in (twice, jax.checkpoint(twice, static_argnums=1)):
-        expected, found = (tiny.jit(jax.grad(function), static_argnums=1)(qkv, name) for name in ("plain", "splash"))
-        for name in qkv:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, nn.remat])
+def test_the_splash_kernel_serves_layers_that_are_scanned_and_rematerialised(wrap):
+    """The arrays of its mask belong to the trace of the layer, whatever kind of trace that is."""
+    x = draw(np.random.default_rng(8), 1, 130, 130, 1, 1, 8)["q"]
+
+    def gradient(backend):
+        layers = nn.scan(wrap(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)(backend)
+        return tiny.jit(jax.grad(lambda p, x: jnp.sum(layers.apply(p, x, None)[0] ** 2)))(
+            {"params": {"scale": jnp.ones(2)}}, x
+        )["params"]["scale"]
+
+    np.testing.assert_allclose(gradient("splash"), gradient("plain"), rtol=1e-4)
 
 
 def test_the_splash_window_visits_near_blocks_only():
