@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,31 @@ def test_the_splash_kernel_equals_plain_attention_in_values_and_gradients(case):
     for name, expected in plain.items():
         assert np.abs(expected).max() > 1e-2
         np.testing.assert_allclose(splash[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+class Layer(nn.Module):
+    """A residual attention, as flax scans it."""
+
+    backend: str
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = x * self.param("scale", nn.initializers.ones, ())
+        return x + attention(x, x, x, Mask(causal=True), self.backend, block=128), None
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, nn.remat])
+def test_the_splash_kernel_serves_layers_that_are_scanned_and_rematerialised(wrap):
+    """The arrays of its mask belong to the trace of the layer, whatever kind of trace that is."""
+    x = draw(np.random.default_rng(8), 1, 130, 130, 1, 1, 8)["q"]
+
+    def gradient(backend):
+        layers = nn.scan(wrap(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)(backend)
+        return tiny.jit(jax.grad(lambda p, x: jnp.sum(layers.apply(p, x, None)[0] ** 2)))(
+            {"params": {"scale": jnp.ones(2)}}, x
+        )["params"]["scale"]
+
+    np.testing.assert_allclose(gradient("splash"), gradient("plain"), rtol=1e-4)
 
 
 def test_the_splash_window_visits_near_blocks_only():

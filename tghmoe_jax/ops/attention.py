@@ -171,11 +171,13 @@ def splash_blocks(length: int, block: int = 0) -> tuple[int, int]:
     return min(((b, -(-length // b) * b) for b in _SPLASH_BLOCKS), key=lambda pair: pair[1])
 
 
-@functools.lru_cache(maxsize=32)  # finding the visible blocks of a long sequence takes seconds
 def _kernel(
     heads: int, queries: int, keys: int, causal: bool, slice_tokens: int, window: int, block: int, interpret: bool
 ):  # fmt: skip
-    """The kernel for unpadded lengths; its arrays stay on the host, so that it outlives the trace that made it."""
+    """The kernel for unpadded lengths, made in the trace that uses it: its arrays may be of that trace.
+
+    The visible blocks of a mask, which take seconds to find where it is long, are kept by the kernel's own module.
+    """
     (bq, q_length), (bk, k_length) = splash_blocks(queries, block), splash_blocks(keys, block)
     shape = (q_length, k_length)
     parts = [splash_attention_mask.CausalMask(shape)] if causal else []
@@ -187,12 +189,10 @@ def _kernel(
     sizes = splash_attention_kernel.BlockSizes(
         block_q=bq, block_kv=bk, block_q_dkv=bq, block_kv_dkv=bk, block_q_dq=bq, block_kv_dq=bk
     )
-    with jax.ensure_compile_time_eval():
-        made = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([whole] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-            interpret=interpret,
-        )  # fmt: skip
-    return jax.tree.map(np.asarray, made)
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([whole] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        interpret=interpret,
+    )  # fmt: skip
 
 
 def _splash(q, k, v, mask: Mask, block: int):
@@ -201,12 +201,12 @@ def _splash(q, k, v, mask: Mask, block: int):
         raise ValueError("the splash backend needs the start of a causal mask at compile time")
     batch, queries, heads, size = q.shape
     keys = k.shape[1]
-    kernel = _kernel(
-        heads, queries, keys, mask.causal, mask.slice_tokens, mask.window, block, interpret=platform() != "tpu"
-    )
+    interpret = platform() != "tpu"
     valid = jnp.ones((batch, keys), bool) if mask.key_valid is None else mask.key_valid
 
     def local(q, k, v, valid):
+        kernel = _kernel(heads, queries, keys, mask.causal, mask.slice_tokens, mask.window, block, interpret)
+
         def heads_first(x, length):
             return jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)])
 
