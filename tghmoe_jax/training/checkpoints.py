@@ -30,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / FOLDER, options=options)
+        self._manager = ocp.CheckpointManager(folder_of(workdir), options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -88,6 +88,12 @@ def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
     iterator.start_prefetch()
 
 
+def folder_of(run: epath.PathLike) -> epath.Path:
+    """Where a run's checkpoints lie: a whole path, as orbax asks for, or a URL."""
+    place = epath.Path(run)
+    return (place if "://" in str(run) else place.resolve()) / FOLDER
+
+
 def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
 
@@ -98,7 +104,7 @@ def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str,
         if step not in (None, only):
             raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
         return params, only
-    folder = epath.Path(run).resolve() / FOLDER
+    folder = folder_of(run)
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
