@@ -22,7 +22,7 @@ fi
 environment=.cache/newest
 [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
 export PATH="$PWD/$environment/bin:$PATH" PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu
-python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest
+python -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest
 python -m pip check
 python -c '
 import sys, flax, jax
@@ -45,7 +45,7 @@ import importlib, pkgutil, tghmoe_jax
 for module in pkgutil.walk_packages(tghmoe_jax.__path__, "tghmoe_jax."):
     importlib.import_module(module.name)'
 step "stage 1, a few steps" python -m tghmoe_jax.main --config configs/stage1.py --workdir "$folder/stage1" \
-  --config.train.steps=3 --config.train.batch=4 --config.eval.every=0 --config.data.volumes=16 \
+  --config.train.steps=3 --config.eval.every=0 --config.data.volumes=16 \
   --config.data.root="$folder/data"
 [ "$(wc -l < "$folder/stage1/metrics.jsonl")" -eq 3 ] || { echo "stage 1 left no three records" >&2; exit 1; }
 python -c '
