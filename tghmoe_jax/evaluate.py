@@ -486,6 +486,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
         config.eval[key] = 0 if items else config.eval.get(key, 0)
     config.eval["items"] = items or config.eval["items"]
+    config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
     return run(config, target)
 
 
