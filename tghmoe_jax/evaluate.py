@@ -175,11 +175,11 @@ def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
     real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
     winner = np.zeros((len(layers), slabs, side, side), np.int32)
     for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
-        first = np.asarray(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
+        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
         winner[i] = first.reshape(slabs, side, side)
     winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
     load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
-    task = cfg.tasks[int(np.asarray(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
+    task = cfg.tasks[int(arrays.to_host(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
     return Routing(task, None, layers, load, winner)
 
 
