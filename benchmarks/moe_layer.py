@@ -4,7 +4,7 @@
 
 The layer alone is compiled for a topology that is not there (see tghmoe_jax.aot), not under a scan, so that XLA's count
 is that of everything it runs. Kernels are counted from their tiles, for a routing that is balanced: XLA takes them for
-whole buffers. Samples of both tasks lie on every chip, two of 16 slabs each. Prints a JSON object.
+whole buffers. Samples of both tasks lie on every chip, two of 16 slabs each (`--slabs`). Prints a JSON object.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from tghmoe_jax.sharding.collectives import replica_groups
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.sharding.rules import spec
 
-WIDTH, FFN, TOKENS, EXPERTS, TOP_K, ROWS = 1024, 4096, 16 * 577, 4, 2, 2  # rows: samples of a chip
+WIDTH, FFN, SLAB, EXPERTS, TOP_K, ROWS = 1024, 4096, 577, 4, 2, 2  # tokens of a slab, samples of a chip
 
 
-def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "all_to_all") -> dict:
+def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "all_to_all", slabs: int = 16) -> dict:
     """FLOPs of a chip and who exchanges tokens. UserError or ValueError for what does not fit."""
     _, devices = aot.open_topology(topology)
     mesh = make_mesh(1, -1, expert, devices, EXPERTS)
     cfg = TGH(groups=groups, experts=EXPERTS, top_k=TOP_K, transport=transport, dispatch="ragged")
     layer = MoE(cfg, groups, EXPERTS, TOP_K, FFN, jnp.dtype("float32"))
-    batch = ROWS * mesh.size
+    batch, tokens = ROWS * mesh.size, slabs * SLAB
     shape = lambda s, dtype, p: jax.ShapeDtypeStruct(s, dtype, sharding=jax.NamedSharding(mesh, p))  # noqa: E731
     rows = jax.P(mesh.axis_names)
-    u = shape((batch, TOKENS, WIDTH), jnp.bfloat16, rows)
+    u = shape((batch, tokens, WIDTH), jnp.bfloat16, rows)
     rest = (
-        shape((batch, TOKENS), bool, rows), shape((batch, cfg.hidden), jnp.float32, rows),
+        shape((batch, tokens), bool, rows), shape((batch, cfg.hidden), jnp.float32, rows),
         shape((batch,), jnp.int32, rows),
     )  # fmt: skip
     plain = jax.eval_shape(layer.init, jax.random.key(0), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (u, *rest)))
@@ -58,7 +58,7 @@ def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "a
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = jax.jit(run, out_shardings=like).lower(params, u, u, *rest).compile()
         tile = tiles()[0]
-    hlo, pairs = compiled.as_text(), ROWS * TOKENS * TOP_K
+    hlo, pairs = compiled.as_text(), ROWS * tokens * TOP_K
     executed = compiled.cost_analysis()["flops"]
     kernels = [buffer_rows(line) for line in hlo.splitlines() if re.search(r"%t?gmm\S* = .*custom-call", line)]
     local = groups * EXPERTS // expert
@@ -66,7 +66,7 @@ def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "a
     executed += sum(2.0 * WIDTH * FFN * (real - whole) for whole in kernels)
     ideal = 3 * 4.0 * pairs * WIDTH * FFN
     return {
-        "topology": topology, "mesh": dict(mesh.shape), "groups": groups, "transport": transport,
+        "topology": topology, "mesh": dict(mesh.shape), "groups": groups, "transport": transport, "slabs": slabs,
         "ideal": ideal, "executed": executed, "ratio": executed / ideal, "kernels": len(kernels),
         "all_to_all_groups": sorted(map(list, replica_groups(hlo, ("all-to-all", "ragged-all-to-all")))),
     }  # fmt: skip
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--expert", type=int, default=4)
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--transport", default="all_to_all")
+    parser.add_argument("--slabs", type=int, default=16, help="slabs of a sample")
     args = parser.parse_args(argv)
     try:
         print(json.dumps(examine(**vars(args))))

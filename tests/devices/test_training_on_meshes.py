@@ -51,7 +51,7 @@ def check_like_one_device(found: dict, mesh: str, single: dict, stage: int) -> N
     np.testing.assert_allclose(losses[:, 0], expected[:, 0], rtol=1e-4)
     assert not losses[:, 1].any(), "nothing is dropped"
     gradients, oracle = of(found, mesh, stage, "gradient"), of(single, "1,1,1", stage, "gradient")
-    assert gradients.keys() == oracle.keys() and len(oracle) > 30
+    assert gradients.keys() == oracle.keys() and len(oracle) > 20
     for path, gradient in oracle.items():
         if not ZERO.match(path):
             distance = np.abs(gradients[path] - gradient).max()

@@ -7,6 +7,7 @@ tokens reach experts on other devices is ops/transport.py's.
 Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -78,23 +79,62 @@ def _dense(x, choice, gate, weights, activation):
 
 def _ranks(flat: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
     """Counts (X,) and each pair's rank within its expert, in token order, for flat choices (N * K,)."""
+    if platform() == "tpu":  # where sorting takes long, to compile too
+        own = (flat[:, None] == jnp.arange(experts + 1)).astype(jnp.int32)
+        before = jnp.cumsum(own, axis=0)
+        return before[-1, :experts], jnp.sum(own * before, axis=1) - 1
     counts = jnp.bincount(flat, length=experts + 1)
     order = jnp.argsort(flat, stable=True)
     position = jnp.zeros_like(flat).at[order].set(jnp.arange(flat.shape[0], dtype=flat.dtype))
     return counts[:experts], position - (jnp.cumsum(counts) - counts)[flat].astype(flat.dtype)
 
 
-def _gather_rows(x, flat, slot, slots, choices):
-    """Rows of x placed into `slots` slots; empty slots hold zeros."""
-    source = jnp.full((slots + 1,), x.shape[0], jnp.int32)
-    source = source.at[slot].set(jnp.arange(flat.shape[0], dtype=jnp.int32) // choices)[:-1]
-    return jnp.concatenate([x, jnp.zeros_like(x[:1])])[source]
+def _sources(slot: jax.Array, slots: int) -> jax.Array:
+    """The pair in each of `slots` slots, or N * K in an empty one, for the slot of each pair (N * K,)."""
+    pairs = slot.shape[0]
+    return jnp.full((slots + 1,), pairs, jnp.int32).at[slot].set(jnp.arange(pairs, dtype=jnp.int32))[:-1]
 
 
-def _combine(rows, slot, gate, shape):
-    """Weighted sum over the K choices of rows (S, C) read at slot (N * K,); the slot past the end reads zeros."""
-    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
-    return jnp.sum(rows[slot].reshape(*shape, -1) * gate[..., None], axis=1)
+def _rows_at(rows, index):
+    """rows[index], and zeros for the index past the end."""
+    return jnp.concatenate([rows, jnp.zeros_like(rows[:1])])[index]
+
+
+# Both know where each row came from and went to, so each serves the other's backward pass: no scatter, slow on TPU.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _gather_rows(x, slot, source, choices):
+    """Rows of x (N, C) placed into the slots of `source`; empty slots hold zeros."""
+    return _rows_at(x, source // choices)
+
+
+def _gather_rows_backward(choices, kept, cotangent):
+    slot, source = kept
+    back = _rows_at(cotangent, slot)
+    return jnp.sum(back.reshape(-1, choices, back.shape[-1]), axis=1), None, None
+
+
+_gather_rows.defvjp(
+    lambda x, slot, source, choices: (_gather_rows(x, slot, source, choices), (slot, source)), _gather_rows_backward
+)
+
+
+@jax.custom_vjp
+def _combine(rows, slot, source, gate):
+    """Sum over the K choices of gate (N, K) times rows (S, C) read at slot (N * K,); past the end are zeros."""
+    return jnp.sum(_rows_at(rows, slot).reshape(*gate.shape, -1) * gate[..., None], axis=1)
+
+
+def _combine_backward(kept, cotangent):
+    rows, slot, source, gate = kept
+    share = jnp.append(gate.reshape(-1), jnp.zeros((), gate.dtype))[source]
+    d_rows = share[:, None] * _rows_at(cotangent, source // gate.shape[1])
+    d_gate = jnp.sum(_rows_at(rows, slot).reshape(*gate.shape, -1) * cotangent[:, None], axis=-1)
+    return d_rows, None, None, d_gate
+
+
+_combine.defvjp(
+    lambda rows, slot, source, gate: (_combine(rows, slot, source, gate), (rows, slot, source, gate)), _combine_backward
+)
 
 
 def _capacity(x, choice, gate, weights, activation, slots: list[int]):
@@ -104,10 +144,11 @@ def _capacity(x, choice, gate, weights, activation, slots: list[int]):
     start = [sum(slots[:e]) for e in range(experts + 1)]
     kept = rank < jnp.array([*slots, 0])[flat]
     slot = jnp.where(kept, jnp.array(start)[flat] + rank, start[-1])
-    rows = _gather_rows(x, flat, slot, start[-1], choice.shape[1])
+    source = _sources(slot, start[-1])
+    rows = _gather_rows(x, slot, source, choice.shape[1])
     out = jnp.concatenate([_ffn(rows[start[e] : start[e + 1]], weights, e, activation) for e in range(experts)])
     dropped = jnp.sum((flat < experts) & ~kept).astype(jnp.int32)
-    return _combine(out, slot, gate, choice.shape), dropped
+    return _combine(out, slot, source, gate), dropped
 
 
 def _ragged(x, choice, gate, weights, activation, grouped):
@@ -122,19 +163,21 @@ def _ragged(x, choice, gate, weights, activation, grouped):
         start = jnp.cumsum(counts) - counts
         size = padded_rows(pairs)
         slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, size)
-        rows = _gather_rows(x, flat, slot, size, choice.shape[1])
-        return _combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, gate, choice.shape)
+        source = _sources(slot, size)
+        rows = _gather_rows(x, slot, source, choice.shape[1])
+        return _combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, source, gate)
 
     tile = min(_TILE, pairs)
     padded = -(-counts // tile) * tile
     start = jnp.cumsum(padded) - padded
     tiles = pairs // tile + experts
     slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, tiles * tile)
-    rows = _gather_rows(x, flat, slot, tiles * tile, choice.shape[1]).reshape(tiles, tile, -1)
+    source = _sources(slot, tiles * tile)
+    rows = _gather_rows(x, slot, source, choice.shape[1]).reshape(tiles, tile, -1)
     owner = jnp.clip(jnp.searchsorted(jnp.cumsum(padded), jnp.arange(tiles) * tile, side="right"), 0, experts - 1)
     hidden = activation(jnp.einsum("trc,tcf->trf", rows, weights.fc1[owner]) + weights.fc1_bias[owner][:, None])
     out = jnp.einsum("trf,tfc->trc", hidden, weights.fc2[owner]) + weights.fc2_bias[owner][:, None]
-    return _combine(out.reshape(tiles * tile, -1), slot, gate, choice.shape)
+    return _combine(out.reshape(tiles * tile, -1), slot, source, gate)
 
 
 def grouped_ffn(rows, counts, weights: ExpertWeights, activation, backend: str = "auto"):
