@@ -1,6 +1,7 @@
-"""Time and memory from a scan file to the model's input, beside SimpleITK's resampler in the same run.
+"""Time and memory from a scan file to the model's input, beside SimpleITK's resampler in the same run; then how many
+prepared volumes a second grain feeds (see `feed`).
 
-    python -m benchmarks.data [--runs 5] [--folder DIR]
+    python -m benchmarks.data [--runs 5] [--workers 2] [--seconds 20] [--folder DIR]
 
 Writes a drawn scan of 512 x 512 x 300 voxels (int16, with the noise of a CT, so that it packs about 2 to 1 as real
 scans do) as .nii.gz, then makes 32 slices of 336 x 336 pixels from it, each time in a new process bound to one core
@@ -124,12 +125,18 @@ def main() -> None:
     """All ways in turn, several times, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", help="where 100 MB may be written")
+    parser.add_argument("--workers", type=int, default=2, help="processes that feed")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each way to feed")
+    parser.add_argument("--folder", help="where 300 MB may be written")
     parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
         once(args.once[0], *map(Path, args.once[1:]))
         return
+    from benchmarks import feed  # not in the processes that are measured
+
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} cores, load {load:.1f} before the start", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         path = Path(name) / "scan.nii.gz"
         write(path)
@@ -149,6 +156,7 @@ def main() -> None:
             off = np.abs(grid - grids[0])
             print(f"grey levels of the lung window from ours: {way}: mean {off.mean():.2f}, 99 % within "
                   f"{np.percentile(off, 99):.1f}")  # fmt: skip
+        feed.table(Path(name), args.workers, args.seconds)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
     python -m benchmarks.feed [--workers 2] [--seconds 20] [--folder DIR]
 
 Prepares drawn volumes with the texture of a scan, then times, each in a process of its own and after a warm-up: one
-record read and unpacked; the same with its three channels; and whole training batches of 16 rows through
-`pipeline.train_iterator`, from a thread and from worker processes. The page cache holds the set, so disks are left out.
+record read and unpacked; the same with its three channels; whole training batches of 16 rows through
+`pipeline.train_iterator` from a thread; records, and those batches, from worker processes. The page cache holds the
+set, so disks are left out. `python -m benchmarks.data` ends with the same table.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,15 +20,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import grain
 import numpy as np
+from absl import flags
 
-from tghmoe_jax.data import pipeline, preparing
+from tghmoe_jax.data import pipeline, prepared, preparing
 from tghmoe_jax.data.canonical import Volume
 from tghmoe_jax.data.file_source import FileSource
 from tghmoe_jax.data.items import Dataset, Item
 from tghmoe_jax.data.tokenizer import Tokenizer
 
 SLICES, SIZE, VOLUMES, ROWS = 32, 256, 64, 16
+WINDOWS = 5
+UNITS = ("unit-interval", "HU")
 ASSETS = Path(pipeline.__file__).parents[1] / "assets" / "base"
 
 
@@ -45,37 +53,81 @@ def prepare(unit: str, root: Path) -> None:
     preparing.prepare(data, root / unit, say=lambda text: None, dataset=dataset)
 
 
-def rate(step, seconds: float, volumes: int = 1) -> float:
-    """Volumes a second of `step()`, after a warm-up."""
+def rate(step, seconds: float, volumes: int = 1) -> dict[str, float]:
+    """Volumes a second of `step()` after a warm-up, the median of WINDOWS stretches, and CPU ms a volume of all."""
     for _ in range(3):
         step()
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
-        step()
-        count += volumes
-    return count / (time.perf_counter() - begun)
+    rates, total, busy = [], 0, cpu_seconds()
+    for _ in range(WINDOWS):
+        begun, count = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds / WINDOWS:
+            step()
+            count += volumes
+        rates.append(count / (time.perf_counter() - begun))
+        total += count
+    return {"rate": statistics.median(rates), "cpu_ms": (cpu_seconds() - busy) * 1000 / total}
 
 
-def once(way: str, unit: str, root: Path, workers: int, seconds: float) -> float:
+def cpu_seconds() -> float:
+    """Of this process and its children, the workers, so far."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process that has just ended
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if os.getpid() in (int(folder.name), int(fields[1])):
+                total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def once(way: str, unit: str, root: Path, workers: int, seconds: float) -> dict[str, float]:
     """The rate of one way."""
     data = {"name": "manifest", "root": str(root / unit), "manifest": "", "slices": SLICES, "size": SIZE,
             "channels": "windows3"}  # fmt: skip
     source = FileSource(data, "train")
-    keys = iter(range(10**9))
+    keys, read = iter(range(10**9)), source._read[0]
     if way == "record":
-        return rate(lambda: source._read[0](source.key(next(keys) % VOLUMES)), seconds)
+        return rate(lambda: read(source.key(next(keys) % VOLUMES)), seconds)
     if way == "slices":
-        return rate(lambda: source._read[0](source.key(next(keys) % VOLUMES)).slices(SLICES, "windows3"), seconds)
+        return rate(lambda: read(source.key(next(keys) % VOLUMES)).slices(SLICES, "windows3"), seconds)
+    if way == "records":
+        flags.FLAGS.mark_as_parsed()  # grain reads flags of its own when it starts workers
+        grids = grain.MapDataset.range(10**6).map(partial(stored, source)).to_iter_dataset().batch(ROWS)
+        grids = iter(grids.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+        return rate(lambda: next(grids), seconds, ROWS)
     spec = pipeline.BatchSpec(ROWS, 1, 1, 64, (("open", 1),), ("report", "vqa"))
     tokenizer = Tokenizer.from_folder(ASSETS)
-    batches = pipeline.train_iterator(source, tokenizer, spec, 0, 10**6, workers=workers if way == "workers" else 0)
+    batches = pipeline.train_iterator(source, tokenizer, spec, 0, 10**6, workers=workers if way == "batches" else 0)
     return rate(lambda: next(batches), seconds, ROWS)
 
 
+def stored(source: FileSource, index: int) -> np.ndarray:
+    """(32, 256, 256) uint8 or int16 as it lies in the shard."""
+    return source._read[0](source.key(int(index) % VOLUMES)).values
+
+
+def table(folder: Path, workers: int, seconds: float) -> None:
+    """Prints the rates of every way, each in a process of its own; writes 200 MB into `folder`."""
+    label = {
+        "record": "one process, records", "slices": "one process, three channels", "thread": "batches from a thread",
+        "records": f"grain, records from {workers} workers", "batches": f"grain, batches from {workers} workers",
+    }  # fmt: skip
+    print(f"{'':<40} {'volumes a second':>17} {'CPU ms a volume':>17}")
+    for unit in UNITS:
+        prepare(unit, folder)
+        size = sum(file.stat().st_size for file in (folder / unit / "volumes").iterdir()) / VOLUMES
+        print(f"{SLICES} x {SIZE} x {SIZE} {prepared.DTYPES[unit].__name__}, {size / 1e6:.2f} MB stored a volume")
+        for way, name in label.items():
+            command = [sys.executable, "-m", "benchmarks.feed", "--once", way, unit, str(folder)]
+            command += [f"--workers={workers}", f"--seconds={seconds}"]
+            result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            print(f"  {name:<38} {result['rate']:17.0f} {result['cpu_ms']:17.1f}", flush=True)
+
+
 def main() -> None:
+    """The table, or with `--once` one of its rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each way")
     parser.add_argument("--folder", help="where 200 MB may be written")
     parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -84,16 +136,7 @@ def main() -> None:
         print(json.dumps(once(way, unit, Path(root), args.workers, args.seconds)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        for unit in ("unit-interval", "HU"):
-            prepare(unit, Path(name))
-            stored = sum(file.stat().st_size for file in (Path(name) / unit / "volumes").iterdir()) / VOLUMES
-            print(f"{unit}: {stored / 1e6:.2f} MB a volume")
-            for way in ("record", "slices", "thread", "workers"):
-                command = [sys.executable, "-m", "benchmarks.feed", "--once", way, unit, name]
-                command += [f"--workers={args.workers}", f"--seconds={args.seconds}"]
-                text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                label = f"batches from {args.workers} workers" if way == "workers" else way
-                print(f"  {label:<24}{json.loads(text):8.0f} volumes a second", flush=True)
+        table(Path(name), args.workers, args.seconds)
 
 
 if __name__ == "__main__":

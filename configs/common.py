@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
     c.max_bad_fraction = 0.0  # share of the items seen that may be unusable; drawn data never are
     c.trainable = ()
+    c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
     c.data = ConfigDict()
     c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files
@@ -79,7 +80,9 @@ def get_config() -> ConfigDict:
     c.model.tgh = ConfigDict(
         {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
          "token_input": "image_text", "task_input": "text", "gate": "renormalised", "hidden": 256,
-         "dispatch": "capacity", "capacity_factor": 1.5}
+         "dispatch": "capacity",  # dense | capacity | ragged: how a device computes its experts
+         "transport": "all_to_all",  # all_to_all | gather | ragged: how tokens reach experts of other devices
+         "capacity_factor": 1.5}
     )  # fmt: skip
     c.model.depth_pool = 1
     c.model.spatial_pool = 1

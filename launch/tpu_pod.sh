@@ -1,50 +1,52 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: creates the TPU VM, installs the project on every host, runs main on all of them.
-# Needs an installed and authenticated gcloud; see launch/README.md. Nothing else in the project knows of a cloud.
+# Trains on a TPU pod slice by queued resources: the same command on all its hosts, and again after a preemption.
+# Needs an installed and authenticated gcloud; see docs/hosts.md.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: launch/tpu_pod.sh COMMAND [options] [-- arguments of tghmoe_jax.main]
+Usage: launch/tpu_pod.sh COMMAND --name NAME --zone ZONE [options] [-- arguments of tghmoe_jax.main]
 
 Commands
-  create   create the TPU VM and install the project on all its hosts
-  update   copy the present state of the repository to all hosts again
-  run      run python -m tghmoe_jax.main on all hosts at once; ends when they end
-  delete   delete the TPU VM (it costs money until then)
+  create   queue the request for a pod slice
+  setup    wait until it is there, then install the project on all its hosts (again: brings them up to date)
+  train    start python -m tghmoe_jax.main on all hosts and follow process 0 to its end; what is preempted is created,
+           set up and started again. The run goes on when this command is ended; the same command follows it again
+  status   the state of the request and of the slice
+  logs     follow process 0 without starting anything
+  delete   give the slice back (it costs money until then)
 
-Options (or the environment variable in brackets)
-  --name NAME          name of the TPU VM                        [TPU_NAME]     default tghmoe
-  --zone ZONE          where it is                               [TPU_ZONE]     required
-  --project PROJECT    the Google Cloud project                  [TPU_PROJECT]  default: gcloud's own
-  --type TYPE          accelerator type, e.g. v5litepod-64       [TPU_TYPE]     required for create
-  --version VERSION    runtime version, e.g. v2-alpha-tpuv5-lite [TPU_VERSION]  required for create
-  --spot               create a preemptible VM; a killed run goes on from its last checkpoint
-  --dry-run            print the gcloud commands and run none
+Options
+  --type TYPE        v5e-64, v5p-32, v6e-16, ...: chips (v5e, v6e) or TensorCores (v5p); create, and train to create anew
+  --runtime VERSION  runtime version; default by the type
+  --project PROJECT  default: gcloud's own
+  --spot             spot capacity, which is cheaper and can be preempted
+  --dry-run          print the commands and run none
 
-Runs, base and data lie on a file system that all hosts mount; URLs are not read yet.
-  launch/tpu_pod.sh run --zone us-west4-a -- --config configs/stage1.py:phi3v --workdir /mnt/shared/runs/stage1 \
-    --config.base=/mnt/shared/phi3v --config.data.root=/mnt/shared/m3d
+  launch/tpu_pod.sh create --name pod --type v5e-64 --zone us-west4-a --spot
+  launch/tpu_pod.sh setup --name pod --zone us-west4-a
+  launch/tpu_pod.sh train --name pod --type v5e-64 --zone us-west4-a --spot -- --config configs/stage1.py:phi3v \
+    --workdir gs://bucket/runs/stage1 --config.base=gs://bucket/phi3v --config.data.root=gs://bucket/m3d
 TEXT
 }
 
 fail() {
-  printf '%s\n' "$1" >&2
+  printf 'error: %s\n' "$1" >&2
   exit 2
 }
 
-name=${TPU_NAME:-tghmoe} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
-type=${TPU_TYPE:-} version=${TPU_VERSION:-} spot="" dry=""
-command=${1:-}
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+command=${1:-help} name="" type="" runtime="" zone="" project="" spot="" dry=""
 case $command in
-  create | update | run | delete) shift ;;
-  -h | --help | help | "") usage; exit 0 ;;
-  *) fail "Unknown command '$command': use create, update, run or delete." ;;
+  create | setup | train | status | logs | delete) shift ;;
+  -h | --help | help) usage; exit 0 ;;
+  *) fail "'$command' is no command; use create, setup, train, status, logs or delete." ;;
 esac
 while [ $# -gt 0 ]; do
   case $1 in
-    --name | --zone | --project | --type | --version)
-      [ $# -ge 2 ] || fail "$1 needs a value."
+    --name | --type | --runtime | --zone | --project)
+      [ -n "${2:-}" ] || fail "$1 needs a value."
       printf -v "${1#--}" '%s' "$2"
       shift 2
       ;;
@@ -52,20 +54,70 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=yes; shift ;;
     -h | --help) usage; exit 0 ;;
     --) shift; break ;;
-    *) fail "Unknown option '$1': arguments of tghmoe_jax.main come after --." ;;
+    *) fail "'$1' is unknown; arguments of tghmoe_jax.main come after --." ;;
   esac
 done
-[ -n "$zone" ] || fail "Name the zone with --zone or TPU_ZONE."
+[ -n "$name" ] || fail "name the slice with --name."
+[ -n "$zone" ] || fail "name the zone with --zone, e.g. --zone us-west4-a."
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name $name must be lower-case letters, digits and hyphens."
+case $type in
+  "") ;;
+  v5e-*) accelerator=v5litepod-${type#v5e-} runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
+  v5p-*) accelerator=$type runtime=${runtime:-v2-alpha-tpuv5} ;;
+  v6e-*) accelerator=$type runtime=${runtime:-v2-alpha-tpuv6e} ;;
+  *) accelerator=$type; [ -n "$runtime" ] || fail "--type $type is not known here; name its --runtime as well." ;;
+esac
+[ "$command" = train ] || [ $# -eq 0 ] || fail "arguments after -- belong to train alone."
+[ "$command" != create ] || [ -n "$type" ] || fail "name the type with --type, e.g. --type v5e-64."
+[ "$command" != train ] || [ $# -gt 0 ] ||
+  fail "name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir gs://bucket/runs/stage1."
 
-tpu() {  # tpu VERB ARGUMENTS...: one gcloud command in this zone and project
-  local line=(gcloud compute tpus tpu-vm "$@" --zone "$zone")
+# ---- pieces --------------------------------------------------------------------------------------------------------
+
+tpu() { # tpu GROUP VERB ARGUMENTS...: one gcloud command in this zone and project
+  local line=(gcloud compute tpus "$@" --zone "$zone")
   [ -z "$project" ] || line+=(--project "$project")
   if [ -n "$dry" ]; then
-    printf '%q ' "${line[@]}"
-    printf '\n'
+    printf '%q ' "${line[@]}" >&3
+    printf '\n' >&3
   else
     "${line[@]}"
   fi
+}
+exec 3>&1 # what a dry run prints, also where the output of a command is read
+
+on_all() { tpu tpu-vm ssh "$name" --worker=all --command "$1"; }
+on_first() { tpu tpu-vm ssh "$name" --worker=0 --command "$1"; }
+
+create() {
+  tpu queued-resources create "$name" --node-id "$name" --accelerator-type "$accelerator" --runtime-version "$runtime" \
+    ${spot:+--spot}
+}
+
+state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is none
+  tpu queued-resources describe "$name" --format "value(state.state)" || true
+}
+
+wait_until_active() { # train creates what was preempted anew
+  local now fresh=""
+  while now=$(state); [ -z "$dry" ] && [ "$now" != ACTIVE ]; do
+    case $now in
+      "") fail "there is no slice $name in $zone; create it first." ;;
+      FAILED | SUSPENDED)
+        [ "$command" = train ] || fail "the slice $name is $now; delete it, then create it anew."
+        [ -n "$type" ] || fail "the slice $name is $now; with --type it is created anew."
+        printf '%s is %s and is created anew\n' "$name" "$now" >&2
+        tpu queued-resources delete "$name" --force --quiet
+        create
+        fresh=yes
+        ;;
+      *)
+        printf '%s is %s\n' "$name" "$now" >&2
+        sleep "${POLL:-30}"
+        ;;
+    esac
+  done
+  [ -z "$fresh" ] || install_project
 }
 
 # Runs on each host, in its home folder, after the archive has arrived there.
@@ -74,40 +126,69 @@ install=$(
 set -e
 rm -rf tghmoe && mkdir tghmoe && tar -C tghmoe -xzf tghmoe.tar.gz && rm tghmoe.tar.gz
 cd tghmoe
-python=$(command -v python3.12 || command -v python3.11 || echo python3)
-[ -x ~/tghmoe-venv/bin/python ] || "$python" -m venv ~/tghmoe-venv
-pip="$HOME/tghmoe-venv/bin/pip install --quiet"
-$pip -r requirements.txt
-$pip --no-deps -e .
-$pip "jax[tpu]==$(~/tghmoe-venv/bin/python -c 'import jax; print(jax.__version__)')" gcsfs
+if [ ! -x ~/tghmoe-venv/bin/python ]; then # the system's Python may be too old
+  python3 -m pip install --quiet --user uv
+  ~/.local/bin/uv venv --quiet --seed --python 3.11 ~/tghmoe-venv
+fi
+~/tghmoe-venv/bin/pip install --quiet -r requirements.txt
+~/tghmoe-venv/bin/pip install --quiet -e ".[tpu]"
 REMOTE
 )
 
-send() {  # packs all files that git does not ignore, unpacks and installs them on every host
-  local root folder
+install_project() { # packs all files that git does not ignore, unpacks and installs them on every host
+  local root archive=/tmp/tghmoe.tar.gz
   root=$(cd "$(dirname "$0")/.." && pwd)
-  folder=$(mktemp -d)
-  # shellcheck disable=SC2064
-  trap "rm -rf '$folder'" EXIT
-  [ -n "$dry" ] || git -C "$root" ls-files -z --cached --others --exclude-standard |
-    tar -C "$root" --null --files-from=- -czf "$folder/tghmoe.tar.gz"
-  tpu scp "$folder/tghmoe.tar.gz" "$name:tghmoe.tar.gz" --worker=all
-  tpu ssh "$name" --worker=all --command "$install"
+  if [ -z "$dry" ]; then
+    archive=$(mktemp -d)/tghmoe.tar.gz
+    git -C "$root" ls-files -z --cached --others --exclude-standard |
+      tar -C "$root" --null --files-from=- -czf "$archive"
+  fi
+  tpu tpu-vm scp "$archive" "$name:tghmoe.tar.gz" --worker=all
+  on_all "$install"
+  [ -n "$dry" ] || rm -r "$(dirname "$archive")"
 }
 
+# The run goes on without the connection that started it, and holds a lock: a second start finds it and does nothing.
+# Its log and its exit code are left in the home folder of each host.
+start() {
+  local arguments
+  printf -v arguments ' %q' "$@"
+  on_all "cd tghmoe && flock -n ~/tghmoe.lock rm -f ~/tghmoe.exit; (setsid nohup flock -n ~/tghmoe.lock sh -c \
+'~/tghmoe-venv/bin/python -m tghmoe_jax.main \"\$@\"; echo \$? > ~/tghmoe.exit' tghmoe$arguments \
+>> ~/tghmoe.log 2>&1 < /dev/null &)"
+}
+
+follow='tail -n 50 -F tghmoe.log & while [ ! -e tghmoe.exit ]; do sleep 2; done; sleep 1; kill $!'
+
+train() {
+  local code
+  while :; do
+    wait_until_active
+    start "$@" || true # what is just being preempted does not answer
+    on_first "$follow" || true
+    code=$(on_first "cat tghmoe.exit" || true)
+    [ -z "$dry" ] || return 0
+    if [[ $code =~ ^[0-9]+$ ]] && [ "$code" -ne 75 ]; then
+      return "$code"
+    fi
+    printf '%s %s; going on\n' "$name" "$([ "$code" = 75 ] && echo 'was told to stop' || echo 'does not answer')" >&2
+    sleep "${POLL:-30}"
+  done
+}
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
 case $command in
-  create)
-    [ -n "$type" ] || fail "Name the accelerator type with --type or TPU_TYPE."
-    [ -n "$version" ] || fail "Name the runtime version with --version or TPU_VERSION."
-    tpu create "$name" --accelerator-type "$type" --version "$version" ${spot:+--spot}
-    send
+  create) create ;;
+  setup)
+    wait_until_active
+    install_project
     ;;
-  update) send ;;
-  run)
-    [ $# -gt 0 ] || fail "Name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir /mnt/shared/run."
-    printf -v arguments '%q ' "$@"
-    # On a TPU VM jax.distributed finds the other hosts by itself.
-    tpu ssh "$name" --worker=all --command "cd tghmoe && ~/tghmoe-venv/bin/python -m tghmoe_jax.main $arguments"
+  train) train "$@" ;;
+  status)
+    tpu queued-resources describe "$name" --format "value(state.state)"
+    tpu tpu-vm describe "$name" --format "value(state,health,acceleratorType)"
     ;;
-  delete) tpu delete "$name" --quiet ;;
+  logs) on_first 'tail -n 200 -F tghmoe.log' ;;
+  delete) tpu queued-resources delete "$name" --force --quiet ;;
 esac

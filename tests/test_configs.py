@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import (
+    ablations,
     common,
     data_ct_rate,
     data_m3d,
@@ -30,6 +31,7 @@ CONFIGS = {
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
     "data_m3d": (data_m3d, None), "data_ct_rate": (data_ct_rate, None), "data_manifest": (data_manifest, None),
+    "ablations": (ablations, ""), "ablations-baseline-m3d": (ablations, "baseline=m3d"),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
     **{f"stage1-phi3v-{pod}": (stage1, f"phi3v,pod={pod}") for pod in common.PODS},
 }  # fmt: skip

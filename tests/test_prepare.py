@@ -2,24 +2,27 @@
 
 import csv
 import json
-import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from tests import tiny_run
+from tests.data import ct_fixtures as ct
 from tests.data import dataset_fixtures
 from tghmoe_jax import prepare
-from tghmoe_jax.data import prepared
+from tghmoe_jax.data import prepared, preparing
 from tghmoe_jax.data.volumes import prepare_slices, read_volume
 
 VOLUMES, SHARD = 13, 5
-KILLS = int(os.environ.get("PREPARE_KILLS", 4))
+KILLS = 20
 SMALL_SHARDS = f"from tghmoe_jax.data import prepared; prepared.SHARD = {SHARD}\n"
 # What the killed process does to itself: it is gone before or after a file gets its name.
 KILLED_AT_FILE = """
@@ -113,11 +116,43 @@ def test_no_case_is_named_in_the_set(unbroken):
     assert not [name for name, content in contents(unbroken).items() if b"patient " in content]
 
 
-def test_a_killed_preparation_goes_on_to_the_very_same_files(scans, unbroken, tmp_path):
-    """Killed at random places of its own writing, then, with two workers, at a random time; one kill after another.
+def test_nothing_that_names_a_patient_is_left_or_told(tmp_path):
+    """Planted in tags, header texts, file names inside a series and the case; read well, badly and not at all."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
 
-    PREPARE_KILLS=20 is the long form.
-    """
+    def damaged(slices):
+        for one in slices:
+            with pydicom.config.disable_value_validation():
+                one.SeriesInstanceUID, one.PatientBirthDate = f"{ct.SECRET} no uid", f"{ct.SECRET} no date"
+        return slices
+
+    ct.write_dicom(scans / "whole")
+    with warnings.catch_warnings(action="ignore"):  # that it is written so
+        ct.save(damaged(ct.dicom_slices(scans / "odd", ct.patient())))
+    ct.save(ct.dicom_slices(scans / "gap", ct.patient()), skip=(4,))
+    ct.write_dicom(scans / "two", series=1)
+    ct.write_dicom(scans / "two", series=2)
+    ct.write_dicomdir(scans / "medium", ct.patient(), [f"IMAGES/{ct.SECRET}"])
+    scan = bytearray(ct.write_nifti(scans / "scan.nii", ct.patient()).read_bytes())
+    scan[148 : 148 + len(ct.SECRET)] = ct.SECRET.encode()  # what it describes
+    (scans / "scan.nii").write_bytes(scan)
+    (scans / "cut.nii").write_bytes(scan[:5000])
+    names = ("whole", "odd", "gap", "two", "medium/DICOMDIR", "scan.nii", "cut.nii")
+    line = {"question": "Which side?", "answer": "left", "case": f"{ct.SECRET}^NAME"}
+    dataset_fixtures.write_lines(scans / "manifest.jsonl", [line | {"volume": name} for name in names])
+    process = started(scans, tmp_path / "set", "--workers=2")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    rejected = {row["where"] for row in rows(tmp_path / "set" / "rejected.csv")}
+    assert rejected == {"gap", "two", "medium/DICOMDIR", "cut.nii"}
+    ct.nothing_secret(out + err)
+    for name, content in contents(tmp_path / "set").items():
+        assert ct.SECRET.encode() not in content and ct.UID.encode() not in content, name
+
+
+def test_a_killed_preparation_goes_on_to_the_very_same_files(scans, unbroken, tmp_path):
+    """Killed at random places of its own writing, then, with two workers, at a random time; one kill after another."""
     wanted, folder, kills, sets = contents(unbroken), tmp_path / "0", 0, 0
     while kills < KILLS:
         if kills % 2:
@@ -158,6 +193,14 @@ def test_what_is_done_is_not_done_again(scans, unbroken, tmp_path):
     process = started(scans, folder)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "is prepared already" in out and contents(folder) == before
+
+
+def test_progress_tells_how_many_how_fast_and_how_long_still(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preparing, "REPORT_SECONDS", 0.0)
+    assert prepare.main(arguments(scans, tmp_path / "set", "--workers=1")) == 0
+    lines = capsys.readouterr().out.splitlines()[:VOLUMES]
+    for done, line in enumerate(lines, 1):
+        assert re.fullmatch(rf"{done} of 13 volumes, {int(done > 4)} rejected, [\d.]+ a second, 0:00:\d\d left", line)
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -203,17 +246,22 @@ def test_a_set_of_which_nothing_can_be_read_says_where_the_reasons_are(tmp_path,
     assert "rejected.csv says why" in sentence and len(rows(tmp_path / "set" / "rejected.csv")) == 1
 
 
-@pytest.mark.parametrize("name", ["m3d", "ct_rate"])
-def test_published_layouts_are_prepared(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, splits",
+    [("m3d", "train validation test"), ("ct_rate", "train test"), ("llava", "train test"),
+     ("labelmap", "train validation"), ("labelmap_index", "test")],
+)  # fmt: skip
+def test_published_layouts_are_prepared(tmp_path, name, splits):
     root = tmp_path / "raw"
     root.mkdir()
-    getattr(dataset_fixtures, f"write_{name}")(root)
-    config = tiny_run.ROOT / "configs" / f"data_{name}.py"
-    flags = [f"--config.data.root={root}", "--config.data.size=24", "--config.data.slices=8", "--workers=1"]
-    assert prepare.main([f"--config={config}", *flags, f"--to={tmp_path / 'set'}"]) == 0
+    data = getattr(dataset_fixtures, f"write_{name}")(root)
+    own = tiny_run.ROOT / "configs" / f"data_{name}.py"
+    config = own if own.is_file() else tiny_run.ROOT / "configs" / "data_manifest.py"
+    flags = [f"--config.data.{key}={value}" for key, value in (data | {"slices": 8, "size": 24}).items()]
+    assert prepare.main([f"--config={config}", *flags, "--workers=1", f"--to={tmp_path / 'set'}"]) == 0
     found = prepared.PreparedSet(tmp_path / "set", 8, 24)
     assert {item.volume for item in found.items} == set(found.rows) and found.items
-    assert {item.split for item in found.items} >= {"train", "test"}
+    assert {item.split for item in found.items} == set(splits.split())
 
 
 def test_a_manifest_is_checked(scans, tmp_path, capsys):

@@ -14,11 +14,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.data import pipeline, prompts
@@ -27,11 +27,14 @@ from tghmoe_jax.data.samples import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.data.sources import DRAWN, finding_parser, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import comparison, files, html_report, labels, protocols, router_tests, statistics, tables
+from tghmoe_jax.evaluation import commands as evaluation_commands
+from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tests, statistics, tables
+from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import runs
+from tghmoe_jax.training import hosts, runs
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import variables
 
@@ -70,6 +73,7 @@ class Reader:
         self.variables = variables(flat_params)
         self.text_length = text_length
         self.batch = batch
+        self.checkpoint: dict[str, Any] | None = None  # what was read, for the manifest; None while training
         mesh = jax.sharding.get_abstract_mesh()
         rows = 1 if mesh.empty else mesh.size
         self.batch += -batch % rows
@@ -83,6 +87,18 @@ class Reader:
             answers += self._ask(source, padded, new_tokens)[: len(part)]
         return answers
 
+    def routings(self, source: Source, asked: "Asked") -> list[Routing]:
+        """How each question about its volume is routed, in order."""
+        found = []
+        for start in range(0, len(asked), self.batch):
+            part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
+            padded = part + [part[-1]] * (self.batch - len(part))
+            batch = self._collate(source, padded, [None] * self.batch)
+            encoded = generation.encode(self.model, self.variables, batch, None)
+            masks = [source.slices(request.volume)[1] for request in part]
+            found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
+        return found
+
     def _collate(self, source, requests, targets):
         rows = [
             (r.volume, r.question.prompt, target, r.question.task) for r, target in zip(requests, targets, strict=True)
@@ -92,10 +108,10 @@ class Reader:
         return self._put(batch)
 
     def _put(self, tree):
-        mesh = jax.sharding.get_abstract_mesh()
+        mesh = jax.sharding.get_mesh()
         if mesh.empty:
             return tree
-        return jax.device_put(tree, jax.P(mesh.axis_names))
+        return arrays.place(tree, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)
@@ -110,10 +126,10 @@ class Reader:
         else:
             encoded = generation.encode(self.model, self.variables, batch, group)
             visual, mask, logits = encoded.tokens, encoded.mask, encoded.task_logits
-            used = np.asarray(encoded.group)
+            used = arrays.to_host(encoded.group)
             load = expert_load(encoded, self.model.cfg.tgh.groups)
         if logits is not None:
-            logits = np.asarray(logits, np.float64)
+            logits = arrays.to_host(logits).astype(np.float64)
             shares = np.exp(logits - logits.max(-1, keepdims=True))
             shares /= shares.sum(-1, keepdims=True)
         likelihoods, texts = np.zeros((count, 0)), [""] * count
@@ -122,11 +138,11 @@ class Reader:
             for o in range(len(requests[0].options)):
                 scored = self._collate(source, requests, [r.options[o] for r in requests])
                 columns.append(
-                    np.asarray(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
+                    arrays.to_host(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
                 )
             likelihoods = np.stack(columns, axis=1)
         else:
-            ids = np.asarray(
+            ids = arrays.to_host(
                 generation.generate(
                     self.model, self.variables, batch, visual, mask, new_tokens, tuple(self.tokenizer.stop_ids)
                 )
@@ -141,14 +157,30 @@ class Reader:
 def expert_load(encoded, groups: int) -> np.ndarray:
     """float32 (B, layers, G, E): pairs a sample sent to each expert of its group; one-expert layers left out."""
     stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
-    used = np.asarray(encoded.group)
+    used = arrays.to_host(encoded.group)
     if not stats:
         return np.zeros((len(used), 0, groups, 1), np.float32)
-    per_sample = np.stack([np.asarray(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
+    per_sample = np.stack([arrays.to_host(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
     size = stats[0].load.shape[0]
     load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
     load[np.arange(len(used)), :, used % size] = per_sample
     return load
+
+
+def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
+    """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
+    layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
+    pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
+    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.vision.grid, cfg.vision.patch_depth
+    real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
+    winner = np.zeros((len(layers), slabs, side, side), np.int32)
+    for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
+        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
+        winner[i] = first.reshape(slabs, side, side)
+    winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
+    load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
+    task = cfg.tasks[int(arrays.to_host(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
+    return Routing(task, None, layers, load, winner)
 
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
@@ -157,14 +189,14 @@ def expert_load(encoded, groups: int) -> np.ndarray:
 def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """The mesh of the config, made current. UserError where it does not fit the devices."""
     try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert)
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=config.model.tgh.experts)
     except ValueError as error:
         raise UserError(f"--config.mesh: {error}; change mesh.data, mesh.fsdp or mesh.expert.") from error
     jax.set_mesh(mesh)
     return mesh
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """mode=evaluate: scores the latest checkpoint of `config.init_from`, into workdir/eval/<step>.
 
     Its test set is the run's own, unless `config.data` names another.
@@ -174,11 +206,14 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     named = {key: config.data[key] for key in ("name", "root", "manifest") if config.data[key]}
     if config.data.drop_leaks != "none":
         named["drop_leaks"] = config.data.drop_leaks
-    config = ConfigDict(config.to_dict() | {"data": loaded.config["data"] | named})
+    data = config.data.to_dict() | loaded.config["data"] | named  # a run of an earlier version lacks newer keys
+    config = ConfigDict(config.to_dict() | {"data": data})
     runs.check_config(config)
-    params = jax.device_put(loaded.params, jax.NamedSharding(mesh, jax.P()))
+    params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
-    return evaluate_all(reader, config, Path(workdir) / "eval" / str(loaded.step))
+    reader.checkpoint = {"name": loaded.name, "digest": loaded.digest, "step": loaded.step}
+    progress = print if hosts.first() else lambda text: None
+    return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -199,11 +234,12 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     """The fixed test questions of a kind.
 
     Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
-    its own first `items` in their order.
+    its own first `items`, volume by volume, so that each volume is read once.
     """
     rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
     if isinstance(source, ItemSource):
-        return [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        return sorted(asked, key=lambda one: one[0])
     volumes = [i % len(source) for i in range(items)]
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
 
@@ -230,7 +266,7 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
     return kept
 
 
-def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=print) -> dict[str, Any]:
+def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
     """The scores of the run's own test set, into `folder`, and beside it what the config asks for besides.
 
     `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
@@ -245,13 +281,14 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: Path, progress=prin
         evaluate(reader, source, source, other, folder / "second_style", progress)
     if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
         ways = adversarial(reader, config, progress)
-        tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+        if hosts.first():
+            tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
         progress(router_tests.table(ways))
     return metrics
 
 
 def evaluate(
-    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: Path, progress=print
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
 ) -> dict[str, Any]:
     """Runs all protocols and controls on `source` and writes predictions and metrics.json into `folder`.
 
@@ -291,16 +328,22 @@ def evaluate(
             for volume, question in asked
         ]  # fmt: skip
         kind = asked[0][1].kind
-        answers = reader.ask(source, requests, e.new_tokens if kind == "report" else e.answer_tokens)
+        # A blind answer depends on the prompt alone, so each prompt is asked once.
+        once = dict(enumerate(requests)) if visible else {one.question.prompt: one for one in requests}
+        answers = reader.ask(source, list(once.values()), e.new_tokens if kind == "report" else e.answer_tokens)
+        if not visible:
+            answered = dict(zip(once, answers, strict=True))
+            answers = [answered[one.question.prompt] for one in requests]
         ranked = [None] * len(asked)
         if rank:
             ranked = rank_options(reader, source, requests)
         run[name] = [
             protocols.Prediction.of(
-                volume, question, answer.text, ranked=letter,
+                volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if kind == "report" and parse else None,
                 findings_stated=parse(answer.text) if kind == "report" and parse else None,
+                key=source.key(volume) if given else "",
             )
             for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
         ]  # fmt: skip
@@ -310,7 +353,12 @@ def evaluate(
     answers = protocol("closed", closed, rank=True)
     answers += protocol("open", opened)
     answers += protocol("report", reports)
-    load = sum(a.load for a in answers)
+    asked_tasks = [question.task for _, question in (*closed, *opened, *reports)]
+    loads = {
+        task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
+        for task in dict.fromkeys(asked_tasks)
+    }
+    load = sum(loads.values())
     for kind, asked in (("closed", closed), ("report", reports)):
         if shuffled is not None:
             protocol(f"control/shuffled_{kind}", asked, shuffled)
@@ -319,7 +367,7 @@ def evaluate(
         if routed:
             other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
             protocol(f"control/wrong_group_{kind}", asked, group=other)
-    protocol("control/blind_closed", closed, visible=False)
+        protocol(f"control/blind_{kind}", asked, visible=False)
     router = None
     if routed:
         own = [question for _, question in (*closed, *opened, *reports)]
@@ -334,9 +382,20 @@ def evaluate(
             "keyword_accuracy_unseen_wording": [keyword(one) for one in other],
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
-    tables.write_predictions(folder, run)
-    tables.write_metrics(folder, metrics)
-    html_report.write(folder / "report.html", metrics, run, source, cfg.tasks, load, sorted(cfg.tgh.layers))
+    shown = [asked[0] for asked in (closed, reports) if asked and load.size]
+    overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
+    if hosts.first():  # every process has asked the same questions and read the same answers
+        tables.write_predictions(folder, run)
+        manifest = provenance.manifest(
+            run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
+            data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
+        )  # fmt: skip
+        tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        html_report.write(
+            folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
+            overlays,
+        )  # fmt: skip
+        tables.write_metrics(folder, metrics)
     progress(tables.table(metrics, run))
     return metrics
 
@@ -362,7 +421,7 @@ def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[boo
         part = list(asked[start : start + reader.batch])
         padded = [Request(0, q) for q in part + [part[-1]] * (reader.batch - len(part))]
         batch = reader._collate(source, padded, [None] * len(padded))
-        picked = np.argmax(np.asarray(generation.route(reader.model, reader.variables, batch)), axis=-1)
+        picked = np.argmax(arrays.to_host(generation.route(reader.model, reader.variables, batch)), axis=-1)
         hits += [reader.model.cfg.tasks[g] == q.task for g, q in zip(picked, part, strict=False)]
     return hits
 
@@ -412,20 +471,22 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
-    target = Path(to or f"runs/evaluate-{folder.resolve().name}")
+    target = epath.Path(to or f"runs/evaluate-{folder.resolve().name}")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--to {target} cannot be made ({error.strerror}); name another folder.") from error
+        raise UserError(f"--to {target} cannot be made ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have none of these
+    config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
         config.eval[key] = 0 if items else config.eval.get(key, 0)
     config.eval["items"] = items or config.eval["items"]
+    config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
     return run(config, target)
 
 
@@ -437,33 +498,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("run", help="folder of a run, or `embedded`")
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
-    two = commands.add_parser("score", help="prediction files of any system")
-    two.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
-    two.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
-    two.add_argument("--true-labels", help="the same of the true reports")
-    three = commands.add_parser("compare", help="two systems on the same items")
-    three.add_argument("a", help="CSV file, or folder of predictions_*.csv")
-    three.add_argument("b", help="the same items, answered by another system")
-    for sub in (two, three):
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluation_commands.add_parsers(commands)
     try:
         args = parser.parse_args(argv)
         if args.command == "run":
             run_again(args.run, args.items, args.to)
-        elif args.command == "score" and (args.pred_labels or args.true_labels):
-            if args.predictions or not (args.pred_labels and args.true_labels):
-                raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
-            scored = labels.score(args.pred_labels, args.true_labels)
-            print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
-        elif args.command == "score":
-            if not args.predictions:
-                raise UserError("name predictions to score, or --pred-labels and --true-labels.")
-            found = files.read_run(args.predictions)
-            metrics = {key: value for key, value in protocols.score(found).items() if value is not None}
-            print(json.dumps(metrics, indent=1) if args.json else tables.table(metrics))
         else:
-            result = comparison.compare(files.read_run(args.a), files.read_run(args.b))
-            print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+            evaluation_commands.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,11 +2,12 @@
 
     python -m tghmoe_jax.main --config configs/stage1.py [--workdir runs/stage1] [--config.train.steps=100]
 
---workdir defaults to runs/<config stem>[-<preset>]. Exit codes: 0 done, 2 something the user can mend (one sentence on
-stderr; --debug adds the traceback).
+--workdir defaults to runs/<config stem>[-<preset>]. Several processes find each other by the environment of TPU VMs,
+GKE and Slurm, or by --coordinator, --process and --processes (docs/hosts.md). Exit codes, the same for every process:
+0 done; 2 something the user can mend (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
+its state saved, to go on with the same command.
 """
 
-import contextlib
 import os
 import sys
 import traceback
@@ -14,41 +15,50 @@ import traceback
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
-
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training.command_line import define_flags, parse
+from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.training import hosts
+from tghmoe_jax.training.command_line import define_flags, parse, take
 
-CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
+_PLACE = {
+    "coordinator": "HOST:PORT of process 0, where several processes are not found by themselves.",
+    "process": "Number of this process, from 0.",
+    "processes": "How many processes the run has; 1: this one alone, whatever the environment says.",
+    "wait": f"Seconds that processes wait for each other at the start; default {hosts.WAIT}.",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, runs, and returns the exit code."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-h"} & set(argv):
-        print(__doc__, define_flags(argv).get_help(), sep="\n")
+        own = "".join(f"\n  --{name}: {text}" for name, text in _PLACE.items())
+        print(__doc__, define_flags(argv).get_help() + own, sep="\n")
         return 0
     try:
+        argv, place = _place(argv)
+        simulate_devices()
+        hosts.start(place)  # before all that can fail, so that a fault is said once
         config, workdir = parse(argv)
-        prepare_jax()
         from tghmoe_jax import train  # after the devices are set up
 
-        train.run(config, workdir)
+        return train.run(config, workdir)
     except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        trace = traceback.format_exc() if "--debug" in argv else ""
+        return hosts.fail(f"error: {error}", 2, trace)
+    except Exception as error:
+        if not hosts.several():
+            raise
+        return hosts.unexpected(error)
 
 
-def prepare_jax() -> None:
-    """Several host devices where there is no accelerator."""
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "xla_force_host_platform" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
-            jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
+def _place(argv: list[str]) -> tuple[list[str], hosts.Place]:
+    """The command line without the flags of `_PLACE`, and what they say: needed before a config is read."""
+    given = {}
+    for name in _PLACE:
+        argv, values = take(argv, f"--{name}")
+        given[name] = values[-1] if values else ""
+    return argv, hosts.Place.of(**given)
 
 
 if __name__ == "__main__":

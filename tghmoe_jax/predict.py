@@ -31,7 +31,7 @@ from tghmoe_jax.data import pipeline, prompts
 from tghmoe_jax.data.samples import LETTERS, Question
 from tghmoe_jax.data.scan import Scan, read_scan
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluate import expert_load
+from tghmoe_jax.evaluate import routing_of
 from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
 from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation
@@ -183,12 +183,13 @@ class Predictor:
         # The blind answer comes first: it compiles the generation that the second one is timed by.
         blind, _, _ = self._generate(batch, *generation.blank(self.model, self._variables, batch), new_tokens)
         text, count, seconds = self._generate(batch, encoded.tokens, encoded.mask, new_tokens)
+        routing = routing_of(encoded, 0, self.model.cfg, scan.prepared.slice_mask)
         return Answer(
             text=text, task=self.tasks[group] if self.groups > 1 else asked.task, task_probabilities=shares,
             option_likelihoods=self._rank(scan, asked, task, allow_out_of_domain), blind_text=blind,
             warnings=tuple(notes), checkpoint={"name": self.run.name, "digest": self.run.digest},
             seconds=round(time.perf_counter() - begun, 2), tokens_per_second=round(count / max(seconds, 1e-9), 1),
-            routing=self._routing(encoded, self.tasks[group] if self.groups > 1 else "shared", shares, scan), scan=scan,
+            routing=dataclasses.replace(routing, probabilities=shares), scan=scan,
         )  # fmt: skip
 
     def read(self, path: str | Path, series: int | None = None) -> Scan:
@@ -274,21 +275,6 @@ class Predictor:
             self.model, self._variables, self.batch(scan, bare, option), encoded.tokens, encoded.mask
         )
         return {option: round(float(jnp.exp(score(option)[0])), 6) for option in asked.choices}
-
-    def _routing(self, encoded, task: str, shares: dict[str, float] | None, scan: Scan) -> Routing:
-        cfg = self.model.cfg
-        layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
-        pairs = expert_load(encoded, self.groups)[0].sum(axis=1)  # (layers, E)
-        slabs, side, depth = cfg.slabs(len(scan.prepared.slice_mask)), cfg.vision.grid, cfg.vision.patch_depth
-        real = np.pad(scan.prepared.slice_mask, (0, slabs * depth - len(scan.prepared.slice_mask)))
-        empty = ~real.reshape(slabs, depth).any(axis=1)
-        winner = np.zeros((len(layers), slabs, side, side), np.int32)
-        for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
-            first = np.asarray(encoded.stats[layer].winner)[0].reshape(slabs, -1)[:, 1:]
-            winner[i] = first.reshape(slabs, side, side)
-        winner[:, empty] = -1
-        load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
-        return Routing(task, shares, layers, load, winner)
 
 
 def load(run: str | Path = "embedded") -> Predictor:

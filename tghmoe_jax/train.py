@@ -4,40 +4,49 @@ Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterato
 a killed run goes on with the very losses of an unbroken one.
 """
 
+import contextlib
 import dataclasses
-from pathlib import Path
+import re
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
 from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.augment import Augment
-from tghmoe_jax.data.sources import make_source
+from tghmoe_jax.data.samples import ItemSource
+from tghmoe_jax.data.sources import DRAWN, make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
-from tghmoe_jax.training import checkpoints, loading, reporting, runs
-from tghmoe_jax.training.program import Program, batch_spec, build, build_model
+from tghmoe_jax.models import flops, layout
+from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training import checkpoints, hosts, loading, reporting, runs
+from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 from tghmoe_jax.weights.base import EMBEDDED, load_base
 
 
-def run(config: ConfigDict, workdir: str) -> None:
+def run(config: ConfigDict, workdir: str) -> int:
     """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
 
-    UserError for anything the user can mend, before anything is written.
+    Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
+    user can mend, before anything is written.
     """
     runs.check_config(config)
     if config.mode == "evaluate":
-        return evaluate.run(config, workdir)
+        check_hosts(config, workdir)
+        hosts.stop_at_once()
+        evaluate.run(config, workdir)
+        return 0
     if config.mode != "train":
         raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
     runs.check_workdir(config, workdir)
+    check_hosts(config, workdir)
 
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
@@ -47,8 +56,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
+    sharding = batch_sharding(mesh)
+    columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
     batches = pipeline.train_iterator(
-        source, tokenizer, spec, config.train.seed, config.train.steps, jax.process_index(), jax.process_count(),
+        source, tokenizer, spec, config.train.seed, config.train.steps, columns,
         cell=model.cfg.cell if model.cfg.aux_labels else None, workers=config.data.workers,
         augment=Augment(**config.data.augment),
     )  # fmt: skip
@@ -61,34 +72,34 @@ def run(config: ConfigDict, workdir: str) -> None:
     del loaded
 
     # ---- what will run --------------------------------------------------------------------------------------------
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     table = reporting.parameter_table(parameter_rows(program, fresh))
-    print(
-        config,
-        table,
-        report,
-        f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices",
-        sep="\n\n",
-    )
+    devices = f"{jax.device_count()} {jax.default_backend()} devices"
+    devices += f" of {jax.process_count()} processes" if hosts.several() else ""
+    if hosts.first():
+        print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
     if store.latest() is not None:
         state = store.restore(state, batches)
-        print(f"continued from step {int(state.step)}")
-    elif jax.process_index() == 0:
+        if hosts.first():
+            print(f"continued from step {int(state.step)}", flush=True)
+    elif hosts.first():
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},
-            data={"name": config.data.name, "volumes": len(source)},
+            data={"name": config.data.name, "volumes": len(source)}
+            | ({"sha256": source.digest()} if isinstance(source, ItemSource) else {}),
             base={"base": base_of(config), "init_from": config.init_from},
             devices=jax.devices(),
         )
+        manifest["parameters"] = flops.parameters(model.cfg, program.shapes, program.trains)
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
         runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
-    step_fn, sharding = program.step(), program.batch_sharding
+    step_fn = program.step()
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
-        enabled=jax.process_index() == 0,
+        enabled=hosts.first(),
     )  # fmt: skip
 
     bad = pipeline.BadItems(config.max_bad_fraction, log.say)
@@ -99,34 +110,51 @@ def run(config: ConfigDict, workdir: str) -> None:
         log.scalars(step, metrics)
 
     first = step = int(state.step)
-    while True:
-        finished = step >= config.train.steps
-        if (
-            config.eval.every
-            and step > first
-            and (finished or (config.eval.every > 0 and step % config.eval.every == 0))
-        ):
-            evaluate_now()
-        if finished or (step > first and step % config.checkpoint.every == 0):
-            store.save(state, batches)
-        if finished:
-            break
-        batch = next(batches)
-        try:
+    # A run that SIGTERM stopped at a step whose evaluation was due makes up for it.
+    owed = hosts.as_first_says(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
+    with contextlib.ExitStack() as closing:
+        closing.callback(store.close)
+        closing.callback(log.close)
+        stop = closing.enter_context(hosts.Stop())
+        while True:
+            stopped = stop.at(step)
+            finished = step >= config.train.steps
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            if config.eval.every and due and (step > first or owed) and not stopped:
+                evaluate_now()
+            if stopped or finished or (step > first and step % config.checkpoint.every == 0):
+                log.flush()
+                store.save(state, batches)
+            if stopped or finished:
+                break
+            batch = next(batches)
             bad.note(batch.pop("skipped", ()), batch["task"].size)
-        except UserError:
-            log.close()
-            store.close()
-            raise
-        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-        state, scalars = step_fn(state, batch)
-        step += 1
-        log.record(step, scalars)
-    log.close()
-    store.close()
+            state, scalars = step_fn(state, arrays.from_local(batch, sharding, 1, spec.columns, columns))
+            step += 1
+            log.record(step, arrays.to_host(scalars))
+        if stopped:
+            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
+    return hosts.PREEMPTED if stopped else 0
 
 
 # ---- pieces ---------------------------------------------------------------------
+
+
+def check_hosts(config: ConfigDict, workdir: str) -> None:
+    """UserError where the processes of a run do not have the same code, config, workdir, base and data."""
+    if not hosts.several():
+        return
+    parts = {"the code": hosts.code_version(), "the config": hosts.config_digest(runs.flatten(config))}
+    if config.base and config.base != "embedded":
+        parts[f"--config.base={config.base}"] = hosts.identity(config.base)
+    if config.init_from and config.init_from != "embedded":
+        parts[f"--config.init_from={config.init_from}"] = hosts.identity(config.init_from)
+    if config.data.name not in DRAWN:  # what is drawn is kept by each host for itself
+        for root in str(config.data.root).split(","):
+            parts[f"--config.data.root={root.strip()}"] = hosts.identity(root.strip())
+        if config.data.manifest:
+            parts[f"--config.data.manifest={config.data.manifest}"] = hosts.identity(config.data.manifest)
+    hosts.check(parts, workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +163,7 @@ class Origin:
 
     params: dict[str, np.ndarray]
     config: dict[str, Any]
-    tokenizer: Path
+    tokenizer: epath.PathLike
     new: tuple[str, ...]
 
 
@@ -147,7 +175,14 @@ def load_origin(config: ConfigDict) -> Origin:
         return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)
-        return Origin(base.params, base.config, Path(base.folder), adapt.NEW_FROM_BASE)
+        try:
+            fresh = [re.compile(one) for one in config.fresh]
+        except re.error as error:
+            raise UserError(
+                f"--config.fresh holds {error.pattern!r}, which is no regex ({error.msg}); correct it."
+            ) from error
+        params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
+        return Origin(params, base.config, base.folder, (*adapt.NEW_FROM_BASE, *config.fresh))
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."

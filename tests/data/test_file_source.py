@@ -1,5 +1,6 @@
 """Data sets of files as samples: prepared and raw alike, each item once an epoch, broken ones replaced."""
 
+import dataclasses
 import functools
 import itertools
 from collections import Counter
@@ -74,7 +75,7 @@ def batches(source, tokenizer, **more) -> pipeline.TrainBatches:
         rows=16, microbatches=2, devices=2, text_length=more.pop("text_length", 64), mixture=MIXTURE,
         tasks=("report", "vqa"),
     )  # fmt: skip
-    return pipeline.TrainBatches(source, tokenizer, spec, 3, more.pop("columns", slice(None)), **more)
+    return pipeline.TrainBatches(source, tokenizer, spec, 3, more.pop("columns", range(spec.columns)), **more)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -95,6 +96,17 @@ def test_raw_and_prepared_give_the_same_samples(make, unit, channels):
     ranges = one.input_ranges()
     assert ranges["slices"] == ([5, 5] if unit == "HU" else [6, 6]) and other.input_ranges() == {}
     assert ("hu" in ranges) == ("spacing_mm" in ranges) == (unit == "HU")
+
+
+def test_a_changed_voxel_or_word_changes_the_digest(make):
+    data = make()
+    one, other = FileSource(data, "train"), FileSource(data, "train")
+    assert one.digest() == other.digest() != FileSource(data, "test").digest()
+    other.rows[2]["sha256"] = "0" * 64
+    assert one.digest() != other.digest()
+    volume, item = one._items["open"][3]
+    before, one._items["open"][3] = one.digest(), (volume, dataclasses.replace(item, answer="spleen"))
+    assert one.digest() != before
 
 
 def test_reports_are_asked_for_in_wordings_of_training_and_in_one_when_tested(make):
@@ -134,7 +146,7 @@ def test_processes_share_the_batch_and_read_their_own_volumes_only(make, tokeniz
         source = FileSource(data, "train")
         reader, seen = source._read[0], []
         source._read[0] = lambda key, reader=reader, seen=seen: seen.append(key) or reader(key)
-        columns = slice(process * width, (process + 1) * width)
+        columns = range(process * width, (process + 1) * width)
         parts.append(batches(source, tokenizer, columns=columns).map(5))
         assert len(seen) <= 2 * width
         read_in_all += len(seen)
@@ -325,7 +337,7 @@ def test_augmentation_is_a_function_of_seed_step_and_slot(make, tokenizer):
     one, again = (batches(source, tokenizer, augment=augment.Augment(0.1, 0.1)).map(2) for _ in range(2))
     assert same(one, again) and not np.array_equal(one["slices"], plain["slices"])
     assert all(np.array_equal(one[key], plain[key]) for key in plain if key != "slices")
-    half = batches(source, tokenizer, augment=augment.Augment(0.1, 0.1), columns=slice(4, 8)).map(2)
+    half = batches(source, tokenizer, augment=augment.Augment(0.1, 0.1), columns=range(4, 8)).map(2)
     assert np.array_equal(half["slices"], one["slices"][:, 4:])
     assert not one["slices"][~one["slice_mask"]].any(), "padding stays black"
 

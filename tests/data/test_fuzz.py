@@ -1,8 +1,12 @@
-"""Whatever the bytes of a header, reading ends soon, stays small, and gives a volume or one sentence."""
+"""Whatever the bytes of a header, reading ends soon, stays small, and gives a volume or one sentence.
+
+FUZZ_EXAMPLES sets how many files each test makes: FUZZ_EXAMPLES=1500 pytest tests/data/test_fuzz.py --hypothesis-seed=7
+"""
 
 import contextlib
 import gzip
 import io
+import os
 import signal
 import tracemalloc
 import zipfile
@@ -19,7 +23,11 @@ from tghmoe_jax.errors import UserError
 
 SHAPE = (5, 34, 36)
 MOST_SECONDS, MOST_BYTES = 10, 2**30
-fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 100)),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 class Hang(BaseException):

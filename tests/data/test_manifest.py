@@ -1,13 +1,15 @@
 """The project's own manifest: strict, told by line, and the same after a round trip."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data import dataset_fixtures as fixtures
-from tests.data.ct_fixtures import SECRET
+from tests.data.ct_fixtures import SECRET, patient, write_dicom
 from tghmoe_jax.data.datasets import open_dataset
 from tghmoe_jax.data.index_files import MAX_LINE, split_of_case
 from tghmoe_jax.data.manifest import OPTIONAL, REQUIRED, check_manifest
@@ -76,6 +78,10 @@ def test_a_good_manifest_has_no_problem_and_opens(tmp_path):
         (line(1, volume="/scans/1.nii.gz"), "its path is absolute"),
         (line(1, volume="scans\\..\\..\\1.nii.gz"), "its path climbs out"),
         (line(1, volume="x" * 5000), "its path has 5000 characters"),
+        (line(1, volume="scans#series=0"), "what follows #series= is no number"),
+        (line(1, volume="scans#series="), "what follows #series= is no number"),
+        (line(1, volume="scans#series=two"), "what follows #series= is no number"),
+        (line(1, volume="../a#series=1"), "its path climbs out"),
         (line(0), "the same is asked of the same volume in line 1"),
         (line(0, answer="Yes"), "the same is asked of the same volume in line 1"),
         (line(1, case="c0", split="test"), "its case stands in the split train in line 1"),
@@ -88,6 +94,38 @@ def test_a_bad_line_is_told_with_its_number(tmp_path, bad, reason):
     if "does not exist" not in reason:  # a missing volume is judged when it is read
         with pytest.raises(UserError, match=r"m\.jsonl:3: .* see all with python -m tghmoe_jax\.prepare --check"):
             open_dataset({"name": "manifest", "root": str(tmp_path), "manifest": "m.jsonl"})
+
+
+def test_one_series_of_a_study_is_named_behind_its_folder(tmp_path):
+    for number, shape in ((4, (12, 36, 44)), (7, (9, 32, 32))):
+        write_dicom(tmp_path / "study", patient(shape), series=number)
+    rows = [line(0, volume=f"study{part}", case="c") for part in ("#series=1", "#series=2", "#series=3", "")]
+    path = fixtures.write_lines(tmp_path / "m.jsonl", rows)
+    assert check_manifest(path).problems == ()
+    read = open_dataset({"name": "manifest", "root": str(tmp_path), "manifest": "m.jsonl"}).read
+    assert [read(row["volume"]).array.shape[0] for row in rows[:2]] == [12, 9]
+    for row, words in ((rows[2], "#series=3 does not exist in"), (rows[3], "choose one with #series=N.")):
+        with pytest.raises(UserError) as error:
+            read(row["volume"])
+        assert words in str(error.value) and "--series" not in str(error.value)
+
+
+def test_the_export_that_the_docs_show_writes_a_manifest(tmp_path, monkeypatch):
+    docs = Path(__file__).resolve().parents[2] / "docs" / "own-data.md"
+    (code,) = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    rows = [["1.nii", "p1", "Effusion, left.", "", "Cough"], ["2.nii", "p2", "Keine.", "Unauff\u00e4llig.", ""]]
+    fixtures.write_csv(tmp_path / "reports.csv", ["study", "patient", "findings", "impression", "indication"], rows)
+    (tmp_path / "scans").mkdir()
+    for name, *_ in rows:
+        (tmp_path / "scans" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - it is what users copy
+    report = check_manifest("scans/manifest.jsonl")
+    assert report.problems == ()
+    assert [item.answer for item in report.items] == [
+        "Findings: Effusion, left.", "Findings: Keine. Impression: Unauff\u00e4llig."
+    ]  # fmt: skip
+    assert [item.question for item in report.items] == ["Indication: Cough. Write the report of this CT.", ""]
 
 
 def test_all_problems_are_listed_in_the_order_of_the_lines(tmp_path):

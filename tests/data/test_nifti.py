@@ -246,3 +246,66 @@ def test_scan_without_voxels_is_refused(tmp_path):
 @needs_real
 def test_label_map_is_no_scan():
     assert "label map" in refusal(REAL / "abdomen_slab_3mm_labels.nii.gz")
+
+
+@pytest.mark.parametrize("padding", [-2048, -3024, -8192])
+def test_padding_of_public_data_sets_counts_as_air_and_hides_no_second_rescale(tmp_path, padding):
+    # CT-RATE's second version holds -8192 HU outside the circle of reconstruction.
+    hu = patient()
+    hu[:, :4], hu[:, :, :4] = padding, padding
+    path = tmp_path / "scan.nii"
+    volume = read_volume(write_nifti(path, hu))
+    assert volume.warnings == () and volume.array.min() == padding
+    as_air = np.where(hu == padding, np.int16(-1024), hu)
+    np.testing.assert_array_equal(_input(path)[0], _input(write_nifti(tmp_path / "air.nii", as_air))[0])
+    assert "twice" in refusal(write_nifti(path, hu - np.int16(1024)))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "voxel", "shift", "words"),
+    [(3, 1, 0, "by 3.0 degrees"), (0, 1.04, 0, "in voxel size by 4 %"), (0, 1, 20, "in position by 20.0 mm")],
+)
+def test_small_differences_of_the_two_orientations_are_reported(tmp_path, degrees, voxel, shift, words):
+    affine = affine_of(axes_of())
+    a = np.radians(degrees)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    other = affine.copy()
+    other[:3, :3] = turn @ other[:3, :3] * voxel
+    other[2, 3] += shift
+    image = nib.Nifti1Image(patient(), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(other, code=1)
+    image.to_filename(tmp_path / "scan.nii")
+    volume = read_volume(tmp_path / "scan.nii")
+    assert volume.warnings == (f"geometry: sform and qform differ {words}; the sform was used",)
+    assert volume.spacing_mm == SPACING
+    np.testing.assert_array_equal(volume.array, patient())
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f4", "f8"])
+def test_either_version_byte_order_and_voxel_type_give_one_volume(tmp_path, kind, order, dtype):
+    affine = affine_of(axes_of())
+    header = kind.header_class(endianness=order)
+    image = kind(patient().astype(dtype), affine, header)
+    image.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+    image.to_filename(tmp_path / "scan.nii")
+    assert (tmp_path / "scan.nii").read_bytes()[0] == (0 if order == ">" else 0x5C if kind is nib.Nifti1Image else 0x1C)
+    volume = read_volume(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(volume.array, patient())
+    assert volume.spacing_mm == SPACING
+
+
+def test_packing_is_told_by_content_not_by_name(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", patient())
+    path.rename(tmp_path / "plain.nii.gz")
+    write_nifti(tmp_path / "scan.nii.gz", patient()).rename(tmp_path / "packed.nii")
+    for name in ("plain.nii.gz", "packed.nii"):
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, patient())
+
+
+def test_scan_without_soft_tissue_is_read_with_a_warning(tmp_path):
+    hu = np.where(patient() == -1000, -1000, 1500).astype(np.int16)  # a phantom of metal, or a scale that is wrong
+    (warning,) = read_volume(write_nifti(tmp_path / "scan.nii", hu)).warnings
+    assert warning.startswith("rescale: ")

@@ -1,6 +1,7 @@
 """Prediction files: what this project writes reads back to the same scores, and so do M3D's plain forms."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -36,6 +37,46 @@ def test_what_is_written_reads_back_to_the_same_scores(tmp_path):
     assert {key: score for key, score in before.items() if score.value is not None} == {
         key: score for key, score in after.items() if score.value is not None
     }
+
+
+def test_cases_read_back_and_are_drawn_whole_in_a_comparison(tmp_path):
+    plain = small_run()["closed"][0]
+    runs = {}
+    for name, share in (("a", 2), ("b", 3)):
+        ones = [
+            dataclasses.replace(
+                plain, index=i, case=i // 30, output="A. liver" if i % (share + i // 30) else "B. spleen"
+            )
+            for i in range(60)
+        ]
+        write_predictions(tmp_path / name, {"closed": ones})
+        runs[name] = files.read_run(tmp_path / name)
+        assert [one.case for one in runs[name]["closed"]] == [i // 30 for i in range(60)]
+    found = comparison.compare(runs["a"], runs["b"])["closed/accuracy"]
+    of_case = [
+        np.mean(
+            [
+                b.correct - a.correct
+                for a, b in zip(runs["a"]["closed"], runs["b"]["closed"], strict=True)
+                if a.case == c
+            ]
+        )
+        for c in (0, 1)
+    ]
+    np.testing.assert_allclose(found["ci95"], sorted(of_case))
+
+
+def test_the_answers_under_each_control_are_read_back(tmp_path, capsys):
+    run = small_run()
+    write_predictions(tmp_path, run)
+    again = files.read_run(tmp_path)
+    outputs = lambda ones: [(one.index, one.prompt, one.output) for one in ones]  # noqa: E731
+    for control in ("shuffled", "section_shuffled"):
+        assert outputs(again[f"control/{control}_closed"]) == outputs(run[f"control/{control}_closed"])
+    assert not again["control/wrong_group_report"]  # it answered nothing
+    assert evaluate.main(["score", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["control/shuffled_closed_accuracy"] == 0 and found["control/section_shuffled_closed_accuracy"] == 1
 
 
 def test_any_text_that_a_model_writes_reads_back(tmp_path):
@@ -91,7 +132,8 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"a,b\n1,2\n", "none of the sets of columns"),
         (b"Question,Answer,Pred\n", "holds no predictions"),
         (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
-        (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume 'x' is not a number"),
+        (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume is not a number"),
+        (b"Question,Answer,Pred,Case\nq,a,p,Smith\n", "Case is not a number"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
@@ -102,6 +144,7 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, said, capsys):
     assert evaluate.main(["score", str(tmp_path / "p.csv")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err, err
+    assert "Smith" not in err
 
 
 def system(accuracy: float, items: int = 1000, seed: int = 0):

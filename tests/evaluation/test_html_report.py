@@ -4,14 +4,19 @@ import base64
 import html.parser
 import io
 import re
+import shutil
+import subprocess
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.evaluation.test_protocols import small_run
 from tghmoe_jax.evaluation import DISCLAIMER, html_report
 from tghmoe_jax.evaluation.protocols import score
+from tghmoe_jax.evaluation.routing_picture import Routing
 
+ROUTING = Routing("vqa", None, (2, 4), np.full((2, 3), 1 / 3), np.arange(24).reshape(2, 3, 2, 2) % 3)
 VOID = {"meta", "img", "line", "rect", "br"}
 
 
@@ -44,19 +49,22 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def page(tmp_path, run=None, load=None):
+def page(tmp_path, run=None, loads=None, overlays=()):
     run = small_run() if run is None else run
-    html_report.write(tmp_path / "report.html", score(run), run, Source(), ("report", "vqa"), load, (2, 4))
+    html_report.write(tmp_path / "report.html", score(run), run, Source(), ("report", "vqa"), loads, (2, 4), overlays)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_is_whole_and_asks_no_network(tmp_path):
-    text = page(tmp_path, load=np.ones((2, 2, 4)))
+    own = np.zeros((2, 2, 4))
+    own[:, 1] = 1
+    text = page(tmp_path, loads={"vqa": own}, overlays=[(3, ROUTING)])
     parsed = Page(text)
     assert parsed.open in ([], ["html"]) and not re.search(r"https?:|<script|<link|@import|url\(", text)
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in parsed.tags if tag == "img")
     words = " ".join(parsed.text)
-    assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa" in words
+    assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa prompts, vqa experts" in words
+    assert "report experts" not in words and html_report.routing_picture.CAPTION in words
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 1
     assert "sent to report" in words and "Routing, not explanation" in words
 
@@ -83,3 +91,33 @@ def test_what_a_model_writes_cannot_become_markup(tmp_path):
 
 def test_a_run_without_cases_still_gives_a_page(tmp_path):
     assert "None." in page(tmp_path, {})
+
+
+def test_a_browser_shows_the_page(tmp_path):
+    """Headless Chromium draws tables, bars, pictures and cases; what it draws is not blank and has every colour."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    own = np.zeros((2, 2, 3))
+    own[:, 1] = [6, 3, 1]
+    page(tmp_path, loads={"vqa": own}, overlays=[(3, ROUTING)])
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,5000", f"--screenshot={picture}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    drawn = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert drawn.shape == (5000, 1200, 3)
+    blank = (drawn == 255).all(axis=(1, 2))
+    assert blank[:5].all() and 0.2 < 1 - blank.mean()  # margins, and rows of content
+    for colour in (html_report.COLOURS["score"], html_report.COLOURS["shuffled"], "#b8352c", "#3b8f4f"):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (abs(drawn - rgb).max(-1) <= 2).sum() > 20, f"nothing is drawn in {colour}"
+    # The experts' colours over the slices: orange, blue and green mixed with grey.
+    mixed = drawn[(drawn.max(-1) - drawn.min(-1)) > 40]
+    assert {tuple(np.argsort(row)) for row in mixed} >= {(2, 1, 0), (0, 1, 2)}

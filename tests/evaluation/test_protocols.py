@@ -1,6 +1,7 @@
 """The keys of metrics.json, their values on a run small enough to count by hand, and what is written."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -19,12 +20,19 @@ STONE = ("stone", "kidney", "left")
 KEYS = {
     "closed/accuracy", "closed/accuracy_strict", "closed/accuracy_macro", "closed/ranked_accuracy",
     "closed/by_type/plane", "closed/by_type/phase", "closed/by_type/organ", "closed/by_type/abnormality",
-    "closed/by_type/location", "open/bleu1", "open/rouge1", "open/meteor", "report/bleu1", "report/rouge1",
-    "report/meteor", "report/finding_f1", "control/shuffled_closed_accuracy", "control/shuffled_finding_f1",
+    "closed/by_type/location", "report/finding_f1", "control/shuffled_closed_accuracy", "control/shuffled_finding_f1",
     "control/blind_closed_accuracy", "control/section_shuffled_closed_accuracy",
     "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
     "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
     "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+    "closed/accuracy_strict_macro", "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
+    *(f"closed/by_type_strict/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
+    *(
+        f"{kind}/{name}"
+        for kind in ("open", "report")
+        for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge1", "rougeL", "meteor", "cider", "bert_f1",
+                     "corpus_bleu1", "corpus_bleu2", "corpus_bleu3", "corpus_bleu4")
+    ),
 }  # fmt: skip
 
 
@@ -75,6 +83,10 @@ def test_values_counted_by_hand():
         "closed/accuracy": 2 / 4,  # "A. liver" and the echoed list
         "closed/accuracy_strict": 2 / 4,  # "A. liver" and the exact text
         "closed/accuracy_macro": (0 + 2 / 3) / 2,
+        "closed/accuracy_strict_macro": (1 + 1 / 3) / 2,
+        "closed/by_type_strict/organ": 1 / 3,
+        "closed/empty": 0.0,
+        "open/empty": 1 / 2,
         "closed/ranked_accuracy": 3 / 4,
         "closed/by_type/organ": 2 / 3,
         "closed/by_type/plane": 0.0,
@@ -101,9 +113,21 @@ def test_intervals_hold_their_scores():
     for key in KEYS:
         pair = metrics[f"{key}_ci95"]
         if pair is not None:
-            assert 0 <= pair[0] <= metrics[key] <= pair[1] <= 1
+            assert 0 <= pair[0] <= metrics[key] <= pair[1] <= (10 if key.endswith("cider") else 1)
     assert metrics["closed/accuracy_ci95"] is not None
     assert metrics["closed/by_type/plane_ci95"] is None  # one volume alone says nothing of the spread
+
+
+def test_intervals_draw_whole_cases_where_a_data_set_tells_them():
+    """Forty parts of two scans: by part the interval would be narrow, by case it is the scores of the two scans."""
+    right = [i % 20 < (15 if i < 20 else 5) for i in range(40)]
+    asked = [closed(i, "organ", ORGANS, "liver", "A. liver" if hit else "B. spleen") for i, hit in enumerate(right)]
+    by_case = [dataclasses.replace(one, case=one.index // 20) for one in asked]
+    narrow, wide = (score({"closed": run})["closed/accuracy_ci95"] for run in (asked, by_case))
+    assert wide == [0.25, 0.75] and narrow[1] - narrow[0] < 0.4
+    assert score({"closed": by_case[:20]})["closed/accuracy_ci95"] is None  # one case alone
+    assert "cases are drawn, of which there are 2; so few" in table(score({"closed": by_case}), {"closed": by_case})
+    assert "cases" not in table(score({"closed": asked}), {"closed": asked})
 
 
 def test_given_router_decisions_take_the_place_of_the_noted_ones():

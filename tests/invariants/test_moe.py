@@ -47,12 +47,15 @@ def layer_params(seed=0, equal_experts=False):
     }  # fmt: skip
 
 
-def apply_layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged"):
-    cfg = TGH(groups=G, experts=E, top_k=top_k, gate=gate, dispatch=dispatch, capacity_factor=float(G * E))
+def apply_layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged", task_input="text"):
+    cfg = TGH(
+        groups=G, experts=E, top_k=top_k, gate=gate, dispatch=dispatch, capacity_factor=float(G * E),
+        task_input=task_input, group_shares=(0.75, 0.25),
+    )  # fmt: skip
     return MoE(cfg, G, E, top_k, F, jnp.float32).apply({"params": params}, *inputs)
 
 
-layer = tiny.jit(apply_layer, static_argnames=("top_k", "gate", "dispatch"))
+layer = tiny.jit(apply_layer, static_argnames=("top_k", "gate", "dispatch", "task_input"))
 
 
 def dense_ffn(params, u):
@@ -116,6 +119,17 @@ def test_dispatches_agree_in_values_and_gradients_of_a_routed_layer():
         found = gradients(dispatch)
         assert found[0][1][1] == 0
         jax.tree.map(tiny.close, found, dense)
+
+
+@pytest.mark.parametrize("dispatch", ["ragged", "capacity"])
+def test_without_guidance_every_group_answers_and_their_mean_counts(dispatch):
+    params, (u, valid, t, group) = layer_params(3), inputs(3)
+    forced = [layer(params, (u, valid, t, np.full_like(group, g))) for g in range(G)]
+    y, stats = layer(params, (u, valid, t, group), dispatch=dispatch, task_input="none")
+    tiny.close(y, sum(np.asarray(one[0]) for one in forced) / G)
+    tiny.close(stats.load, sum(np.asarray(one[1].load) for one in forced))
+    assert stats.dropped == 0 and tiny.distance(forced[0][0], forced[1][0]) > 0.5
+    tiny.close(stats.balance, np.mean([one[1].balance for one in forced]))
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tghmoe_jax.sharding.collectives import Collective, collectives
+import pytest
+
+from tghmoe_jax.sharding.collectives import Collective, collectives, replica_groups
 
 PROGRAM = """
     import dataclasses, json, jax, jax.numpy as jnp
@@ -109,3 +111,20 @@ def test_a_tpu_program_counts_an_asynchronous_collective_once_and_reads_its_loop
         "all-gather": Collective("all-gather", 7, 7 * 32, 7 * 16),
         "reduce-scatter": Collective("reduce-scatter", 1, 32, 24),
     }
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{0,1},{2,3}}", {(0, 1), (2, 3)}),
+        ("[2,4]<=[8]", {(0, 1, 2, 3), (4, 5, 6, 7)}),
+        ("[4,2]<=[2,4]T(1,0)", {(0, 4), (1, 5), (2, 6), (3, 7)}),
+        ("mesh['a'=2,'b'=4] {'b'}", {(0, 1, 2, 3), (4, 5, 6, 7)}),
+        ("mesh['a'=2,'b'=4] {'a'}", {(0, 4), (1, 5), (2, 6), (3, 7)}),
+        ("mesh['a'=3,'b'=2], device_ids=([3,2]T(1,0)) {'b'}", {(0, 2), (4, 1), (3, 5)}),
+    ],
+)
+def test_devices_that_take_part_together_are_read_in_every_way_of_writing_them(written, expected):
+    line = f"  %x.1 = f32[8]{{0}} all-to-all(%y), channel_id=1, replica_groups={written}, dimensions={{0}}"
+    assert replica_groups(line) == expected
+    assert replica_groups(line, ("all-reduce",)) == set()

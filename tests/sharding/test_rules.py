@@ -1,17 +1,16 @@
-"""Where parameters live: every leaf of the tiny and of the full-size model has a rule, and every spec divides."""
+"""Where parameters live: every leaf of the tiny and of the full-size model has one rule, and every spec divides."""
 
 import math
 import re
 
-import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import pretrain2d, stage1, stage2
+from tests import tiny
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.sharding import mesh
 from tghmoe_jax.sharding.rules import RULES, spec
 from tghmoe_jax.training.loading import param_shapes
 
@@ -34,7 +33,8 @@ def shapes(request):
 
 
 def rule_of(name: str) -> int:
-    return next(i for i, (pattern, _) in enumerate(RULES) if re.fullmatch(pattern, name))
+    (found,) = (i for i, (pattern, _) in enumerate(RULES) if re.fullmatch(pattern, name))
+    return found
 
 
 def specs(shapes, axes):
@@ -78,24 +78,13 @@ def test_large_matrices_are_split_over_fsdp(shapes):
     assert not any(path.endswith(("bias", "scale")) and "/experts/" not in path for path in sizes if path not in whole)
 
 
-def test_no_rule_is_dead():
-    config = stage2.get_config()
-    paths = tree(config, pretrain2d.BASE)
-    assert {rule_of(name) for path in paths for name in layout.canonical_names(path)} == set(range(len(RULES)))
-    assert RULES[-1][0] == ".*", "the last rule takes the rest"
-
-
-def test_an_axis_that_does_not_divide_is_left_whole():
-    name, axes = "decoder/block_0/mlp/up/kernel", {"data": 1, "fsdp": 2, "expert": 1}
-    assert spec(name, False, (5, 6), axes) == P(None, "fsdp")
-    assert spec(name, False, (5, 7), axes) == P()
-    assert spec(name, True, (3, 5, 6), axes) == P(None, None, "fsdp")
-
-
-def test_a_mesh_takes_all_devices_or_says_why_not():
-    count = jax.device_count()
-    assert dict(mesh.make_mesh().shape) == {"data": count, "fsdp": 1, "expert": 1}
-    assert dict(mesh.make_mesh(1, -1, 1).shape) == {"data": 1, "fsdp": count, "expert": 1}
-    for sizes in ((-1, -1, 1), (count + 1, 1, 1), (-1, count + 1, 1)):
-        with pytest.raises(ValueError, match="mesh"):
-            mesh.make_mesh(*sizes)
+def test_every_leaf_of_every_kind_of_model_has_exactly_one_rule_and_no_rule_is_dead():
+    group = {"groups": 2}
+    kinds = [
+        tiny.model(tgh=group | {"topology": "stacked", "task_layers": (1,), "layers": (2,)}),
+        tiny.model(tgh=group | {"topology": "parallel", "task_input": "image_text"}, depth_embed="learned_zero_init"),
+        tiny.model(base=tiny.CONFIG | {"qkv_bias": True}, lora={"rank": 2, "alpha": 2.0, "targets": ".*"}),
+    ]
+    names = {name for model in kinds for name in layout.canonical_shapes(tiny.shapes(model))}
+    names |= {name for path in tree(stage2.get_config(), pretrain2d.BASE) for name in layout.canonical_names(path)}
+    assert {rule_of(name) for name in names} == set(range(len(RULES)))

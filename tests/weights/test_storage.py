@@ -120,7 +120,7 @@ def test_folders_without_safetensors(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         read_tensors(tmp_path / "absent")
     with pytest.raises(UserError, match="local disk"):
-        read_tensors("gs://bucket/model")
+        write_tensors("gs://bucket/model", {"a": np.zeros(3, np.float32)})
 
 
 def test_other_number_formats_are_refused(tmp_path):

@@ -4,13 +4,14 @@ Both ways give the same slices: a volume is resampled and rounded as `prepared.t
 Axis legend: D slices of the model, S pixels.
 """
 
+import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from tghmoe_jax.data import leaks, prepared
 from tghmoe_jax.data.datasets import open_dataset
@@ -51,6 +52,8 @@ class FileSource:
         self._read = [part[1] for part in parts]
         self.rows: list[Mapping[str, Any]] = []  # index rows of this split's volumes, where the sets are prepared
         self.volumes: list[tuple[int, str]] = []  # (data set, key)
+        self._cases: list[int] = []
+        cases: dict[tuple[int, str], int] = {}
         items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in KINDS}
         for number, (given, _, rows, gone) in enumerate(parts):
             index: dict[str, int] = {}
@@ -60,6 +63,7 @@ class FileSource:
                 if item.volume not in index:
                     index[item.volume] = len(self.volumes)
                     self.volumes.append((number, item.volume))
+                    self._cases.append(cases.setdefault((number, item.case), len(cases)))
                     self.rows += [rows[item.volume]] if rows else []
                 items[item.kind][number].append((index[item.volume], item))
         if not self.volumes:
@@ -86,9 +90,21 @@ class FileSource:
         request = SEEN.requests[rng.integers(len(SEEN.requests))] if self.split == "train" else TEST_REQUEST
         return volume, item.asked(request)
 
+    def case(self, index: int) -> int:
+        """Cases are numbered, so that no name of a patient reaches a table."""
+        return self._cases[index]
+
     def key(self, index: int) -> str:
         """The name of volume `index` for a message."""
         return self.volumes[index][1]
+
+    def digest(self) -> str:
+        """sha256 of this split's items and of the stored voxels of its volumes; of a raw set, of its items alone."""
+        result = hashlib.sha256()
+        for kind in KINDS:
+            result.update(prepared.lines(prepared.item_row(item) for _, item in self._items[kind]))
+        result.update("".join(row["sha256"] for row in self.rows).encode())
+        return result.hexdigest()
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real ones. UserError for a volume that is broken."""
@@ -155,7 +171,7 @@ def _open(
                 f"{root} was prepared from the data set {found.parameters['data.name']} and --config.data.name says "
                 f"{name}; name that one."
             )
-        return found.items, found.grid, found.rows, leaks.dropped(Path(root) / "leaks.csv", drop)
+        return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
     if not alone or drop != "none":
         why = f"--config.data.drop_leaks={drop}" if drop != "none" else "a list of data sets"
         raise UserError(f"{why} needs prepared sets and {root or 'data.root'} is none; run tghmoe_jax.prepare first.")

@@ -187,17 +187,19 @@ def read_labelmap(root: Path, key: str) -> Volume:
 def balanced(items: Sequence[Item]) -> list[Item]:
     """The most items in which, within a split, every answer of a question stands equally often.
 
-    A question none of whose items has one of its answers is left out; which items stay is drawn by a hash.
+    A question none of whose items has one of its answers is left out; which items stay is drawn by a hash. They come
+    in rounds of one item for each answer of each question, so that the beginning of the list is balanced too.
     """
     groups: dict[tuple, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         groups[item.split, item.question, item.choices][item.answer].append(item)
     kept = []
-    for (_, question, choices), answers in groups.items():
+    for (split, question, choices), answers in groups.items():
         count = min(MOST_OF_EACH, *(len(answers[choice]) for choice in choices))
         for choice in choices:
-            kept += sorted(answers[choice], key=lambda item: _hash(question, item.volume))[:count]
-    return sorted(kept, key=lambda item: (item.split, item.volume, item.type, item.question))
+            chosen = sorted(answers[choice], key=lambda item: _hash(question, item.volume))[:count]
+            kept += [((split, turn, _hash(question), choices), item) for turn, item in enumerate(chosen)]
+    return [item for _, item in sorted(kept, key=lambda one: one[0])]
 
 
 def _folders(root: Path) -> Iterator[_Scan]:

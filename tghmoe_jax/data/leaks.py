@@ -110,10 +110,10 @@ def dropped(file: Path, drop: str) -> set[tuple[str, str]]:
     if drop == "none":
         return set()
     try:
-        with open(file, encoding="utf-8", newline="") as rows:
-            found = [row for row in csv.DictReader(rows) if row["split_a"] == "train"]
-            side = "a" if drop == "train" else "b"
-            return {(row[f"split_{side}"], row[f"key_{side}"]) for row in found}
+        rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
+        found = [row for row in rows if row["split_a"] == "train"]
+        side = "a" if drop == "train" else "b"
+        return {(row[f"split_{side}"], row[f"key_{side}"]) for row in found}
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{file} is missing or damaged; prepare the set again.") from error
 

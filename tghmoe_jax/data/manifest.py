@@ -2,7 +2,8 @@
 
 One object a line: `volume` (path below the root), `question`, `answer`, and optionally `choices`, `task`, `type`,
 `case`, `split`, `indication`. It is strict: whatever is wrong is told by line, and nothing is guessed or repaired.
-Problems never quote a value, which may be a patient's.
+Problems never quote a value, which may be a patient's. `folder#series=2` is one series of a DICOM folder or DICOMDIR
+that holds several, counted as the readers list them.
 """
 
 import collections
@@ -24,6 +25,7 @@ from tghmoe_jax.errors import UserError
 REQUIRED = ("volume", "question", "answer")
 OPTIONAL = ("choices", "task", "type", "case", "split", "indication")
 TASKS = ("report", "vqa")
+SERIES = "#series="
 MAX_NAME = 200  # characters of a case or a type
 REPORT_REQUEST = "Write the report of this CT."  # behind an indication, where the line has no question of its own
 
@@ -80,8 +82,19 @@ def check_manifest(path: str | Path, root: str | Path | None = None) -> Manifest
 
 
 def read_own(root: Path, key: str) -> Volume:
-    """The volume of a key."""
-    return read_volume(inside(root, key))
+    """The volume of a key. UserError names what stands in the manifest, not the flag of a command."""
+    path, series = _path_and_series(key)
+    try:
+        return read_volume(inside(root, path), int(series) if series else None)
+    except UserError as error:
+        message = re.sub(r"--series( N\b| \d+)?", lambda found: f"{SERIES}{(found[1] or 'N').strip()}", str(error))
+        raise UserError(message) from None
+
+
+def _path_and_series(volume: str) -> tuple[str, str]:
+    """`study#series=2` -> (`study`, `2`); the second is empty where no series is named."""
+    path, _, series = volume.partition(SERIES)
+    return path, series
 
 
 def _parse(path: Path, root: Path, exist: bool = False) -> tuple[list[Item], list[Rejected]]:
@@ -168,11 +181,14 @@ def _faults(row: dict[str, Any]) -> list[str]:
 
 
 def _volume_fault(root: Path, volume: str, exist: bool) -> str | None:
+    path, series = _path_and_series(volume)
+    if path != volume and not re.fullmatch(r"[1-9]\d{0,3}", series):
+        return f"what follows {SERIES} is no number of a series, counted from 1."
     try:
-        path = inside(root, volume)
+        found = inside(root, path)
     except UserError as error:  # in its own words but for the path, which may name a patient
         return re.sub(r"^the path (['\"]).*\1 ", "its path ", str(error))
-    return "the volume does not exist below the root." if exist and not path.exists() else None
+    return "the volume does not exist below the root." if exist and not found.exists() else None
 
 
 def _splits(rows: list[tuple[int, dict[str, Any]]]) -> tuple[dict[str, str], list[tuple[int, str]]]:

@@ -56,6 +56,11 @@ class BatchSpec:
         return tuple(kind for kind, count in self.mixture for _ in range(count // unit))
 
     @property
+    def columns(self) -> int:
+        """Rows of a microbatch."""
+        return self.rows // self.microbatches
+
+    @property
     def task_shares(self) -> tuple[float, ...]:
         """Each task's part of the rows of every device."""
         tasks = [TASK_OF[kind] for kind in self.pattern]
@@ -97,7 +102,7 @@ class TrainBatches(grain.transforms.Map):
     tokenizer: Tokenizer
     spec: BatchSpec
     seed: int
-    columns: slice
+    columns: Sequence[int]  # of each microbatch's rows, those of this process
     cell: tuple[int, int, int] | None = None
     augment: Augment = Augment()
 
@@ -126,8 +131,7 @@ class TrainBatches(grain.transforms.Map):
 
     def _slots(self) -> list[int]:
         """This process's places in a batch."""
-        width = self.spec.rows // self.spec.microbatches
-        return [m * width + column for m in range(self.spec.microbatches) for column in range(width)[self.columns]]
+        return [m * self.spec.columns + column for m in range(self.spec.microbatches) for column in self.columns]
 
     def _asked(self, step: int, slot: int, further: int = 0) -> tuple[int, Question]:
         """(volume, question) of a slot, or of the item that comes `further` later in the order of its kind."""
@@ -192,13 +196,15 @@ def _permutation(stream: tuple[int, ...], count: int) -> np.ndarray:
 
 
 def train_iterator(
-    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int, process: int = 0, processes: int = 1,
-    threads: int = 1, cell: tuple[int, int, int] | None = None, workers: int = 0, augment: Augment = Augment(),  # noqa: B008
+    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int,
+    columns: Sequence[int] | None = None, threads: int = 1, cell: tuple[int, int, int] | None = None, workers: int = 0,
+    augment: Augment = Augment(),  # noqa: B008
 ) -> grain.DatasetIterator:  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
 
-    With `workers` processes besides this one make the batches; their order stays. UserError where the mixture asks for
-    a kind that an `ItemSource` does not hold.
+    `columns`: the rows of each microbatch that this process takes; None for all. With `workers` processes besides this
+    one make the batches; their order stays. UserError where the mixture asks for a kind that an `ItemSource` does not
+    hold.
     """
     if isinstance(source, ItemSource):
         for kind in dict.fromkeys(spec.pattern):
@@ -206,8 +212,7 @@ def train_iterator(
                 raise UserError(
                     f"--config.data.mixture.{kind} is above 0 and the training set holds no {kind} item; set it to 0."
                 )
-    width = spec.rows // spec.microbatches // processes
-    columns = slice(process * width, (process + 1) * width)
+    columns = tuple(range(spec.columns) if columns is None else columns)
     data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell, augment))
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     if workers and not flags.FLAGS.is_parsed():
@@ -247,7 +252,7 @@ def check_text(
 
     It comes before a run leaves files.
     """
-    one = TrainBatches(source, tokenizer, spec, seed, slice(None))
+    one = TrainBatches(source, tokenizer, spec, seed, range(spec.columns))
     asked = [q for step in range(-(-samples // spec.rows)) for _, q in one.rows(step)]
     encoded = sorted((prompts.encode(tokenizer, q.prompt, q.target) for q in asked), key=lambda e: len(e.tokens))
     prompts.batch(encoded[: len(encoded) - int(bad * len(encoded))], spec.text_length, 0)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
 
 from tghmoe_jax.data.canonical import Volume
 from tghmoe_jax.data.items import Item
@@ -48,7 +49,8 @@ class Grid:
         real, size = self.values.shape[:2]
         out = np.zeros((count, size, size, 3), np.uint8)
         if self.values.dtype == np.uint8:
-            out[:real] = self.values[..., None]
+            for channel in range(3):  # five times as fast as one assignment
+                out[:real, ..., channel] = self.values
         else:  # row i of the table belongs to the HU whose unsigned bits are i
             np.take(window_table(windows), self.values.view(np.uint16), axis=0, out=out[:real], mode="clip")
         return out, np.arange(count) < real
@@ -82,7 +84,7 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: epath.Path) -> list[dict[str, Any]]:
     """The objects of a file that this project wrote. UserError where it is absent or damaged."""
     try:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -90,8 +92,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         raise UserError(f"{file} is missing or damaged ({type(error).__name__}); prepare the set again.") from error
 
 
-def shard_file(folder: Path, shard: int, suffix: str) -> Path:
-    return folder / "volumes" / f"{shard:05d}{suffix}"
+def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
+    return epath.Path(folder) / "volumes" / f"{shard:05d}{suffix}"
 
 
 def write_shard(
@@ -113,9 +115,9 @@ def write_shard(
     write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
 
 
-def read_parameters(folder: str | Path) -> dict[str, Any] | None:
+def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
     """What a folder was prepared with; None where it is no prepared set."""
-    file = Path(folder) / "prepare.json"
+    file = epath.Path(folder) / "prepare.json"
     return (read_lines(file) or [{}])[0] if file.is_file() else None
 
 
@@ -129,11 +131,11 @@ def item_row(item: Item) -> dict[str, Any]:
 class PreparedSet:
     """A finished set. `items` are in the order of the data set; `rows` {volume key: its index row}.
 
-    UserError where the folder holds no finished set, or one of other sizes than `slices` and `size`.
+    The folder may be a URL. UserError where it holds no finished set, or one of other sizes than `slices` and `size`.
     """
 
-    def __init__(self, folder: str | Path, slices: int | None = None, size: int | None = None):
-        self.folder = Path(folder)
+    def __init__(self, folder: epath.PathLike, slices: int | None = None, size: int | None = None):
+        self.folder = epath.Path(folder)
         self.parameters = read_parameters(folder)
         if self.parameters is None or not (self.folder / "card.json").is_file():
             raise UserError(

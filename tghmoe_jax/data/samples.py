@@ -102,8 +102,14 @@ class ItemSource(Source, Protocol):
     def item(self, kind: Kind, index: int, rng: np.random.Generator) -> tuple[int, Question]:
         """Volume and request of item `index` of a kind."""
 
+    def case(self, index: int) -> int:
+        """The number of the patient or study of volume `index`: what a bootstrap of the split draws whole."""
+
     def key(self, index: int) -> str:
         """The name of volume `index` for a message."""
+
+    def digest(self) -> str:
+        """A hash of what the split holds, for a run's manifest."""
 
 
 def cell_grid(shape: Sequence[int], cell: Sequence[int]) -> tuple[int, ...]:

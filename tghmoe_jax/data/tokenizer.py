@@ -5,9 +5,9 @@ Only the `tokenizers` library is imported: worker processes stay light.
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 import tokenizers
+from etils import epath
 
 from tghmoe_jax.errors import UserError
 
@@ -52,9 +52,9 @@ class Tokenizer:
             self.stop_ids |= {self.end_id, self.assistant_id}
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> "Tokenizer":
+    def from_folder(cls, path: epath.PathLike) -> "Tokenizer":
         """The tokeniser of a base-model folder. UserError names a missing or broken file."""
-        folder = Path(path)
+        folder = epath.Path(path)
         for name in FILES:
             if not (folder / name).is_file():
                 raise UserError(

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import findings, statistics, text_metrics
-from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run
+from tghmoe_jax.evaluation import findings, statistics
+from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run, overlap
 
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -14,7 +14,7 @@ Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, dict]:
     """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items"}} of the kinds that both runs hold.
 
-    Whole volumes are drawn, the same ones for both. UserError where the runs do not hold the same items.
+    Whole cases (or volumes) are drawn, the same ones for both. UserError where the runs do not hold the same items.
     """
     kinds = [kind for kind in KINDS if kind in one and kind in other]
     if not kinds:
@@ -22,10 +22,10 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
     result = {}
     for kind in kinds:
         a, b = paired(one[kind], other[kind], kind)
-        units = [prediction.index for prediction in a]
-        columns = [_columns(kind, predictions) for predictions in (a, b)]
-        for name in (name for name in columns[0] if name in columns[1]):
-            (top, bottom), (top_b, bottom_b) = (side[name] for side in columns)
+        units = [prediction.unit for prediction in a]
+        sides = [columns(kind, predictions) for predictions in (a, b)]
+        for name in (name for name in sides[0] if name in sides[1]):
+            (top, bottom), (top_b, bottom_b) = (side[name] for side in sides)
             if not (bottom.any() and bottom_b.any()):
                 continue
             values = [float(n.sum() / d.sum()) for n, d in ((top, bottom), (top_b, bottom_b))]
@@ -41,10 +41,12 @@ def paired(
     one: Sequence[Prediction], other: Sequence[Prediction], kind: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Both runs' predictions in the order of the first. UserError where their items differ."""
+    named = all(prediction.key for prediction in (*one, *other))  # numbers of volumes are each file's own
     keys = [{}, {}]
     for table, predictions in zip(keys, (one, other), strict=True):
         for prediction in predictions:
-            key = (prediction.index, prediction.question, prediction.choices, prediction.answer)
+            volume = prediction.key if named else prediction.index
+            key = (volume, prediction.question, prediction.choices, prediction.answer)
             if key in table:
                 raise UserError(f"{kind}: volume {prediction.index} is asked {prediction.question!r} twice in one run.")
             table[key] = prediction
@@ -55,27 +57,23 @@ def paired(
     return list(keys[0].values()), [keys[1][key] for key in keys[0]]
 
 
-def _columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
+def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
     """{score: numerator and denominator (N,)} of each item."""
     ones = np.ones(len(predictions))
     mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
     if kind == "closed":
-        columns = {"accuracy": mean([one.correct for one in predictions])}
+        found = {"accuracy": mean([one.correct for one in predictions])}
         if all(one.choices for one in predictions):
-            columns["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
+            found["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
         if all(one.ranked is not None for one in predictions):
-            columns["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
-        return columns
-    columns = {}
-    for name in text_metrics.METRICS:
-        values = [getattr(text_metrics, name)(one.output, one.answer) for one in predictions]
-        if not any(value is None for value in values):
-            columns[name] = mean(values)
+            found["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
+        return found
+    found = {name: mean(values) for name, values in overlap(predictions).items() if values is not None}
     if kind == "report" and all(one.findings_true is not None for one in predictions):
         counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
         hit, extra, missed = np.array(counts, np.float64).T
-        columns["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
-    return columns
+        found["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
+    return found
 
 
 def table(result: Mapping[str, Mapping]) -> str:

@@ -3,19 +3,23 @@
     closed: Question Type, Question, Answer, Answer Choice, Pred      open: Question Type, Question, Answer, Pred
     report: Question, Ground Truth, pred
 
-`Volume` (which item a row is about; else the row's number), `Ranked`, `Findings True` and `Findings Stated` are used
-where a file has them. Correctness and word overlap are computed anew, never read.
+`Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
+number counts), `Case` (the number of its patient or study), `Ranked`, `Findings True`, `Findings Stated` and `Control
+<name>` (the answer under a control, empty where it left the item out) are used where a file has them. Correctness and
+word overlap are computed anew, never read.
 """
 
 import csv
+import dataclasses
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.findings import Triple
-from tghmoe_jax.evaluation.protocols import KINDS, Prediction
+from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, Prediction
 
 _NEEDED = {
     "closed": {"Question", "Answer", "Answer Choice", "Pred"},
@@ -26,23 +30,43 @@ _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
 MOST_BYTES = 1 << 30  # a larger file is no table of predictions
 
 
-def read_run(path: str | Path) -> dict[str, list[Prediction]]:
-    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder. UserError names what to mend."""
+def listed(path: str | Path) -> list[Path]:
+    """The file, or the `predictions_*.csv` of a folder. UserError where there is none."""
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError(f"{path} is no CSV file and holds no predictions_*.csv; name one of them.")
+    return files
+
+
+def read_run(path: str | Path) -> dict[str, list[Prediction]]:
+    """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder, and those under each control.
+
+    UserError names what to mend.
+    """
     run: dict[str, list[Prediction]] = {}
-    for file in files:
-        kind, predictions = read_file(file)
+    for file in listed(path):
+        kind, predictions, rows = _read(file)
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
         run[kind] = predictions
+        for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
+            answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
+            run[f"control/{control}_{kind}"] = [
+                dataclasses.replace(one, output=text, ranked=None, findings_true=None, findings_stated=None)
+                for one, text in answered
+                if text  # a control leaves items out
+            ]
     return run
 
 
 def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
     """The kind that a file's columns tell, and its predictions in order."""
+    return _read(file)[:2]
+
+
+def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The same, with the rows as they stand in the file."""
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
         if file.stat().st_size > MOST_BYTES:
@@ -65,19 +89,31 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
         raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
     if short is not None:
         raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
-    return kind, [_prediction(kind, i, row, file) for i, row in enumerate(rows)]
+    named: dict[str, int] = {}
+    for row in rows:
+        if key := _key(row):
+            named.setdefault(key, len(named))
+    if named and any(not _key(row) for row in rows):
+        raise UserError(f"{file} names the volume of some rows only; fill the column Key (or Image Path) in every row.")
+    return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)], rows
 
 
-def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Prediction:
+def _key(row: Mapping[str, str]) -> str:
+    return (row.get("Key") or row.get("Image Path") or "").strip()
+
+
+def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], file: Path) -> Prediction:
+    """Row `number` of the file; `place` counts its volume where the file does not."""
     question, choices = row["Question"], ()
     if kind == "closed" and (found := _CHOICES.search(question)):
         question, choices = question[: found.start()], tuple(_options(found["text"]))
     letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
-    volume = row.get("Volume") or str(number)
-    if not volume.isdecimal():
-        raise UserError(f"{file}, row {number + 2}: Volume {volume!r} is not a number.")
+    volume, case = row.get("Volume") or str(place), row.get("Case") or None
+    for column, value in (("Volume", volume), ("Case", case)):  # not quoted: it may be a name
+        if value is not None and not value.isdecimal():
+            raise UserError(f"{file}, row {number + 2}: {column} is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
@@ -86,6 +122,7 @@ def _prediction(kind: Kind, number: int, row: dict[str, str], file: Path) -> Pre
         task_true="report" if kind == "report" else "vqa",
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
+        case=case and int(case), key=_key(row),
     )  # fmt: skip
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from tghmoe_jax.data.samples import TYPES, Source
-from tghmoe_jax.evaluation import DISCLAIMER, tables
+from tghmoe_jax.evaluation import DISCLAIMER, routing_picture, tables
 from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, Prediction, Run, kind_scores, under_control
+from tghmoe_jax.evaluation.routing_picture import Routing
 
 CASES = 12  # of each kind that is shown
 SLICES = 6  # of each case's volume
@@ -30,10 +31,13 @@ h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-size: .9em }
 td, th { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
 td:first-child, th:first-child { text-align: left }
+th { white-space: normal; vertical-align: bottom }
+td:nth-child(n+4), th:nth-child(n+4) { max-width: 7em }
 .warn { background: #fff4e0; border-left: 4px solid #d98c3f; padding: .5em 1em }
 .case { border: 1px solid #ddd; border-left: 5px solid #3b8f4f; padding: .6em 1em; margin: 1em 0 }
 .wrong { border-left-color: #b8352c }
 .case img { display: block; width: 100%; max-width: 900px; image-rendering: pixelated; background: #000 }
+.wide { width: 100% }
 .case p { margin: .3em 0 }
 .note { color: #666; font-size: .85em }
 """
@@ -45,23 +49,30 @@ def write(
     run: Run,
     source: Source,
     tasks: Sequence[str],
-    load: np.ndarray | None = None,
+    loads: Mapping[str, np.ndarray] | None = None,
     layers: Sequence[int] = (),
+    overlays: Sequence[tuple[int, Routing]] = (),
 ) -> None:
-    """Writes the page. `load` (layers, G, E) counts the tokens that each expert of each group received."""
+    """Writes the page.
+
+    `loads` {task of the question: (layers, G, E)} counts the tokens that each expert of each group received; `overlays`
+    are volumes and how a question about each was routed.
+    """
     parts = [
         f"<h1>Evaluation: {len(run.get('closed', ()))} closed, {len(run.get('open', ()))} open questions, "
         f"{len(run.get('report', ()))} reports</h1>",
         f'<p class="warn">{html.escape(DISCLAIMER)}</p>',
-        *(f'<p class="warn">{html.escape(text)}</p>' for text in tables.remarks(metrics)),
+        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*tables.cases(run), *tables.remarks(metrics))),
         "<h2>Scores beside their controls</h2>", _scores(metrics, run),
         "<h2>Closed questions by type</h2>", _bars(metrics, run),
     ]  # fmt: skip
     confusion = _confusion(run, tasks)
     if confusion:
         parts += ["<h2>Which task the prompt was sent to</h2>", confusion]
-    if load is not None and load.size:
-        parts += ["<h2>Load of the experts</h2>", _load(load, layers, tasks)]
+    if loads:
+        parts += ["<h2>Load of the experts</h2>", _load(loads, layers, tasks)]
+    if overlays:
+        parts += ["<h2>Experts over slices</h2>", *(_overlay(source, *one) for one in overlays)]
     for kind, title in (("closed", "Closed questions"), ("report", "Reports")):
         parts += [f"<h2>{title}: sample cases, failures first</h2>", *_cases(kind, run, source)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
@@ -86,6 +97,9 @@ def _scores(metrics: Mapping[str, object], run: Run) -> str:
     beside: dict[str, dict[str, object]] = {control: {} for control in CONTROLS}
     for key, (control, score) in CONTROL_SCORES.items():
         beside[control][score] = metrics.get(key)
+    for control in CONTROLS:
+        scores = kind_scores(under_control(run, control), resamples=0)
+        beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
     rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
     for key, value in metrics.items():
         if key.endswith("_ci95") or key.startswith("control/") or value is None:
@@ -131,32 +145,50 @@ def _bars(metrics: Mapping[str, object], run: Run) -> str:
     return f'<svg {size} role="img">{"".join(drawn)}</svg><p class="note">{legend}; dashed: chance</p>'
 
 
+def _shaded(rows: Sequence[Sequence[object]], head: Sequence[str], form: str) -> str:
+    """A table of a name and numbers a row, each cell as dark as its share of the row's sum."""
+    lines = ["<table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
+    for name, *values in rows:
+        whole = max(float(sum(values)), 1e-9)
+        cells = "".join(
+            f'<td style="background:rgba(31,95,168,{0.8 * float(v) / whole:.2f})">{v:{form}}</td>' for v in values
+        )
+        lines.append(f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>")
+    return "".join(lines) + "</table>"
+
+
 def _confusion(run: Run, tasks: Sequence[str]) -> str:
     """How many prompts of each task the router sent where; empty where it decided nothing."""
     decided = [one for kind in ("closed", "open", "report") for one in run.get(kind, ()) if one.task_predicted]
     if not decided:
         return ""
-    rows = [["true task", *(f"sent to {task}" for task in tasks)]]
-    for true in tasks:
-        counts = [sum(one.task_true == true and one.task_predicted == task for one in decided) for task in tasks]
-        rows.append([true, *map(str, counts)])
-    return _table(rows)
+    rows = [
+        [true, *(sum(one.task_true == true and one.task_predicted == task for one in decided) for task in tasks)]
+        for true in tasks
+    ]
+    return _shaded(rows, ["true task", *(f"sent to {task}" for task in tasks)], "d")
 
 
-def _load(load: np.ndarray, layers: Sequence[int], tasks: Sequence[str]) -> str:
-    """Shares of the experts of every group and layer, as a table with shaded cells."""
-    experts = load.shape[-1]
-    groups = list(tasks) if load.shape[1] == len(tasks) else ["shared"] * load.shape[1]
-    lines = ["<table><tr><th>layer, group</th>" + "".join(f"<th>expert {e}</th>" for e in range(experts)) + "</tr>"]
-    for i in range(load.shape[0]):
-        for g in range(load.shape[1]):
-            share = load[i, g] / max(float(load[i, g].sum()), 1.0)
-            cells = "".join(
-                f'<td style="background:rgba(31,95,168,{min(1.0, float(s)):.2f})">{s:.2f}</td>' for s in share
-            )
-            name = f"layer {layers[i] if i < len(layers) else i}, {html.escape(groups[g])}"
-            lines.append(f"<tr><td>{name}</td>{cells}</tr>")
-    return "".join(lines) + '</table><p class="note">Routing, not explanation: which expert a token was sent to.</p>'
+def _load(loads: Mapping[str, np.ndarray], layers: Sequence[int], tasks: Sequence[str]) -> str:
+    """Shares of the experts of every layer, task and group; a group without tokens of that task is left out."""
+    rows = []
+    count, groups, experts = next(iter(loads.values())).shape
+    names = [f"{task} experts" for task in tasks] if groups == len(tasks) else ["shared experts"] * groups
+    for i in range(count):
+        for task, load in loads.items():
+            for g in np.flatnonzero(load[i].sum(-1)):
+                share = load[i, g] / load[i, g].sum()
+                rows.append([f"layer {layers[i] if i < len(layers) else i}, {task} prompts, {names[g]}", *share])
+    table = _shaded(rows, ["layer, task, group", *(f"expert {e}" for e in range(experts))], ".2f")
+    return table + '<p class="note">Routing, not explanation: which expert a token was sent to.</p>'
+
+
+def _overlay(source: Source, index: int, routing: Routing) -> str:
+    picture = base64.b64encode(routing_picture.png(routing, *source.slices(index), "of this evaluation")).decode()
+    return (
+        f'<img class="wide" alt="experts over slices of volume {index}" src="data:image/png;base64,{picture}">'
+        f'<p class="note">Volume {index}. {html.escape(routing_picture.CAPTION)}</p>'
+    )
 
 
 def _failed(one: Prediction) -> bool:

@@ -4,6 +4,7 @@ Axis legend: M MoE layers, E experts, D slabs of the model, G patches along a si
 """
 
 import dataclasses
+import io
 import os
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def draw(path: str | Path, routing: Routing, slices: np.ndarray, slice_mask: np.
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def png(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:
+    """The same picture, in memory and smaller."""
+    buffer = io.BytesIO()
+    _figure(routing, slices, slice_mask, checkpoint).savefig(buffer, format="png", dpi=70)
+    return buffer.getvalue()
 
 
 def _figure(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str):

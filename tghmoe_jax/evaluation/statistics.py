@@ -1,11 +1,12 @@
 """Bootstrap intervals and the permutations of the control protocols; every draw is a pure function of its seed.
 
-Axis legend: N samples, U resampled units, K parts, R resamples.
+Axis legend: N samples, U resampled units, K parts or columns, R resamples.
 """
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 1_000
 
@@ -34,18 +35,28 @@ def ratio_ci95(
     """
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     labels = list(range(len(numerator)) if units is None else units)
-    row = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    if len(row) < 2 or not denominator.any():
+    sums = resampled_sums(np.concatenate([numerator, denominator], axis=1), labels, seed, resamples)
+    if sums is None or not denominator.any():
         return None
-    unit = np.array([row[label] for label in labels])
-    sums = np.zeros((2, len(row), numerator.shape[1]))  # (2, U, K)
-    np.add.at(sums[0], unit, numerator)
-    np.add.at(sums[1], unit, denominator)
-    evenly = np.full(len(row), 1 / len(row))
-    weights = np.random.default_rng(seed).multinomial(len(row), evenly, size=resamples)  # (R, U)
-    scores = mean_of_ratios(weights @ sums[0], weights @ sums[1])  # (R,)
+    scores = mean_of_ratios(*np.split(sums, 2, axis=1))  # (R,)
     low, high = np.nanpercentile(scores, [2.5, 97.5])
     return float(low), float(high)
+
+
+def resampled_sums(
+    columns: np.ndarray, units: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray | None:
+    """float64 (R, K): sums of `columns` (N, K) over whole `units` (N labels) drawn with replacement.
+
+    None where fewer than two units leave nothing to resample.
+    """
+    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
+    if len(row) < 2:
+        return None
+    sums = np.zeros((len(row), columns.shape[1]))  # (U, K)
+    np.add.at(sums, np.array([row[label] for label in units]), columns)
+    evenly = np.full(len(row), 1 / len(row))
+    return np.random.default_rng(seed).multinomial(len(row), evenly, size=resamples) @ sums
 
 
 def difference_ci95(
@@ -60,17 +71,11 @@ def difference_ci95(
     Each is a numerator and a denominator (N,) over the same items; both are resampled with the same `units` (N,).
     None where fewer than two units leave nothing to resample.
     """
-    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
-    if len(row) < 2:
+    sums = resampled_sums(np.stack([*one, *other], axis=1), units, seed, resamples)
+    if sums is None:
         return None
-    unit = np.array([row[label] for label in units])
-    weights = np.random.default_rng(seed).multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)
-
-    def drawn(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-        top, bottom = (np.bincount(unit, column, len(row)) for column in (numerator, denominator))
-        return mean_of_ratios((weights @ top)[:, None], (weights @ bottom)[:, None])
-
-    low, high = np.nanpercentile(drawn(*other) - drawn(*one), [2.5, 97.5])
+    top, bottom, other_top, other_bottom = sums.T[:, :, None]
+    low, high = np.nanpercentile(mean_of_ratios(other_top, other_bottom) - mean_of_ratios(top, bottom), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -112,3 +117,35 @@ def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
             own = np.array(indices)
             order[own] = own[derangement(len(own), np.random.SeedSequence([seed, number]).generate_state(1)[0])]
     return order, order != np.arange(len(groups))
+
+
+def nested_ci95(
+    numerators: np.ndarray, denominators: np.ndarray, units: Sequence[Hashable], seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:  # fmt: skip
+    """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
+
+    Repeats (training seeds) and, within them, whole `units` (N,) are drawn with replacement, the same units in all
+    repeats, which share their items. With few repeats it is too narrow: see `student_ci95`.
+    """
+    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
+    unit = np.array([row[label] for label in units])
+    sums = np.zeros((2, len(numerators), len(row)))
+    for side, columns in zip(sums, (numerators, denominators), strict=True):
+        for repeat, column in zip(side, columns, strict=True):
+            np.add.at(repeat, unit, np.asarray(column, np.float64))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)  # (R, U)
+    repeats = rng.multinomial(len(numerators), np.full(len(numerators), 1 / len(numerators)), size=resamples)  # (R, S)
+    ratios = (weights @ sums[0].T) / np.maximum(weights @ sums[1].T, 1e-9)  # (R, S)
+    low, high = np.percentile((ratios * repeats).sum(-1) / len(numerators), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def student_ci95(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95% t interval of the mean of paired differences, one a training seed; None for fewer than two."""
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)

@@ -3,24 +3,35 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from tghmoe_jax.data.samples import TYPES
 from tghmoe_jax.evaluation import DISCLAIMER, text_metrics
-from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, KINDS, Prediction, Run, kind_scores, under_control
+from tghmoe_jax.evaluation.protocols import (
+    CONTROL_SCORES,
+    CONTROLS,
+    KINDS,
+    Prediction,
+    Run,
+    kind_scores,
+    overlap,
+    under_control,
+)
 
+FEW_CASES = 20
 # The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
 _FIRST = {
     "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
     "open": ("Question Type", "Question", "Answer", "Pred", "bleu", "rouge1", "meteor", "bert_f1"),
     "report": ("Question", "Ground Truth", "pred", "bleu", "rouge1", "meteor", "bert_f1"),
 }
+_MORE_OVERLAP = ("bleu2", "bleu3", "bleu4", "rougeL", "cider")
 _MORE = {
     "closed": ("Type", "Strict", "Ranked"),
-    "open": ("Type",),
-    "report": ("Findings True", "Findings Stated"),
+    "open": ("Type", *_MORE_OVERLAP),
+    "report": (*_MORE_OVERLAP, "Findings True", "Findings Stated"),
 }
 
 
@@ -28,8 +39,17 @@ def _triples(triples) -> str:
     return "" if triples is None else "; ".join(" / ".join(part for part in triple) for triple in sorted(triples))
 
 
+def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+    """Every column the predictions of a kind can fill; each file keeps its own."""
+    rows = [_row(one) for one in predictions]
+    if predictions and predictions[0].kind != "closed":
+        for name, values in overlap(predictions).items():
+            for row, value in zip(rows, values if values is not None else [], strict=values is not None):
+                row["bleu" if name == "bleu1" else name] = float(value)
+    return rows
+
+
 def _row(one: Prediction) -> dict[str, object]:
-    """Every column a prediction can fill; each file keeps its own."""
     row = {
         # M3D numbers the five types from 1; any other type keeps its name.
         "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,
@@ -40,6 +60,8 @@ def _row(one: Prediction) -> dict[str, object]:
         "Pred": one.output,
         "pred": one.output,
         "Volume": one.index,
+        "Case": one.case,
+        "Key": one.key,
         "Type": one.type,
         "Ranked": one.ranked,
         "Task": one.task_true,
@@ -49,14 +71,17 @@ def _row(one: Prediction) -> dict[str, object]:
         "Disclaimer": DISCLAIMER,
     }
     if one.kind == "closed":
-        return row | {"Correct": int(one.correct), "Strict": int(one.strictly_correct)}
-    overlap = {name: getattr(text_metrics, name)(one.output, one.answer) for name in text_metrics.METRICS}
-    return row | {"bleu": overlap.pop("bleu1"), **overlap}
+        # The strict rule needs the options, which a file of another system may not hold.
+        row |= {"Correct": int(one.correct), "Strict": int(one.strictly_correct) if one.choices else ""}
+    return row
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
     path = epath.Path(path)
+    if "://" in str(path):  # an object is written whole or not at all
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
@@ -65,8 +90,8 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
-    M3D's columns come first, then the volume, the task and what each control answered to the same question
-    (empty where the control left it out). Every row ends with the disclaimer.
+    M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
+    answered to the same question (empty where the control left it out). Every row ends with the disclaimer.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,15 +104,17 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
             for name in CONTROLS
             if kind in (ones := under_control(run, name))
         }
-        columns = [*_FIRST[kind], "Volume", *_MORE[kind], "Task", "Task Predicted"]
+        case = ["Case"] if any(one.case is not None for one in run[kind]) else []
+        key = ["Key"] if any(one.key for one in run[kind]) else []
+        columns = [*_FIRST[kind], "Volume", *case, *key, *_MORE[kind], "Task", "Task Predicted"]
         columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
         text = io.StringIO(newline="")
         # Texts are quoted: a model may write a carriage return, which would end a row.
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
-        for one in run[kind]:
+        for one, row in zip(run[kind], _rows(run[kind]), strict=True):
             controls = {f"Control {name}": given.get((one.index, one.prompt), "") for name, given in answers.items()}
-            writer.writerow(_row(one) | controls)
+            writer.writerow(row | controls)
         path = folder / f"predictions_{kind}.csv"
         write_text(path, text.getvalue())
         written.append(path)
@@ -112,8 +139,12 @@ def _pair(metrics: Mapping[str, object], key: str) -> str:
 
 
 def remarks(metrics: Mapping[str, object]) -> list[str]:
-    """Says so where a forced wrong expert group changes nothing."""
+    """Says so where a forced wrong expert group changes nothing, and where a metric could not be computed."""
     remarks = []
+    scored = [kind for kind in ("open", "report") if metrics.get(f"{kind}/bleu1") is not None]
+    for name, why in text_metrics.MISSING.items():
+        if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
+            remarks.append(why)
     for score, name in (("closed/accuracy", "closed_accuracy"), ("report/finding_f1", "finding_f1")):
         interval, forced = metrics.get(f"{score}_ci95"), metrics.get(f"control/wrong_group_{name}")
         if interval and forced is not None and interval[0] <= forced <= interval[1]:
@@ -122,6 +153,15 @@ def remarks(metrics: Mapping[str, object]) -> list[str]:
                 "the task level has no effect that these items show."
             )
     return remarks
+
+
+def cases(run: Run | None) -> list[str]:
+    """Says of how many cases the intervals are, and what a few of them can mean; nothing where no case is known."""
+    known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
+    if not known:
+        return []
+    few = "" if len(known) >= FEW_CASES else "; so few say little of another patient, whatever the interval"
+    return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
 
 
 def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
@@ -151,4 +191,4 @@ def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *remarks(metrics), DISCLAIMER])
+    return "\n".join([*lines, *cases(run), *remarks(metrics), DISCLAIMER])

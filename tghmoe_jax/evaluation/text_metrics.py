@@ -1,42 +1,141 @@
-"""Word overlap of one output with one reference, as Hugging Face `evaluate` computes it per sample.
+"""Likeness of outputs to references, by the field's own libraries.
 
-All scores are floats in 0..1; text is stripped and otherwise left as it is (each library applies its own
-normalisation). An empty output or reference scores 0. A table's value is the mean of the sample scores.
+    bleu1..bleu4   sacrebleu    mteval-v13a tokens, clipped precisions, brevity penalty, no smoothing, case kept
+    rouge1, rougeL rouge_score  F of lower-cased alphanumeric words (rougeL: longest common subsequence), no stemmer
+    meteor         nltk         exact, Porter stem and WordNet synonym matches; alpha 0.9, beta 3, gamma 0.5
+    cider          pycocoevalcap  CIDEr-D, 0..10; document frequencies of the references that are scored together
+    bert_f1        bert_score   filled in by `bert.add`, from a model folder that the user names
+
+The first three are what Hugging Face `evaluate` computes for one sample, which M3D averages. CIDEr's own tokeniser is
+a Java program; here its words are the v13a tokens that hold a letter or digit, lower-cased. Text is stripped and
+otherwise left as it is. An empty output or reference scores 0. A library or data that is missing gives None, never 0.
 """
 
 import functools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
-METRICS = ("bleu1", "rouge1", "meteor")
+import numpy as np
+
+ORDERS = (1, 2, 3, 4)
+BLEU = tuple(f"bleu{order}" for order in ORDERS)
+METRICS = (*BLEU, "rouge1", "rougeL", "meteor", "cider", "bert_f1")
+CORPUS = tuple(f"corpus_{name}" for name in BLEU)  # the only ones that are not the mean of the samples
+MISSING = {
+    "meteor": "METEOR is left out because NLTK finds no WordNet or Punkt data; run `python -m nltk.downloader wordnet "
+    "punkt_tab`.",
+    "cider": "CIDEr is left out because pycocoevalcap is not installed; run `pip install pycocoevalcap`.",
+}
+_KEPT = 1 << 16  # scores of (output, reference) pairs that are kept: tables and pages ask for them again
+
+
+def per_sample(outputs: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray | None]:
+    """{metric: float64 (N,) or None where its library or data is missing}; all METRICS but bert_f1."""
+    pairs = [(output.strip(), reference.strip()) for output, reference in zip(outputs, references, strict=True)]
+    scores: dict[str, np.ndarray | None] = {}
+    for order, name in zip(ORDERS, BLEU, strict=True):
+        scores[name] = np.array([bleu(bleu_counts(*pair), order) for pair in pairs])
+    rouge = np.array([_rouge(*pair) for pair in pairs]).reshape(-1, 2)
+    scores |= {"rouge1": rouge[:, 0], "rougeL": rouge[:, 1]}
+    scores["meteor"] = None if _wordnet() is None else np.array([_meteor(*pair) for pair in pairs])
+    scores["cider"] = _cider(pairs)
+    return scores
+
+
+# ---- BLEU ------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _bleu():
+def _sacrebleu():
     from sacrebleu.metrics import BLEU
 
-    # Order 1 and no smoothing: clipped word precision times the brevity penalty, over mteval-v13a tokens.
-    return BLEU(max_ngram_order=1, smooth_method="none", tokenize="13a", effective_order=True)
+    return BLEU(smooth_method="none", tokenize="13a", effective_order=True)
+
+
+@functools.lru_cache(_KEPT)
+def bleu_counts(output: str, reference: str) -> tuple[int, ...]:
+    """Matched n-grams of orders 1 to 4, n-grams of the output, and both lengths in words: 10 counts that add up."""
+    if not output or not reference:  # the reference still counts in a corpus score
+        return (0,) * 9 + (_sacrebleu().sentence_score("", [reference]).ref_len if reference else 0,)
+    found = _sacrebleu().sentence_score(output, [reference])
+    return (*found.counts, *found.totals, found.sys_len, found.ref_len)
+
+
+def bleu(counts: Iterable[float], order: int) -> float:
+    """BLEU of counts, of one sample or summed over a corpus; 0 where the output is shorter than `order` words."""
+    counts = [round(count) for count in counts]
+    found = _sacrebleu().compute_bleu(
+        counts[:order], counts[4 : 4 + order], *counts[8:], smooth_method="none", max_ngram_order=order
+    )
+    return min(1.0, found.score / 100)  # 100 comes as 100.00000000000004
+
+
+# ---- ROUGE and METEOR ------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _rouge():
+def _rouge_scorer():
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1"], use_stemmer=False)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 
 
-def bleu1(output: str, reference: str) -> float:
-    """`evaluate`'s bleu with max_order=1 of one sample (case and punctuation count)."""
-    output, reference = output.strip(), reference.strip()
+@functools.lru_cache(_KEPT)
+def _rouge(output: str, reference: str) -> tuple[float, float]:
+    found = _rouge_scorer().score(reference, output)
+    return float(found["rouge1"].fmeasure), float(found["rougeL"].fmeasure)
+
+
+@functools.cache
+def _wordnet() -> Callable | None:
+    """NLTK's reader of the user's WordNet, None where that or the sentence splitter's data is missing."""
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.tokenize import word_tokenize
+
+    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+        try:
+            word_tokenize("a")
+            root = nltk.data.find(name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other languages, which METEOR does not use
+                return WordNetCorpusReader(root, None)
+        except (LookupError, OSError):  # not there, or there in part
+            continue
+    return None
+
+
+@functools.lru_cache(_KEPT)
+def _meteor(output: str, reference: str) -> float:
+    from nltk.tokenize import word_tokenize
+    from nltk.translate.meteor_score import single_meteor_score
+
     if not output or not reference:
         return 0.0
-    return min(1.0, _bleu().sentence_score(output, [reference]).score / 100)  # 100 comes as 100.00000000000004
+    return float(single_meteor_score(word_tokenize(reference), word_tokenize(output), wordnet=_wordnet()))
 
 
-def rouge1(output: str, reference: str) -> float:
-    """`evaluate`'s rouge1 of one sample: F of lower-cased alphanumeric words, no stemmer."""
-    return float(_rouge().score(reference.strip(), output.strip())["rouge1"].fmeasure)
+# ---- CIDEr -----------------------------------------------------------------------------------------------------------
 
 
-def meteor(output: str, reference: str) -> float | None:
-    """METEOR needs WordNet, which no pinned package ships: not available, so None."""
-    return None
+def _cider(pairs: Sequence[tuple[str, str]]) -> np.ndarray | None:
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError:
+        return None
+    outputs, references = ({i: [_cider_words(pair[side])] for i, pair in enumerate(pairs)} for side in (0, 1))
+    if not any(words for (words,) in references.values()):  # the library fails without a single n-gram
+        return np.zeros(len(pairs))
+    # One document alone has no frequencies: the library gives 0, or nothing finite.
+    return np.nan_to_num(np.asarray(Cider().compute_score(references, outputs)[1], np.float64))
+
+
+def _cider_words(text: str) -> str:
+    return " ".join(word for word in _tokens()(text.lower()).split() if any(map(str.isalnum, word)))
+
+
+@functools.cache
+def _tokens():
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()

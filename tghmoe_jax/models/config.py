@@ -37,12 +37,13 @@ class TGH:
     experts: int = 4
     top_k: int = 2
     token_input: str = "image_text"  # image_text ([u ; t]) | image | text
-    task_input: str = "text"  # text | image | image_text | oracle | random
+    task_input: str = "text"  # text | image | image_text | oracle | random | none (the mean of all groups)
     gate: str = "renormalised"  # renormalised | unnormalised | sigmoid | noisy
     hidden: int = 256  # width of the prompt vector t
-    dispatch: str = "ragged"  # dense | capacity | ragged
+    dispatch: str = "ragged"  # dense | capacity | ragged: how a device computes its experts
+    transport: str = "all_to_all"  # all_to_all | gather | ragged: how tokens reach experts of other devices
     capacity_factor: float = 1.25
-    group_shares: tuple[float, ...] = ()  # each group's part of a batch, for the capacity dispatch; empty: equal parts
+    group_shares: tuple[float, ...] = ()  # each group's part of a batch, for fixed capacities; empty: equal parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +241,10 @@ def build(
 _CHOICES = {
     "model.tgh.topology": (lambda m: m.tgh.topology, ("nested", "stacked", "parallel")),
     "model.tgh.token_input": (lambda m: m.tgh.token_input, ("image_text", "image", "text")),
-    "model.tgh.task_input": (lambda m: m.tgh.task_input, ("text", "image", "image_text", "oracle", "random")),
+    "model.tgh.task_input": (lambda m: m.tgh.task_input, ("text", "image", "image_text", "oracle", "random", "none")),
     "model.tgh.gate": (lambda m: m.tgh.gate, ("renormalised", "unnormalised", "sigmoid", "noisy")),
     "model.tgh.dispatch": (lambda m: m.tgh.dispatch, ("dense", "capacity", "ragged")),
+    "model.tgh.transport": (lambda m: m.tgh.transport, ("all_to_all", "gather", "ragged")),
     "model.attn3d_kind": (lambda m: m.vision.attn3d_kind, ("joint", "window", "depth_axial", "divided")),
     "model.depth_embed": (lambda m: m.vision.depth_embed, ("rope", "learned_zero_init", "none")),
     "model.depth_rope.unit": (lambda m: m.vision.depth_rope.unit, ("slice", "mm")),

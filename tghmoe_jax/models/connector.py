@@ -11,6 +11,7 @@ from flax import linen as nn
 from tghmoe_jax.models.config import Connector as ConnectorConfig
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.router import masked_mean
+from tghmoe_jax.ops.platform import over_batch
 
 
 def merge_patches(x: jax.Array, grid: int, merge: int) -> jax.Array:
@@ -108,5 +109,5 @@ class Connector(nn.Module):
             seen = jnp.any(slab_mask, axis=1, keepdims=True)
             mask = jnp.concatenate([mask, jnp.broadcast_to(seen, (batch, 1 + view.shape[1]))], axis=1)
         kw = {"dtype": dtype, "param_dtype": param_dtype, "use_bias": c.bias}
-        x = nn.gelu(nn.Dense(width, name="fc1", **kw)(x), approximate=False)
-        return nn.Dense(width, name="fc2", **kw)(x), mask
+        x = nn.gelu(over_batch(nn.Dense(width, name="fc1", **kw)(x)), approximate=False)
+        return over_batch(nn.Dense(width, name="fc2", **kw)(x)), mask

@@ -18,6 +18,7 @@ from tghmoe_jax.models.lora import projection
 from tghmoe_jax.models.vit3d import REMAT
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.attention import Mask, attention
+from tghmoe_jax.ops.platform import over_batch
 
 
 class Cache(NamedTuple):
@@ -94,8 +95,8 @@ class DecoderBlock(nn.Module):
     def __call__(self, x, cache, cos, sin, mask: Mask, start):
         norm = lambda name: RMSNorm(self.cfg.decoder.eps, jnp.dtype(self.cfg.param_dtype), name=name)  # noqa: E731
         y, cache = SelfAttention(self.cfg, name="attn")(norm("attn_norm")(x), cos, sin, mask, cache, start)
-        x = x + y
-        return x + GatedMlp(self.cfg, name="mlp")(norm("mlp_norm")(x)), cache
+        x = over_batch(x + y)
+        return over_batch(x + GatedMlp(self.cfg, name="mlp")(norm("mlp_norm")(x))), cache
 
 
 class DecoderPeriod(nn.Module):
@@ -133,7 +134,7 @@ class Decoder(nn.Module):
         """float32 (..., V)."""
         if self.cfg.decoder.tied:
             return (hidden @ self.embed.embedding.astype(hidden.dtype).T).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+        return over_batch(self.lm_head(hidden).astype(jnp.float32))
 
     def __call__(
         self, x: jax.Array, valid: jax.Array, planned_length: int, cache: Cache | None = None,
@@ -158,10 +159,10 @@ class Decoder(nn.Module):
             mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start)
             layer_cache = (cache.k, cache.v)
         cos, sin = rope_tables(self.cfg, positions, planned_length)
-        x, layer_cache = self.layers(x, layer_cache, cos, sin, mask, start)
+        x, layer_cache = self.layers(over_batch(x), layer_cache, cos, sin, mask, start)
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
-        return self.final_norm(x), cache
+        return over_batch(self.final_norm(x)), cache
 
 
 def rope_tables(cfg: Model, positions: jax.Array, planned_length: int) -> tuple[jax.Array, jax.Array]:

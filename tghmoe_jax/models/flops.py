@@ -120,6 +120,8 @@ def _share(cfg: Model, name: str) -> float:
         return 1.0
     spec = block_specs(cfg)[int(found[1])]
     groups, experts, top_k = spec.token if found[2] == "moe" else spec.task
+    if cfg.tgh.task_input == "none":  # all groups
+        groups = 1
     return top_k / (groups * experts) if found[3] == "experts" else 1 / groups
 
 

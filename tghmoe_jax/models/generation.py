@@ -17,7 +17,7 @@ def inference(model: MLLM) -> MLLM:
 
     Its parameters are kept as they are used, since nothing trains.
     """
-    tgh = dataclasses.replace(model.cfg.tgh, dispatch="ragged")
+    tgh = dataclasses.replace(model.cfg.tgh, dispatch="ragged", transport="gather")
     return MLLM(dataclasses.replace(model.cfg, tgh=tgh, remat="none", param_dtype=model.cfg.dtype))
 
 

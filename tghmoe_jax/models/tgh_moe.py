@@ -3,16 +3,20 @@
 Axis legend: B batch, T token (D * (1 + patches) flattened), C width, F hidden width, G groups, E experts, K choices.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.router import Routing, TokenRouter
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
 from tghmoe_jax.ops.platform import batch_axes
+from tghmoe_jax.ops.transport import apply_sharded_experts
+from tghmoe_jax.sharding.rules import expert_specs
 
 
 class MoEStats(NamedTuple):
@@ -37,7 +41,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 class Experts(nn.Module):
-    """Leaves fc1 (G, E, C, F), fc2 (G, E, F, C) with biases, flattened to G * E experts for the dispatch."""
+    """Leaves fc1 (G, E, C, F), fc2 (G, E, F, C) with biases."""
 
     groups: int
     experts: int
@@ -49,7 +53,7 @@ class Experts(nn.Module):
         lead = (self.groups, self.experts)
         fc1, fc1_bias = _Linear(lead, width, self.ffn, self.param_dtype, name="fc1")()
         fc2, fc2_bias = _Linear(lead, self.ffn, width, self.param_dtype, name="fc2")()
-        return ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in (fc1, fc1_bias, fc2, fc2_bias)))
+        return ExpertWeights(fc1, fc1_bias, fc2, fc2_bias)
 
 
 class _Linear(nn.Module):
@@ -77,47 +81,106 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(self, u: jax.Array, valid: jax.Array, t: jax.Array, group: jax.Array) -> tuple[jax.Array, MoEStats]:
-        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) below G -> y (B, T, C) and the layer's MoEStats."""
+        """u (B, T, C), valid bool (B, T), t (B, R), group int (B,) below G -> y (B, T, C) and the layer's MoEStats.
+
+        With task_input `none` no group is picked: every token goes through all of them and y is their mean.
+        """
         batch, tokens, width = u.shape
         weights = Experts(self.groups, self.experts, self.ffn, self.param_dtype, name="experts")(width)
         if self.experts > 1:
             router = TokenRouter(self.cfg, self.groups, self.experts, self.top_k, name="router")
-            routing = router(u, t, group)
         else:
             one = jnp.ones((batch, tokens, 1), jnp.float32)
-            routing = Routing(jnp.zeros((batch, tokens, 1), jnp.int32), one, one, one)
-        flat_choice = group[:, None, None] * self.experts + routing.choice
+            router = lambda *_: Routing(jnp.zeros((batch, tokens, 1), jnp.int32), one, one, one)  # noqa: E731
+        every = self.cfg.task_input == "none"
+        groups = [jnp.full_like(group, g) for g in range(self.groups)] if every else [group]
+        routings = [router(u, t, one) for one in groups]
+        pairs = list(zip(groups, routings, strict=True))
+        flat_choice = jnp.concatenate([g[:, None, None] * self.experts + r.choice for g, r in pairs], axis=-1)
         # Padding goes nowhere: it takes no slot and counts in no statistic.
         flat_choice = jnp.where(valid[..., None], flat_choice, self.groups * self.experts)
-        gate = jnp.where(valid[..., None], routing.gate, 0)
-        y, dropped = dispatch_over_data(self.cfg, u, flat_choice, gate, weights, self.groups)
-        stats = moe_stats(routing, valid, group, self.groups, dropped)
-        return y, stats
+        gate = jnp.concatenate([r.gate for r in routings], axis=-1) / len(groups)
+        gate = jnp.where(valid[..., None], gate, 0)
+        y, dropped = dispatch_over_mesh(self.cfg, u, flat_choice, gate, weights)
+        stats = [moe_stats(r, valid, g, self.groups, dropped / len(groups)) for g, r in pairs]
+        if not every:
+            return y, stats[0]
+        load = sum(one.load for one in stats)
+        mean = jax.tree.map(lambda *ones: sum(ones) / len(ones), *(one._replace(winner=0) for one in stats))
+        return y, mean._replace(winner=stats[0].winner, load=load)
 
 
-def dispatch_over_data(cfg: TGH, u, choice, gate, weights: ExpertWeights, groups: int) -> tuple[jax.Array, jax.Array]:
-    """Runs the dispatch on each data shard's own tokens, so that sorting and slots stay on the device.
+def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+    """Runs the dispatch on each device's own tokens, so that sorting and slots stay there; experts stay where they lie.
 
-    u (B, T, C), choice and gate (B, T, K). Outside a mesh, or where only one device holds data, this is a plain call.
-    Slots follow the groups' shares of a batch, which the loader keeps fixed on every device.
+    u (B, T, C), choice and gate (B, T, K); weights (G, E, ...). Outside a mesh, or where only one device holds data,
+    this is a plain call. Where tokens and experts both lie over the mesh's expert axes, the transport of the config
+    carries tokens to experts; else the experts' weights are gathered. Slots follow the groups' shares of a batch, which
+    the loader keeps fixed on every device. Returns y (B, T, C) and the number of dropped pairs.
     """
-    experts = weights.fc1.shape[0] // groups
-    group_shares = cfg.group_shares if len(cfg.group_shares) == groups else [1 / groups] * groups
+    groups, experts = weights.fc1.shape[:2]
+    by_task = len(cfg.group_shares) == groups and cfg.task_input != "none"
+    group_shares = cfg.group_shares if by_task else [1 / groups] * groups
     shares = [share / experts for share in group_shares for _ in range(experts)]
+    rows_over = batch_axes(u.shape[0])
+    weights = ExpertWeights(*(w.astype(u.dtype) for w in weights))  # before they travel
+    if not rows_over:
+        y, dropped = apply_experts(
+            *_flat(u, choice, gate), _flat_experts(weights), quick_gelu, cfg.dispatch, cfg.capacity_factor, shares
+        )
+        return y.reshape(u.shape), dropped
+    mesh_shape = dict(jax.sharding.get_abstract_mesh().shape)
+    specs = ExpertWeights(*expert_specs(*(w.shape for w in weights), mesh_shape))
+    axes = tuple(axis for axis in specs.fc1[:2] if axis)
+    travels = bool(axes) and set(axes) <= set(rows_over)
+    order = placed_order(groups, experts, specs.fc1[:2], mesh_shape)
+    number = jnp.asarray([*np.argsort(order), groups * experts], jnp.int32)  # of each expert, as it is placed
 
     def local(u, choice, gate, weights):
-        flat = (u.reshape(-1, u.shape[-1]), choice.reshape(-1, choice.shape[-1]), gate.reshape(-1, gate.shape[-1]))
-        y, dropped = apply_experts(*flat, weights, quick_gelu, cfg.dispatch, cfg.capacity_factor, shares)
+        whole = ("fsdp",) if travels else ("fsdp", *axes)
+        parts = (_gathered(w, spec, whole) for w, spec in zip(weights, specs, strict=True))
+        weights = _flat_experts(ExpertWeights(*parts))
+        if travels:
+            y, dropped = apply_sharded_experts(
+                u, number[choice], gate, weights, quick_gelu, axes, cfg.transport, cfg.capacity_factor,
+                [shares[i] for i in order],
+            )  # fmt: skip
+        else:
+            y, dropped = apply_experts(
+                *_flat(u, choice, gate), weights, quick_gelu, cfg.dispatch, cfg.capacity_factor, shares
+            )
         return y.reshape(u.shape), dropped[None]
 
-    if axes := batch_axes(u.shape[0]):
-        rows, whole = jax.P(axes), jax.P()
-        y, dropped = jax.shard_map(
-            local, in_specs=(rows, rows, rows, whole), out_specs=(rows, rows), check_vma=False
-        )(u, choice, gate, weights)  # fmt: skip
-    else:
-        y, dropped = local(u, choice, gate, weights)
+    rows = jax.P(rows_over)
+    y, dropped = jax.shard_map(
+        local, in_specs=(rows, rows, rows, specs), out_specs=(rows, rows), check_vma=False
+    )(u, choice, gate, weights)  # fmt: skip
     return y, jnp.sum(dropped)
+
+
+def _flat(*arrays):
+    """(B, T, ...) -> (B * T, ...)."""
+    return [a.reshape(-1, a.shape[-1]) for a in arrays]
+
+
+def _flat_experts(weights: ExpertWeights) -> ExpertWeights:
+    """(G, E, ...) -> (G * E, ...)."""
+    return ExpertWeights(*(w.reshape(-1, *w.shape[2:]) for w in weights))
+
+
+def _gathered(w, spec, axes):
+    """A device's part of a leaf made whole along `axes`."""
+    for dimension, axis in enumerate(spec):
+        if axis in axes:
+            w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+    return w
+
+
+def placed_order(groups: int, experts: int, spec: tuple, mesh_shape: Mapping[str, int]) -> list[int]:
+    """The flattened experts in the order in which the devices of `spec`'s axes (of G, of E) hold them."""
+    outer, inner = (mesh_shape.get(axis, 1) for axis in spec)
+    ids = np.arange(groups * experts).reshape(outer, groups // outer, inner, experts // inner)
+    return ids.transpose(0, 2, 1, 3).reshape(-1).tolist()
 
 
 def moe_stats(routing: Routing, valid: jax.Array, group: jax.Array, groups: int, dropped: jax.Array) -> MoEStats:

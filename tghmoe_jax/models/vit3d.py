@@ -17,6 +17,7 @@ from tghmoe_jax.models.config import Model, Vision
 from tghmoe_jax.models.tgh_moe import MoE, MoEStats, quick_gelu
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.attention import Mask, attention
+from tghmoe_jax.ops.platform import over_batch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -141,7 +142,7 @@ class Block(nn.Module):
             x = x + Attention(cfg, spec.attn, name="attn")(norm("ln1")(x), ctx)
         u = norm("ln2")(x)
         if spec.token is None and spec.task is None:
-            return x + Mlp(cfg, name="mlp")(u), None
+            return over_batch(x + Mlp(cfg, name="mlp")(u)), None
 
         batch, slabs, tokens, width = u.shape
         flat = u.reshape(batch, slabs * tokens, width)
@@ -156,7 +157,7 @@ class Block(nn.Module):
             else:  # one half: at zero neither part would get a gradient
                 share = self.param("mix", nn.initializers.constant(0.5), (), jnp.float32).astype(y.dtype)
                 y = (1 - share) * y + share * task
-        return x + y.reshape(x.shape), stats
+        return over_batch(x + y.reshape(x.shape)), stats
 
     def _experts(self, name: str, size: tuple[int, int, int]) -> MoE:
         return MoE(self.cfg.tgh, *size, ffn=self.cfg.vision.ffn, param_dtype=jnp.dtype(self.cfg.param_dtype), name=name)
@@ -260,7 +261,7 @@ class ViT3D(nn.Module):
         cls = jnp.broadcast_to(cls, (batch, slabs, 1, v.width))
         x = jnp.concatenate([cls, patches], axis=2) + pos
         norm = nn.LayerNorm(epsilon=v.eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name="pre_ln")
-        return norm(x), slab_mask
+        return over_batch(norm(x)), slab_mask
 
     def _unused(self, x, ctx):
         """Blocks above the feature layer and the post-norm: kept for export, never executed (I27)."""

@@ -1,7 +1,8 @@
 """Expert FFNs applied to routed tokens: three dispatches that agree wherever nothing is dropped (I12).
 
 `dense` computes every expert and masks (the oracle); `capacity` gives each expert a fixed number of slots and drops
-what does not fit; `ragged` sorts tokens by expert and runs a grouped matrix product (dropless).
+what does not fit; `ragged` sorts tokens by expert and runs a grouped matrix product (dropless, ops/grouped.py). How
+tokens reach experts on other devices is ops/transport.py's.
 
 Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
 """
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tghmoe_jax.ops.grouped import grouped_matmul, padded_rows
 from tghmoe_jax.ops.platform import platform
 
 DISPATCHES = ("dense", "capacity", "ragged")
@@ -37,13 +39,14 @@ def apply_experts(
     dispatch: str,
     capacity_factor: float = 1.25,
     shares: Sequence[float] = (),
+    grouped: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over the K choices of gate * FFN_choice(x).
 
     x (N, C); choice int (N, K) in 0..X-1, or X for a token that goes nowhere (padding); gate (N, K). Under `capacity`,
     expert x has capacity_factor * N * K * shares[x] slots, where `shares` (X,) is the part of all pairs that it should
-    get (default 1/X each). Returns y (N, C) in x's dtype and the number of dropped (token, choice) pairs, int32.
-    ValueError for an unknown dispatch.
+    get (default 1/X each). `grouped` is the backend of `ragged`'s products (ops/grouped.py). Returns y (N, C) in x's
+    dtype and the number of dropped (token, choice) pairs, int32. ValueError for an unknown dispatch.
     """
     gate = gate.astype(x.dtype)
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
@@ -56,7 +59,7 @@ def apply_experts(
         slots = [min(tokens, math.ceil(capacity_factor * pairs * share - 1e-6)) for share in shares]
         return _capacity(x, choice, gate, weights, activation, slots)
     if dispatch == "ragged":
-        return _ragged(x, choice, gate, weights, activation), jnp.int32(0)
+        return _ragged(x, choice, gate, weights, activation, grouped), jnp.int32(0)
     raise ValueError(f"dispatch {dispatch!r} is not one of {', '.join(DISPATCHES)}")
 
 
@@ -107,22 +110,20 @@ def _capacity(x, choice, gate, weights, activation, slots: list[int]):
     return _combine(out, slot, gate, choice.shape), dropped
 
 
-def _ragged(x, choice, gate, weights, activation):
-    """Grouped matrix product: `ragged_dot` on accelerators, whole tiles of one expert on CPU.
+def _ragged(x, choice, gate, weights, activation, grouped):
+    """Tokens sorted by expert, and a grouped matrix product of each layer.
 
-    On CPU `ragged_dot` multiplies by every expert; padding each expert's rows to whole tiles costs less.
+    On CPU every grouped product multiplies by every expert; padding each expert's rows to whole tiles costs less.
     """
     experts, pairs = weights.fc1.shape[0], choice.size
     flat = choice.reshape(-1)
     counts, rank = _ranks(flat, experts)
-    if platform() != "cpu":
+    if platform() != "cpu" or grouped != "auto":
         start = jnp.cumsum(counts) - counts
-        slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, pairs)
-        rows = _gather_rows(x, flat, slot, pairs, choice.shape[1])
-        owner = jnp.clip(jnp.searchsorted(jnp.cumsum(counts), jnp.arange(pairs), side="right"), 0, experts - 1)
-        hidden = activation(jax.lax.ragged_dot(rows, weights.fc1, counts) + weights.fc1_bias[owner])
-        out = jax.lax.ragged_dot(hidden, weights.fc2, counts) + weights.fc2_bias[owner]
-        return _combine(out, slot, gate, choice.shape)
+        size = padded_rows(pairs)
+        slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, size)
+        rows = _gather_rows(x, flat, slot, size, choice.shape[1])
+        return _combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, gate, choice.shape)
 
     tile = min(_TILE, pairs)
     padded = -(-counts // tile) * tile
@@ -134,3 +135,11 @@ def _ragged(x, choice, gate, weights, activation):
     hidden = activation(jnp.einsum("trc,tcf->trf", rows, weights.fc1[owner]) + weights.fc1_bias[owner][:, None])
     out = jnp.einsum("trf,tfc->trc", hidden, weights.fc2[owner]) + weights.fc2_bias[owner][:, None]
     return _combine(out.reshape(tiles * tile, -1), slot, gate, choice.shape)
+
+
+def grouped_ffn(rows, counts, weights: ExpertWeights, activation, backend: str = "auto"):
+    """The FFN of each row's expert: rows (M, C) sorted by expert, counts int (X,); rows past their sum give zeros."""
+    owner = jnp.searchsorted(jnp.cumsum(counts), jnp.arange(rows.shape[0]), side="right")
+    own = jax.nn.one_hot(owner, counts.shape[0], dtype=rows.dtype)  # (M, X); a product, since its gradient is one too
+    hidden = grouped_matmul(rows, weights.fc1, counts, backend) + own @ weights.fc1_bias
+    return grouped_matmul(activation(hidden), weights.fc2, counts, backend) + own @ weights.fc2_bias

@@ -1,4 +1,4 @@
-"""What a function is being compiled for, and where a batch may be split: both are the current mesh's to say."""
+"""What a function is being compiled for, and where a batch is split: both are the current mesh's to say."""
 
 import math
 
@@ -27,3 +27,12 @@ def batch_axes(rows: int) -> tuple[str, ...]:
     while axes and rows % math.prod(mesh.shape[axis] for axis in axes):
         axes.pop()
     return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+
+def over_batch(x: jax.Array) -> jax.Array:
+    """x (B, ...) held to lie over the mesh by its samples, and its gradient too; x itself where no axis divides them.
+
+    Left alone, XLA lets activations follow the weights that `fsdp` splits, and moves them back and forth.
+    """
+    axes = batch_axes(x.shape[0])
+    return jax.lax.with_sharding_constraint(x, jax.P(axes)) if axes else x

@@ -9,6 +9,9 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
@@ -60,6 +63,35 @@ def collectives(hlo: str) -> dict[str, Collective]:
             for i, amount in enumerate((1, size, sent)):
                 total[i] += amount * times[name]
     return {kind: Collective(kind, *totals[kind]) for kind in KINDS if kind in totals}
+
+
+def replica_groups(hlo: str, kinds: Sequence[str] = KINDS) -> set[tuple[int, ...]]:
+    """The sets of devices that take part together in the program's collectives of these kinds."""
+    found: set[tuple[int, ...]] = set()
+    for line in hlo.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match and match[3].removesuffix("-start") in kinds:
+            found |= {tuple(group) for group in _groups(line)}
+    return found
+
+
+def _groups(line: str) -> list[list[int]]:
+    """The groups of one instruction, in the three ways of writing them that `_group_size` knows."""
+    ids = lambda sizes, order: np.arange(math.prod(sizes)).reshape(sizes).transpose(order or range(len(sizes)))  # noqa: E731
+    numbers = lambda text: [int(n) for n in (text or "").split(",") if n]  # noqa: E731
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
+    ):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        devices = ids(numbers(found[2]) or list(sizes.values()), numbers(found[3])).reshape(list(sizes.values()))
+        over = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", found[4])]
+        rest = [i for i in range(len(sizes)) if i not in over]
+        return devices.transpose(rest + over).reshape(-1, math.prod(devices.shape[i] for i in over)).tolist()
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return ids(numbers(found[3]), numbers(found[4])).reshape(int(found[1]), int(found[2])).tolist()
+    if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
+        return [numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1])]
+    return []
 
 
 def _size(dtype: str, dimensions: str) -> int:

@@ -4,7 +4,7 @@ Parameters are an item of their own, so that predict and the next stage read the
 checkpoint of its step, the checkpoint before the next batch is taken: the saved iterator matches the saved step.
 """
 
-from pathlib import Path
+import json
 from typing import Any
 
 import grain
@@ -16,20 +16,21 @@ from flax import traverse_util
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import layout
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import exported, runs
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
 FOLDER = "checkpoints"
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what orbax and tensorstore raise for files that are not whole
+_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for files that are not whole
 
 
 class Checkpoints:
     """Saves and restores the training state of one run folder."""
 
-    def __init__(self, workdir: str | Path, keep: int):
+    def __init__(self, workdir: epath.PathLike, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / FOLDER, options=options)
+        self._manager = ocp.CheckpointManager(folder_of(workdir), options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -53,10 +54,10 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             params=_restore_args(_nest(state.params)),
             opt=_restore_args(_listed(state.opt)),
-            data=grain.checkpoint.CheckpointRestore(iterator),
         )
         try:
             restored = self._manager.restore(step, args=arguments)
+            _continue(iterator, epath.Path(self._manager.directory) / str(step) / "data")
         except _DAMAGE as error:
             raise UserError(
                 f"{self._manager.directory / str(step)} cannot be read; delete that folder to go on from the "
@@ -66,7 +67,7 @@ class Checkpoints:
         opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
         put = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), flat, dict(state.params))
         return TrainState(
-            jax.device_put(np.int32(step), state.step.sharding),
+            arrays.place(np.int32(step), state.step.sharding),
             {path: put[path] for path in state.trained},
             {path: put[path] for path in state.frozen},
             jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), opt, state.opt),
@@ -76,22 +77,39 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
+    """Moves the iterator to the next batch of a checkpoint that any number of processes wrote.
+
+    grain keeps a file for each process, which says how many steps were taken; that is the same in all of them.
+    """
+    own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    file = own if own.exists() else sorted(folder.glob("process_0-of-*.json"))[0]
+    iterator.set_state(json.loads(file.read_text()))
+    iterator.start_prefetch()
+
+
+def folder_of(run: epath.PathLike) -> epath.Path:
+    """Where a run's checkpoints lie: a whole path, as orbax asks for, or a URL."""
+    place = epath.Path(run)
+    return (place if "://" in str(run) else place.resolve()) / FOLDER
+
+
+def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint or a damaged one.
     """
-    if exported.is_exported(Path(run)):
-        params, only = exported.read(Path(run))
+    if exported.is_exported(epath.Path(run)):
+        params, only = exported.read(epath.Path(run))
         if step not in (None, only):
             raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
         return params, only
-    folder = Path(run).absolute() / FOLDER
+    folder = folder_of(run)
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
     step = steps[-1] if step is None else step
-    item = epath.Path(folder / str(step) / "params")
+    item = folder / str(step) / "params"
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
     try:
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
@@ -102,7 +120,7 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, np.
     return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
 
 
-def load_merged(run: str | Path) -> tuple[dict[str, np.ndarray], int]:
+def load_merged(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """`load_params` with low-rank updates of the decoder added to its kernels: what leaves a run, or starts another."""
     params, step = load_params(run)
     lora = runs.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none

@@ -35,7 +35,7 @@ def parse(argv: list[str]):
         raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
     sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
     # ml_collections would resolve `eval.items` to ConfigDict's own method, so this key is read here.
-    argv, items = _take(argv, "--config.eval.items")
+    argv, items = take(argv, "--config.eval.items")
     values, plain = define_flags(argv), define_flags([argv[0], f"--config={spec}"])
     try:
         plain([argv[0], f"--config={spec}"])
@@ -60,7 +60,7 @@ def parse(argv: list[str]):
     return config, workdir
 
 
-def _take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
+def take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
     """The command line without `flag`, and the values it was given as `flag=value` or `flag value`."""
     rest, values, following = [], [], False
     for arg in argv:

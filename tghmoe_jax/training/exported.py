@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import model_card, runs
@@ -68,11 +69,11 @@ def _name_of(base: str) -> str:
     return "folder " + Path(base).name
 
 
-def is_exported(run: Path) -> bool:
+def is_exported(run: epath.Path) -> bool:
     return (run / storage.SINGLE).is_file() and not (run / "checkpoints").is_dir()
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], int]:
+def read(folder: epath.Path) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters in the dtype they are stored in, and their step. UserError where they were altered."""
     params = {name: tensor.load() for name, tensor in storage.read_tensors(folder).items()}
     manifest = runs.read_manifest(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -18,11 +19,17 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import layout
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding import rules as sharding_rules
 from tghmoe_jax.training import loading, losses, optimizer, rules
 from tghmoe_jax.training.step import TrainState, make_step
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """Of every array [A, R, ...] of a batch: the rows of a microbatch lie spread over all devices."""
+    return jax.NamedSharding(mesh, jax.P(None, mesh.axis_names))
 
 
 def batch_spec(config: ConfigDict, mesh: jax.sharding.Mesh) -> pipeline.BatchSpec:
@@ -82,7 +89,7 @@ class Program:
     @property
     def batch_sharding(self) -> jax.NamedSharding:
         """Of every array [A, R, ...] of a batch."""
-        return jax.NamedSharding(self.mesh, jax.P(None, self.mesh.axis_names))
+        return batch_sharding(self.mesh)
 
     def state_shapes(self) -> TrainState:
         """The training state with a sharding in every leaf; the optimiser's moments lie as their parameters do."""
@@ -109,7 +116,7 @@ class Program:
         trained = {path: leaves[path] for path in like.trained}
         opt = jax.jit(self.tx.init, out_shardings=like.opt)(trained)
         frozen = {path: leaves[path] for path in like.frozen}
-        return TrainState(jax.device_put(jnp.int32(0), like.step), trained, frozen, opt)
+        return TrainState(arrays.place(np.int32(0), like.step), trained, frozen, opt)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """One global batch [A, R, ...] as data/pipeline.py makes it."""
@@ -162,11 +169,19 @@ def kept(model: MLLM, shapes: Shapes, trains: Mapping[str, bool], data: Mapping[
 
 
 def param_shardings(shapes: Shapes, mesh: jax.sharding.Mesh) -> dict[str, jax.NamedSharding]:
-    """Where each leaf lies, by the rules of sharding/rules.py."""
-    return {
-        path: jax.NamedSharding(
-            mesh,
-            sharding_rules.spec(layout.canonical_names(path)[0], layout.is_stacked(path), s.shape, dict(mesh.shape)),
-        )
-        for path, s in shapes.items()
-    }
+    """Where each leaf lies, by the rules of sharding/rules.py.
+
+    UserError where a mesh axis does not divide a dimension, or the rules miss or double a leaf.
+    """
+    result = {}
+    for path, s in shapes.items():
+        try:
+            specs = {
+                sharding_rules.spec(name, layout.is_stacked(path), s.shape, dict(mesh.shape))
+                for name in layout.canonical_names(path)
+            }
+        except ValueError as error:
+            raise UserError(f"--config.mesh: {error}; change mesh.fsdp or mesh.expert.") from error
+        (spec,) = specs  # the blocks of a scanned run are alike
+        result[path] = jax.NamedSharding(mesh, spec)
+    return result

@@ -23,6 +23,7 @@ import numpy as np
 from etils import epath
 
 import tghmoe_jax
+from tghmoe_jax.weights import storage
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
 _WINDOW = 50  # steps whose median duration gives the rate; a median passes over compilation and evaluation
@@ -117,9 +118,7 @@ class RunLog:
         if not self.path.exists():
             return
         kept = {record["step"]: record for record in read_metrics(self.path) if record["step"] <= step}
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
-        part.replace(self.path)
+        storage.write_text(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """Notes one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays."""

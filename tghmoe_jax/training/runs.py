@@ -1,21 +1,22 @@
-"""A run's folder: what it must hold, when it may be continued, and how another run finds it.
+"""A run's folder, on a disk or at a URL: what it must hold, when it may be continued, and how another run finds it.
 
 config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}  checkpoints/  metrics.jsonl  eval/
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # of the base, where it has them
-_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.")
+_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -47,7 +48,7 @@ def check_config(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if key == "data.slices" and flat["data.name"] == "scenes":
             least = 0  # text alone
-        if flat[key] < least:
+        if flat.get(key, least) < least:  # runs of earlier versions lack the newest keys
             raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
     for key in ("eval.transfer", "eval.adversarial"):
         if flat[key] == 1:
@@ -70,14 +71,14 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
+def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """UserError where `workdir` holds a run of another config; keys in _MAY_CHANGE do not count."""
-    file = Path(workdir) / "config.json"
-    if Path(workdir).exists() and not Path(workdir).is_dir():
+    folder = place(workdir, "--workdir")
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir {workdir} is a file; name a folder.")
-    if (Path(workdir) / "model.safetensors").is_file():
+    if (folder / "model.safetensors").is_file():
         raise UserError(f"--workdir {workdir} holds an exported model; name another folder.")
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         return
     old, new = flatten(read_config(workdir)), flatten(config)
     differ = [
@@ -91,21 +92,21 @@ def check_workdir(config: ConfigDict, workdir: str | Path) -> None:
         )
 
 
-def read_config(run: str | Path) -> dict[str, Any]:
+def read_config(run: epath.PathLike) -> dict[str, Any]:
     """A run's resolved config. UserError where the folder is no run."""
-    file = Path(run) / "config.json"
+    file = epath.Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
     return _read_object(file)
 
 
-def read_manifest(run: str | Path) -> dict[str, Any]:
+def read_manifest(run: epath.PathLike) -> dict[str, Any]:
     """What a run recorded about itself; empty where it has no manifest. UserError where it is damaged."""
-    file = Path(run) / "manifest.json"
+    file = epath.Path(run) / "manifest.json"
     return _read_object(file) if file.is_file() else {}
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: epath.Path) -> dict[str, Any]:
     """A JSON object. UserError where the file holds none."""
     try:
         value = json.loads(file.read_text())
@@ -116,12 +117,24 @@ def _read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def find(run: str, flag: str) -> Path:
+def place(path: epath.PathLike, flag: str) -> epath.Path:
+    """A folder on a disk or at a URL. UserError where URLs of its kind cannot be reached from here."""
+    folder = epath.Path(path)
+    if "://" in str(path):
+        try:
+            folder.exists()
+        except Exception as error:  # each kind of URL has errors of its own
+            why = " ".join(str(error).split())[:200].rstrip(".")
+            raise UserError(f"{flag} {path} cannot be reached ({why}); docs/hosts.md says what URLs need.") from error
+    return folder
+
+
+def find(run: str, flag: str) -> epath.Path:
     """The folder of a finished run or of an exported one; `embedded` is the reader inside the package.
 
     UserError names the flag and the mend.
     """
-    folder = EMBEDDED if run == "embedded" else Path(run)
+    folder = place(EMBEDDED if run == "embedded" else run, flag)
     parameters = (folder / "checkpoints").is_dir() or (folder / "model.safetensors").is_file()
     if not (folder / "config.json").is_file() or not parameters:
         hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
@@ -129,33 +142,32 @@ def find(run: str, flag: str) -> Path:
     return folder
 
 
-def model_folder(run: str | Path) -> Path:
-    return Path(run) / MODEL
+def model_folder(run: epath.PathLike) -> epath.Path:
+    return epath.Path(run) / MODEL
 
 
-def read_base_config(run: str | Path) -> dict[str, Any]:
+def read_base_config(run: epath.PathLike) -> dict[str, Any]:
     """The 2D base's config.json as the run recorded it."""
     return _read_object(model_folder(run) / "config.json")
 
 
-def write_model(folder: str | Path, base_config: dict, tokenizer: Path) -> None:
+def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.PathLike) -> None:
     """Writes the 2D base's config.json and copies its tokeniser files."""
-    model = model_folder(folder)
+    model, tokenizer = model_folder(folder), epath.Path(tokenizer)
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(base_config, indent=1))
     for name in _COPIED:
         if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (model / name).resolve():
-            shutil.copyfile(tokenizer / name, model / name)
+            (model / name).write_bytes((tokenizer / name).read_bytes())
 
 
 def write_description(
-    workdir: str | Path, config: ConfigDict, base_config: dict, tokenizer: Path, table: str, manifest: dict[str, Any]
-) -> None:
+    workdir: epath.PathLike, config: ConfigDict, base_config: dict, tokenizer: epath.PathLike, table: str,
+    manifest: dict[str, Any],
+) -> None:  # fmt: skip
     """Writes what describes a run, before its first step; config.json last, since it makes the folder a run."""
-    folder = Path(workdir)
+    folder = epath.Path(workdir)
     write_model(workdir, base_config, tokenizer)
     (folder / "params.txt").write_text(table + "\n")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(config.to_dict(), indent=1))
-    part.replace(folder / "config.json")
+    storage.write_text(folder / "config.json", json.dumps(config.to_dict(), indent=1))

@@ -77,7 +77,7 @@ def make_step(
 
         updates, opt = tx.update(grads, state.opt, state.trained)
         trained = optax.apply_updates(state.trained, updates)
-        if groups > 1:
+        if groups > 1 and model.cfg.tgh.task_input != "none":
             present = jnp.zeros((groups,), bool).at[batch["task"].reshape(-1)].set(True)
             trained, opt = optimizer.keep_absent_groups((trained, opt), (state.trained, state.opt), present)
         scalars = {"loss": value, "grad_norm": optax.tree.norm(grads), **losses.summarise(parts, model.cfg.tasks)}

@@ -5,15 +5,18 @@ as Hugging Face writes them. dtypes: float32, float16 and bfloat16 (the latter t
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -211,8 +214,12 @@ def n_bytes(tensor) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replaces a text file atomically."""
+def write_text(file: epath.PathLike, text: str) -> None:
+    """Replaces a text file atomically; it may be at a URL, where an object is written whole or not at all."""
+    file = epath.Path(file)
+    if "://" in str(file):
+        file.write_text(text)
+        return
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text)
@@ -222,15 +229,43 @@ def write_text(file: Path, text: str) -> None:
 
 
 def local_folder(folder: str | os.PathLike, create: bool = False) -> Path:
-    """The folder as a path; it must be on a local disk, because safetensors maps its files into memory."""
+    """The folder as a path on a local disk, because safetensors maps its files into memory: of a URL a copy."""
     if "://" in str(folder):
-        raise UserError(f"{folder} is not on a local disk; copy the model folder to one and name that.")
+        if create:
+            raise UserError(f"{folder} is not on a local disk; write the model to one and copy it there.")
+        return fetched(folder)
     folder = Path(folder)
     if create:
         folder.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds {SINGLE} or {INDEX}.")
     return folder
+
+
+def fetched(url: str | os.PathLike) -> Path:
+    """A copy of the files of the folder at `url` in the user's cache, made once for each state of that folder.
+
+    UserError where the URL holds no files or cannot be read.
+    """
+    try:
+        source = epath.Path(url)
+        files = [file for file in sorted(source.iterdir(), key=lambda one: one.name) if not file.is_dir()]
+        stats = [file.stat() for file in files]
+    except Exception as error:  # each kind of URL has errors of its own
+        raise UserError(f"{url} cannot be read ({' '.join(str(error).split())[:200]}); name another folder.") from error
+    if not files:
+        raise UserError(f"{url} holds no files; name the folder of a model.")
+    state = [(file.name, stat.length, stat.mtime) for file, stat in zip(files, stats, strict=True)]
+    key = hashlib.sha256(json.dumps([str(url), state]).encode()).hexdigest()[:16]
+    target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tghmoe_jax" / key
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if not (target / file.name).is_file():
+            part = target / f".{file.name}.{os.getpid()}.tmp"
+            with file.open("rb") as content, open(part, "wb") as copy:
+                shutil.copyfileobj(content, copy, 1 << 24)
+            os.replace(part, target / file.name)
+    return target
 
 
 def no_weights(folder: Path) -> UserError:

@@ -1,0 +1,157 @@
+"""Ablation rows: each trains and is scored, shared stages are trained once, and the table says what the runs say."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import ablations
+from tests import tiny_run
+from tghmoe_jax import ablate, train
+from tghmoe_jax.data.tokenizer import FILES
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.training import runs
+from tghmoe_jax.weights.base import EMBEDDED, save_base
+from tghmoe_jax.weights.phi3v import canonical_shapes
+
+# As deep as the embedded base, since the rows name its layers.
+BASE = tiny_run.BASE | {"vision_config": tiny_run.BASE["vision_config"] | {"num_hidden_layers": 6}}
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list[str]:
+    """What shrinks every row."""
+    folder = tmp_path_factory.mktemp("ablate")
+    rng = np.random.default_rng(0)
+    shapes = canonical_shapes(BASE)
+    save_base(folder / "base", {n: rng.normal(0, 0.15, s).astype(np.float32) for n, s in shapes.items()}, BASE)
+    for name in FILES:
+        shutil.copyfile(EMBEDDED / name, folder / "base" / name)
+    sizes = {
+        "base": folder / "base", "data.root": folder / "data", "data.volumes": 16, "data.size": tiny_run.SIZE,
+        "model.tgh.hidden": 8, "model.depth_rope.rotary_dim": 8, "train.batch": 16, "train.accumulate": 1,
+        "train.steps": STEPS, "eval.items": 4, "eval.batch": 4, "eval.new_tokens": 2, "eval.answer_tokens": 2,
+    }  # fmt: skip
+    return [f"--config.{key}={value}" for key, value in sizes.items()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, flags) -> ablate.Ablation:
+    return ablate.Ablation.of(ablations.__file__, tmp_path_factory.mktemp("ablations"), flags)
+
+
+@pytest.fixture(scope="module")
+def all_rows(small, flags) -> ablate.Ablation:
+    """Every row of one seed, by the command itself."""
+    command = [sys.executable, "-m", "tghmoe_jax.ablate", f"--config={small.file}", f"--workdir={small.workdir}"]
+    done = subprocess.run(
+        [*command, "--seeds=1", *flags], env=tiny_run.environment(small.workdir), capture_output=True, text=True,
+        timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return small
+
+
+@pytest.mark.parametrize("row", ablations.ROWS)
+def test_every_row_trains_and_is_scored(row, all_rows):
+    last = all_rows.last_run(row, 0)
+    assert (last / "checkpoints" / str(STEPS)).is_dir()
+    values = ablate.values_of(all_rows.scores(row, 0))
+    assert all(0 <= value <= 1 for value in values.values())
+    assert runs.read_manifest(last)["parameters"]["total"] > 0
+
+
+def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_rows, monkeypatch):
+    small = all_rows
+    assert len({small.first_run(row, 0) for row in ("full", "guidance=image", "stages=stopped")}) == 1
+    assert len({small.first_run(*one) for one in (("full", 0), ("full", 1), ("init=random", 0))}) == 3
+    monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
+    small.run("full", 0)
+
+
+def test_every_row_takes_the_same_steps_batch_order_and_questions():
+    def flat(row, stage):
+        return runs.flatten(ablations.get_config(f"{row},stage={stage},seed=3"))
+
+    full = [flat("full", stage) for stage in (1, 2)]
+    for row, what in ablations.ROWS.items():
+        stages = [flat(row, stage) for stage in range(1, ablations.ROWS[row].last_stage + 1)]
+        wanted = ablations.STEPS if what.stages == "stopped" else 2 * ablations.STEPS
+        assert sum(one["train.steps"] for one in stages) == wanted
+        for own, reference in zip(stages, full, strict=False):
+            same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
+            assert {k: v for k, v in own.items() if k.startswith(same)} == {
+                k: v for k, v in reference.items() if k.startswith(same)
+            }
+
+
+def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
+    small = all_rows
+    argv = ["--rows=guidance=none", "--seeds=1", f"--workdir={small.workdir}", f"--config={small.file}", "--table"]
+    argv += flags
+    assert ablate.main(argv) == 0
+    records = {one["row"]: one for one in json.loads((small.workdir / "table.json").read_text())}
+    assert list(records) == ["full", "guidance=wrong", "guidance=none"]
+    none, full = (ablate.values_of(small.scores(row, 0)) for row in ("guidance=none", "full"))
+    assert records["guidance=none"]["score_difference"] == pytest.approx(none["score"] - full["score"])
+    assert records["guidance=none"]["score_difference_ci95"] is None  # one seed has no spread
+    shown = capsys.readouterr().out
+    assert all(f"| `{row}` |" in shown for row in records)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rows=guidance=smell"], "unknown"),
+        (["--seeds=0"], "too small"),
+        (["--config.train.steps"], "no value"),
+        (["--config=nowhere.py"], "does not exist"),
+        (["--config=configs/common.py"], "no ROWS"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(argv, said, capsys, monkeypatch):
+    monkeypatch.chdir(tiny_run.ROOT)
+    assert ablate.main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_two_rows_at_once_or_a_stage_that_a_row_lacks_is_an_error():
+    for arg in ("guidance=image,depth=none", "guidance=smell", "stages=one,stage=2"):
+        with pytest.raises(ValueError, match="is n"):
+            ablations.get_config(arg)
+
+
+def test_random_initialisation_leaves_the_rest_of_the_base_in_place(small):
+    config, whole = (small.resolve(row, 1, 0) for row in ("init=random", "full"))
+    kept, base = train.load_origin(config).params, train.load_origin(whole).params
+    assert {name for name in base if name not in kept} == {name for name in base if name.startswith("vision/")}
+    config.fresh = ("vision/(",)
+    with pytest.raises(UserError, match="no regex"):
+        train.load_origin(config)
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_the_t_interval_is_that_of_the_textbook():
+    """Student's own sleep data (1908), differences of ten patients: mean 1.58, 95 % interval 0.70 to 2.46."""
+    slept = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
+    assert statistics.student_ci95(slept) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert statistics.student_ci95([0.1]) is None
+
+
+def test_seeds_that_differ_widen_the_interval_of_a_row():
+    rng = np.random.default_rng(0)
+    items, ones = np.arange(200), np.ones((4, 200))
+    alike = np.tile(rng.random(200) < 0.5, (4, 1)).astype(float)
+    apart = np.stack([rng.random(200) < share for share in (0.3, 0.45, 0.55, 0.7)]).astype(float)
+    width = lambda rows: np.subtract(*reversed(statistics.nested_ci95(rows, ones, items)))  # noqa: E731
+    assert width(apart) > 1.5 * width(alike)
+    low, high = statistics.nested_ci95(alike, ones, items)
+    assert low < alike.mean() < high

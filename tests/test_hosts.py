@@ -1,0 +1,180 @@
+"""Runs of several processes, started as a user starts them: they train, stop and fail as one."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny_run
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.training import hosts
+from tghmoe_jax.training.reporting import read_metrics
+
+POD = str(tiny_run.ROOT / "launch" / "local_pod.sh")
+WAIT = 600  # of a test for processes that hang
+
+
+def flags(folder, **changes) -> list[str]:
+    """Stage 1 on eight devices; `changes` are keys with `_` for a dot."""
+    more = {"train.accumulate": 1, "train.batch": 32, "eval.items": 4, "eval.batch": 8}
+    more |= {key.replace("_", "."): value for key, value in changes.items()}
+    config = f"--config={tiny_run.ROOT / 'configs' / 'stage1.py'}"
+    return [config, *tiny_run.options(folder), *(f"--config.{key}={value}" for key, value in more.items())]
+
+
+def environment(folder) -> dict[str, str]:
+    return tiny_run.environment(folder) | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+
+
+def pod(folder, *arguments) -> subprocess.Popen:
+    """local_pod.sh with two processes of four devices."""
+    return subprocess.Popen(
+        [POD, "2", "4", "--", *arguments], cwd=folder, env=environment(folder), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def two(folder, places, *arguments, own=((), ())) -> list[tuple[int, str]]:
+    """(exit code, stderr) of two processes in the folders `places`, each with its `own` arguments besides."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for number, (place, more) in enumerate(zip(places, own, strict=True)):
+        place.mkdir(parents=True, exist_ok=True)
+        who = [f"--coordinator=127.0.0.1:{port}", f"--process={number}", "--processes=2"]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tghmoe_jax.main", *who, *arguments, *more], cwd=place, text=True,
+                env=environment(folder) | {"JAX_NUM_CPU_DEVICES": "4"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    errors = [one.communicate(timeout=WAIT)[1] for one in started]
+    return [(one.returncode, text) for one, text in zip(started, errors, strict=True)]
+
+
+def said(text: str) -> list[str]:
+    """The lines that are no notice of the C++ below."""
+    return [line for line in text.splitlines() if line and "[Gloo]" not in line]
+
+
+def test_two_processes_train_evaluate_and_leave_one_run(tiny_folder):
+    """... which one process continues."""
+    run = tiny_folder / "pod"
+    output, _ = (started := pod(tiny_folder, *flags(tiny_folder, train_steps=3), f"--workdir={run}")).communicate(
+        timeout=WAIT
+    )
+    assert started.returncode == 0, output[-3000:]
+    assert "on 8 cpu devices of 2 processes" in output
+    assert not [line for line in said(output) if not line.startswith("0: ")], "one process speaks"
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
+    assert len(list(run.glob("events.*"))) == 1
+    assert json.loads((run / "manifest.json").read_text())["processes"] == 2
+    assert (run / "eval" / "3" / "metrics.json").is_file() and (run / "checkpoints" / "3").is_dir()
+
+    done = tiny_run.command(
+        tiny_folder, "stage1.py", run, *flags(tiny_folder, train_steps=5, eval_every=0)[1:]
+    )  # fmt: skip
+    assert done.returncode == 0 and "continued from step 3" in done.stdout, done.stderr[-3000:]
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
+    run = tiny_folder / "stopped"
+    more = flags(tiny_folder, train_steps=100_000, eval_every=0, checkpoint_every=100_000)
+    started = pod(tiny_folder, *more, f"--workdir={run}")
+    lines = []
+    for line in started.stdout:
+        lines.append(line)
+        if "step 1/" in line:
+            started.send_signal(signal.SIGTERM)  # which the script passes to its last process
+            break
+    output = "".join(lines) + started.communicate(timeout=WAIT)[0]
+    assert started.returncode == hosts.PREEMPTED, output[-3000:]
+    (step,) = re.findall(r"0: stopped by SIGTERM after step (\d+), which is saved", output)
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == [step]
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1, int(step) + 1))
+
+
+def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
+    run = tiny_folder / "stopped_alone"
+    kill = "import os, signal\nfrom tghmoe_jax.training import reporting\nrecord = reporting.RunLog.record\n"
+    kill += "def told(self, step, values):\n    record(self, step, values)\n"
+    kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+    kill += "reporting.RunLog.record = told"
+    done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
+    assert done.returncode == hosts.PREEMPTED, done.stderr[-3000:]
+    assert "stopped by SIGTERM after step 2" in done.stderr
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
+
+
+def test_processes_that_see_different_workdirs_are_told_so_at_the_start(tiny_folder):
+    places = [tiny_folder / "disk0", tiny_folder / "disk1"]
+    (first, text), (second, other) = two(tiny_folder, places, *flags(tiny_folder), "--workdir=runs/own")
+    assert (first, second) == (2, 2), text + other
+    assert len(said(text)) == 1, text
+    (line,) = said(text)
+    assert line.startswith("error: --workdir runs/own is another folder for process 1 on ")
+    assert not said(other)
+    assert not (places[0] / "runs").exists(), "the check leaves nothing"
+
+
+@pytest.mark.parametrize("own, message", [
+    ((), "--config.train.batch=33 must be a multiple of 32"),
+    (("--config.train.seed=1",), "the config of process 1 on .* differs from that of process 0"),
+    (("--config.train.sede=1",), r"process 1: --config.train.sede is unknown \(did you mean seed\?\)"),
+])  # fmt: skip
+def test_an_error_is_one_sentence_of_process_0_and_ends_all(tiny_folder, own, message):
+    batch = 32 if own else 33
+    arguments = [*flags(tiny_folder, train_batch=batch), f"--workdir={tiny_folder / 'never'}"]
+    (first, text), (second, other) = two(tiny_folder, [tiny_folder] * 2, *arguments, own=((), own))
+    assert (first, second) == (2, 2), text + other
+    assert len(said(text)) == 1, text
+    (line,) = said(text)
+    assert re.match("error: " + message, line), line
+    assert not said(other)
+    assert not (tiny_folder / "never").exists()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_whose_partners_do_not_come_says_where_it_waited(tiny_folder, process):
+    with socket.socket() as taken:  # bound and silent, but for process 0, which listens there itself
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        if process == 0:
+            taken.close()
+        done = tiny_run.command(
+            tiny_folder, "stage1.py", "never", f"--coordinator={address}", f"--process={process}", "--processes=2",
+            "--wait=3",
+        )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = said(done.stderr)
+    assert line.startswith("error: ") and f"process {process}" in line and address in line and "3 seconds" in line
+
+
+@pytest.mark.parametrize("given, message", [
+    (("host:1", "0", "", ""), "belong together"),
+    (("host:1", "2", "2", ""), "--process=2 must lie between 0 and 1"),
+    (("host", "0", "2", ""), "--coordinator=host is no address"),
+    (("host:1", "x", "2", ""), "--process=x must be a whole number"),
+    (("", "", "3", ""), "--processes=3 needs --coordinator"),
+    (("", "", "", "0"), "--wait=0 is too small"),
+])  # fmt: skip
+def test_flags_that_do_not_fit_each_other_are_named(given, message):
+    with pytest.raises(UserError, match=message):
+        hosts.Place.of(*given)
+
+
+def test_the_identity_of_a_folder_follows_its_files(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"0" * 100)
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    before = hosts.identity(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": 2}')
+    changed = hosts.identity(tmp_path)
+    os.truncate(tmp_path / "weights.safetensors", 99)
+    assert len({before, changed, hosts.identity(tmp_path), hosts.identity(tmp_path / "absent")}) == 4

@@ -1,0 +1,242 @@
+"""Trains and scores the rows of configs/ablations.py and tabulates them against the full recipe.
+
+    python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
+
+Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
+is printed, and written to <workdir>/table.md and table.json, after every row. `--table` only writes it anew.
+Axis legend: S seeds, N items.
+"""
+
+import dataclasses
+import json
+import runpy
+import statistics as plain
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tghmoe_jax import evaluate, train
+from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.evaluation import comparison, files, statistics, tables
+from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.training import reporting, runs
+from tghmoe_jax.training.command_line import parse
+
+# The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
+SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
+WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """Rows of a config file ({name: configs.ablations.Row}), where their runs lie, and the command line's changes."""
+
+    file: Path
+    rows: dict[str, Any]
+    workdir: Path
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
+        """UserError where the file is none."""
+        if not Path(file).is_file():
+            raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
+        sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
+        rows = runpy.run_path(file).get("ROWS")
+        if not rows:
+            raise UserError(f"--config {file} has no ROWS; name a file like configs/ablations.py.")
+        return cls(Path(file), rows, Path(workdir), tuple(flags))
+
+    def resolve(self, row: str, stage: int, seed: int) -> ConfigDict:
+        """The config of one stage of one row. UserError for an unknown flag."""
+        return parse(["ablate", f"--config={self.file}:{row},stage={stage},seed={seed}", *self.flags])[0]
+
+    def first_run(self, row: str, seed: int) -> Path:
+        """The folder of a row's first stage: that of the first row of the table whose first stage is the same."""
+        wanted = runs.flatten(self.resolve(row, 1, seed))
+        owner = next(other for other in self.rows if runs.flatten(self.resolve(other, 1, seed)) == wanted)
+        return self.workdir / f"{owner}-stage1-seed{seed}"
+
+    def last_run(self, row: str, seed: int) -> Path:
+        """The folder of the row's last stage, which is scored."""
+        two = self.rows[row].last_stage == 2
+        return self.workdir / f"{row}-stage2-seed{seed}" if two else self.first_run(row, seed)
+
+    def scores(self, row: str, seed: int) -> Path | None:
+        """The folder of the row's scores, where it has been asked."""
+        return next((file.parent for file in self.last_run(row, seed).glob("eval/*/metrics.json")), None)
+
+    def run(self, row: str, seed: int) -> None:
+        """Trains what a row still lacks and asks its last stage the test questions."""
+        if self.scores(row, seed):
+            return
+        first, last = self.first_run(row, seed), self.last_run(row, seed)
+        train_stage(self.resolve(row, 1, seed), first)
+        if last != first:
+            config = self.resolve(row, 2, seed)
+            config.init_from = str(first)
+            train_stage(config, last)
+        evaluate.run_again(str(last), None, str(last))
+        jax.clear_caches()
+
+
+def train_stage(config: ConfigDict, folder: Path) -> None:
+    """Trains a run, or the rest of it. Programs of one run are of no use to the next."""
+    if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
+        print(f"\n==== {folder}", flush=True)
+        if code := train.run(config, str(folder)):
+            sys.exit(code)  # SIGTERM; the same command goes on
+        jax.clear_caches()
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def item_columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
+    """{score: numerator (N,), denominator (N,), unit of each item} of one evaluation."""
+    run = files.read_run(folder)
+    columns = {kind: comparison.columns(kind, run[kind]) for kind, _ in SCORES.values()}
+    return {name: (*columns[kind][column], [one.unit for one in run[kind]]) for name, (kind, column) in SCORES.items()}
+
+
+def values_of(folder: Path, wrong_group: bool = False) -> dict[str, float]:
+    """{score: value} of one evaluation, or of its questions asked with the other task's experts."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    keys = {name: "/".join(place) for name, place in SCORES.items()}
+    if wrong_group:
+        keys = {"closed": "control/wrong_group_closed_accuracy", "finding_f1": "control/wrong_group_finding_f1"}
+    values = {name: metrics[key] for name, key in keys.items()}
+    return values | {"score": plain.mean(values.values())}
+
+
+def summary(table: Ablation, rows: Sequence[str], seeds: int | None) -> list[dict]:
+    """One record a row that has finished for a seed: scores over seeds and items, and its difference from `full`."""
+    done = {}
+    for row in dict.fromkeys(["full", *rows]):
+        found = {seed: table.scores(row, seed) for seed in range(seeds or table.rows[row].seeds)}
+        done[row] = {seed: folder for seed, folder in found.items() if folder}
+    reference = {seed: values_of(folder) for seed, folder in done["full"].items()}
+    names = [row for row in done if done[row]]
+    if reference:
+        names.insert(1, WRONG_GROUP)
+    return [record(table, name, done, reference) for name in names]
+
+
+def record(table: Ablation, name: str, done: dict, reference: dict) -> dict:
+    """The numbers of one row of the table."""
+    wrong, row = name == WRONG_GROUP, "full" if name == WRONG_GROUP else name
+    values = {seed: values_of(folder, wrong) for seed, folder in done[row].items()}
+    result = {
+        "row": name, "seeds": sorted(values),
+        "what": "the full recipe asked with the other task's experts" if wrong else table.rows[row].what,
+        **{key: plain.mean(one[key] for one in values.values()) for key in (*SCORES, "score")},
+    }  # fmt: skip
+    if not wrong:
+        columns = [item_columns(folder) for folder in done[row].values()]
+        for key in SCORES:
+            top, bottom = (np.stack([one[key][side] for one in columns]) for side in (0, 1))
+            result[f"{key}_ci95"] = statistics.nested_ci95(top, bottom, columns[0][key][2])
+        result |= cost(table, row, min(values))
+    if name != "full":
+        pairs = [{key: values[s][key] - reference[s][key] for key in values[s]} for s in values if s in reference]
+        for key in (*SCORES, "score") if pairs else ():
+            result[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
+            result[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
+    return result
+
+
+def cost(table: Ablation, row: str, seed: int) -> dict:
+    """Parameters of the last stage, and the minutes of all training steps at their median."""
+    last, seconds = table.last_run(row, seed), 0.0
+    for folder in dict.fromkeys([table.first_run(row, seed), last]):
+        steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
+        seconds += plain.median(steps) * len(steps)
+    return {"parameters": runs.read_manifest(last)["parameters"], "minutes": seconds / 60}
+
+
+def markdown(records: Sequence[dict]) -> str:
+    """The table for people; a difference is the row's minus the full recipe's, over the seeds that both have."""
+    interval = lambda pair: "" if pair is None else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
+    lines = [
+        "| row | what differs | seeds | closed | finding F1 | score - full's | M parameters, active | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in records:
+        shown = []
+        for key in SCORES:
+            low_high = one.get(f"{key}_ci95")
+            shown.append(f"{one[key]:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""))
+        difference = ""
+        if "score_difference" in one:
+            difference = f"{one['score_difference']:+.3f}" + interval(one["score_difference_ci95"])
+        size = one.get("parameters")
+        sizes = f"{size['total'] / 1e6:.2f}, {size['active'] / 1e6:.2f}" if size else ""
+        minutes = f"{one['minutes']:.1f}" if "minutes" in one else ""
+        lines.append(
+            f"| `{one['row']}` | {one['what']} | {len(one['seeds'])} | {' | '.join(shown)} | {difference} | {sizes} | "
+            f"{minutes} |"
+        )
+    return "\n".join(lines)
+
+
+def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
+    records = summary(table, rows, seeds)
+    table.workdir.mkdir(parents=True, exist_ok=True)
+    tables.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
+    tables.write_text(table.workdir / "table.md", markdown(records) + "\n")
+    print(markdown(records), flush=True)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def chosen(known: Iterable[str], names: str) -> list[str]:
+    """The rows of a comma-separated list, in the order of the table. UserError names an unknown one."""
+    wanted = list(known) if names == "all" else [name for name in names.split(",") if name]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(known)}.")
+    return [name for name in known if name in wanted]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
+    parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
+    parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
+    parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
+    parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
+    argv = sys.argv[1:] if argv is None else argv
+    flags = [one for one in argv if one.startswith("--config.")]
+    try:
+        args = parser.parse_args([one for one in argv if one not in flags])
+        table = Ablation.of(args.config, args.workdir, flags)
+        rows = chosen(table.rows, args.rows)
+        if args.seeds is not None and args.seeds < 1:
+            raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
+        if bare := [one for one in flags if "=" not in one]:
+            raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
+        if args.table:
+            write_table(table, rows, args.seeds)
+            return 0
+        simulate_devices()
+        for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
+            for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
+                table.run(row, seed)
+                write_table(table, rows, args.seeds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
