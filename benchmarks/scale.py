@@ -112,9 +112,11 @@ def main(names: list[str]) -> int:
 
 def write() -> None:
     """The table of the kept reports, between the marks of the page."""
-    reports = json.loads(REPORTS.read_text())
+    reports = json.loads(REPORTS.read_text()) if REPORTS.is_file() else {}
     rows = [HEAD, ["---"] * len(HEAD), *(cells(name, reports[name]) for name in ROWS if name in reports)]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    if missing := [name for name in ROWS if name not in reports]:
+        table += f"\nNot compiled yet: {'; '.join(missing)}.\n"
     page = PAGE.read_text() if PAGE.is_file() else "".join(MARKS)
     before, _, rest = page.partition(MARKS[0])
     PAGE.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2])

@@ -105,7 +105,7 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
     runs.check_config(config)
     chip, devices = open_topology(topology)
     try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, devices)
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, devices, config.model.tgh.experts)
     except ValueError as error:
         raise UserError(f"--mesh: {error} of {topology}; change data, fsdp or expert.") from error
     base, tokenizer = base_of(config)

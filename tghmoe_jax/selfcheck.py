@@ -249,7 +249,9 @@ def check_step(loaded: loading.LoadedRun) -> Check:
     config.optimizer.name, config.optimizer.eps = "adamw", 1e-3  # a step in proportion to the gradient
     config.train.batch = 2 * jax.local_device_count() * sum(config.data.mixture.values())
     slow = {"remat": "none", "attention": "plain", "tgh": {"dispatch": "dense"}}
-    fast = {"remat": "full", "attention": "auto", "tgh": {"dispatch": "ragged"}}  # which drops nothing either
+    groups, experts = loaded.model.cfg.tgh.groups, loaded.model.cfg.tgh.experts
+    room = {"transport": "all_to_all", "capacity_factor": float(groups * experts)}  # so that nothing is dropped
+    fast = {"remat": "full", "attention": "auto", "tgh": {"dispatch": "ragged", **room}}
     expected = run_steps(loaded, config, slow, jax.local_devices()[:1])
     found = run_steps(loaded, config, fast, jax.local_devices())
     distances = {
