@@ -28,7 +28,8 @@ def flags(folder, **changes) -> list[str]:
 
 
 def environment(folder) -> dict[str, str]:
-    return tiny_run.environment(folder) | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+    own = {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}  # no TPU library speaks
+    return tiny_run.environment(folder) | own
 
 
 def pod(folder, *arguments) -> subprocess.Popen:
@@ -150,7 +151,7 @@ def test_a_process_whose_partners_do_not_come_says_where_it_waited(tiny_folder, 
             taken.close()
         done = tiny_run.command(
             tiny_folder, "stage1.py", "never", f"--coordinator={address}", f"--process={process}", "--processes=2",
-            "--wait=3",
+            "--wait=3", code="import os\nos.environ[\"JAX_PLATFORMS\"] = \"cpu\"",
         )  # fmt: skip
     assert done.returncode == 2
     (line,) = said(done.stderr)

@@ -119,14 +119,13 @@ def _read_object(file: epath.Path) -> dict[str, Any]:
 
 def place(path: epath.PathLike, flag: str) -> epath.Path:
     """A folder on a disk or at a URL. UserError where URLs of its kind cannot be reached from here."""
-    folder = epath.Path(path)
     if "://" in str(path):
         try:
-            folder.exists()
+            epath.Path(path).exists()
         except Exception as error:  # each kind of URL has errors of its own
             why = " ".join(str(error).split())[:200].rstrip(".")
             raise UserError(f"{flag} {path} cannot be reached ({why}); docs/hosts.md says what URLs need.") from error
-    return folder
+    return epath.Path(path)
 
 
 def find(run: str, flag: str) -> epath.Path:
