@@ -142,8 +142,9 @@ PHI3V = {
 }  # fmt: skip
 
 
-# Mesh, microbatches and rematerialisation that fit a pod of this kind with room to spare (docs/scale.md), by the name
-# Cloud TPU sells it under. Every device's part of a microbatch is four rows, the pattern of the mixture below.
+# Mesh, microbatches and rematerialisation for pods, by the names Cloud TPU sells them under: chosen to leave a tenth of
+# the memory free; docs/scale.md says which of them have been compiled, and what that reported. Every device's part of
+# a microbatch is four rows, the pattern of the mixture below.
 PODS = {
     "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
