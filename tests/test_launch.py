@@ -37,7 +37,12 @@ def played(folder: Path, **commands: str) -> dict[str, str]:
 def test_the_scripts_pass_shellcheck():
     scripts = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")]
     assert len(scripts) >= 3
-    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "shellcheck"), *map(str, scripts)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stdout
 
 
