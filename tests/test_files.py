@@ -107,10 +107,10 @@ def test_low_rank_updates_start_from_a_stage2_or_a_base(tiny_folder, tiny_stage2
         run = tiny_run.trained(tiny_folder, "finetune.py:lora=2", name, *short, *more)
         return [deterministic(record) for record in read_metrics(run / "metrics.jsonl")]
 
-    one = losses("lora", f"--config.init_from={tiny_stage2}")
+    one = losses("finetune_lora", f"--config.init_from={tiny_stage2}")
     assert len(one) == 2
-    assert one == losses("lora_workers", f"--config.init_from={tiny_stage2}", "--config.data.workers=1")
-    of_base = losses("lora_base", "--config.init_from=")
+    assert one == losses("finetune_lora_workers", f"--config.init_from={tiny_stage2}", "--config.data.workers=1")
+    of_base = losses("finetune_lora_base", "--config.init_from=")
     assert len(of_base) == 2 and all(np.isfinite(record["loss"]) for record in of_base) and of_base != one
 
 

@@ -157,6 +157,7 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     folder, made = epath.Path(workdir), []
     mark = f".start-{uuid.uuid4().hex}"
     problem = ""
+    client.wait_at_barrier("start/come", WAIT * 1000)  # a process that failed before leaves no folder behind
     if first():
         try:
             # An object store has no folders of its own to leave behind.
