@@ -136,7 +136,7 @@ REMOTE
 )
 
 install_project() { # packs all files that git does not ignore, unpacks and installs them on every host
-  local root archive=/tmp/tghmoe.tar.gz
+  local root archive=/tmp/tghmoe.tar.gz # the name that a dry run shows: nothing is written there
   root=$(cd "$(dirname "$0")/.." && pwd)
   if [ -z "$dry" ]; then
     archive=$(mktemp -d)/tghmoe.tar.gz

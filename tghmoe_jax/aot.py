@@ -9,6 +9,7 @@ on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or something else 
 
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -148,10 +149,13 @@ def base_of(config: ConfigDict) -> tuple[dict[str, Any], Tokenizer]:
     return runs.read_base_config(folder), Tokenizer.from_folder(runs.model_folder(folder))
 
 
-def build(name: str, chip: Chip, function, *shapes) -> Compiled:
-    """Lowers and compiles a jitted function. UserError says by how much it does not fit and what to change."""
+def build(name: str, chip: Chip, function, *arguments) -> Compiled:
+    """Lowers and compiles a jitted function for shapes and static arguments.
+
+    UserError says by how much it does not fit and what to change.
+    """
     start = time.perf_counter()
-    lowered = function.lower(*shapes)
+    lowered = function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except Exception as error:
@@ -205,7 +209,7 @@ def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, s
     mask = put(jax.ShapeDtypeStruct((rows, seen), bool))
 
     def call(name, function, *args):
-        return build(name, chip, _Bound(function, model), *args)
+        return build(name, chip, function, model, *args)
 
     answer = (params, batch, visual, mask)
     generate = call("decode", generation.generate, *answer, config.eval.new_tokens, tuple(tokenizer.stop_ids))
@@ -215,17 +219,6 @@ def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, s
         call("encode", generation.encode, params, batch, None),
         call("rank", generation.answer_likelihood, *answer), generate,
     ]  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-    """A jitted function with its static first argument given."""
-
-    function: Any
-    model: MLLM
-
-    def lower(self, *args):
-        return self.function.lower(self.model, *args)
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -271,16 +264,12 @@ def report_of(
         report["samples"] = {"number": samples, "mfu": mfu, "chip_hours": hours, "chip_hours_at_roofline": bound}
     else:
         report["new_tokens"] = tokens
-    return report  # fmt: skip
+    return report
 
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     """Bytes that one chip holds of an array."""
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    size = leaf.dtype.itemsize
-    for dimension in shape:
-        size *= dimension
-    return size
+    return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def work_of(config, whole: program.Program, step: str, chips: int) -> tuple[flops.Flops, float, int]:

@@ -150,7 +150,7 @@ def check_attention(name, rng, sizes: Sizes, batch: int, length: int, heads: int
     block = 24 if backend == "blocked" else 0  # several blocks, the last of them filled up
     qkv = {key: jnp.asarray(rng.standard_normal((batch, length, heads, size)), jnp.float32) for key in "qkv"}
     window = (mask.slice_tokens, mask.window) if mask.slice_tokens else None
-    pairs, _, _ = flops._pairs(length, length, "plain", mask.causal, window)
+    pairs, _, _ = flops.attention_pairs(length, length, "plain", mask.causal, window)
     useful = 3 * 4.0 * pairs * size * heads * batch  # forward once, backward twice
     seen = mask.key_valid
     # A query in padding may see no key at all, and nobody reads it.

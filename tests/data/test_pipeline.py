@@ -187,7 +187,7 @@ def test_a_restored_iterator_goes_on_with_the_very_next_batch(tokenizer):
     ("changes", "words"),
     [
         ({"rows": 18}, "--config.train.batch=18 must be a multiple of 16"),
-        ({"rows": 16, "devices": 4}, "data devices (4)"),
+        ({"rows": 16, "devices": 4}, "x devices (4)"),
         ({"rows": 16, "microbatches": 3}, "train.accumulate (3)"),
         ({"mixture": ()}, "--config.data.mixture gives no kind"),
         ({"mixture": (("open", 0),)}, "--config.data.mixture gives no kind"),

@@ -64,11 +64,11 @@ def test_rematerialisation_repeats_the_forward_pass_and_is_not_useful():
 
 
 def test_pairs_of_masks_by_hand():
-    assert flops._pairs(6, 6, "plain", causal=True) == (21, 36, "plain")
-    assert flops._pairs(6, 6, "plain", window=(2, 1)) == (4 + 4 + 6 + 6 + 4 + 4, 36, "plain")
-    assert flops._pairs(100, 100, "splash") == (10000, 10000, "plain")  # too short for the kernel
-    assert flops._pairs(1920, 1920, "splash", causal=True) == (1920 * 1921 // 2, 6 * 640 * 640, "splash")
-    visible, computed, _ = flops._pairs(9232, 9232, "splash", window=(577, 1))
+    assert flops.attention_pairs(6, 6, "plain", causal=True) == (21, 36, "plain")
+    assert flops.attention_pairs(6, 6, "plain", window=(2, 1)) == (4 + 4 + 6 + 6 + 4 + 4, 36, "plain")
+    assert flops.attention_pairs(100, 100, "splash") == (10000, 10000, "plain")  # too short for the kernel
+    assert flops.attention_pairs(1920, 1920, "splash", causal=True) == (1920 * 1921 // 2, 6 * 640 * 640, "splash")
+    visible, computed, _ = flops.attention_pairs(9232, 9232, "splash", window=(577, 1))
     assert visible == (16 * 3 - 2) * 577 * 577 and visible < computed < 0.35 * 9600**2
 
 

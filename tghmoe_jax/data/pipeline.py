@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, step), read through grain so that a checkpoint resumes at the very next one.
 
-A batch is [A, R] = [microbatches, rows]: the rows of a microbatch are spread over the data axis of the mesh, and every
+A batch is [A, R] = [microbatches, rows]: the rows of a microbatch are spread over the devices of the mesh, and every
 run of `len(pattern)` rows holds the same kinds of samples, so each device sees a fixed number of samples of each task.
 
 Axis legend: A microbatch, R row, D slice, S pixel, T token, L auxiliary label.
@@ -33,7 +33,7 @@ class BatchSpec:
 
     rows: int  # of the whole batch, over all microbatches and processes
     microbatches: int
-    devices: int  # along the data axis of the mesh
+    devices: int  # of the mesh: rows lie over all of its axes
     text_length: int
     mixture: tuple[tuple[str, int], ...]
     tasks: tuple[str, ...]
@@ -45,7 +45,7 @@ class BatchSpec:
         if self.rows % share:
             raise UserError(
                 f"--config.train.batch={self.rows} must be a multiple of {share} = train.accumulate "
-                f"({self.microbatches}) x data devices ({self.devices}) x the {len(self.pattern)} rows of data.mixture."
+                f"({self.microbatches}) x devices ({self.devices}) x the {len(self.pattern)} rows of data.mixture."
             )
 
     @property

@@ -122,23 +122,20 @@ def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
 def nested_ci95(
     numerators: np.ndarray, denominators: np.ndarray, units: Sequence[Hashable], seed: int = 0,
     resamples: int = RESAMPLES,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float] | None:  # fmt: skip
     """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
 
     Repeats (training seeds) and, within them, whole `units` (N,) are drawn with replacement, the same units in all
-    repeats, which share their items. With few repeats it is too narrow: see `student_ci95`.
+    repeats, which share their items. With few repeats it is too narrow: see `student_ci95`. None for fewer than two
+    units.
     """
-    row = {label: i for i, label in enumerate(dict.fromkeys(units))}
-    unit = np.array([row[label] for label in units])
-    sums = np.zeros((2, len(numerators), len(row)))
-    for side, columns in zip(sums, (numerators, denominators), strict=True):
-        for repeat, column in zip(side, columns, strict=True):
-            np.add.at(repeat, unit, np.asarray(column, np.float64))
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)  # (R, U)
-    repeats = rng.multinomial(len(numerators), np.full(len(numerators), 1 / len(numerators)), size=resamples)  # (R, S)
-    ratios = (weights @ sums[0].T) / np.maximum(weights @ sums[1].T, 1e-9)  # (R, S)
-    low, high = np.percentile((ratios * repeats).sum(-1) / len(numerators), [2.5, 97.5])
+    sums = resampled_sums(np.concatenate([numerators, denominators]).T, units, seed, resamples)  # (R, 2 S)
+    if sums is None:
+        return None
+    tops, bottoms = np.split(sums, 2, axis=1)
+    repeats = len(numerators)
+    drawn = np.random.default_rng([seed, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples)
+    low, high = np.percentile((tops / np.maximum(bottoms, 1e-9) * drawn).sum(axis=1) / repeats, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -170,7 +170,7 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str) -> 
             parts.append(_attention(place, width, *_vision_pairs(v, kind, slabs, patches + 1, backend)))
     d = cfg.decoder
     for layer in range(d.layers):
-        pairs = _pairs(positions, positions, backend, causal=True)
+        pairs = attention_pairs(positions, positions, backend, causal=True)
         parts.append(_attention(_DECODER + layer, 4.0 * d.heads * d.head_size, *pairs))
     return parts
 
@@ -181,16 +181,16 @@ def _attention(place: int, flops_a_pair: float, useful: float, executed: float, 
 
 def _vision_pairs(v: Vision, kind: str, slabs: int, tokens: int, backend: str) -> tuple[float, float, str]:
     if kind == "2d":
-        useful, executed, used = _pairs(tokens, tokens, backend)
+        useful, executed, used = attention_pairs(tokens, tokens, backend)
         return useful * slabs, executed * slabs, used
     if kind == "depth_axial":
-        useful, executed, used = _pairs(slabs, slabs, backend)
+        useful, executed, used = attention_pairs(slabs, slabs, backend)
         return useful * tokens, executed * tokens, used
     window = (tokens, v.attn3d_window) if kind == "window" else None
-    return _pairs(slabs * tokens, slabs * tokens, backend, window=window)
+    return attention_pairs(slabs * tokens, slabs * tokens, backend, window=window)
 
 
-def _pairs(
+def attention_pairs(
     queries: int, keys: int, backend: str, causal: bool = False, window: tuple[int, int] | None = None
 ) -> tuple[float, float, str]:
     """Query-key pairs that are visible, pairs that are computed, and the backend that computes them.

@@ -64,7 +64,7 @@ def apply_experts(
     raise ValueError(f"dispatch {dispatch!r} is not one of {', '.join(DISPATCHES)}")
 
 
-def _ffn(x, weights: ExpertWeights, expert: int, activation):
+def ffn(x, weights: ExpertWeights, expert: int, activation):
     hidden = activation(x @ weights.fc1[expert] + weights.fc1_bias[expert])
     return hidden @ weights.fc2[expert] + weights.fc2_bias[expert]
 
@@ -73,11 +73,11 @@ def _dense(x, choice, gate, weights, activation):
     y = jnp.zeros_like(x)
     for expert in range(weights.fc1.shape[0]):  # a loop: XLA's CPU batched product is half as fast
         share = jnp.sum(jnp.where(choice == expert, gate, 0), axis=-1, keepdims=True)
-        y = y + share * _ffn(x, weights, expert, activation)
+        y = y + share * ffn(x, weights, expert, activation)
     return y
 
 
-def _ranks(flat: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
+def ranks(flat: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
     """Counts (X,) and each pair's rank within its expert, in token order, for flat choices (N * K,)."""
     if platform() == "tpu":  # where sorting takes long, to compile too
         own = (flat[:, None] == jnp.arange(experts + 1)).astype(jnp.int32)
@@ -89,7 +89,7 @@ def _ranks(flat: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
     return counts[:experts], position - (jnp.cumsum(counts) - counts)[flat].astype(flat.dtype)
 
 
-def _sources(slot: jax.Array, slots: int) -> jax.Array:
+def sources(slot: jax.Array, slots: int) -> jax.Array:
     """The pair in each of `slots` slots, or N * K in an empty one, for the slot of each pair (N * K,)."""
     pairs = slot.shape[0]
     return jnp.full((slots + 1,), pairs, jnp.int32).at[slot].set(jnp.arange(pairs, dtype=jnp.int32))[:-1]
@@ -102,7 +102,7 @@ def _rows_at(rows, index):
 
 # Both know where each row came from and went to, so each serves the other's backward pass: no scatter, slow on TPU.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _gather_rows(x, slot, source, choices):
+def gather_rows(x, slot, source, choices):
     """Rows of x (N, C) placed into the slots of `source`; empty slots hold zeros."""
     return _rows_at(x, source // choices)
 
@@ -113,13 +113,13 @@ def _gather_rows_backward(choices, kept, cotangent):
     return jnp.sum(back.reshape(-1, choices, back.shape[-1]), axis=1), None, None
 
 
-_gather_rows.defvjp(
-    lambda x, slot, source, choices: (_gather_rows(x, slot, source, choices), (slot, source)), _gather_rows_backward
+gather_rows.defvjp(
+    lambda x, slot, source, choices: (gather_rows(x, slot, source, choices), (slot, source)), _gather_rows_backward
 )
 
 
 @jax.custom_vjp
-def _combine(rows, slot, source, gate):
+def combine(rows, slot, source, gate):
     """Sum over the K choices of gate (N, K) times rows (S, C) read at slot (N * K,); past the end are zeros."""
     return jnp.sum(_rows_at(rows, slot).reshape(*gate.shape, -1) * gate[..., None], axis=1)
 
@@ -132,23 +132,23 @@ def _combine_backward(kept, cotangent):
     return d_rows, None, None, d_gate
 
 
-_combine.defvjp(
-    lambda rows, slot, source, gate: (_combine(rows, slot, source, gate), (rows, slot, source, gate)), _combine_backward
+combine.defvjp(
+    lambda rows, slot, source, gate: (combine(rows, slot, source, gate), (rows, slot, source, gate)), _combine_backward
 )
 
 
 def _capacity(x, choice, gate, weights, activation, slots: list[int]):
     experts = weights.fc1.shape[0]
     flat = choice.reshape(-1)
-    _, rank = _ranks(flat, experts)
+    _, rank = ranks(flat, experts)
     start = [sum(slots[:e]) for e in range(experts + 1)]
     kept = rank < jnp.array([*slots, 0])[flat]
     slot = jnp.where(kept, jnp.array(start)[flat] + rank, start[-1])
-    source = _sources(slot, start[-1])
-    rows = _gather_rows(x, slot, source, choice.shape[1])
-    out = jnp.concatenate([_ffn(rows[start[e] : start[e + 1]], weights, e, activation) for e in range(experts)])
+    source = sources(slot, start[-1])
+    rows = gather_rows(x, slot, source, choice.shape[1])
+    out = jnp.concatenate([ffn(rows[start[e] : start[e + 1]], weights, e, activation) for e in range(experts)])
     dropped = jnp.sum((flat < experts) & ~kept).astype(jnp.int32)
-    return _combine(out, slot, source, gate), dropped
+    return combine(out, slot, source, gate), dropped
 
 
 def _ragged(x, choice, gate, weights, activation, grouped):
@@ -158,26 +158,26 @@ def _ragged(x, choice, gate, weights, activation, grouped):
     """
     experts, pairs = weights.fc1.shape[0], choice.size
     flat = choice.reshape(-1)
-    counts, rank = _ranks(flat, experts)
+    counts, rank = ranks(flat, experts)
     if platform() != "cpu" or grouped != "auto":
         start = jnp.cumsum(counts) - counts
         size = padded_rows(pairs)
         slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, size)
-        source = _sources(slot, size)
-        rows = _gather_rows(x, slot, source, choice.shape[1])
-        return _combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, source, gate)
+        source = sources(slot, size)
+        rows = gather_rows(x, slot, source, choice.shape[1])
+        return combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, source, gate)
 
     tile = min(_TILE, pairs)
     padded = -(-counts // tile) * tile
     start = jnp.cumsum(padded) - padded
     tiles = pairs // tile + experts
     slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, tiles * tile)
-    source = _sources(slot, tiles * tile)
-    rows = _gather_rows(x, slot, source, choice.shape[1]).reshape(tiles, tile, -1)
+    source = sources(slot, tiles * tile)
+    rows = gather_rows(x, slot, source, choice.shape[1]).reshape(tiles, tile, -1)
     owner = jnp.clip(jnp.searchsorted(jnp.cumsum(padded), jnp.arange(tiles) * tile, side="right"), 0, experts - 1)
     hidden = activation(jnp.einsum("trc,tcf->trf", rows, weights.fc1[owner]) + weights.fc1_bias[owner][:, None])
     out = jnp.einsum("trf,tfc->trc", hidden, weights.fc2[owner]) + weights.fc2_bias[owner][:, None]
-    return _combine(out.reshape(tiles * tile, -1), slot, source, gate)
+    return combine(out.reshape(tiles * tile, -1), slot, source, gate)
 
 
 def grouped_ffn(rows, counts, weights: ExpertWeights, activation, backend: str = "auto"):

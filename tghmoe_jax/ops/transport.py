@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from tghmoe_jax.ops.experts import ExpertWeights, _combine, _ffn, _gather_rows, _ranks, _sources, apply_experts
+from tghmoe_jax.ops.experts import ExpertWeights, apply_experts, combine, ffn, gather_rows, ranks, sources
 from tghmoe_jax.ops.platform import platform
 
 TRANSPORTS = ("all_to_all", "gather", "ragged")
@@ -76,13 +76,13 @@ def _by_group(x, choice, gate, weights, activation, axes, capacity_factor, share
     of_part = [sum(shares[q * experts : (q + 1) * experts]) for q in range(parts)]
     room = min(samples, math.ceil(max(of_part) * samples - 1e-6))
     part = jnp.min(choice, axis=(1, 2)) // experts  # (B,); Q for a sample that is all padding
-    _, rank = _ranks(part, parts)
+    _, rank = ranks(part, parts)
     kept = rank < jnp.array([room] * parts + [0])[part]
     slot = jnp.where(kept, part * room + rank, parts * room)
-    source = _sources(slot, parts * room)
+    source = sources(slot, parts * room)
 
     def dealt(a):
-        rows = _gather_rows(a.reshape(samples, -1), slot, source, 1).reshape(parts, room, *a.shape[1:])
+        rows = gather_rows(a.reshape(samples, -1), slot, source, 1).reshape(parts, room, *a.shape[1:])
         return jax.lax.all_to_all(rows, outer, 0, 0).reshape(-1, a.shape[-1])
 
     own = dealt(choice - nowhere) + nowhere  # an empty slot holds zeros
@@ -90,7 +90,7 @@ def _by_group(x, choice, gate, weights, activation, axes, capacity_factor, share
     busiest = [max(shares[place::experts]) * samples / room for place in range(experts)]
     y, dropped = _all_to_all(dealt(x), own, dealt(gate), weights, activation, inner, capacity_factor, busiest)
     y = jax.lax.all_to_all(y.reshape(parts, room, -1), outer, 0, 0).reshape(parts * room, -1)
-    y = _combine(y, slot, source, jnp.ones((samples, 1), x.dtype)).reshape(x.shape)
+    y = combine(y, slot, source, jnp.ones((samples, 1), x.dtype)).reshape(x.shape)
     missed = jnp.sum((choice < nowhere) & ~kept[:, None, None]).astype(jnp.int32)
     return y, dropped + missed
 
@@ -105,20 +105,20 @@ def _all_to_all(x, choice, gate, weights, activation, axis, capacity_factor, sha
     start = [sum(slots[:place]) for place in range(local + 1)]
     width, nowhere = start[-1], devices * start[-1]
     flat = choice.reshape(-1)
-    _, rank = _ranks(flat, devices * local)
+    _, rank = ranks(flat, devices * local)
     kept = rank < jnp.array(slots * devices + [0])[flat]
     first = [device * width + start[place] for device in range(devices) for place in range(local)]
     slot = jnp.where(kept, jnp.array([*first, nowhere])[flat] + rank, nowhere)
-    source = _sources(slot, nowhere)
-    rows = _gather_rows(x, slot, source, choice.shape[1]).reshape(devices, width, -1)
+    source = sources(slot, nowhere)
+    rows = gather_rows(x, slot, source, choice.shape[1]).reshape(devices, width, -1)
     rows = jax.lax.all_to_all(rows, axis, 0, 0)  # (D, S, C): of every device, the rows for this one's experts
     out = []
     for place in range(local):
         mine = rows[:, start[place] : start[place + 1]]
-        out.append(_ffn(mine.reshape(-1, mine.shape[-1]), weights, place, activation).reshape(mine.shape))
+        out.append(ffn(mine.reshape(-1, mine.shape[-1]), weights, place, activation).reshape(mine.shape))
     back = jax.lax.all_to_all(jnp.concatenate(out, axis=1), axis, 0, 0)
     dropped = jnp.sum((flat < devices * local) & ~kept).astype(jnp.int32)
-    return _combine(back.reshape(nowhere, -1), slot, source, gate), dropped
+    return combine(back.reshape(nowhere, -1), slot, source, gate), dropped
 
 
 def _gather(x, choice, gate, weights, activation, axis, grouped):
@@ -136,11 +136,11 @@ def _ragged(x, choice, gate, weights, activation, axis, capacity_factor, shares,
     busiest = max(sum(shares[d * local : (d + 1) * local]) for d in range(devices))
     room = devices * min(pairs, math.ceil(capacity_factor * pairs * busiest - 1e-6))
     flat = choice.reshape(-1)
-    counts, rank = _ranks(flat, experts)
+    counts, rank = ranks(flat, experts)
     start = jnp.cumsum(counts) - counts
     slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, pairs)
-    source = _sources(slot, pairs)
-    rows = _gather_rows(x, slot, source, choice.shape[1])
+    source = sources(slot, pairs)
+    rows = gather_rows(x, slot, source, choice.shape[1])
     owner = jnp.searchsorted(jnp.cumsum(counts), jnp.arange(pairs), side="right") % local
 
     wanted = jax.lax.all_gather(counts.reshape(devices, local).sum(axis=1).astype(jnp.int32), axis)  # (from, to)
@@ -154,7 +154,7 @@ def _ragged(x, choice, gate, weights, activation, axis, capacity_factor, shares,
     ones = jnp.ones((room, 1), x.dtype)
     y, _ = apply_experts(received, own, ones, weights, activation, "ragged", grouped=grouped)
     y = _exchange(y, jnp.zeros_like(rows), *back, axis)
-    return _combine(y, slot, source, gate), jnp.sum(wanted[me] - sent[me])
+    return combine(y, slot, source, gate), jnp.sum(wanted[me] - sent[me])
 
 
 def _exchange(rows, out, start, size, at, expected, axis):

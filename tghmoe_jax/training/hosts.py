@@ -35,6 +35,7 @@ PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAI
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
 _LOOK = 10  # seconds that a file may take until other hosts see it
+_GONE = jax.errors.JaxRuntimeError  # of the coordination service: no such key, time is up, or process 0 is gone
 _TOP = 4096  # entries of a folder that its identity looks at
 
 
@@ -295,7 +296,7 @@ def fail(message: str, code: int, trace: str = "") -> int:
     failure = {"process": distributed.global_state.process_id, "code": code, "message": message}
     try:
         distributed.global_state.client.key_value_set("failed", json.dumps(failure))
-    except Exception:  # another process was first, or process 0 is gone
+    except _GONE:  # another process was first, too
         trace = ""
         if code != 2 or not first():  # where all have the same error, process 0 says its own
             failure = _failure() or failure
@@ -318,7 +319,7 @@ def _failure() -> dict | None:
     """What the first process that failed has said."""
     try:
         return json.loads(distributed.global_state.client.blocking_key_value_get("failed", 2_000))
-    except Exception:
+    except _GONE:
         return None
 
 
@@ -330,7 +331,7 @@ def _watch() -> None:
             return
         try:
             failure = json.loads(client.key_value_try_get("failed"))
-        except Exception as error:
+        except _GONE as error:
             if "NOT_FOUND" not in str(error):
                 return  # the service has ended, and the run with it
     if failure["process"] == distributed.global_state.process_id or (first() and _failing.wait(2.0)):
@@ -351,7 +352,7 @@ def _end(failure: dict, trace: str) -> None:
     sys.stderr.flush()
     try:
         distributed.global_state.client.wait_at_barrier("ended", _END * 1000)
-    except Exception:
+    except _GONE:
         pass  # a process that is gone cannot come
     if first():
         time.sleep(1.0)  # the service ends last
