@@ -8,6 +8,7 @@ on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or something else 
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -133,7 +134,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
         return CHIPS[kind], topologies.get_topology_desc(platform="tpu", topology_name=name, **single).devices
     except Exception as error:  # jaxlib raises RuntimeErrors of its own kinds
         what = " ".join(str(error).split())[:200]
-        if "libtpu" in what or "PJRT" in what:
+        if importlib.util.find_spec("libtpu") is None or "libtpu" in what or "PJRT" in what:
             raise UserError(f"libtpu cannot be loaded ({what}); pip install -r requirements-tpu.txt.") from error
         raise UserError(f"--topology {name} cannot be made ({what}); name one that Cloud TPU offers.") from error
 

@@ -98,6 +98,17 @@ def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, a
     assert told in refused(capsys, "--config", FULL, *arguments)
 
 
+def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
+    def not_installed(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(aot.topologies, "get_topology_desc", not_installed)
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    told = refused(capsys, "--config", FULL, "--topology", "v5e:8x8")
+    assert "pip install -r requirements-tpu.txt" in told
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     chip, devices = aot.open_topology("v5e:2x2")
     big = jax.ShapeDtypeStruct((1 << 16, 1 << 16), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
