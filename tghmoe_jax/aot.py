@@ -234,7 +234,7 @@ def report_of(
     state = sum(map(shard_bytes, leaves))
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
-    work, moved, tokens = work_of(config, whole, step, chips)
+    work, moved, tokens = work_of(config, whole, step, mesh)
     parts = {
         "compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth
     }  # fmt: skip
@@ -273,18 +273,19 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
-def work_of(config, whole: program.Program, step: str, chips: int) -> tuple[flops.Flops, float, int]:
+def work_of(config, whole: program.Program, step: str, mesh) -> tuple[flops.Flops, float, int]:
     """FLOPs of a chip, the least bytes it moves to and from HBM, and new tokens of a sample.
 
     Least bytes of a train step: the state once in and once out, and for every microbatch the used weights in the
     compute dtype forward, backward (for inputs and for weights) and once more where layers are rematerialised. Of a
     decode step: every weight and the filled cache for every new token.
     """
-    cfg, slices, length = whole.model.cfg, config.data.slices, config.data.text_length
+    cfg, slices, length, chips = whole.model.cfg, config.data.slices, config.data.text_length, mesh.size
+    spread = mesh.shape["expert"] * mesh.shape.get("group", 1) > 1
     width = jnp.dtype(cfg.dtype).itemsize
     size = flops.parameters(cfg, whole.shapes, whole.trains)
     if step == "train":
-        one = flops.train_sample(cfg, whole.shapes, whole.trains, slices, length, "splash")
+        one = flops.train_sample(cfg, whole.shapes, whole.trains, slices, length, "splash", spread)
         state = sum(shard_bytes(s) for s in jax.tree.leaves(whole.state_shapes()))
         passes = 3 + (cfg.remat == "full")
         return (
@@ -293,7 +294,7 @@ def work_of(config, whole: program.Program, step: str, chips: int) -> tuple[flop
             0,
         )
     rows, d, new = config.eval.batch / chips, cfg.decoder, config.eval.new_tokens
-    forward = flops.forward_sample(cfg, whole.shapes, slices, length, "splash")
+    forward = flops.forward_sample(cfg, whole.shapes, slices, length, "splash", spread)
     cached = cfg.visual_tokens(slices) + length
     token = flops.decode_token(cfg, whole.shapes, cached + new // 2)
     cache = 2 * (cached + new // 2) * d.kv_heads * d.head_size * d.layers * width

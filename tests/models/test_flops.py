@@ -63,6 +63,19 @@ def test_rematerialisation_repeats_the_forward_pass_and_is_not_useful():
     assert 0.7 * forward < count(again).executed - count(plain).executed < forward
 
 
+def test_experts_of_other_devices_compute_empty_slots_and_those_of_one_do_not():
+    tgh = {"groups": 2, "experts": 4, "top_k": 2, "dispatch": "ragged", "capacity_factor": 1.25}
+    count = lambda spread, **changes: (  # noqa: E731
+        flops.forward_sample((m := wide(tgh=tgh | changes)).cfg, tiny.shapes(m), SLICES, tiny.LENGTH, "plain", spread)
+    )
+    model = wide()
+    rows = model.cfg.slabs(SLICES) * (model.cfg.vision.grid**2 + 1)
+    chosen = 2 * (2 * rows) * 2 * 96 * 256  # two experts of every token, two products each
+    assert count(False).executed == count(True, transport="gather").executed
+    assert count(True).executed - count(False).executed == pytest.approx(0.25 * chosen)
+    assert count(True).useful == count(False).useful
+
+
 def test_pairs_of_masks_by_hand():
     assert flops.attention_pairs(6, 6, "plain", causal=True) == (21, 36, "plain")
     assert flops.attention_pairs(6, 6, "plain", window=(2, 1)) == (4 + 4 + 6 + 6 + 4 + 4, 36, "plain")

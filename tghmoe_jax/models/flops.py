@@ -53,13 +53,14 @@ _PATCH, _CONNECTOR, _DECODER, _HEAD = -1, 10_000, 20_000, 30_000
 
 
 def train_sample(
-    cfg: Model, shapes: Mapping, trains: Mapping[str, bool], slices: int, text: int, backend: str
+    cfg: Model, shapes: Mapping, trains: Mapping[str, bool], slices: int, text: int, backend: str, spread: bool = False
 ) -> Flops:
     """One training sample, forward and backward: `slices` slices and `text` text tokens.
 
-    shapes and trains {leaf path: array or shape, whether it trains}; backend: the attention's, `splash` on TPU.
+    shapes and trains {leaf path: array or shape, whether it trains}; backend: the attention's, `splash` on TPU; spread:
+    tokens travel to experts of other devices.
     """
-    parts = _parts(cfg, shapes, trains, slices, text, backend)
+    parts = _parts(cfg, shapes, trains, slices, text, backend, spread)
     first = min((p.place for p in parts if p.trains), default=math.inf)
     total = Flops()
     for part in parts:
@@ -76,9 +77,11 @@ def train_sample(
     return total
 
 
-def forward_sample(cfg: Model, shapes: Mapping, slices: int, text: int, backend: str) -> Flops:
-    """One teacher-forced forward pass."""
-    return sum((p.forward for p in _parts(cfg, shapes, {}, slices, text, backend)), Flops())
+def forward_sample(
+    cfg: Model, shapes: Mapping, slices: int, text: int, backend: str, spread: bool = False
+) -> Flops:
+    """One teacher-forced forward pass; arguments as of `train_sample`."""
+    return sum((p.forward for p in _parts(cfg, shapes, {}, slices, text, backend, spread)), Flops())
 
 
 def decode_token(cfg: Model, shapes: Mapping, cached: int) -> Flops:
@@ -125,7 +128,17 @@ def _share(cfg: Model, name: str) -> float:
     return top_k / (groups * experts) if found[3] == "experts" else 1 / groups
 
 
-def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str) -> list[_Part]:
+def _slots(cfg: Model, share: float, spread: bool) -> float:
+    """Rows that experts compute over the rows routed to them, of which each takes the part `share` (ops/transport.py).
+
+    The tiles of a ragged product are not counted.
+    """
+    if spread:
+        return cfg.tgh.capacity_factor if cfg.tgh.transport == "all_to_all" else 1.0
+    return {"ragged": 1.0, "capacity": cfg.tgh.capacity_factor, "dense": 1 / share}[cfg.tgh.dispatch]
+
+
+def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spread: bool) -> list[_Part]:
     v = cfg.vision
     slabs, patches = cfg.slabs(slices), v.grid**2
     tokens = slabs * (patches + 1)
@@ -140,11 +153,7 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str) -> 
         share = _share(cfg, name)
         flops = 2.0 * math.prod(shape) * rows * share
         experts = "/experts/" in name
-        extra = 1.0
-        if experts and cfg.tgh.dispatch not in ("ragged", "dense"):
-            extra = cfg.tgh.capacity_factor
-        elif experts and cfg.tgh.dispatch == "dense":
-            extra = 1 / share
+        extra = _slots(cfg, share, spread) if experts else 1.0
         parts.append(_Part(place, Flops(flops, flops * extra), of_canonical[name], "", experts, remat))
 
     for name, shape in _canonical(shapes).items():
