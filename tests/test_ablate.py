@@ -60,7 +60,7 @@ def all_rows(small, flags) -> ablate.Ablation:
 def test_every_row_trains_and_is_scored(row, all_rows):
     last = all_rows.last_run(row, 0)
     assert (last / "checkpoints" / str(STEPS)).is_dir()
-    values = ablate.values_of(all_rows.scores(row, 0))
+    values = ablate.values_of(all_rows.result(row, 0))
     assert all(0 <= value <= 1 for value in values.values())
     assert runs.read_manifest(last)["parameters"]["total"] > 0
 
@@ -72,6 +72,16 @@ def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_
     monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
     small.run("full", 0)
+
+
+def test_a_kept_result_needs_its_runs_no_more(all_rows, flags, tmp_path):
+    """... so that a table is made elsewhere, from small files alone."""
+    shutil.copytree(all_rows.workdir / "results", tmp_path / "results")
+    assert sum(file.stat().st_size for file in (tmp_path / "results").iterdir()) < 31 * 50_000
+    moved = ablate.Ablation.of(ablations.__file__, tmp_path, flags)
+    moved.run("full", 0)
+    assert ablate.summary(moved, list(moved.rows), None) == ablate.summary(all_rows, list(all_rows.rows), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_every_row_takes_the_same_steps_batch_order_and_questions():
@@ -97,7 +107,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
     assert ablate.main(argv) == 0
     records = {one["row"]: one for one in json.loads((small.workdir / "table.json").read_text())}
     assert list(records) == ["full", "guidance=wrong", "guidance=none"]
-    none, full = (ablate.values_of(small.scores(row, 0)) for row in ("guidance=none", "full"))
+    none, full = (ablate.values_of(small.result(row, 0)) for row in ("guidance=none", "full"))
     assert records["guidance=none"]["score_difference"] == pytest.approx(none["score"] - full["score"])
     assert records["guidance=none"]["score_difference_ci95"] is None  # one seed has no spread
     shown = capsys.readouterr().out

@@ -3,7 +3,9 @@
     python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
 
 Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
-is printed, and written to <workdir>/table.md and table.json, after every row. `--table` only writes it anew.
+is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
+<workdir>/results, one small file a row and seed: a row with a result there needs its runs no more. `--table` only
+writes the table anew.
 Axis legend: S seeds, N items.
 """
 
@@ -70,13 +72,18 @@ class Ablation:
         two = self.rows[row].last_stage == 2
         return self.workdir / f"{row}-stage2-seed{seed}" if two else self.first_run(row, seed)
 
-    def scores(self, row: str, seed: int) -> Path | None:
-        """The folder of the row's scores, where it has been asked."""
-        return next((file.parent for file in self.last_run(row, seed).glob("eval/*/metrics.json")), None)
+    def result_file(self, row: str, seed: int) -> Path:
+        return self.workdir / "results" / f"{row}-seed{seed}.json"
+
+    def result(self, row: str, seed: int) -> dict | None:
+        """What `result_of` kept of the row, once it has been asked."""
+        file = self.result_file(row, seed)
+        return json.loads(file.read_text()) if file.is_file() else None
 
     def run(self, row: str, seed: int) -> None:
-        """Trains what a row still lacks and asks its last stage the test questions."""
-        if self.scores(row, seed):
+        """Trains what a row still lacks, asks its last stage the test questions and keeps the result."""
+        file = self.result_file(row, seed)
+        if file.is_file():
             return
         first, last = self.first_run(row, seed), self.last_run(row, seed)
         train_stage(self.resolve(row, 1, seed), first)
@@ -84,7 +91,10 @@ class Ablation:
             config = self.resolve(row, 2, seed)
             config.init_from = str(first)
             train_stage(config, last)
-        evaluate.run_again(str(last), None, str(last))
+        if not list(last.glob("eval/*/metrics.json")):
+            evaluate.run_again(str(last), None, str(last))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tables.write_text(file, json.dumps(result_of(first, last)) + "\n")
         jax.clear_caches()
 
 
@@ -97,69 +107,77 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
         jax.clear_caches()
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def item_columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
-    """{score: numerator (N,), denominator (N,), unit of each item} of one evaluation."""
-    run = files.read_run(folder)
-    columns = {kind: comparison.columns(kind, run[kind]) for kind, _ in SCORES.values()}
-    return {name: (*columns[kind][column], [one.unit for one in run[kind]]) for name, (kind, column) in SCORES.items()}
+def result_of(first: Path, last: Path) -> dict:
+    """All that the table needs of one row and seed, from the folders of its first and last stage.
+
+    metrics: the evaluation's; items {score: [numerators, denominators, unit of each item]}; parameters of the last
+    stage; minutes: all training steps of both stages at their median.
+    """
+    (file,) = last.glob("eval/*/metrics.json")
+    run = files.read_run(file.parent)
+    items = {}
+    for name, (kind, column) in SCORES.items():
+        top, bottom = comparison.columns(kind, run[kind])[column]
+        items[name] = [top.tolist(), bottom.tolist(), [str(one.unit) for one in run[kind]]]
+    seconds = 0.0
+    for folder in dict.fromkeys([first, last]):
+        steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
+        seconds += plain.median(steps) * len(steps)
+    return {
+        "metrics": json.loads(file.read_text()), "items": items,
+        "parameters": runs.read_manifest(last)["parameters"], "minutes": seconds / 60,
+    }  # fmt: skip
 
 
-def values_of(folder: Path, wrong_group: bool = False) -> dict[str, float]:
-    """{score: value} of one evaluation, or of its questions asked with the other task's experts."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+def values_of(result: dict, wrong_group: bool = False) -> dict[str, float]:
+    """{score: value} of one result, or of its questions asked with the other task's experts."""
     keys = {name: "/".join(place) for name, place in SCORES.items()}
     if wrong_group:
-        keys = {"closed": "control/wrong_group_closed_accuracy", "finding_f1": "control/wrong_group_finding_f1"}
-    values = {name: metrics[key] for name, key in keys.items()}
+        keys = {"closed": "control/wrong_group_closed_accuracy_strict", "finding_f1": "control/wrong_group_finding_f1"}
+    values = {name: result["metrics"][key] for name, key in keys.items()}
     return values | {"score": plain.mean(values.values())}
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def summary(table: Ablation, rows: Sequence[str], seeds: int | None) -> list[dict]:
     """One record a row that has finished for a seed: scores over seeds and items, and its difference from `full`."""
     done = {}
     for row in dict.fromkeys(["full", *rows]):
-        found = {seed: table.scores(row, seed) for seed in range(seeds or table.rows[row].seeds)}
-        done[row] = {seed: folder for seed, folder in found.items() if folder}
-    reference = {seed: values_of(folder) for seed, folder in done["full"].items()}
+        found = {seed: table.result(row, seed) for seed in range(seeds or table.rows[row].seeds)}
+        done[row] = {seed: result for seed, result in found.items() if result}
+    reference = {seed: values_of(result) for seed, result in done["full"].items()}
     names = [row for row in done if done[row]]
     if reference:
         names.insert(1, WRONG_GROUP)
-    return [record(table, name, done, reference) for name in names]
+    return [record(table, name, done["full" if name == WRONG_GROUP else name], reference) for name in names]
 
 
-def record(table: Ablation, name: str, done: dict, reference: dict) -> dict:
-    """The numbers of one row of the table."""
-    wrong, row = name == WRONG_GROUP, "full" if name == WRONG_GROUP else name
-    values = {seed: values_of(folder, wrong) for seed, folder in done[row].items()}
-    result = {
+def record(table: Ablation, name: str, results: dict[int, dict], reference: dict[int, dict]) -> dict:
+    """The numbers of one row of the table; results {seed: result}, reference {seed: scores of the full recipe}."""
+    wrong = name == WRONG_GROUP
+    values = {seed: values_of(result, wrong) for seed, result in results.items()}
+    row = {
         "row": name, "seeds": sorted(values),
-        "what": "the full recipe asked with the other task's experts" if wrong else table.rows[row].what,
+        "what": "the full recipe asked with the other task's experts" if wrong else table.rows[name].what,
         **{key: plain.mean(one[key] for one in values.values()) for key in (*SCORES, "score")},
     }  # fmt: skip
     if not wrong:
-        columns = [item_columns(folder) for folder in done[row].values()]
         for key in SCORES:
-            top, bottom = (np.stack([one[key][side] for one in columns]) for side in (0, 1))
-            result[f"{key}_ci95"] = statistics.nested_ci95(top, bottom, columns[0][key][2])
-        result |= cost(table, row, min(values))
+            top, bottom, units = zip(*(result["items"][key] for result in results.values()), strict=True)
+            row[f"{key}_ci95"] = statistics.nested_ci95(np.array(top), np.array(bottom), units[0])
+        one = results[min(results)]
+        row |= {"parameters": one["parameters"], "minutes": one["minutes"]}
     if name != "full":
         pairs = [{key: values[s][key] - reference[s][key] for key in values[s]} for s in values if s in reference]
         for key in (*SCORES, "score") if pairs else ():
-            result[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
-            result[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
-    return result
-
-
-def cost(table: Ablation, row: str, seed: int) -> dict:
-    """Parameters of the last stage, and the minutes of all training steps at their median."""
-    last, seconds = table.last_run(row, seed), 0.0
-    for folder in dict.fromkeys([table.first_run(row, seed), last]):
-        steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
-        seconds += plain.median(steps) * len(steps)
-    return {"parameters": runs.read_manifest(last)["parameters"], "minutes": seconds / 60}
+            row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
+            row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
+    return row
 
 
 def markdown(records: Sequence[dict]) -> str:

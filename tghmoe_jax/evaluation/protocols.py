@@ -22,6 +22,7 @@ CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
 ROUTER = ("task_accuracy", "task_accuracy_unseen_wording", "keyword_accuracy", "keyword_accuracy_unseen_wording")
 CONTROL_SCORES = {
     **{f"control/{name}_closed_accuracy": (name, "closed/accuracy") for name in CONTROLS},
+    **{f"control/{name}_closed_accuracy_strict": (name, "closed/accuracy_strict") for name in CONTROLS},
     **{f"control/{name}_finding_f1": (name, "report/finding_f1") for name in CONTROLS},
 }
 

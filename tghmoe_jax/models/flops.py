@@ -77,9 +77,7 @@ def train_sample(
     return total
 
 
-def forward_sample(
-    cfg: Model, shapes: Mapping, slices: int, text: int, backend: str, spread: bool = False
-) -> Flops:
+def forward_sample(cfg: Model, shapes: Mapping, slices: int, text: int, backend: str, spread: bool = False) -> Flops:
     """One teacher-forced forward pass; arguments as of `train_sample`."""
     return sum((p.forward for p in _parts(cfg, shapes, {}, slices, text, backend, spread)), Flops())
 
