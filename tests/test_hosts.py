@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,19 +41,20 @@ def pod(folder, *arguments) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def two(folder, places, *arguments, own=((), ())) -> list[tuple[int, str]]:
-    """(exit code, stderr) of two processes in the folders `places`, each with its `own` arguments besides."""
+def two(folder, places, *arguments, own=((), ()), code=(tiny_run.ROOT,) * 2) -> list[tuple[int, str]]:
+    """(exit code, stderr) of two processes in the folders `places`, each with its `own` arguments and its `code`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
-    for number, (place, more) in enumerate(zip(places, own, strict=True)):
+    for number, (place, more, root) in enumerate(zip(places, own, code, strict=True)):
         place.mkdir(parents=True, exist_ok=True)
+        more_environment = {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(root)}
         who = [f"--coordinator=127.0.0.1:{port}", f"--process={number}", "--processes=2"]
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tghmoe_jax.main", *who, *arguments, *more], cwd=place, text=True,
-                env=environment(folder) | {"JAX_NUM_CPU_DEVICES": "4"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=environment(folder) | more_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
         )  # fmt: skip
     errors = [one.communicate(timeout=WAIT)[1] for one in started]
@@ -150,6 +152,30 @@ def test_an_error_is_one_sentence_of_process_0_and_ends_all(tiny_folder, own, me
     assert re.match("error: " + message, line), line
     assert not said(other)
     assert not (tiny_folder / "never").exists()
+
+
+def test_a_host_with_other_code_is_named(tiny_folder):
+    other = tiny_folder / "other_code"
+    shutil.copytree(tiny_run.ROOT / "tghmoe_jax", other / "tghmoe_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "tghmoe_jax" / "errors.py").open("a") as file:
+        file.write("# one line more\n")
+    arguments = [*flags(tiny_folder), f"--workdir={tiny_folder / 'never'}"]
+    (first, text), (second, more) = two(tiny_folder, [tiny_folder] * 2, *arguments, code=(tiny_run.ROOT, other))
+    assert (first, second) == (2, 2), text + more
+    (line,) = said(text)
+    assert re.match("error: the code of process 1 on .* differs from that of process 0", line), line
+
+
+def test_a_host_that_sees_another_base_is_named(tiny_folder):
+    places = [tiny_folder / "base0", tiny_folder / "base1"]
+    for place in places:
+        shutil.copytree(tiny_folder / "base", place / "base")
+    (places[1] / "base" / "config.json").write_text("{}")
+    arguments = [*flags(tiny_folder), f"--workdir={tiny_folder / 'never'}", "--config.base=base"]
+    (first, text), (second, more) = two(tiny_folder, places, *arguments)
+    assert (first, second) == (2, 2), text + more
+    (line,) = said(text)
+    assert re.match("error: --config.base=base of process 1 on .* differs from that of process 0", line), line
 
 
 @pytest.mark.parametrize("process", [0, 1])
