@@ -17,7 +17,7 @@ LEVELS = (
     {"ops"},
     {"models"},
     {"weights", "training"},
-    {"evaluate", "predict", "convert", "aot", "selfcheck", "prepare"},
+    {"answering", "evaluate", "predict", "convert", "aot", "selfcheck", "prepare"},
     {"train"},
     {"ablate", "main"},
 )

@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tghmoe_jax.answering import routing_of
 from tghmoe_jax.data import pipeline, prompts
 from tghmoe_jax.data.samples import LETTERS, Question
 from tghmoe_jax.data.scan import Scan, read_scan
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluate import routing_of
 from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
 from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation

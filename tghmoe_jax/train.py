@@ -16,6 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
+from tghmoe_jax.answering import Reader
 from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.augment import Augment
 from tghmoe_jax.data.samples import ItemSource
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     bad = pipeline.BadItems(config.max_bad_fraction, log.say)
 
     def evaluate_now() -> None:
-        reader = evaluate.Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
+        reader = Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
         metrics = evaluate.evaluate_all(reader, config, workdir / "eval" / str(step), log.say)
         log.scalars(step, metrics)
 
