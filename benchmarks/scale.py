@@ -29,9 +29,11 @@ def read(step: str) -> tuple[str, ...]:
     return ("--config", "configs/stage2.py:phi3v", *ONE, "--step", step, "--config.eval.batch=2")
 
 
+TUNE = ("--config", "configs/finetune.py:phi3v,lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
 WINDOW = "--config.model.attn3d_kind=window"
 ROWS = {
     **{f"stage {stage}, {pod}": train(stage, pod) for stage in (1, 2) for pod in GRID},
+    "fine-tuning, low rank, v5e-16": TUNE,
     "decode, one v5e": read("decode"),
     "evaluate, one v5e": read("evaluate"),
     **{

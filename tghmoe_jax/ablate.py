@@ -5,7 +5,7 @@
 Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
 is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
 <workdir>/results, one small file a row and seed: a row with a result there needs its runs no more. `--table` only
-writes the table anew.
+writes the table anew. Two commands may share a workdir if rows with the same first stage are left to one of them.
 Axis legend: S seeds, N items.
 """
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -82,7 +83,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
     if "://" in str(path):  # an object is written whole or not at all
         path.write_text(text, encoding="utf-8")
         return
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may write the same table
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 
