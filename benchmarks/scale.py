@@ -30,7 +30,7 @@ def read(step: str) -> tuple[str, ...]:
 
 
 TUNE = ("--config", "configs/finetune.py:phi3v,lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
-WINDOW = "--config.model.attn3d_kind=window"
+WINDOW, FULL = "--config.model.attn3d_kind=window", "--config.model.remat=full"
 ROWS = {
     **{f"stage {stage}, {pod}": train(stage, pod) for stage in (1, 2) for pod in GRID},
     "fine-tuning, low rank, v5e-16": TUNE,
@@ -38,7 +38,7 @@ ROWS = {
     "evaluate, one v5e": read("evaluate"),
     **{
         f"stage 1, {pod}, {slices} slices, {kind}": train(
-            1, pod, f"--config.data.slices={slices}", *([WINDOW] if kind == "window" else [])
+            1, pod, FULL, f"--config.data.slices={slices}", *([WINDOW] if kind == "window" else [])
         )
         for slices, pod, kind in (
             (64, "v5p-32", "joint"), (64, "v5p-32", "window"), (128, "v5p-32", "window"), (64, "v6e-16", "window"),

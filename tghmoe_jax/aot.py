@@ -161,18 +161,25 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         compiled = lowered.compile()
     except Exception as error:
         if needed := too_big(str(error)):
-            raise UserError(
-                f"the {name} step needs {needed / GIB:.2f} GiB a chip and {chip.hbm / GIB:.2f} are there, "
-                f"{(needed - chip.hbm) / GIB:.2f} too few; {mend(name)}."
-            ) from error
+            raise UserError(does_not_fit(name, chip, needed)) from error
         raise
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
     given = re.search(r"input_output_alias=\{(.*?)\}, entry", hlo.partition("\n")[0])
-    return Compiled(
+    result = Compiled(
         name, time.perf_counter() - start, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
         given[1].count("-alias)") if given else 0, collectives(hlo),
     )  # fmt: skip
+    if result.peak > chip.hbm:  # the compiler has let such a program pass
+        raise UserError(does_not_fit(name, chip, result.peak))
+    return result
+
+
+def does_not_fit(name: str, chip: Chip, needed: float) -> str:
+    return (
+        f"the {name} step needs {needed / GIB:.2f} GiB a chip and {chip.hbm / GIB:.2f} are there, "
+        f"{(needed - chip.hbm) / GIB:.2f} too few; {mend(name)}."
+    )
 
 
 def too_big(message: str) -> float | None:

@@ -1,5 +1,6 @@
 """Compiling for TPUs that are not there: a small model of full width through the real command, and every refusal."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -118,6 +119,15 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     needed, there, few = (float(part) for part in aot.re.findall(r"[\d.]+\d", told.split(";")[0]))
     assert there == 15.75 and needed >= 32 and few == pytest.approx(needed - there, abs=0.011)
     assert "train.accumulate" in told and "mesh.fsdp" in told
+
+
+def test_what_the_compiler_lets_pass_must_fit_all_the_same():
+    """... on a chip with a tenth of the memory that the compiler knows of."""
+    chip, devices = aot.open_topology("v5e:2x2")
+    few = dataclasses.replace(chip, hbm=1.5 * aot.GIB)
+    some = jax.ShapeDtypeStruct((1 << 14, 1 << 14), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
+    with pytest.raises(UserError, match=r"needs 2\.\d+ GiB a chip and 1.50 are there"):
+        aot.build("train", few, jax.jit(lambda x: x + 1), some)
 
 
 def test_another_failure_of_the_compiler_is_not_taken_for_a_lack_of_memory():

@@ -1,4 +1,4 @@
-"""State and the train step: microbatches are scanned, gradients exist only for what trains.
+"""State and the train step: microbatches are scanned where there are several, gradients exist only for what trains.
 
 Leaves are kept flat, {leaf path: array}, split into trained and frozen.
 """
@@ -70,10 +70,13 @@ def make_step(
             grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
             return grad_fn(state.trained, state.frozen, micro[0], total_weight, shares, scale, micro[1])
 
-        shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], (batch, rngs)))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(micro)), None)  # noqa: E731
-        ((value, parts), grads), _ = jax.lax.scan(add, zeros, (batch, rngs))
+        if shares == 1:  # a loop of one would still fill the sums with zeros first
+            (value, parts), grads = gradients(jax.tree.map(lambda x: x[0], (batch, rngs)))
+        else:
+            shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], (batch, rngs)))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(micro)), None)  # noqa: E731
+            ((value, parts), grads), _ = jax.lax.scan(add, zeros, (batch, rngs))
 
         updates, opt = tx.update(grads, state.opt, state.trained)
         trained = optax.apply_updates(state.trained, updates)
