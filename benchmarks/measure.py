@@ -25,8 +25,9 @@ class Row:
     """One line of the table.
 
     ours, peer: seconds of each run (peer empty: there is none). bound: what the ratio of their medians must not exceed,
-    None where nothing is asked for; `value` takes the ratio's place where what is bounded is no ratio of times. flops,
-    traffic: FLOPs and bytes of one run, by which its limit on this machine is computed. notes: what else was seen.
+    None where nothing is asked for; `value` takes the ratio's place where what is bounded is no ratio of times. work:
+    (FLOPs, bytes of memory) of each part of a run, one after another, by which its limit on this machine is computed.
+    notes: what else was seen.
     """
 
     name: str
@@ -34,8 +35,7 @@ class Row:
     peer: Sequence[float] = ()
     bound: float | None = None
     value: float | None = None
-    flops: float = 0.0
-    traffic: float = 0.0
+    work: Sequence[tuple[float, float]] = ()
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -46,8 +46,7 @@ class Row:
         return {
             "name": self.name, "ours": ours, "peer": peer, "ratio": ratio, "bound": self.bound,
             "reached": None if self.bound is None or ratio is None else ratio <= self.bound,
-            "runs": {"ours": list(self.ours), "peer": list(self.peer)}, "flops": self.flops, "traffic": self.traffic,
-            "notes": self.notes,
+            "runs": {"ours": list(self.ours), "peer": list(self.peer)}, "work": list(self.work), "notes": self.notes,
         }  # fmt: skip
 
 
@@ -89,12 +88,17 @@ def better(ways: dict[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any], 
     return best, ways[best], found
 
 
-def must_agree(what: str, ours, peer, tolerance: float) -> float:
-    """The largest distance between two outputs over the spread of the peer's. SystemExit where it exceeds tolerance."""
+def must_agree(what: str, ours, peer, tolerance: float, typical: bool = False) -> float:
+    """The largest (`typical`: root mean square) distance between two outputs over the spread of the peer's.
+
+    SystemExit where it exceeds the tolerance, or there is none.
+    """
     ours, peer = np.asarray(ours, np.float64), np.asarray(peer, np.float64)
     if ours.shape != peer.shape:
         raise SystemExit(f"error: {what}: outputs of shape {ours.shape} and {peer.shape} cannot be compared.")
-    distance = float(np.abs(ours - peer).max() / max(peer.std() if peer.size > 1 else abs(peer.item()), 1e-12))
+    off = np.abs(ours - peer)
+    spread = peer.std() if peer.size > 1 else abs(peer.item())
+    distance = float((np.sqrt(np.mean(off**2)) if typical else off.max()) / max(spread, 1e-12))
     if not distance <= tolerance:  # NaN is no agreement
         raise SystemExit(f"error: {what}: the outputs differ by {distance:.2g} of their spread, over {tolerance:.2g}.")
     return distance

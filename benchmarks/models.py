@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
-from configs.common import get_config
+from benchmarks.measure import ROOT
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import flops, generation, layout
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import loading
+from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.weights import adapt
 
 CLIP_SMALL = {
@@ -23,6 +25,11 @@ LLAMA_SMALL = {
 }  # fmt: skip
 
 
+def experiment(file: str) -> ConfigDict:
+    """The config of an experiment, `stage1.py[:preset]`, as the commands read it."""
+    return parse(["", f"--config={ROOT / 'configs' / file}"])[0]
+
+
 def ours(
     config: Mapping, leaves: Mapping[str, np.ndarray], size: int, prefix: int = 4, dtype: str = "float32", **changes
 ) -> tuple[MLLM, dict]:
@@ -30,7 +37,7 @@ def ours(
 
     2D attention and dense FFNs only, and patches of one slice, unless they say otherwise.
     """
-    section = get_config().model.to_dict()
+    section = experiment("stage1.py").model.to_dict()
     section |= {"patch_depth": 1, "attn3d_layers": (), "dtype": dtype} | changes
     section["tgh"] |= {"layers": ()}
     vision = config["vision_config"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from benchmarks import models, port
 from benchmarks.measure import Row, alternate, better, prepare_torch
@@ -15,6 +16,7 @@ LLAMA_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 4096, "tie_word_embeddings": True,
 }  # fmt: skip
+FULL, SMALL = (1405, 64, 128), (10, 8, 5)  # visual tokens, text tokens, new tokens
 PREFIX = 4  # text tokens before the visual ones
 # (batch, bound)
 ROWS = ((1, 0.7), (8, 0.6))
@@ -22,7 +24,7 @@ ROWS = ((1, 0.7), (8, 0.6))
 
 def run(small: bool, runs: int) -> list[Row]:
     torch = prepare_torch(small)
-    visual_tokens, text_tokens, new_tokens = (10, 8, 5) if small else (1405, 64, 128)
+    visual_tokens, text_tokens, new_tokens = SMALL if small else FULL
     peer = port.llava_peer(models.CLIP_SMALL, models.LLAMA_SMALL if small else LLAMA_135M)
     config, leaves = port.ported(peer)
     model, variables = models.ours(config, leaves, models.CLIP_SMALL["image_size"], PREFIX)
@@ -43,7 +45,9 @@ def run(small: bool, runs: int) -> list[Row]:
             ways = {"eager": lambda n=count, e=embeds: hf_generation(llama, e, n)}
             if not small and what == "whole text":
                 ways["static cache"] = lambda n=count, e=embeds: hf_generation(llama, e, n, "static")
-                ways["torch.compile, static cache"] = lambda n=count, e=embeds: hf_compiled(llama, e, n)
+                ways["static cache, torch.compile"] = lambda n=count, e=embeds: hf_generation(
+                    llama, e, n, "static", True
+                )
             with torch.inference_mode():
                 best, way, tried = better(ways)
                 found, expected = ours(count), way().numpy()
@@ -53,8 +57,7 @@ def run(small: bool, runs: int) -> list[Row]:
             prompt = visual_tokens + text_tokens
             rows.append(Row(
                 f"batch {batch}, {what}", *times, most,
-                flops=batch * work(model, variables, prompt, count),
-                traffic=(count - 1) * parameter_bytes(variables),
+                work=work(model, variables, batch, prompt, count),
                 notes={"peer": best, "tried": tried, "tokens": count, "distinct": len(np.unique(expected))},
             ))  # fmt: skip
     return rows
@@ -83,47 +86,36 @@ def causal_lm(peer):
     return alone.requires_grad_(False)
 
 
-def hf_generation(llama, embeds, count: int, cache: str | None = None):
-    """Greedy token ids (B, count), the library's own loop."""
-    import torch
+def hf_generation(llama, embeds, count: int, cache: str | None = None, compiled: bool = False):
+    """Greedy token ids (B, count), the library's own loop; it compiles the step after the prefill, with a static cache.
 
-    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    On a CPU it does so only where a flag of its own asks for it.
+    """
+    import torch
+    from transformers import CompileConfig
+
+    config = CompileConfig(fullgraph=False, mode="default") if compiled else None
+    if compiled:
+        config._compile_all_devices = True
     return llama.generate(
-        inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False,
-        cache_implementation=cache,
+        inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long), max_new_tokens=count,
+        min_new_tokens=count, do_sample=False, cache_implementation=cache, compile_config=config,
     )  # fmt: skip
 
 
-def hf_compiled(llama, embeds, count: int):
-    """The same with a compiled forward pass, as the library's documentation has it."""
-    import torch
+def work(model, variables, batch: int, prompt: int, count: int) -> list[tuple[float, float]]:
+    """FLOPs and bytes of the prefill, with logits of its last token alone, and of all further tokens.
 
-    plain = llama.forward
-    if not hasattr(llama, "compiled_forward"):
-        llama.compiled_forward = torch.compile(plain, dynamic=False)
-    llama.forward = llama.compiled_forward
-    try:
-        return hf_generation(llama, embeds, count, "static")
-    finally:
-        llama.forward = plain
-
-
-def work(model, variables, prompt: int, count: int) -> float:
-    """FLOPs of one sample: the prompt's products (its logits once), and each further token's."""
-    shapes = {"decoder/" + path: leaf.shape for path, leaf in flat(variables["params"]["decoder"]).items()}
+    A further token reads all weights once for the whole batch, and the keys and values of each sample.
+    """
+    leaves = traverse_util.flatten_dict(variables["params"]["decoder"], sep="/")
+    token = flops.decode_token(model.cfg, {f"decoder/{path}": leaf.shape for path, leaf in leaves.items()}, 0).useful
+    weights = sum(leaf.nbytes for leaf in leaves.values())
     d = model.cfg.decoder
-    token = flops.decode_token(model.cfg, shapes, 0).useful
-    attention = 4.0 * d.heads * d.head_size * d.layers
-    first = prompt * (token - 2.0 * d.vocab * d.width) + 2.0 * d.vocab * d.width + attention * prompt**2 / 2
-    return first + sum(token + attention * (prompt + i) for i in range(1, count))
-
-
-def parameter_bytes(variables) -> int:
-    """Bytes of the decoder, which each new token reads once."""
-    return sum(leaf.nbytes for leaf in flat(variables["params"]["decoder"]).values())
-
-
-def flat(tree) -> dict[str, jax.Array]:
-    from flax import traverse_util
-
-    return traverse_util.flatten_dict(tree, sep="/")
+    logits, pair = 2.0 * d.vocab * d.width, 4.0 * d.heads * d.head_size * d.layers  # pair: of a query and a key
+    key = 2 * 4 * d.kv_heads * d.head_size * d.layers  # bytes of a key and its value in all layers
+    seen = sum(prompt + i for i in range(1, count))
+    return [
+        (batch * (prompt * (token - logits) + logits + pair * prompt**2 / 2), weights),
+        (batch * ((count - 1) * token + pair * seen), (count - 1) * weights + batch * key * seen),
+    ]

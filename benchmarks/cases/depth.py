@@ -31,7 +31,7 @@ def run(small: bool, runs: int) -> list[Row]:
         for slices in (SMALL_SLICES if small else SLICES)
     }
     rows = [
-        Row(f"{kind}, {slices} slices", one["seconds"], flops=one["flops"], notes={"peak_memory": one["peak"]})
+        Row(f"{kind}, {slices} slices", one["seconds"], work=[(one["flops"], 0.0)], notes={"peak_memory": one["peak"]})
         for (kind, slices), one in found.items()
     ]
     first, *_, last = SMALL_SLICES if small else SLICES
@@ -59,13 +59,16 @@ def here(kind: str, slices: int, small: bool, runs: int) -> dict:
     import numpy as np
 
     from benchmarks import models
-    from configs.common import PHI3V
     from tghmoe_jax.weights import phi3v
 
     vision = models.CLIP_SMALL if small else phi3v.CLIP_L_336
     layers, size = vision["num_hidden_layers"], vision["image_size"]
     text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = PHI3V | text | {"intermediate_size": 64, "vocab_size": 64, "vision_config": vision}
+    config = (
+        models.experiment("stage1.py:phi3v").base_config.to_dict()
+        | text
+        | {"intermediate_size": 64, "vocab_size": 64, "vision_config": vision}
+    )
     rng = np.random.default_rng(0)
     leaves = {
         name: np.float32(0.02) * rng.standard_normal(shape, np.float32)

@@ -68,7 +68,7 @@ def run(small: bool, runs: int) -> list[Row]:
         )
         chosen = sizes.rows * sizes.tokens * cfg.top_k
         rows.append(Row(
-            name, *times, bound, flops=3 * 4.0 * chosen * sizes.width * sizes.ffn,
+            name, *times, bound, work=[(3 * 4.0 * chosen * sizes.width * sizes.ffn, 0.0)],
             notes={"difference": off, "tokens": sizes.rows * sizes.tokens, "width": sizes.width},
         ))  # fmt: skip
     return rows

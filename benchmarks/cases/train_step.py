@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import models
 from benchmarks.measure import Row, alternate, better, must_agree, prepare_torch
-from configs import stage1, stage2
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.data import pipeline
 from tghmoe_jax.data.sources import make_source
@@ -54,11 +54,11 @@ class Training:
 
 def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
     """What `train.run` has made before its first step; `volumes` is a folder for the drawn ones."""
-    config = {1: stage1, 2: stage2}[stage].get_config()
+    config = models.experiment(f"stage{stage}.py")
     config.data.update({"root": volumes, "volumes": VOLUMES})
     config.init_from = "embedded" if stage == 2 else ""
     if small:
-        config.update({"base": "", "init_from": "", "base_config": ConfigDict(SMALL)})
+        config.base, config.init_from, config.base_config = "", "", ConfigDict(SMALL)
         config.data.update({"slices": 8, "size": 32})
         config.model.update({"patch_depth": 2, "attn3d_layers": (0,)})
         config.model.tgh.update({"layers": (0,), "hidden": 24})
@@ -67,6 +67,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
         config.model.tgh.layers = ()
     simulate_devices()
     origin = train.load_origin(config)
+    origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
     mesh = evaluate.open_mesh(config)
     spec = batch_spec(config, mesh)
@@ -84,7 +85,7 @@ def run(small: bool, runs: int) -> list[Row]:
     prepare_torch(small)
     rows = []
     with tempfile.TemporaryDirectory() as volumes:
-        for name, stage, experts, bound in ROWS[::2] if small else ROWS:
+        for name, stage, experts, bound in ROWS[::2] if small else ROWS:  # small: those that share least
             training = prepared(stage, experts, small, volumes)
             own = layout.to_canonical({path: np.asarray(leaf) for path, leaf in training.state.params.items()})
             ours, theirs = our_step(training), Peer(training, own)
@@ -101,7 +102,7 @@ def run(small: bool, runs: int) -> list[Row]:
                 "plain",
             )  # fmt: skip
             rows.append(Row(
-                name, *times, bound, flops=work.useful * training.config.train.batch,
+                name, *times, bound, work=[(work.useful * training.config.train.batch, 0.0)],
                 notes={"losses": losses, "difference": off, "peer": best, "tried": tried,
                        "devices": training.program.mesh.size},
             ))  # fmt: skip
@@ -124,7 +125,7 @@ class Peer:
     """The same training in torch."""
 
     def __init__(self, training: Training, leaves: dict[str, np.ndarray]):
-        import torch
+        import torch  # not in the processes of `compile`, which take a step alone
 
         from benchmarks import torch_mllm
         from benchmarks.torch_peers import leaf_name, load
@@ -164,7 +165,6 @@ class Peer:
         self.adam.param_groups[0]["lr"] = rate
         self.muon.step(rate)
         self.adam.step()
-        self.adam.zero_grad()
         for parameter in self.trained:
             parameter.grad = None
         self.steps += 1

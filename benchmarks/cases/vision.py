@@ -13,7 +13,8 @@ from tghmoe_jax.weights.phi3v import CLIP_L_336
 
 SLICES = 8
 BOUNDS = {"2D": 1.0, "mixed 2D/3D": 0.9}
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # of the largest difference over the spread of the features
+# Of the largest difference over the spread of the features; in bf16, whose tail is long, of the typical one.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def run(small: bool, runs: int) -> list[Row]:
@@ -47,11 +48,14 @@ def run(small: bool, runs: int) -> list[Row]:
                     ways["torch.compile"] = lambda run=features, module=compiled: run(module)
                 name, way, tried = better(ways)
                 found = jnp.asarray(tower(images), jnp.float32)
-                distance = must_agree(f"vision {kind} {dtype}", found, way().float().numpy(), TOLERANCE[dtype])
+                distance = must_agree(
+                    f"vision {kind} {dtype}", found, way().float().numpy(), TOLERANCE[dtype],
+                    typical=dtype == "bfloat16",
+                )  # fmt: skip
                 ours, theirs = alternate(lambda tower=tower: tower(images), way, runs)
             rows.append(Row(
                 f"{kind}, {dtype}", ours, theirs, bound if dtype == "float32" else None,
-                flops=models.tower_flops(model, slices) if dtype == "float32" else 0.0,
+                work=[(models.tower_flops(model, slices), 0.0)] if dtype == "float32" else (),
                 notes={"difference": distance, "peer": name, "tried": tried},
             ))  # fmt: skip
     return rows
