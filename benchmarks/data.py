@@ -22,6 +22,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from benchmarks.measure import peak_memory
+
 SHAPE = (512, 512, 300)  # columns, rows, slices, as NIfTI stores them
 SPACING = (0.75, 0.75, 1.0)
 SLICES, SIZE = 32, 336
@@ -30,19 +32,19 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
                                      "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")}  # fmt: skip
 
 
-def write(path: Path) -> None:
+def write(path: Path, shape: tuple[int, int, int] = SHAPE) -> None:
     """A body with lungs and a spine; noise of 25 HU inside, 8 HU in air, blurred in plane as a kernel leaves it."""
     rng = np.random.default_rng(0)
-    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE[:2]), indexing="ij")
-    scan = np.empty(SHAPE, np.int16)
-    for z in range(SHAPE[2]):
-        hu = np.full(SHAPE[:2], -1000.0)
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:2]), indexing="ij")
+    scan = np.empty(shape, np.int16)
+    for z in range(shape[2]):
+        hu = np.full(shape[:2], -1000.0)
         body = (x / 0.9) ** 2 + (y / 0.7) ** 2 < 1
         hu[body] = 40 + 20 * np.sin(z / 30)
         for side in (-0.4, 0.4):
-            hu[((x - side) / 0.3) ** 2 + (y / 0.45) ** 2 < (z / SHAPE[2])] = -850
+            hu[((x - side) / 0.3) ** 2 + (y / 0.45) ** 2 < (z / shape[2])] = -850
         hu[x**2 + (y - 0.5) ** 2 < 0.01] = 600
-        noise = rng.normal(size=SHAPE[:2])
+        noise = rng.normal(size=shape[:2])
         noise = (noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1) + np.roll(noise, (1, 1), (0, 1))) / 2
         scan[..., z] = np.clip(np.rint(hu + noise * np.where(body, 25, 8)), -1024, 3071)
     image = nib.Nifti1Image(scan, np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0]))
@@ -96,27 +98,19 @@ def _itk_resampled(sitk, image):
 WAYS = {"ours": ours, "SimpleITK, linear": itk, "SimpleITK, Gaussian and linear": itk_smoothed}
 
 
-def peak() -> int:
-    """The highest resident memory of this process so far, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("the system reports no peak of memory (VmHWM)")
-
-
 def once(way: str, path: Path, save: Path) -> None:
     """One run in this process; prints seconds, bytes of growth and the checks' picture as JSON."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     steps = WAYS[way](path)
     next(steps)  # imports
-    idle, begun = peak(), time.perf_counter()
+    idle, begun = peak_memory(), time.perf_counter()
     busy = time.process_time()
     try:
         next(steps)
     except StopIteration as stop:
         array = np.asarray(stop.value)
     seconds, busy = time.perf_counter() - begun, time.process_time() - busy
-    growth = peak() - idle
+    growth = peak_memory() - idle
     np.save(save, array.astype(np.float32))
     print(json.dumps({"seconds": seconds, "cpu": busy, "growth": growth / RAW}))
 

@@ -32,7 +32,7 @@ def imported(*folders):
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(node.module.split(".")[0])
-    names -= {*sys.stdlib_module_names, "tghmoe_jax", "configs", "tests"}
+    names -= {*sys.stdlib_module_names, "tghmoe_jax", "configs", "benchmarks", "tests"}
     known = importlib.metadata.packages_distributions()
     return {name: {normal(dist) for dist in known.get(name, [name])} for name in names}
 

@@ -174,7 +174,7 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
     width = 4.0 * v.heads * (v.width // v.heads)  # of a query-key pair: its score and its part of the sum
     for place, spec in enumerate(specs):
         for kind in ("depth_axial", "2d") if spec.attn == "divided" else (spec.attn,):
-            parts.append(_attention(place, width, *_vision_pairs(v, kind, slabs, patches + 1, backend)))
+            parts.append(_attention(place, width, *vision_pairs(v, kind, slabs, patches + 1, backend)))
     d = cfg.decoder
     for layer in range(d.layers):
         pairs = attention_pairs(positions, positions, backend, causal=True)
@@ -186,7 +186,7 @@ def _attention(place: int, flops_a_pair: float, useful: float, executed: float, 
     return _Part(place, Flops(useful * flops_a_pair, executed * flops_a_pair), attention=backend)
 
 
-def _vision_pairs(v: Vision, kind: str, slabs: int, tokens: int, backend: str) -> tuple[float, float, str]:
+def vision_pairs(v: Vision, kind: str, slabs: int, tokens: int, backend: str) -> tuple[float, float, str]:
     if kind == "2d":
         useful, executed, used = attention_pairs(tokens, tokens, backend)
         return useful * slabs, executed * slabs, used
