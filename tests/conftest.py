@@ -1,8 +1,11 @@
 """Runs that several test files read: trained once a session, in processes of their own."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands called here keep no programs in the user's home
 
 from tests import tiny_run
 

@@ -26,7 +26,7 @@ from tghmoe_jax import evaluate, train
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, statistics, tables
 from tghmoe_jax.sharding.mesh import simulate_devices
-from tghmoe_jax.training import reporting, runs
+from tghmoe_jax.training import compile_cache, reporting, runs
 from tghmoe_jax.training.command_line import parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
@@ -246,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
             write_table(table, rows, args.seeds)
             return 0
         simulate_devices()
+        compile_cache.keep()
         for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
             for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
                 table.run(row, seed)

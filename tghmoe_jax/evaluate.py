@@ -32,7 +32,7 @@ from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tes
 from tghmoe_jax.models import generation
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import hosts, runs
+from tghmoe_jax.training import compile_cache, hosts, runs
 from tghmoe_jax.training.loading import load_run
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
@@ -351,6 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         if args.command == "run":
+            compile_cache.keep()
             run_again(args.run, args.items, args.to)
         else:
             evaluation_commands.run(args)

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.sharding.mesh import simulate_devices
-from tghmoe_jax.training import hosts
+from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
 
 _PLACE = {
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         argv, place = _place(argv)
         simulate_devices()
+        compile_cache.keep()
         hosts.start(place)  # before all that can fail, so that a fault is said once
         config, workdir = parse(argv)
         from tghmoe_jax import train  # after the devices are set up

@@ -35,7 +35,7 @@ from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
 from tghmoe_jax.evaluation.routing_picture import Routing
 from tghmoe_jax.models import generation
-from tghmoe_jax.training import base_model
+from tghmoe_jax.training import base_model, compile_cache
 from tghmoe_jax.training.loading import LoadedRun, load_run
 from tghmoe_jax.training.step import variables
 
@@ -369,7 +369,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        print(run(parse(argv)))
+        args = parse(argv)
+        compile_cache.keep()
+        print(run(args))
     except UserError as error:
         if "--debug" in argv:
             raise

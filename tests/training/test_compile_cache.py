@@ -1,0 +1,47 @@
+"""Where compiled programs are kept between processes, and where they are not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny_run
+
+CODE = """
+import jax
+from tghmoe_jax.training import compile_cache
+compile_cache.keep()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.jit(lambda x: x @ x + 3)(jax.numpy.ones((8, 8))).block_until_ready()
+"""
+
+
+def compiled(home, **environment) -> list[str]:
+    """Names of the programs that a process keeps below `home`."""
+    unset = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    own = {key: value for key, value in os.environ.items() if key not in unset}
+    own |= {"HOME": str(home), "PYTHONPATH": str(tiny_run.ROOT)} | environment
+    done = subprocess.run([sys.executable, "-c", CODE], env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return sorted(path.name for path in home.rglob("*-cache"))
+
+
+def test_programs_are_kept_for_the_next_process_in_a_folder_of_the_user_alone(tmp_path):
+    kept = compiled(tmp_path)
+    assert kept and compiled(tmp_path) == kept, "the second process compiles nothing new"
+    (folder,) = (tmp_path / ".cache" / "tghmoe_jax").iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["elsewhere", ""])
+def test_a_folder_that_the_environment_names_goes_first_and_an_empty_name_keeps_nothing(tmp_path, name):
+    compiled(tmp_path, JAX_COMPILATION_CACHE_DIR=name and str(tmp_path / name))
+    assert not (tmp_path / ".cache").exists()
+    assert (tmp_path / "elsewhere").exists() == bool(name)
+
+
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
+    (tmp_path / ".cache").write_text("a file")
+    assert compiled(tmp_path) == []
