@@ -307,6 +307,15 @@ def index_of(names):
     return lambda folder: write_dicomdir(folder, patient(), names)
 
 
+def index_without_a_class(folder):
+    """A DICOMDIR whose class of object has a value representation that does not exist."""
+    index = write_dicomdir(folder, patient())
+    whole = index.read_bytes()
+    at = whole.index(b"\x02\x00\x02\x00UI")
+    index.write_bytes(whole[: at + 5] + b"\x00" + whole[at + 6 :])
+    return index
+
+
 DICOM = {
     "an empty folder": (lambda folder: folder, "empty folder"),
     "a folder of notes": (lambda folder: content("notes.txt", b"DICM")(folder).parent, "no DICOM image"),
@@ -355,6 +364,7 @@ DICOM = {
     "an index that climbs out": (index_of([f"../{SECRET}/IM{i:04d}" for i in range(12)]), "outside of its folder"),
     "an index of missing files": (index_of([f"IMAGES/{SECRET}{i}" for i in range(12)]), "12 files that are not there"),
     "an index of nothing": (index_of([]), "lists 0 images"),
+    "an index that is not known as one": (index_without_a_class, "not a DICOM image"),
 }
 
 # ---------------------------------------------------------------------------------------------- NumPy and pictures

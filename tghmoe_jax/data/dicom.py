@@ -136,7 +136,7 @@ def _read(path: Path, series: int | None) -> Volume:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return _indexed(path) if _meta(path).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage else [path]
+        return _indexed(path) if _is_index(path) else [path]
     found: list[Path] = []
     root = path.resolve()
     for folder, _, names in os.walk(path):
@@ -146,6 +146,16 @@ def _files(path: Path) -> list[Path]:
     if any(file.is_symlink() and not file.resolve().is_relative_to(root) for file in found):
         raise UserError(f"{path} holds a link that leads out of it: copy the files into the folder.")
     return sorted(found)
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file says that it is a DICOMDIR. One too damaged to say so is refused later, as an image is."""
+    try:
+        return _get(_meta(path), "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    except PermissionError:
+        raise
+    except Exception:  # noqa: BLE001 - pydicom raises anything, and quotes values
+        return False
 
 
 def _indexed(path: Path) -> list[Path]:
