@@ -58,7 +58,7 @@ def test_every_dispatch_equals_one_token_at_a_time(tokens, experts, data):
         assert dropped == 0
 
 
-@pytest.mark.parametrize("tokens", [9, 170])  # 340 pairs: several tiles of one expert, partly filled
+@pytest.mark.parametrize("tokens", [9, 170, 1500])  # an expert has part of a tile, several small, and large ones too
 def test_values_and_gradients_of_all_dispatches_agree(tokens):
     case = draw(1, tokens, experts=4, top_k=2, padding=0.2)
     cotangent = np.random.default_rng(2).standard_normal((tokens, C)).astype(np.float32)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from tghmoe_jax.ops.grouped import grouped_matmul, padded_rows
 from tghmoe_jax.ops.platform import platform
+from tghmoe_jax.ops.tiled import slack, tiled_ffn
 
 DISPATCHES = ("dense", "capacity", "ragged")
-_TILE = 128  # rows of one expert's tile in the CPU grouped matrix product
 
 
 class ExpertWeights(NamedTuple):
@@ -152,32 +152,18 @@ def _capacity(x, choice, gate, weights, activation, slots: list[int]):
 
 
 def _ragged(x, choice, gate, weights, activation, grouped):
-    """Tokens sorted by expert, and a grouped matrix product of each layer.
-
-    On CPU every grouped product multiplies by every expert; padding each expert's rows to whole tiles costs less.
-    """
-    experts, pairs = weights.fc1.shape[0], choice.size
+    """Tokens sorted by expert, and each expert's FFN on its own rows: by loops on a CPU, else by grouped products."""
+    pairs = choice.size
     flat = choice.reshape(-1)
-    counts, rank = ranks(flat, experts)
-    if platform() != "cpu" or grouped != "auto":
-        start = jnp.cumsum(counts) - counts
-        size = padded_rows(pairs)
-        slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, size)
-        source = sources(slot, size)
-        rows = gather_rows(x, slot, source, choice.shape[1])
-        return combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, source, gate)
-
-    tile = min(_TILE, pairs)
-    padded = -(-counts // tile) * tile
-    start = jnp.cumsum(padded) - padded
-    tiles = pairs // tile + experts
-    slot = jnp.where(flat < experts, jnp.append(start, 0)[flat] + rank, tiles * tile)
-    source = sources(slot, tiles * tile)
-    rows = gather_rows(x, slot, source, choice.shape[1]).reshape(tiles, tile, -1)
-    owner = jnp.clip(jnp.searchsorted(jnp.cumsum(padded), jnp.arange(tiles) * tile, side="right"), 0, experts - 1)
-    hidden = activation(jnp.einsum("trc,tcf->trf", rows, weights.fc1[owner]) + weights.fc1_bias[owner][:, None])
-    out = jnp.einsum("trf,tfc->trc", hidden, weights.fc2[owner]) + weights.fc2_bias[owner][:, None]
-    return combine(out.reshape(tiles * tile, -1), slot, source, gate)
+    counts, rank = ranks(flat, weights.fc1.shape[0])
+    loops = platform() == "cpu" and grouped == "auto"
+    size = pairs + slack(pairs) if loops else padded_rows(pairs)
+    slot = jnp.where(flat < counts.shape[0], jnp.append(jnp.cumsum(counts) - counts, 0)[flat] + rank, size)
+    source = sources(slot, size)
+    rows = gather_rows(x, slot, source, choice.shape[1])
+    if loops:
+        return combine(tiled_ffn(activation, rows, counts, weights), slot, source, gate)
+    return combine(grouped_ffn(rows, counts, weights, activation, grouped), slot, source, gate)
 
 
 def grouped_ffn(rows, counts, weights: ExpertWeights, activation, backend: str = "auto"):
