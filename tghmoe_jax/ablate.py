@@ -113,8 +113,8 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
 def result_of(first: Path, last: Path) -> dict:
     """All that the table needs of one row and seed, from the folders of its first and last stage.
 
-    metrics: the evaluation's; items {score: [numerators, denominators, unit of each item]}; parameters of the last
-    stage; minutes: all training steps of both stages at their median.
+    metrics: the evaluation's; items {score: [numerators, denominators, unit of each item]}; what the manifest of
+    the last stage says of its code, seeds and sizes; minutes: all training steps of both stages at their median.
     """
     (file,) = last.glob("eval/*/metrics.json")
     run = files.read_run(file.parent)
@@ -122,13 +122,14 @@ def result_of(first: Path, last: Path) -> dict:
     for name, (kind, column) in SCORES.items():
         top, bottom = comparison.columns(kind, run[kind])[column]
         items[name] = [top.tolist(), bottom.tolist(), [str(one.unit) for one in run[kind]]]
-    seconds = 0.0
+    manifest, seconds = runs.read_manifest(last), 0.0
     for folder in dict.fromkeys([first, last]):
         steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
         seconds += plain.median(steps) * len(steps)
     return {
         "metrics": json.loads(file.read_text()), "items": items,
-        "parameters": runs.read_manifest(last)["parameters"], "minutes": seconds / 60,
+        "manifest": {key: manifest.get(key) for key in ("git", "seeds", "base", "devices", "parameters")},
+        "minutes": seconds / 60,
     }  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def record(table: Ablation, name: str, results: dict[int, dict], reference: dict
             top, bottom, units = zip(*(result["items"][key] for result in results.values()), strict=True)
             row[f"{key}_ci95"] = statistics.nested_ci95(np.array(top), np.array(bottom), units[0])
         one = results[min(results)]
-        row |= {"parameters": one["parameters"], "minutes": one["minutes"]}
+        row |= {"parameters": one["manifest"]["parameters"], "minutes": one["minutes"]}
     if name != "full":
         pairs = [{key: values[s][key] - reference[s][key] for key in values[s]} for s in values if s in reference]
         for key in (*SCORES, "score") if pairs else ():

@@ -26,6 +26,7 @@ KEYS = {
     "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
     "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
     "closed/accuracy_strict_macro", "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
+    *(f"control/{name}_closed_accuracy_strict" for name in ("shuffled", "section_shuffled", "blind", "wrong_group")),
     *(f"closed/by_type_strict/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
     *(
         f"{kind}/{name}"
