@@ -165,3 +165,9 @@ def peak_memory() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise SystemExit("error: the system reports no peak of memory (VmHWM).")
+
+
+def fill(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Writes `text` between the two marks of a page, which begins as nothing but the marks."""
+    before, _, rest = (page.read_text() if page.is_file() else "".join(marks)).partition(marks[0])
+    page.write_text(before + marks[0] + text + marks[1] + rest.partition(marks[1])[2])

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.measure import ROOT, machine, rates
+from benchmarks.measure import ROOT, fill, machine, rates
 
 CASES = ("vision", "train_step", "moe_layer", "decode", "pipeline", "depth", "compile")
 REPORTS, PAGE = ROOT / "docs" / "speed.json", ROOT / "docs" / "speed.md"
@@ -145,9 +145,7 @@ def keep(reports: dict[str, dict]) -> None:
         text += f"\n{', '.join(own)}: {said}\n"
     if missing := [name for name in CASES if name not in kept]:
         text += f"\nNot run yet: {', '.join(missing)}.\n"
-    page = PAGE.read_text() if PAGE.is_file() else "".join(MARKS)
-    before, _, rest = page.partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + text + MARKS[1] + rest.partition(MARKS[1])[2])
+    fill(PAGE, MARKS, text)
 
 
 if __name__ == "__main__":

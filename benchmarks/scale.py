@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import fill
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REPORTS, PAGE = DOCS / "scale.json", DOCS / "scale.md"
 MARKS = ("<!-- table: python -m benchmarks.scale -->\n", "<!-- end of the table -->\n")
@@ -119,9 +121,7 @@ def write() -> None:
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     if missing := [name for name in ROWS if name not in reports]:
         table += f"\nNot compiled yet: {'; '.join(missing)}.\n"
-    page = PAGE.read_text() if PAGE.is_file() else "".join(MARKS)
-    before, _, rest = page.partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2])
+    fill(PAGE, MARKS, table)
 
 
 if __name__ == "__main__":
