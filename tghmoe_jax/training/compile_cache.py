@@ -18,15 +18,11 @@ def folder() -> Path:
     The name holds a digest of the processor's instruction set: a home that several machines share must not give one of
     them a program that it cannot run.
     """
-    with contextlib.suppress(OSError):
-        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-        kind = f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
-        return _cache_home() / "tghmoe_jax" / f"programs-{kind}"
-    return _cache_home() / "tghmoe_jax" / f"programs-{platform.machine()}-{platform.node()}"
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    processor = Path("/proc/cpuinfo")
+    lines = processor.read_text().splitlines() if processor.is_file() else []
+    kind = next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "tghmoe_jax" / f"programs-{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
 
 
 def keep() -> None:
