@@ -133,6 +133,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
         (["--seeds=0"], "too small"),
         (["--config.train.steps"], "no value"),
         (["--config=nowhere.py"], "does not exist"),
+        (["--workdir=README.md", "--table"], "cannot be made"),
         (["--config=configs/common.py"], "no ROWS"),
     ],
 )

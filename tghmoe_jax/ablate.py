@@ -208,7 +208,6 @@ def markdown(records: Sequence[dict]) -> str:
 
 def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
     records = summary(table, rows, seeds)
-    table.workdir.mkdir(parents=True, exist_ok=True)
     tables.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
     tables.write_text(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
@@ -243,6 +242,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
         if bare := [one for one in flags if "=" not in one]:
             raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
+        try:
+            table.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir {args.workdir} cannot be made ({error.strerror}); name another.") from error
         if args.table:
             write_table(table, rows, args.seeds)
             return 0
