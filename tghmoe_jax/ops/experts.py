@@ -1,8 +1,8 @@
 """Expert FFNs applied to routed tokens: three dispatches that agree wherever nothing is dropped (I12).
 
 `dense` computes every expert and masks (the oracle); `capacity` gives each expert a fixed number of slots and drops
-what does not fit; `ragged` sorts tokens by expert and runs a grouped matrix product (dropless, ops/grouped.py). How
-tokens reach experts on other devices is ops/transport.py's.
+what does not fit; `ragged` sorts tokens by expert and drops none: by grouped matrix products (ops/grouped.py), on a CPU
+by loops over tiles (ops/tiled.py). How tokens reach experts on other devices is ops/transport.py's.
 
 Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
 """
