@@ -77,6 +77,18 @@ def test_a_masked_image_is_no_image(case):
     tiny.close(full_logits(case)[2:], none)
 
 
+def test_unrolled_layers_give_the_logits_of_scanned_ones(case):
+    model, params, _, prompt, visual, mask = case
+    _, cache = call(model, MLLM.prefill, (ANSWER,), params, prompt, visual, mask)
+    token = np.array([7, 3, 9], np.int32)
+    scanned, expected = call(model, MLLM.decode, (cache.valid.shape[1],), params, token, cache)
+    other, variables, split = generation.unrolled(model, tiny.tree(params), cache)
+    logits, found = other.apply(variables, token, split, cache.valid.shape[1], method=MLLM.decode)
+    tiny.close(logits, scanned)
+    tiny.close(np.stack(found.k), expected.k)
+    assert np.array_equal(found.valid, expected.valid) and found.index == expected.index
+
+
 def test_greedy_generation_is_argmax_of_the_full_forward_and_ends_at_stop_tokens(case):
     model, params, full, prompt, visual, mask = case
     variables = tiny.tree(params)

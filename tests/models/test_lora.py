@@ -1,5 +1,6 @@
 """Low-rank updates of the decoder: nothing at first, merged without a difference, trained alone."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,8 +48,9 @@ def test_a_new_update_changes_nothing():
     model, canonical, plain = leaves(0, b=0.0)
     rest = {name: leaf for name, leaf in canonical.items() if "lora" not in name}
     batch = tiny.batch()
-    expected = tiny.forward(plain, tiny.stacked(plain, rest), batch)
-    found = tiny.forward(model, tiny.stacked(model, canonical), batch)
+    with jax.disable_jit():  # two compiled programs may round differently; the operations themselves may not
+        expected = tiny.forward(plain, tiny.stacked(plain, rest), batch)
+        found = tiny.forward(model, tiny.stacked(model, canonical), batch)
     np.testing.assert_array_equal(found.logits, expected.logits)
 
 

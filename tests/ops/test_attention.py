@@ -17,7 +17,7 @@ from tghmoe_jax.ops.attention import Mask, _choose, _kernel, attention, splash_b
 
 
 def oracle(q, k, v, mask: Mask) -> np.ndarray:
-    """One query at a time: softmax over the keys it may see; the plain mean of all values where it may see none."""
+    """One query at a time: softmax over the keys it may see; NaN where it may see none."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     out = np.zeros(q.shape)
     share = q.shape[2] // k.shape[2]
@@ -32,7 +32,7 @@ def oracle(q, k, v, mask: Mask) -> np.ndarray:
             seen &= np.abs(slices - i // mask.slice_tokens) <= mask.window
         keys, values = k[b, :, n // share], v[b, :, n // share]
         if not seen.any():
-            out[b, i, n] = values.mean(axis=0)
+            out[b, i, n] = np.nan
             continue
         scores = keys[seen] @ q[b, i, n] / np.sqrt(q.shape[3])
         weights = np.exp(scores - scores.max())
@@ -77,7 +77,9 @@ def test_both_backends_equal_the_oracle_for_any_shape_and_mask(
     for backend in ("plain", "blocked"):
         found = run(**qkv, mask=mask, backend=backend, block=block)
         assert found.shape == qkv["q"].shape and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=backend)
+        assert np.isfinite(found).all()  # also where a query sees no key
+        sees = np.isfinite(expected)
+        np.testing.assert_allclose(found[sees], expected[sees], rtol=1e-4, atol=1e-5, err_msg=backend)
 
 
 @pytest.mark.parametrize("parts", [set(), {"valid"}, {"causal", "valid"}, {"window", "valid"}])
@@ -120,6 +122,32 @@ def test_masked_keys_change_nothing_to_the_last_bit(backend):
     for name in "kv":
         qkv[name] = np.where(mask.key_valid[:, :, None, None], qkv[name], 1e3)
     assert np.array_equal(run(**qkv, mask=mask, backend=backend, block=3), before)
+
+
+@pytest.mark.parametrize("block", [3, 6, 13])
+@pytest.mark.parametrize("mask, sees", [
+    (Mask(slice_tokens=6, window=1), lambda i, j: abs(i // 6 - j // 6) <= 1),
+    (Mask(causal=True), lambda i, j: j <= i),
+])  # fmt: skip
+def test_blocks_never_touch_keys_that_none_of_their_queries_may_see(mask, sees, block):
+    """A NaN among the last keys reaches, as 0 * NaN, what computes and masks it; the first blocks do not compute it."""
+    rng = np.random.default_rng(9)
+    qkv = draw(rng, 2, 40, 40, 2, 2, 4)
+    clean = run(**qkv, mask=mask, backend="blocked", block=block)
+    for name in "kv":
+        qkv[name][:, 36:] = np.nan
+    out = run(**qkv, mask=mask, backend="blocked", block=block)
+    far = 13 if mask.causal else 18  # queries of blocks that end well before the last keys
+    assert not any(sees(i, j) for i in range(far) for j in range(36, 40))
+    assert np.array_equal(out[:, :far], clean[:, :far]) and np.isnan(out[:, 36:]).all()
+
+
+def test_blocks_of_heads_that_fit_together_equal_plain():
+    """Of 6 heads of 300 x 300 scores five would fit a block: three share one, so that both blocks are alike."""
+    qkv = draw(np.random.default_rng(10), 2, 300, 300, 6, 2, 4)
+    mask = Mask(key_valid=np.random.default_rng(11).random((2, 300)) < 0.8)
+    found = attention(**qkv, mask=mask, backend="blocked")
+    np.testing.assert_allclose(found, attention(**qkv, mask=mask, backend="plain"), rtol=1e-4, atol=1e-5)
 
 
 def test_the_automatic_choice_is_blocked_for_large_scores_and_equal():

@@ -160,6 +160,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "none"  # none | dots | full
     attention: str = "auto"
+    scan_decoder: bool = True  # its layers are one loop over stacked leaves; not of a config: see generation.generate
 
     def slabs(self, slices: int) -> int:
         return -(-slices // self.vision.patch_depth)

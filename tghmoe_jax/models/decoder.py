@@ -22,18 +22,18 @@ from tghmoe_jax.ops.platform import over_batch
 
 
 class Cache(NamedTuple):
-    """Keys and values (layers, B, S, K, H), already rotated; valid bool (B, S); index int32 (): the next free slot,
-    a Python 0 in a cache that `empty_cache` has just made."""
+    """Keys and values (layers, B, K, S, H), already rotated, of unrolled layers a tuple of (B, K, S, H); valid bool
+    (B, S); index int32 (): the next free slot, a Python 0 in a cache that `empty_cache` has just made."""
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array | tuple[jax.Array, ...]
+    v: jax.Array | tuple[jax.Array, ...]
     valid: jax.Array
     index: jax.Array | int
 
 
 def empty_cache(cfg: Model, batch: int, slots: int) -> Cache:
     d = cfg.decoder
-    shape = (d.layers, batch, slots, d.kv_heads, d.head_size)
+    shape = (d.layers, batch, d.kv_heads, slots, d.head_size)
     zeros = jnp.zeros(shape, jnp.dtype(cfg.dtype))
     return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), 0)
 
@@ -68,11 +68,14 @@ class SelfAttention(nn.Module):
         v = projection(lora, "attn/v", (d.kv_heads, d.head_size), **biased)(x)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, start, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, start, axis=1)
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2), start, axis=2)
+                for kept, new in zip(cache, (k, v), strict=True)
+            )
+            k, v = (kept.swapaxes(1, 2) for kept in cache)
         out = attention(q, k, v, mask, self.cfg.attention)
         out = projection(lora, "attn/out", d.width, axes=2, **kw)(out)
-        return out, None if cache is None else (k, v)
+        return out, cache
 
 
 class GatedMlp(nn.Module):
@@ -110,7 +113,7 @@ class DecoderPeriod(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding table, scanned blocks, final norm, and the head unless the table is it."""
+    """Embedding table, blocks (one scanned loop unless the config unrolls them), final norm, head unless tied."""
 
     cfg: Model
 
@@ -118,10 +121,13 @@ class Decoder(nn.Module):
         d, param_dtype = self.cfg.decoder, jnp.dtype(self.cfg.param_dtype)
         self.embed = nn.Embed(d.vocab, d.width, param_dtype=param_dtype, embedding_init=nn.initializers.normal(0.5))
         body = DecoderPeriod if self.cfg.remat == "none" else nn.remat(DecoderPeriod, policy=REMAT[self.cfg.remat])
-        self.layers = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0, length=d.layers,
-        )(self.cfg, name=layout.scan_name(0, d.layers, 1))  # fmt: skip
+        if self.cfg.scan_decoder:
+            self.layers = nn.scan(
+                body, variable_axes={"params": 0}, split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0, length=d.layers,
+            )(self.cfg, name=layout.scan_name(0, d.layers, 1))  # fmt: skip
+        else:
+            self.blocks = [DecoderBlock(self.cfg, name=f"block_{i}") for i in range(d.layers)]
         self.final_norm = RMSNorm(d.eps, param_dtype)
         if not d.tied:
             self.lm_head = nn.Dense(d.vocab, use_bias=False, dtype=jnp.dtype(self.cfg.dtype), param_dtype=param_dtype)
@@ -159,7 +165,16 @@ class Decoder(nn.Module):
             mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start)
             layer_cache = (cache.k, cache.v)
         cos, sin = rope_tables(self.cfg, positions, planned_length)
-        x, layer_cache = self.layers(over_batch(x), layer_cache, cos, sin, mask, start)
+        x = over_batch(x)
+        if self.cfg.scan_decoder:
+            x, layer_cache = self.layers(x, layer_cache, cos, sin, mask, start)
+        else:
+            own = [None] * len(self.blocks) if layer_cache is None else zip(*layer_cache, strict=True)
+            filling = []
+            for block, one in zip(self.blocks, own, strict=True):
+                x, one = block(x, one, cos, sin, mask, start)
+                filling.append(one)
+            layer_cache = None if layer_cache is None else tuple(zip(*filling, strict=True))
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
         return over_batch(self.final_norm(x)), cache

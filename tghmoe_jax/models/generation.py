@@ -8,8 +8,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
+from tghmoe_jax.models import layout
+from tghmoe_jax.models.decoder import Cache
 from tghmoe_jax.models.mllm import MLLM, Batch, Encoded
+from tghmoe_jax.ops.platform import platform
 
 
 def inference(model: MLLM) -> MLLM:
@@ -56,23 +60,40 @@ def generate(
     """
     logits, cache = model.apply(variables, batch, visual, visual_mask, new_tokens, method=MLLM.prefill)
     planned = cache.valid.shape[1]
+    if platform() == "cpu":
+        model, variables, cache = unrolled(model, variables, cache)
     stops = jnp.asarray(stop_ids)
-    rows = logits.shape[0]
+
+    def take(step, logits, done, out):
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        done = done | jnp.any(token[:, None] == stops, axis=1)
+        return token, done, out.at[:, step].set(jnp.where(done, -1, token))
 
     def more(carry):
         step, _, _, done, _ = carry
         return (step < new_tokens) & ~jnp.all(done)
 
     def one(carry):
-        step, logits, cache, done, out = carry
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        done = done | jnp.any(token[:, None] == stops, axis=1)
-        out = out.at[:, step].set(jnp.where(done, -1, token))
+        step, token, cache, done, out = carry
         logits, cache = model.apply(variables, token, cache, planned, method=MLLM.decode)
-        return step + 1, logits, cache, done, out
+        token, done, out = take(step, logits, done, out)
+        return step + 1, token, cache, done, out
 
-    first = (jnp.int32(0), logits, cache, jnp.zeros(rows, bool), jnp.full((rows, new_tokens), -1, jnp.int32))
-    return jax.lax.while_loop(more, one, first)[-1]
+    rows = logits.shape[0]
+    token, done, out = take(0, logits, jnp.zeros(rows, bool), jnp.full((rows, new_tokens), -1, jnp.int32))
+    return jax.lax.while_loop(more, one, (jnp.int32(1), token, cache, done, out))[-1]
+
+
+def unrolled(model: MLLM, variables, cache: Cache) -> tuple[MLLM, dict, Cache]:
+    """The same decoder with a leaf and a cache a layer, for steps that read every weight for a few tokens.
+
+    A loop over stacked leaves copies each layer's weights and cache out of the stack before it uses them on a CPU,
+    which takes longer than the step itself.
+    """
+    flat = traverse_util.flatten_dict(variables["params"]["decoder"], sep="/")
+    leaves = traverse_util.unflatten_dict(layout.to_canonical(flat), sep="/")
+    cache = cache._replace(k=tuple(cache.k), v=tuple(cache.v))
+    return MLLM(dataclasses.replace(model.cfg, scan_decoder=False)), {"params": {"decoder": leaves}}, cache
 
 
 @partial(jax.jit, static_argnums=0)
