@@ -17,6 +17,8 @@ from transformers import (
 from tests.parity.peers import VISION, randomised
 from tghmoe_jax.data import picture, prompts
 from tghmoe_jax.data.tokenizer import FILES, Tokenizer
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import generation
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.training import base_model
 from tghmoe_jax.weights.base import EMBEDDED
@@ -97,3 +99,23 @@ def test_the_single_view_is_the_middle_of_the_picture():
     view = picture.square(image, 30)
     assert view.shape == (1, 30, 30, 3) and (view[0, :, 2:-2] == (0, 1, 0)).all()
     assert picture.square(image.transpose(Image.Transpose.ROTATE_90), 28).shape == (1, 28, 28, 3)
+
+
+def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "picture.png")
+    model = base_model.load(folder[0])
+    model.ask(tmp_path / "picture.png", "What?", NEW)
+    compiled = generation.generate._cache_size()
+    model.ask(tmp_path / "picture.png", "Is there a nodule?", NEW)
+    assert generation.generate._cache_size() == compiled
+
+
+@pytest.mark.parametrize("tokens, others, expected", [
+    (5, 20, 32), (32, 20, 32), (33, 20, 64),
+    (70, 30, 70),  # to 96 would pass the 100 positions of the first RoPE regime
+    (71, 30, 96),  # past it anyway
+    (150, 45, 155),  # 160 would not fit the model
+])  # fmt: skip
+def test_texts_are_padded_within_their_rope_regime(tokens, others, expected):
+    decoder = model_config.Decoder(original_positions=100, max_positions=200)
+    assert base_model.padded_length(decoder, tokens, others) == expected

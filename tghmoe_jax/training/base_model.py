@@ -21,6 +21,7 @@ from tghmoe_jax.weights.base import load_base
 
 MOST_TOKENS = 4096  # of one answer: its cache is reserved as a whole
 MOST_CROPS = 64
+BUCKET = 32
 # The 2D model is the 3D one at depth 1 without experts and without attention between slices: views are its slices.
 _PLAIN = {
     "patch_depth": 1, "attn3d_layers": (), "attn3d_kind": "joint", "attn3d_window": 1, "depth_embed": "none",
@@ -55,12 +56,23 @@ class BaseModel:
             raise UserError(
                 f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
             )
-        batch = prompts.batch([encoded], len(encoded.tokens), self.tokenizer.pad_id)
+        length = padded_length(cfg.decoder, len(encoded.tokens), visual + new_tokens)
+        batch = prompts.batch([encoded], length, self.tokenizer.pad_id)
         batch |= {"slices": views[None], "slice_mask": np.ones((1, len(views)), bool)}
         visual, mask = generation.encode_picture(self.model, self.variables, batch, grid)
         stops = tuple(sorted(self.tokenizer.stop_ids))
         ids = np.asarray(generation.generate(self.model, self.variables, batch, visual, mask, new_tokens, stops))[0]
         return self.tokenizer.decode([int(i) for i in ids if i >= 0]).strip()
+
+
+def padded_length(decoder: model_config.Decoder, tokens: int, others: int) -> int:
+    """Of a text of `tokens` tokens beside `others` positions: a multiple of BUCKET, so that questions of about one
+    length share a compiled program; padding alone never leads into another RoPE regime or past the last position.
+    """
+    most = decoder.original_positions
+    if tokens + others > most:
+        most = decoder.max_positions
+    return max(tokens, min(-(-tokens // BUCKET) * BUCKET, most - others))
 
 
 def load(folder: str | Path) -> BaseModel:
