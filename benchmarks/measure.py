@@ -145,8 +145,19 @@ def rates(small: bool) -> dict[str, float]:
     return both | {"matmul": max(both.values()), "bandwidth": max(found["read"], found["read_matvec"])}
 
 
+def busy(over: float = 2.0) -> float:
+    """The share of all cores' time that was spent on anything, by the machine's own clock, in the next seconds."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]  # all; idle and waiting for a disk
+
+    (all_before, idle_before), _, (all_after, idle_after) = ticks(), time.sleep(over), ticks()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+
+
 def machine() -> dict[str, Any]:
-    """What was measured on: processor, cores, load, memory, versions, the commit."""
+    """What was measured on: processor, cores, how busy they were, memory, versions, the commit."""
     found = {}
     for file, key, name in (("/proc/cpuinfo", "model name", "processor"), ("/proc/meminfo", "MemTotal", "memory")):
         if Path(file).is_file():
@@ -154,7 +165,7 @@ def machine() -> dict[str, Any]:
             found[name] = next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "cores": cores(), "load_before": round(os.getloadavg()[0], 2), **found, "python": platform.python_version(),
+        "cores": cores(), "busy_before": round(busy(), 3), **found, "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "commit": git.stdout.strip(),
     }  # fmt: skip
 

@@ -123,15 +123,16 @@ def table(reports: dict[str, dict]) -> str:
 
 def described(about: dict, peak: dict) -> str:
     """The machine and what was measured on it, in a sentence or two."""
-    busy = about["load_before"] > 0.2 * about["cores"] or peak["worst_matmul"] < 0.8 * peak["matmul"]
+    busy = about["busy_before"] > 0.1 or peak["worst_matmul"] < 0.8 * peak["matmul"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return (
-        f"{about.get('processor') or 'processor unknown'}, {about['cores']} cores, load {about['load_before']} before "
-        f"the start; fp32 matmul {peak['matmul_torch'] / 1e9:.0f} GFLOP/s in torch, {peak['matmul_jax'] / 1e9:.0f} in "
-        f"JAX ({peak['worst_matmul'] / 1e9:.0f} before or after the cases); "
+    said = (
+        f"{about.get('processor') or 'processor unknown'}, {about['cores']} cores, {about['busy_before']:.0%} busy "
+        f"before the start; fp32 matmul {peak['matmul_torch'] / 1e9:.0f} GFLOP/s in torch, "
+        f"{peak['matmul_jax'] / 1e9:.0f} in JAX ({peak['worst_matmul'] / 1e9:.0f} before or after the cases); "
         f"{peak['bandwidth'] / 1e9:.1f} GB/s read from memory. Python {about['python']}, {versions}; commit "
-        f"{about['commit']}." + (" **Other work ran meanwhile: these are no figures to rely on.**" if busy else "")
+        f"{about['commit']}."
     )
+    return said + (" **Other work ran meanwhile: these are no figures to rely on.**" if busy else "")
 
 
 def keep(reports: dict[str, dict]) -> None:

@@ -19,6 +19,7 @@ from benchmarks.measure import fill
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REPORTS, PAGE = DOCS / "scale.json", DOCS / "scale.md"
 MARKS = ("<!-- table: python -m benchmarks.scale -->\n", "<!-- end of the table -->\n")
+SPEED, SPEED_MARKS = DOCS / "speed.md", ("<!-- rates: python -m benchmarks.scale -->\n", "<!-- end of the rates -->\n")
 GRID = {"v5e-64": "v5e:8x8", "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}
 ONE = ("--topology", "v5e:1x1", "--mesh", "data=1,fsdp=1,expert=1")
 
@@ -98,6 +99,20 @@ HEAD = [
 ]  # fmt: skip
 
 
+RATES_HEAD = ["row", "least seconds", "taken by", "a chip and second at most", "at an MFU of 35%"]
+
+
+def rates(name: str, report: dict) -> list[str]:
+    """What a chip does in a second: samples of a train step, new tokens of `decode`."""
+    least, batch = report["roofline"]["seconds"], report["batch"]
+    longest = max(("compute", "hbm", "ici"), key=report["roofline"].get)
+    taken = {"compute": "products", "hbm": "memory", "ici": "interconnect"}[longest]
+    if samples := report.get("samples"):
+        usual = samples["number"] / samples["chip_hours"] / 3600
+        return [name, f"{least:.2f}", taken, f"{batch / least / report['chips']:.2f} samples", f"{usual:.2f} samples"]
+    return [name, f"{least:.2f}", taken, f"{batch * report['new_tokens'] / least / report['chips']:.0f} tokens", ""]
+
+
 def main(names: list[str]) -> int:
     """Compiles the rows and writes the table; 1 where one of them does not fit."""
     unknown = [name for name in names if name not in ROWS]
@@ -115,13 +130,16 @@ def main(names: list[str]) -> int:
 
 
 def write() -> None:
-    """The table of the kept reports, between the marks of the page."""
+    """The tables of the kept reports, between the marks of both pages."""
     reports = json.loads(REPORTS.read_text()) if REPORTS.is_file() else {}
     rows = [HEAD, ["---"] * len(HEAD), *(cells(name, reports[name]) for name in ROWS if name in reports)]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     if missing := [name for name in ROWS if name not in reports]:
         table += f"\nNot compiled yet: {'; '.join(missing)}.\n"
     fill(PAGE, MARKS, table)
+    rows = [RATES_HEAD, ["---"] * len(RATES_HEAD)]
+    rows += [rates(name, reports[name]) for name in ROWS if reports.get(name, {}).get("step") in ("train", "decode")]
+    fill(SPEED, SPEED_MARKS, "".join(f"| {' | '.join(row)} |\n" for row in rows))
 
 
 if __name__ == "__main__":

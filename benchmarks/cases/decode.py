@@ -1,5 +1,6 @@
 """Greedy text from a 135M-parameter decoder shaped like Llama: prefill of 1,405 visual and 64 text tokens, then 128
-tokens, batch 1 and 8, against `generate` of Hugging Face on the same weights and embeddings. The tokens must be equal.
+tokens, batch 1 and 8, against `generate` of Hugging Face on the same weights and embeddings. The tokens must be equal
+up to ties: of random weights the best logits lie close together, and rounding may turn one token and all after it.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ LLAMA_135M = {
 }  # fmt: skip
 FULL, SMALL = (1405, 64, 128), (10, 8, 5)  # visual tokens, text tokens, new tokens
 PREFIX = 4  # text tokens before the visual ones
+TIE = 1e-3  # of the spread of a step's logits
 # (batch, bound)
 ROWS = ((1, 0.7), (8, 0.6))
 
@@ -52,13 +54,18 @@ def run(small: bool, runs: int) -> list[Row]:
                 best, way, tried = better(ways)
                 found, expected = ours(count), way().numpy()
                 if not np.array_equal(found, expected):
-                    raise SystemExit(f"error: decode, batch {batch}: {(found != expected).mean():.0%} of tokens differ")
+                    gap = behind(llama, embeds, found)
+                    if not gap <= TIE:
+                        raise SystemExit(
+                            f"error: decode, batch {batch}: a token lies {gap:.2g} of the spread behind the best."
+                        )
                 times = alternate(lambda f=ours, n=count: f(n), way, runs)
             prompt = visual_tokens + text_tokens
             rows.append(Row(
                 f"batch {batch}, {what}", *times, most,
                 work=work(model, variables, batch, prompt, count),
-                notes={"peer": best, "tried": tried, "tokens": count, "distinct": len(np.unique(expected))},
+                notes={"peer": best, "tried": tried, "tokens": count, "distinct": len(np.unique(expected)),
+                       "equal": float((found == expected).mean())},
             ))  # fmt: skip
     return rows
 
@@ -101,6 +108,17 @@ def hf_generation(llama, embeds, count: int, cache: str | None = None, compiled:
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long), max_new_tokens=count,
         min_new_tokens=count, do_sample=False, cache_implementation=cache, compile_config=config,
     )  # fmt: skip
+
+
+def behind(llama, embeds, tokens: np.ndarray) -> float:
+    """How far the peer's logits of our tokens (B, N) lie below the best, over their spread: the largest."""
+    import torch
+
+    ids = torch.from_numpy(tokens).long()
+    text = torch.cat([embeds, llama.get_input_embeddings()(ids[:, :-1])], dim=1)
+    logits = llama(inputs_embeds=text, logits_to_keep=tokens.shape[1]).logits
+    chosen = logits.gather(-1, ids[..., None])[..., 0]
+    return float(((logits.max(-1).values - chosen) / logits.std(-1)).max())
 
 
 def work(model, variables, batch: int, prompt: int, count: int) -> list[tuple[float, float]]:

@@ -83,7 +83,7 @@ def test_the_page_keeps_its_words_and_the_rows_of_other_cases(tmp_path, monkeypa
     monkeypatch.setattr(benchmark, "REPORTS", reports)
     page.write_text("Before.\n" + "".join(benchmark.MARKS) + "After.\n")
     about = {
-        "machine": {"processor": "P", "cores": 2, "load_before": 0.1, "python": "3", "versions": {}, "commit": "c"},
+        "machine": {"processor": "P", "cores": 2, "busy_before": 0.01, "python": "3", "versions": {}, "commit": "c"},
         "rates": {"matmul": 2e9, "worst_matmul": 1e9, "matmul_torch": 2e9, "matmul_jax": 1e9, "bandwidth": 1e9},
     }
 
