@@ -22,7 +22,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.measure import peak_memory
+from benchmarks.measure import busy, cores, peak_memory
 
 SHAPE = (512, 512, 300)  # columns, rows, slices, as NIfTI stores them
 SPACING = (0.75, 0.75, 1.0)
@@ -129,8 +129,7 @@ def main() -> None:
         return
     from benchmarks import feed  # not in the processes that are measured
 
-    load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} cores, load {load:.1f} before the start", flush=True)
+    print(f"{cores()} cores, {busy():.0%} busy before the start", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         path = Path(name) / "scan.nii.gz"
         write(path)

@@ -160,7 +160,7 @@ class Model:
     param_dtype: str = "float32"
     remat: str = "none"  # none | dots | full
     attention: str = "auto"
-    scan_decoder: bool = True  # its layers are one loop over stacked leaves; not of a config: see generation.generate
+    scan_decoder: bool = True  # as one loop over stacked leaves; False with a cache alone: see generation.unrolled
 
     def slabs(self, slices: int) -> int:
         return -(-slices // self.vision.patch_depth)

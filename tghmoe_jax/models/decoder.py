@@ -169,12 +169,11 @@ class Decoder(nn.Module):
         if self.cfg.scan_decoder:
             x, layer_cache = self.layers(x, layer_cache, cos, sin, mask, start)
         else:
-            own = [None] * len(self.blocks) if layer_cache is None else zip(*layer_cache, strict=True)
             filling = []
-            for block, one in zip(self.blocks, own, strict=True):
+            for block, one in zip(self.blocks, zip(*layer_cache, strict=True), strict=True):
                 x, one = block(x, one, cos, sin, mask, start)
                 filling.append(one)
-            layer_cache = None if layer_cache is None else tuple(zip(*filling, strict=True))
+            layer_cache = zip(*filling, strict=True)
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
         return over_batch(self.final_norm(x)), cache

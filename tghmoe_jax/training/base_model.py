@@ -72,7 +72,7 @@ def padded_length(decoder: model_config.Decoder, tokens: int, others: int) -> in
     most = decoder.original_positions
     if tokens + others > most:
         most = decoder.max_positions
-    return max(tokens, min(-(-tokens // BUCKET) * BUCKET, most - others))
+    return min(-(-tokens // BUCKET) * BUCKET, most - others)
 
 
 def load(folder: str | Path) -> BaseModel:
