@@ -22,8 +22,9 @@ from tghmoe_jax.ops.platform import over_batch
 
 
 class Cache(NamedTuple):
-    """Keys and values (layers, B, K, S, H), already rotated, of unrolled layers a tuple of (B, K, S, H); valid bool
-    (B, S); index int32 (): the next free slot, a Python 0 in a cache that `empty_cache` has just made."""
+    """Keys and values (layers, B, K, S, H), already rotated, of unrolled layers a tuple of (B, K, S, H) or, for one
+    sample, (K, S, H); valid bool (B, S); index int32 (): the next free slot, a Python 0 in a cache that `empty_cache`
+    has just made."""
 
     k: jax.Array | tuple[jax.Array, ...]
     v: jax.Array | tuple[jax.Array, ...]
@@ -68,11 +69,12 @@ class SelfAttention(nn.Module):
         v = projection(lora, "attn/v", (d.kv_heads, d.head_size), **biased)(x)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
+            stored = (*cache[0].shape[:-2], -1, d.head_size)  # as the cache has it, with T in the place of S
             cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2), start, axis=2)
+                jax.lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2).reshape(stored), start, axis=-2)
                 for kept, new in zip(cache, (k, v), strict=True)
             )
-            k, v = (kept.swapaxes(1, 2) for kept in cache)
+            k, v = (kept.reshape(len(x), d.kv_heads, -1, d.head_size).swapaxes(1, 2) for kept in cache)
         out = attention(q, k, v, mask, self.cfg.attention)
         out = projection(lora, "attn/out", d.width, axes=2, **kw)(out)
         return out, cache

@@ -88,11 +88,13 @@ def unrolled(model: MLLM, variables, cache: Cache) -> tuple[MLLM, dict, Cache]:
     """The same decoder with a leaf and a cache a layer, for steps that read every weight for a few tokens.
 
     A loop over stacked leaves copies each layer's weights and cache out of the stack before it uses them on a CPU,
-    which takes longer than the step itself.
+    which takes longer than the step itself. An axis of one sample is left out of the cache: XLA drops it from the
+    products, and would write a cache that has it twice, from copies.
     """
     flat = traverse_util.flatten_dict(variables["params"]["decoder"], sep="/")
     leaves = traverse_util.unflatten_dict(layout.to_canonical(flat), sep="/")
-    cache = cache._replace(k=tuple(cache.k), v=tuple(cache.v))
+    k, v = (kept[:, 0] if kept.shape[1] == 1 else kept for kept in (cache.k, cache.v))
+    cache = cache._replace(k=tuple(k), v=tuple(v))
     return MLLM(dataclasses.replace(model.cfg, scan_decoder=False)), {"params": {"decoder": leaves}}, cache
 
 
