@@ -1,4 +1,4 @@
-"""Answers questions in batches of one static shape: what evaluation asks a model through.
+"""Answers questions in batches of a few static shapes: what evaluation asks a model through.
 
 Axis legend: B batch, O options.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tghmoe_jax.data import pipeline
+from tghmoe_jax.data import pipeline, prompts
 from tghmoe_jax.data.samples import Question, Source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.evaluation.routing_picture import Routing
@@ -20,6 +20,9 @@ from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
+
+BUCKET = 128  # text of a batch is padded to multiples of it, each a program of its own
+_TEXT = ("tokens", "token_mask", "question_mask", "loss_mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Answer:
 
 
 class Reader:
-    """A model with its tokeniser, ready to answer in batches of one static shape."""
+    """A model with its tokeniser, ready to answer in batches of one number of rows."""
 
     def __init__(self, model: MLLM, tokenizer: Tokenizer, flat_params: dict, text_length: int, batch: int):
         self.model = generation.inference(model)
@@ -62,13 +65,19 @@ class Reader:
         self.batch += -batch % rows
 
     def ask(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
-        """Answers in order. Requests with options are ranked, the others generate up to `new_tokens` tokens."""
-        answers: list[Answer] = []
-        for start in range(0, len(requests), self.batch):
-            part = list(requests[start : start + self.batch])
-            padded = part + [part[-1]] * (self.batch - len(part))
-            answers += self._ask(source, padded, new_tokens)[: len(part)]
-        return answers
+        """Answers in order. Requests with options are ranked, the others generate up to `new_tokens` tokens.
+
+        Long questions are asked together, after the others, so that short ones are not padded to their length.
+        """
+        lengths = [len(prompts.encode(self.tokenizer, r.question.prompt, None).tokens) for r in requests]
+        order = sorted(range(len(requests)), key=lambda i: -(-lengths[i] // BUCKET))  # else as given: volume by volume
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), self.batch):
+            places = order[start : start + self.batch]
+            padded = places + [places[-1]] * (self.batch - len(places))
+            found = self._ask(source, [requests[i] for i in padded], new_tokens)
+            answers |= dict(zip(places, found, strict=False))
+        return [answers[i] for i in range(len(requests))]
 
     def routings(self, source: Source, asked: Asked) -> list[Routing]:
         """How each question about its volume is routed, in order."""
@@ -76,7 +85,7 @@ class Reader:
         for start in range(0, len(asked), self.batch):
             part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
             padded = part + [part[-1]] * (self.batch - len(part))
-            batch = self._collate(source, padded, [None] * self.batch)
+            batch = self._put(self._collate(source, padded, [None] * self.batch))
             encoded = generation.encode(self.model, self.variables, batch, None)
             masks = [source.slices(request.volume)[1] for request in part]
             found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
@@ -88,7 +97,18 @@ class Reader:
         ]
         batch = pipeline.collate(source, rows, self.tokenizer, self.text_length, self.model.cfg.tasks)
         batch["image_visible"] = np.array([r.visible for r in requests])
-        return self._put(batch)
+        return batch
+
+    def _shortened(self, batch, new_tokens: int):
+        """The batch without text columns that are padding in every row, but for whole buckets, on the devices.
+
+        What a run is asked in is the RoPE regime of its whole text length, whatever the questions' own lengths.
+        """
+        decoder, others = self.model.cfg.decoder, self.model.cfg.visual_tokens(batch["slices"].shape[1]) + new_tokens
+        length = -(-int(batch["token_mask"].sum(axis=1).max()) // BUCKET) * BUCKET
+        if self.text_length + others > decoder.original_positions:
+            length = max(length, decoder.original_positions + 1 - others)
+        return self._put({key: value[:, :length] if key in _TEXT else value for key, value in batch.items()})
 
     def _put(self, tree):
         mesh = jax.sharding.get_mesh()
@@ -98,7 +118,8 @@ class Reader:
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)
-        batch = self._collate(source, requests, [None] * len(requests))
+        plain = self._collate(source, requests, [None] * len(requests))
+        batch = self._put(plain)  # the tower's program is that of any question
         forced = np.array([r.group for r in requests])
         group = self._put(forced) if (forced >= 0).all() else None
         count, shares, logits = len(requests), None, None
@@ -119,16 +140,15 @@ class Reader:
         if requests[0].options:
             columns = []
             for o in range(len(requests[0].options)):
-                scored = self._collate(source, requests, [r.options[o] for r in requests])
+                scored = self._shortened(self._collate(source, requests, [r.options[o] for r in requests]), 0)
                 columns.append(
                     arrays.to_host(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
                 )
             likelihoods = np.stack(columns, axis=1)
         else:
+            short, stops = self._shortened(plain, new_tokens), tuple(self.tokenizer.stop_ids)
             ids = arrays.to_host(
-                generation.generate(
-                    self.model, self.variables, batch, visual, mask, new_tokens, tuple(self.tokenizer.stop_ids)
-                )
+                generation.generate(self.model, self.variables, short, visual, mask, new_tokens, stops)
             )
             texts = [self.tokenizer.decode([int(i) for i in row if i >= 0]).strip() for row in ids]
         return [
