@@ -21,8 +21,7 @@ from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
-BUCKET = 128  # text of a batch is padded to multiples of it, each a program of its own
-_TEXT = ("tokens", "token_mask", "question_mask", "loss_mask")
+BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,30 +84,31 @@ class Reader:
         for start in range(0, len(asked), self.batch):
             part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
             padded = part + [part[-1]] * (self.batch - len(part))
-            batch = self._put(self._collate(source, padded, [None] * self.batch))
+            batch = self._collate(source, padded)
             encoded = generation.encode(self.model, self.variables, batch, None)
             masks = [source.slices(request.volume)[1] for request in part]
             found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
         return found
 
-    def _collate(self, source, requests, targets):
-        rows = [
-            (r.volume, r.question.prompt, target, r.question.task) for r, target in zip(requests, targets, strict=True)
-        ]
+    def _collate(self, source, requests):
+        """What tower and router see: volumes, and prompts of the whole text length, so that they have one program."""
+        rows = [(r.volume, r.question.prompt, None, r.question.task) for r in requests]
         batch = pipeline.collate(source, rows, self.tokenizer, self.text_length, self.model.cfg.tasks)
         batch["image_visible"] = np.array([r.visible for r in requests])
-        return batch
+        return self._put(batch)
 
-    def _shortened(self, batch, new_tokens: int):
-        """The batch without text columns that are padding in every row, but for whole buckets, on the devices.
+    def _text(self, requests, targets, others: int):
+        """What the decoder reads beside `others` positions of visual and new tokens."""
+        encoded = [prompts.encode(self.tokenizer, r.question.prompt, t) for r, t in zip(requests, targets, strict=True)]
+        length = self._padded(max(len(e.tokens) for e in encoded), others)
+        return self._put(prompts.batch(encoded, length, self.tokenizer.pad_id))
 
-        What a run is asked in is the RoPE regime of its whole text length, whatever the questions' own lengths.
-        """
-        decoder, others = self.model.cfg.decoder, self.model.cfg.visual_tokens(batch["slices"].shape[1]) + new_tokens
-        length = -(-int(batch["token_mask"].sum(axis=1).max()) // BUCKET) * BUCKET
-        if self.text_length + others > decoder.original_positions:
-            length = max(length, decoder.original_positions + 1 - others)
-        return self._put({key: value[:, :length] if key in _TEXT else value for key, value in batch.items()})
+    def _padded(self, tokens: int, others: int) -> int:
+        """Columns for a text of `tokens`: whole buckets, in the RoPE regime of the whole text length."""
+        first_regime, length = self.model.cfg.decoder.original_positions, -(-tokens // BUCKET) * BUCKET
+        if self.text_length + others > first_regime:
+            length = max(length, first_regime + 1 - others)
+        return min(length, self.text_length)
 
     def _put(self, tree):
         mesh = jax.sharding.get_mesh()
@@ -118,8 +118,7 @@ class Reader:
 
     def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
         blind = not any(r.visible for r in requests)
-        plain = self._collate(source, requests, [None] * len(requests))
-        batch = self._put(plain)  # the tower's program is that of any question
+        batch = self._collate(source, requests)
         forced = np.array([r.group for r in requests])
         group = self._put(forced) if (forced >= 0).all() else None
         count, shares, logits = len(requests), None, None
@@ -140,16 +139,15 @@ class Reader:
         if requests[0].options:
             columns = []
             for o in range(len(requests[0].options)):
-                scored = self._shortened(self._collate(source, requests, [r.options[o] for r in requests]), 0)
+                scored = self._text(requests, [r.options[o] for r in requests], visual.shape[1])
                 columns.append(
                     arrays.to_host(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
                 )
             likelihoods = np.stack(columns, axis=1)
         else:
-            short, stops = self._shortened(plain, new_tokens), tuple(self.tokenizer.stop_ids)
-            ids = arrays.to_host(
-                generation.generate(self.model, self.variables, short, visual, mask, new_tokens, stops)
-            )
+            text = self._text(requests, [None] * count, visual.shape[1] + new_tokens)
+            stops = tuple(self.tokenizer.stop_ids)
+            ids = arrays.to_host(generation.generate(self.model, self.variables, text, visual, mask, new_tokens, stops))
             texts = [self.tokenizer.decode([int(i) for i in row if i >= 0]).strip() for row in ids]
         return [
             Answer(texts[i], likelihoods[i], int(used[i]), load[i], None if shares is None else shares[i])

@@ -269,7 +269,7 @@ def route(reader: Reader, source: Source, asked: Sequence[Question]) -> list[boo
     for start in range(0, len(asked), reader.batch):
         part = list(asked[start : start + reader.batch])
         padded = [Request(0, q) for q in part + [part[-1]] * (reader.batch - len(part))]
-        batch = reader._put(reader._collate(source, padded, [None] * len(padded)))
+        batch = reader._collate(source, padded)
         picked = np.argmax(arrays.to_host(generation.route(reader.model, reader.variables, batch)), axis=-1)
         hits += [reader.model.cfg.tasks[g] == q.task for g, q in zip(picked, part, strict=False)]
     return hits
