@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, statistics, tables
-from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, reporting, runs
 from tghmoe_jax.training.command_line import parse
 
@@ -249,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.table:
             write_table(table, rows, args.seeds)
             return 0
+        keep_freed_memory()
         simulate_devices()
         compile_cache.keep()
         for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):

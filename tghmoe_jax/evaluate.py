@@ -31,7 +31,7 @@ from tghmoe_jax.evaluation import commands as evaluation_commands
 from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tests, statistics, tables
 from tghmoe_jax.models import generation
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.sharding.mesh import make_mesh
+from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.training import compile_cache, hosts, runs
 from tghmoe_jax.training.loading import load_run
 
@@ -351,6 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         if args.command == "run":
+            keep_freed_memory()
             compile_cache.keep()
             run_again(args.run, args.items, args.to)
         else:

@@ -16,7 +16,7 @@ import traceback
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
 
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         argv, place = _place(argv)
+        keep_freed_memory()
         simulate_devices()
         compile_cache.keep()
         hosts.start(place)  # before all that can fail, so that a fault is said once
