@@ -111,6 +111,7 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict(
         {"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
+         "controls": ("shuffled", "section_shuffled", "blind", "wrong_group"),  # what stands beside the scores
          "transfer": 0,  # items on the second drawing style of the phantom
          "adversarial": 0}  # items a kind for each hard way of asking, under predicted, true and wrong routing
     )  # fmt: skip

@@ -158,6 +158,21 @@ def test_random_initialisation_leaves_the_rest_of_the_base_in_place(small):
         train.load_origin(config)
 
 
+@pytest.mark.parametrize(
+    ("difference", "interval", "verdict"),
+    [
+        (-0.03, (-0.05, -0.01), "full better"),
+        (-0.015, (-0.029, -0.001), "not shown"),  # too small to count, and may be larger
+        (-0.03, (-0.07, 0.01), "not shown"),
+        (0.03, (0.01, 0.05), "row better"),
+        (0.001, (-0.015, 0.017), "none that counts"),
+        (-0.01, (-0.019, -0.001), "none that counts"),
+    ],
+)
+def test_a_verdict_follows_the_rule_of_the_docs(difference, interval, verdict):
+    assert ablate.verdict(difference, interval) == verdict
+
+
 # ---- intervals -------------------------------------------------------------------------------------------------------
 
 

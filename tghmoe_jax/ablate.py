@@ -31,6 +31,8 @@ from tghmoe_jax.training.command_line import parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
+EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
+LEAST_SEEDS = 3  # that a verdict takes
 WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
 
 
@@ -178,15 +180,29 @@ def record(table: Ablation, name: str, results: dict[int, dict], reference: dict
         for key in (*SCORES, "score") if pairs else ():
             row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
             row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
+        planned = table.rows["full" if wrong else name].seeds
+        if len(pairs) >= max(planned, LEAST_SEEDS):  # none before all seeds are there: it would stop where it pleases
+            row["verdict"] = verdict(row["score_difference"], row["score_difference_ci95"])
     return row
+
+
+def verdict(difference: float, interval: tuple[float, float]) -> str:
+    """What a row's score minus the full recipe's says, by the rule of docs/ablations.md."""
+    low, high = interval
+    if high < 0 and difference <= -EFFECT:
+        return "full better"
+    if low > 0:
+        return "row better"
+    return "none that counts" if -EFFECT < low and high < EFFECT else "not shown"
 
 
 def markdown(records: Sequence[dict]) -> str:
     """The table for people; a difference is the row's minus the full recipe's, over the seeds that both have."""
     interval = lambda pair: "" if pair is None else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
     lines = [
-        "| row | what differs | seeds | closed | finding F1 | score - full's | M parameters, active | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | what differs | seeds | closed | finding F1 | score - full's | verdict | M parameters, active "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in records:
         shown = []
@@ -200,8 +216,8 @@ def markdown(records: Sequence[dict]) -> str:
         sizes = f"{size['total'] / 1e6:.2f}, {size['active'] / 1e6:.2f}" if size else ""
         minutes = f"{one['minutes']:.1f}" if "minutes" in one else ""
         lines.append(
-            f"| `{one['row']}` | {one['what']} | {len(one['seeds'])} | {' | '.join(shown)} | {difference} | {sizes} | "
-            f"{minutes} |"
+            f"| `{one['row']}` | {one['what']} | {len(one['seeds'])} | {' | '.join(shown)} | {difference} | "
+            f"{one.get('verdict', '')} | {sizes} | {minutes} |"
         )
     return "\n".join(lines)
 

@@ -139,7 +139,7 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
 def evaluate(
     reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
 ) -> dict[str, Any]:
-    """Runs all protocols and controls on `source` and writes predictions and metrics.json into `folder`.
+    """Runs all protocols and the config's controls on `source` and writes predictions and metrics.json into `folder`.
 
     `unseen` is the same split in wordings that training never holds, for the router's second score.
     """
@@ -209,14 +209,15 @@ def evaluate(
     }
     load = sum(loads.values())
     for kind, asked in (("closed", closed), ("report", reports)):
-        if shuffled is not None:
+        if shuffled is not None and "shuffled" in e.controls:
             protocol(f"control/shuffled_{kind}", asked, shuffled)
-        if any(groups):
+        if any(groups) and "section_shuffled" in e.controls:
             protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
-        if routed:
+        if routed and "wrong_group" in e.controls:
             other = lambda q: (cfg.tasks.index(q.task) + 1) % len(cfg.tasks)  # noqa: E731
             protocol(f"control/wrong_group_{kind}", asked, group=other)
-        protocol(f"control/blind_{kind}", asked, visible=False)
+        if "blind" in e.controls:
+            protocol(f"control/blind_{kind}", asked, visible=False)
     router = None
     if routed:
         own = [question for _, question in (*closed, *opened, *reports)]
@@ -332,9 +333,10 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
-    for key in ("transfer", "adversarial"):  # runs of earlier versions have neither
+    for key in ("transfer", "adversarial"):  # runs of earlier versions have none of these
         config.eval[key] = 0 if items else config.eval.get(key, 0)
     config.eval["items"] = items or config.eval["items"]
+    config.eval.controls = config.eval.get("controls", protocols.CONTROLS)
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
     return run(config, target)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.evaluation.protocols import CONTROLS
 
 # Licences that this project can vouch for; of anything else it knows none.
 _LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
@@ -11,7 +12,6 @@ _SCORES = (
     ("closed/accuracy", "closed_accuracy"), ("closed/ranked_accuracy", None), ("report/finding_f1", "finding_f1"),
     ("report/bleu1", None), ("open/bleu1", None), ("router/task_accuracy_unseen_wording", None),
 )  # fmt: skip
-_CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
 
 
 def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -56,12 +56,12 @@ def _ranges(ranges: Mapping[str, Any]) -> str:
 def _table(what: str, metrics: Mapping[str, Any]) -> list[str]:
     """Scores beside the same scores under each control."""
     number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
-    lines = [f"| {what or 'own test set'} | score | 95% interval | {' | '.join(_CONTROLS)} |", "|---" * 7 + "|"]
+    lines = [f"| {what or 'own test set'} | score | 95% interval | {' | '.join(CONTROLS)} |", "|---" * 7 + "|"]
     for key, control in _SCORES:
         if metrics.get(key) is None:
             continue
         low_high = metrics.get(f"{key}_ci95")
         interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "-"
-        beside = [number(metrics.get(f"control/{name}_{control}")) for name in _CONTROLS]
+        beside = [number(metrics.get(f"control/{name}_{control}")) for name in CONTROLS]
         lines.append(f"| {key} | {number(metrics[key])} | {interval} | {' | '.join(beside)} |")
     return lines

@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
@@ -55,6 +56,8 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"--config.{key}=1 is too small to shuffle volumes; give 2 or more, or 0 for none.")
         if flat[key] and flat["data.name"] not in ("phantom", ""):
             raise UserError(f"--config.{key}={flat[key]} needs the phantom; {flat['data.name']} has no such test.")
+    if unknown := [name for name in flat.get("eval.controls", ()) if name not in CONTROLS]:
+        raise UserError(f"--config.eval.controls: {unknown[0]!r} is none; use some of {', '.join(CONTROLS)}.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
