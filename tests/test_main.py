@@ -260,6 +260,7 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
         ("--config.data.name=angiograms", "use phantom, scenes or a list of m3d"),
         ("--config.data.augment.shift=0.1", "needs a data set of files"),
         ("--config.max_bad_fraction=2.0", "give 0 to 1"),
+        ("--config.eval.controls=('blind', 'deaf')", "use some of shuffled"),
         ("--config.data.mixture.open=-1", "--config.data.mixture.open=-1"),
         ("--config.data.text_length=20", "raise it to"),
         ("--config.data.size=64", "set it to 32"),

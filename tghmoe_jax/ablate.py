@@ -96,7 +96,7 @@ class Ablation:
         if not list(last.glob("eval/*/metrics.json")):
             evaluate.run_again(str(last), None, str(last))
         file.parent.mkdir(parents=True, exist_ok=True)
-        tables.write_text(file, json.dumps(result_of(first, last)) + "\n")
+        tables.write_text(file, json.dumps(result_of(first, last), separators=(",", ":")) + "\n")
         jax.clear_caches()
 
 
@@ -115,15 +115,17 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
 def result_of(first: Path, last: Path) -> dict:
     """All that the table needs of one row and seed, from the folders of its first and last stage.
 
-    metrics: the evaluation's; items {score: [numerators, denominators, unit of each item]}; what the manifest of
-    the last stage says of its code, seeds and sizes; minutes: all training steps of both stages at their median.
+    metrics: the evaluation's; items {score: [numerators, denominators, number of each item's unit]}; what the manifest
+    of the last stage says of its code, seeds and sizes; minutes: all training steps of both stages at their median.
     """
     (file,) = last.glob("eval/*/metrics.json")
     run = files.read_run(file.parent)
     items = {}
     for name, (kind, column) in SCORES.items():
-        top, bottom = comparison.columns(kind, run[kind])[column]
-        items[name] = [top.tolist(), bottom.tolist(), [str(one.unit) for one in run[kind]]]
+        top, bottom = comparison.columns(kind, run[kind])[column]  # counts, both of them
+        number: dict[Any, int] = {}
+        units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
+        items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
     manifest, seconds = runs.read_manifest(last), 0.0
     for folder in dict.fromkeys([first, last]):
         steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
