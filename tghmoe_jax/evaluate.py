@@ -329,7 +329,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     config.init_from = source
     if config.data.name in DRAWN:
         config.data.root = "runs/data"  # the caches of another machine are of no use
-    config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have none of these
+    config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
     config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})

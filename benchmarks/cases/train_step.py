@@ -21,7 +21,7 @@ from tghmoe_jax.data.sources import make_source
 from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.models import flops, layout
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import optimizer
 from tghmoe_jax.training.program import Program, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
@@ -65,6 +65,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
         config.model.depth_rope.rotary_dim = 8
     if not experts:
         config.model.tgh.layers = ()
+    keep_freed_memory()
     simulate_devices()
     origin = train.load_origin(config)
     origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more

@@ -4,10 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
 from tests import tiny_run
+from tghmoe_jax.sharding import mesh
 
 # Prints the pages that the kernel gave in 20 executions of a program with buffers of 32 and 64 MiB, after 10 others.
 CODE = """
@@ -34,3 +36,13 @@ def pages(call: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets options of glibc's malloc")
 def test_memory_that_a_step_frees_is_kept_for_the_next():
     assert pages("keep_freed_memory") < pages("simulate_devices") / 2, "which has them all anew"
+
+
+@pytest.mark.parametrize(("platforms", "touched"), [("", False), ("tpu", False), ("cpu", True)])
+def test_the_heaps_of_a_host_with_an_accelerator_are_left_alone(platforms, touched, monkeypatch):
+    called = []
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(mesh.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(mesh.ctypes, "CDLL", lambda _: types.SimpleNamespace(mallopt=lambda *pair: called.append(pair)))
+    mesh.keep_freed_memory()
+    assert bool(called) == touched

@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
     where an accelerator could do the work, whose host rather needs its heaps, and without glibc.
     """
     accelerators = importlib.util.find_spec("libtpu") or importlib.metadata.entry_points(group="jax_plugins")
-    if accelerators and os.environ.get("JAX_PLATFORMS") != "cpu" or os.name != "posix":
+    if (accelerators and os.environ.get("JAX_PLATFORMS") != "cpu") or os.name != "posix":
         return
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for option, value in {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}.items():
