@@ -284,10 +284,13 @@ def test_unnormalised_gates_move_token_routers_at_upcycling():
     params, given = layer_params(3, equal_experts=True), inputs(3)
 
     def slope(gate):
+        """Relative to the experts' gradient: rounding grows with it, and differs between processors."""
         total = lambda p: jnp.sum(apply_layer(p, given, gate=gate)[0] ** 2)  # noqa: E731
-        return np.abs(tiny.jit(jax.grad(total))(params)["router"]["x"]["kernel"]).max()
+        found = tiny.jit(jax.grad(total))(params)
+        size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["experts"]))
+        return np.abs(found["router"]["x"]["kernel"]).max() / size
 
-    assert slope("unnormalised") > 0.1 > 1e-4 > slope("renormalised")
+    assert slope("unnormalised") > 1e-2 > 1e-6 > slope("renormalised")
 
 
 @pytest.fixture(scope="module")
