@@ -22,7 +22,7 @@ fi
 environment=.cache/newest
 [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
 export PATH="$PWD/$environment/bin:$PATH" PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu
-python -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest
+python -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest pytest-xdist
 python -m pip check
 python -c '
 import sys, flax, jax
