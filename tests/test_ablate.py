@@ -78,9 +78,12 @@ def test_every_row_trains_and_is_scored(row, all_rows):
 
 
 def test_only_the_controls_of_the_config_are_asked(all_rows):
-    metrics = all_rows.result("full", 0)["metrics"]
-    asked = {key for key in metrics if key.startswith("control/") and metrics[key] is not None}
-    assert asked and all("wrong_group" in key for key in asked), asked
+    def asked(row):
+        metrics = all_rows.result(row, 0)["metrics"]
+        return {key for key in metrics if key.startswith("control/") and metrics[key] is not None}
+
+    assert asked("full") and all("wrong_group" in key for key in asked("full")), asked("full")
+    assert not asked("guidance=image")
 
 
 def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_rows, monkeypatch):
