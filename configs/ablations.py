@@ -109,11 +109,10 @@ def get_config(arg: str | None = None):
     c = common.get_config()
     c.trainable = common.STAGE1_TRAINABLE if stage == 1 else common.STAGE2_TRAINABLE
     c.train.update({"steps": STEPS, "seed": a["seed"] + STAGE2_SEED * (stage - 1)})
-    # tghmoe_jax.ablate asks the last stage. The items are many, for they are most of the spread.
-    c.eval.update({"every": 0, "items": 1000, "controls": ()})
+    # tghmoe_jax.ablate asks the last stage. The items are many, for they are most of the spread; the control is a row of
+    # the table, and no part of a first stage, which other rows share.
+    c.eval.update({"every": 0, "items": 1000, "controls": ("wrong_group",) if name == "full" and stage == 2 else ()})
     if stage == 2:
-        if name == "full":
-            c.eval.controls = ("wrong_group",)  # a row of the tables
         c.model.tgh.groups = len(c.model.tasks)
         c.init_from = f"runs/ablations/{name}-stage1-seed{a['seed']}"
     if row.stages == "one":
