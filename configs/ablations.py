@@ -109,8 +109,8 @@ def get_config(arg: str | None = None):
     c = common.get_config()
     c.trainable = common.STAGE1_TRAINABLE if stage == 1 else common.STAGE2_TRAINABLE
     c.train.update({"steps": STEPS, "seed": a["seed"] + STAGE2_SEED * (stage - 1)})
-    # tghmoe_jax.ablate asks the last stage. The items are many, for they are most of the spread; the control is a row of
-    # the table, and no part of a first stage, which other rows share.
+    # tghmoe_jax.ablate asks the last stage. The items are many, for they are most of the spread; the control is a row
+    # of the table, and no part of a first stage, which other rows share.
     c.eval.update({"every": 0, "items": 1000, "controls": ("wrong_group",) if name == "full" and stage == 2 else ()})
     if stage == 2:
         c.model.tgh.groups = len(c.model.tasks)
