@@ -121,8 +121,9 @@ def test_other_processes_write_nothing(tmp_path):
 def test_a_terminal_gets_one_line_rewritten(tmp_path):
     printed = train(tmp_path, 10, stream=Terminal())
     assert printed.count("\n") == 1 and printed.endswith("\n")
-    first, last = printed.split("\r\x1b[2K")[1], printed.split("\r\x1b[2K")[-1]
-    assert first == "step 1/10  loss 1.0000  2.00 steps/s  ETA 0:04"
+    (_, first, second), last = printed.split("\r\x1b[2K")[:3], printed.split("\r\x1b[2K")[-1]
+    assert first == "step 1/10  loss 1.0000  0:00 with compiling  ETA after the next"
+    assert second == "step 2/10  loss 0.5000  2.00 steps/s  ETA 0:04"
     assert last == "step 10/10  loss 0.1000  2.00 steps/s  took 0:05\n"
 
 
@@ -131,11 +132,22 @@ def test_a_log_file_gets_a_line_every_few_seconds(tmp_path):
     assert [line.split()[1] for line in lines] == ["1/10", "5/10", "9/10", "10/10"]
 
 
+def test_the_first_step_which_compiles_does_not_spoil_the_estimate(tmp_path):
+    stream, clock = Terminal(), Clock()
+    with RunLog(tmp_path, 100, stream=stream, clock=clock, tensorboard=False) as log:
+        for step in range(1, 3):
+            clock.now += 60.0 if step == 1 else 2.0
+            log.record(step, {"loss": 1.0})
+    first, second = stream.getvalue().split("\r\x1b[2K")[1:]
+    assert "1:00 with compiling  ETA after the next" in first
+    assert "2.00 s/step  ETA 3:16" in second
+
+
 def test_one_slow_step_does_not_spoil_the_estimate(tmp_path):
     stream, clock = Terminal(), Clock()
     with RunLog(tmp_path, 100, stream=stream, clock=clock, tensorboard=False) as log:
         for step in range(1, 21):
-            clock.now += 60.0 if step == 1 else 2.0  # the first compiles
+            clock.now += 60.0 if step == 20 else 2.0  # e.g. a slow disk
             log.record(step, {"loss": 1.0})
     assert "2.00 s/step  ETA 2:40" in stream.getvalue().split("\r")[-1]
 

@@ -130,9 +130,10 @@ class RunLog:
             raise ValueError(f"the names step, {', '.join(TIMED)} belong to the log itself")
         values = _plain(values)
         now = self._clock()
-        self._durations.append(now - self._last)
         duration, self._last, self._step = now - self._last, now, step
-        pace = statistics.median(self._durations)
+        if self._printed is not None:  # the first step compiles, and says nothing of the others
+            self._durations.append(duration)
+        pace = statistics.median(self._durations or [duration])
         rate = 1 / pace if pace > 0 else 0.0
         remaining = (self.total_steps - step) * pace
         timing = {
@@ -175,6 +176,8 @@ class RunLog:
         shown = f"{loss:.4f}" if isinstance(loss, float) else f"{loss}"
         left = f"took {clock_text(now - self._begun)}" if last else f"ETA {clock_text(remaining)}"
         speed = f"{rate:.2f} steps/s" if rate >= 1 or not rate else f"{1 / rate:.2f} s/step"
+        if not self._durations and not last:
+            speed, left = f"{clock_text(now - self._begun)} with compiling", "ETA after the next"
         text = f"step {step}/{self.total_steps}  loss {shown}  {speed}  {left}"
         self._stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         self._open_line = self._live
