@@ -106,19 +106,24 @@ def test_a_kept_result_needs_its_runs_no_more(all_rows, flags, tmp_path):
 
 
 def test_every_row_takes_the_same_steps_batch_order_and_questions():
+    same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
+
     def flat(row, stage):
         return runs.flatten(ablations.get_config(f"{row},stage={stage},seed=3"))
+
+    def shared(flat):  # `full` alone is asked a control besides, which answers a copy of the same questions
+        return {k: v for k, v in flat.items() if k.startswith(same) and k != "eval.controls"}
 
     full = [flat("full", stage) for stage in (1, 2)]
     for row, what in ablations.ROWS.items():
         stages = [flat(row, stage) for stage in range(1, ablations.ROWS[row].last_stage + 1)]
         wanted = ablations.STEPS if what.stages == "stopped" else 2 * ablations.STEPS
         assert sum(one["train.steps"] for one in stages) == wanted
+        assert [tuple(one["eval.controls"]) for one in stages if one["eval.controls"]] == (
+            [("wrong_group",)] if row == "full" else []
+        )
         for own, reference in zip(stages, full, strict=False):
-            same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
-            assert {k: v for k, v in own.items() if k.startswith(same)} == {
-                k: v for k, v in reference.items() if k.startswith(same)
-            }
+            assert shared(own) == shared(reference)
 
 
 def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
