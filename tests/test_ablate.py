@@ -111,19 +111,19 @@ def test_every_row_takes_the_same_steps_batch_order_and_questions():
     def flat(row, stage):
         return runs.flatten(ablations.get_config(f"{row},stage={stage},seed=3"))
 
-    def shared(flat):  # `full` alone is asked a control besides, which answers a copy of the same questions
-        return {k: v for k, v in flat.items() if k.startswith(same) and k != "eval.controls"}
+    def equal(values):  # `full` alone is asked a control besides, which answers a copy of the same questions
+        return {k: v for k, v in values.items() if k.startswith(same) and k != "eval.controls"}
 
     full = [flat("full", stage) for stage in (1, 2)]
     for row, what in ablations.ROWS.items():
         stages = [flat(row, stage) for stage in range(1, ablations.ROWS[row].last_stage + 1)]
         wanted = ablations.STEPS if what.stages == "stopped" else 2 * ablations.STEPS
         assert sum(one["train.steps"] for one in stages) == wanted
-        assert [tuple(one["eval.controls"]) for one in stages if one["eval.controls"]] == (
-            [("wrong_group",)] if row == "full" else []
+        assert [list(one["eval.controls"]) for one in stages] == (
+            [[], ["wrong_group"]] if row == "full" else [[]] * len(stages)
         )
         for own, reference in zip(stages, full, strict=False):
-            assert shared(own) == shared(reference)
+            assert equal(own) == equal(reference)
 
 
 def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
