@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     c.base = "embedded"  # folder of the 2D model or of a converted one; embedded: the package's own; empty: random init
     c.init_from = ""  # a run to start from
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
-    c.max_bad_fraction = 0.0  # share of the items seen that may be unusable; drawn data never are
+    c.max_bad_fraction = 0.01  # share of the items seen that may be unusable; drawn data never are
     c.trainable = ()
     c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
@@ -177,6 +177,7 @@ def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500
     c.eval.update({"items": 2000, "batch": 32, "new_tokens": 256})
+    c.mesh.update({"data": 1, "fsdp": -1})  # of several copies of the model none would fit
     if pod:
         if pod not in PODS:
             raise ValueError(f"pod={pod} is unknown; use one of {', '.join(PODS)}")

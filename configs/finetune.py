@@ -5,7 +5,7 @@
 starts from `runs/stage2` (--config.init_from=RUN names another, `embedded` the reader inside the package) and trains
 what stage 2 trains; `:lora=16` trains low-rank updates of the decoder instead of all of it. `:phi3v` is the full scale,
 from `runs/stage2-phi3v`. From a converted base without stages, run stage 1 and 2 on the same data instead:
-configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest. One item in a hundred may be unusable.
+configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest.
 """
 
 from configs import common
@@ -29,5 +29,4 @@ def get_config(arg: str | None = None):
     c.data.update(
         {"name": "manifest", "root": "runs/data/own", "manifest": "", "text_length": max(256, c.data.text_length)}
     )
-    c.max_bad_fraction = 0.01
     return c

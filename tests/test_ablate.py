@@ -105,6 +105,15 @@ def test_a_kept_result_needs_its_runs_no_more(all_rows, flags, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
+def test_a_result_of_another_config_is_refused(all_rows, flags, capsys):
+    """... or a table would pair runs that were trained or asked differently."""
+    argv = ["--rows=full", "--seeds=1", f"--workdir={all_rows.workdir}", f"--config={all_rows.file}", *flags]
+    for extra in (["--table"], []):
+        assert ablate.main([*argv, "--config.eval.items=5", *extra]) == 2
+        assert "full-seed0.json was made with another config, which differs in eval.items" in capsys.readouterr().err
+    assert ablate.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
+
+
 def test_every_row_takes_the_same_steps_batch_order_and_questions():
     same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
 
@@ -144,6 +153,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
     ("argv", "said"),
     [
         (["--rows=guidance=smell"], "unknown"),
+        (["--rows="], "--rows is empty"),
         (["--seeds=0"], "too small"),
         (["--config.train.steps"], "no value"),
         (["--config=nowhere.py"], "does not exist"),

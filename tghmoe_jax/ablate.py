@@ -33,6 +33,8 @@ from tghmoe_jax.training.command_line import parse
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
 EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
 LEAST_SEEDS = 3  # that a verdict takes
+# What may differ between a result and the config that is asked for: places, and what changes no score.
+_MAY_CHANGE = ("init_from", "data.root", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
 WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
 
 
@@ -78,14 +80,24 @@ class Ablation:
         return self.workdir / "results" / f"{row}-seed{seed}.json"
 
     def result(self, row: str, seed: int) -> dict | None:
-        """What `result_of` kept of the row, once it has been asked."""
+        """What `result_of` kept of the row, once it has been asked. UserError where it was made by another config."""
         file = self.result_file(row, seed)
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        result = json.loads(file.read_text())
+        old, new = result.get("config", {}), runs.flatten(self.resolve(row, self.rows[row].last_stage, seed))
+        differ = [key for key in new if old.get(key) != new[key] and not key.startswith(_MAY_CHANGE)]
+        if differ:
+            raise UserError(
+                f"{file} was made with another config, which differs in {', '.join(differ[:5])}"
+                f"{', ...' if len(differ) > 5 else ''}; choose another --workdir or delete that file."
+            )
+        return result
 
     def run(self, row: str, seed: int) -> None:
         """Trains what a row still lacks, asks its last stage the test questions and keeps the result."""
         file = self.result_file(row, seed)
-        if file.is_file():
+        if self.result(row, seed):
             return
         first, last = self.first_run(row, seed), self.last_run(row, seed)
         train_stage(self.resolve(row, 1, seed), first)
@@ -96,7 +108,8 @@ class Ablation:
         if not list(last.glob("eval/*/metrics.json")):
             evaluate.run_again(str(last), None, str(last))
         file.parent.mkdir(parents=True, exist_ok=True)
-        tables.write_text(file, json.dumps(result_of(first, last), separators=(",", ":")) + "\n")
+        config = runs.flatten(self.resolve(row, self.rows[row].last_stage, seed))
+        tables.write_text(file, json.dumps(result_of(first, last) | {"config": config}, separators=(",", ":")) + "\n")
         jax.clear_caches()
 
 
@@ -122,7 +135,7 @@ def result_of(first: Path, last: Path) -> dict:
     run = files.read_run(file.parent)
     items = {}
     for name, (kind, column) in SCORES.items():
-        top, bottom = comparison.columns(kind, run[kind])[column]  # counts, both of them
+        top, bottom = comparison.judged_columns(kind, run[kind])[column]  # counts, both of them
         number: dict[Any, int] = {}
         units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
         items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
@@ -137,13 +150,13 @@ def result_of(first: Path, last: Path) -> dict:
     }  # fmt: skip
 
 
-def values_of(result: dict, wrong_group: bool = False) -> dict[str, float]:
-    """{score: value} of one result, or of its questions asked with the other task's experts."""
+def values_of(result: dict, wrong_group: bool = False) -> dict[str, float | None]:
+    """{score: value} of one result, or of its questions asked with the other task's experts (None: not asked)."""
     keys = {name: "/".join(place) for name, place in SCORES.items()}
     if wrong_group:
         keys = {"closed": "control/wrong_group_closed_accuracy_strict", "finding_f1": "control/wrong_group_finding_f1"}
     values = {name: result["metrics"][key] for name, key in keys.items()}
-    return values | {"score": plain.mean(values.values())}
+    return values | {"score": None if None in values.values() else plain.mean(values.values())}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -157,7 +170,7 @@ def summary(table: Ablation, rows: Sequence[str], seeds: int | None) -> list[dic
         done[row] = {seed: result for seed, result in found.items() if result}
     reference = {seed: values_of(result) for seed, result in done["full"].items()}
     names = [row for row in done if done[row]]
-    if reference:
+    if reference and all(None not in values_of(one, True).values() for one in done["full"].values()):
         names.insert(1, WRONG_GROUP)
     return [record(table, name, done["full" if name == WRONG_GROUP else name], reference) for name in names]
 
@@ -239,6 +252,8 @@ def chosen(known: Iterable[str], names: str) -> list[str]:
     wanted = list(known) if names == "all" else [name for name in names.split(",") if name]
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(known)}.")
+    if not wanted:
+        raise UserError(f"--rows is empty; use all or some of {', '.join(known)}.")
     return [name for name in known if name in wanted]
 
 

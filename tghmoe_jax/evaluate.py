@@ -154,7 +154,10 @@ def evaluate(
         for i, kind in enumerate(("closed", "open", "report"))
     )
     volumes = sorted({volume for volume, _ in (*closed, *opened, *reports)})
-    shuffled = statistics.derangement(len(volumes), e.seed) if len(volumes) > 1 else None
+    if given:  # another volume of the same patient would be no control
+        shuffled, foreign = statistics.derangement_across([source.case(volume) for volume in volumes], e.seed)
+    else:
+        shuffled, foreign = statistics.derangement(len(volumes), e.seed), None
     groups = [source.group(i) for i in volumes]
     sectioned, moved = statistics.derangement_within(groups, e.seed)
     routed = cfg.tgh.groups > 1
@@ -209,8 +212,8 @@ def evaluate(
     }
     load = sum(loads.values())
     for kind, asked in (("closed", closed), ("report", reports)):
-        if shuffled is not None and "shuffled" in e.controls:
-            protocol(f"control/shuffled_{kind}", asked, shuffled)
+        if "shuffled" in e.controls:
+            protocol(f"control/shuffled_{kind}", asked, shuffled, keep=foreign)
         if any(groups) and "section_shuffled" in e.controls:
             protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
         if routed and "wrong_group" in e.controls:
@@ -225,11 +228,12 @@ def evaluate(
             q for kind in protocols.KINDS
             for _, q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
         ]  # fmt: skip
-        keyword = lambda q: router_tests.task_by_keyword(q.question) == q.task  # noqa: E731
+        keyword = lambda asked: [router_tests.task_by_keyword(q.question) == q.task for q in asked]  # noqa: E731
+        texts = [[q.prompt for q in asked] for asked in (own, other)]
         router = {
-            "task_accuracy_unseen_wording": route(reader, unseen, other),
-            "keyword_accuracy": [keyword(one) for one in own],
-            "keyword_accuracy_unseen_wording": [keyword(one) for one in other],
+            "task_accuracy_unseen_wording": (route(reader, unseen, other), texts[1]),
+            "keyword_accuracy": (keyword(own), texts[0]),
+            "keyword_accuracy_unseen_wording": (keyword(other), texts[1]),
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
     shown = [asked[0] for asked in (closed, reports) if asked and load.size]

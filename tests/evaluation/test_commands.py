@@ -52,9 +52,12 @@ def test_leaked_volumes_are_left_out_of_every_score(run, leaked, capsys):
     expected = {key: value for key, value in score(rest).items() if value is not None}
     expected = {key: value for key, value in expected.items() if not key.startswith("router/")}
     assert found.pop("leaked_removed") == {"closed": 1, "open": 0, "report": 1}
+    assert (found.pop("leaked_volumes"), found.pop("leaked_volumes_found")) == (2, 1)
     assert found == expected
     assert evaluate.main(["score", run, "--leaks", leaked]) == 0
-    assert "leaked items removed: closed 1, open 0, report 1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "leaked items removed: closed 1, open 0, report 1" in out and "leaked volumes found: 1 of the 2" in out
+    assert "no leaked volume occurs" not in out
     assert evaluate.main(["compare", run, run, "--leaks", leaked, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["closed/accuracy"]["items"] == 3
 
@@ -81,18 +84,39 @@ def test_the_files_hold_every_sample_and_what_was_scored(run, leaked, tmp_path, 
         assert np.mean([float(row[column]) for row in rows]) == pytest.approx(metrics[f"open/{key}"])
     assert [row["Key"] for row in rows] == ["case3/scan", "case4/scan"] and rows[0]["meteor"] == ""
     stored = json.loads((target / "metrics.json").read_text())
-    assert {key: value for key, value in stored.items() if value is not None} | {
-        "leaked_removed": metrics["leaked_removed"]
-    } == metrics
+    leaks_of = {key: metrics[key] for key in metrics if key.startswith("leaked_")}
+    assert {key: value for key, value in stored.items() if value is not None} | leaks_of == metrics
     manifest = json.loads((target / "manifest.json").read_text())
     with open(leaked, "rb") as file:
         assert manifest["leaks"] == {
             "sha256": hashlib.sha256(file.read()).hexdigest(), "removed": {"closed": 1, "open": 0, "report": 1},
+            "volumes": 2, "volumes_found": 1,
         }  # fmt: skip
     assert manifest["items"] == {"closed": 3, "open": 2, "report": 1} and manifest["empty_outputs"]["open"] == 1
     assert manifest["libraries"]["sacrebleu"] and "case" not in json.dumps(manifest["predictions"])
     again = scored(capsys, str(target))  # what was written scores the same
-    assert again == {key: value for key, value in metrics.items() if key != "leaked_removed"}
+    assert again == {key: value for key, value in metrics.items() if key not in leaks_of}
+
+
+def test_scores_never_replace_what_was_scored_or_what_a_run_left(run, tmp_path, capsys):
+    file = f"{run}/predictions_open.csv"
+    with open(file, "rb") as before:
+        content = before.read()
+    assert evaluate.main(["score", file, "--to", run]) == 2
+    assert "holds the predictions themselves" in capsys.readouterr().err
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "report.html").write_text("")
+    assert evaluate.main(["score", file, "--to", str(tmp_path / "eval")]) == 2
+    assert "that `run` or a training left" in capsys.readouterr().err
+    with open(file, "rb") as after:
+        assert after.read() == content
+
+
+def test_a_leak_table_of_other_names_is_no_clean_bill(tmp_path, leaked, capsys):
+    file = tmp_path / "p.csv"
+    file.write_text("Image Path,Question,Answer,Pred\nv1,q,a,a\nv2,q,a,b\n")
+    assert evaluate.main(["score", str(file), "--leaks", leaked]) == 0
+    assert "no leaked volume occurs: right only if" in capsys.readouterr().out
 
 
 def test_systems_are_paired_by_the_names_of_their_volumes(tmp_path, run, capsys):
@@ -103,7 +127,7 @@ def test_systems_are_paired_by_the_names_of_their_volumes(tmp_path, run, capsys)
             csv.writer(file).writerows([columns, *order])
     assert evaluate.main(["compare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["open/bleu2"] == {
-        "a": 1, "b": 1, "difference": 0, "ci95": [0, 0], "items": 4,
+        "a": 1, "b": 1, "difference": 0, "ci95": [0, 0], "items": 4, "units": 4,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.evaluation.test_protocols import small_run
 from tghmoe_jax import evaluate
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import comparison, files
-from tghmoe_jax.evaluation.protocols import kind_scores
+from tghmoe_jax.evaluation.protocols import kind_scores, score
 from tghmoe_jax.evaluation.tables import write_predictions
 
 SIDELESS = ("cyst", "liver", "")
@@ -73,7 +73,7 @@ def test_the_answers_under_each_control_are_read_back(tmp_path, capsys):
     outputs = lambda ones: [(one.index, one.prompt, one.output) for one in ones]  # noqa: E731
     for control in ("shuffled", "section_shuffled"):
         assert outputs(again[f"control/{control}_closed"]) == outputs(run[f"control/{control}_closed"])
-    assert not again["control/wrong_group_report"]  # it answered nothing
+    assert outputs(again["control/wrong_group_report"]) == [(0, "Describe the scan.", "")]  # it answered nothing
     assert evaluate.main(["score", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["control/shuffled_closed_accuracy"] == 0 and found["control/section_shuffled_closed_accuracy"] == 1
@@ -93,6 +93,41 @@ def test_two_files_of_one_kind_are_refused(tmp_path):
         write_csv(tmp_path / f"predictions_{name}.csv", ["Question", "Answer", "Pred"], [["q", "a", "p"]])
     with pytest.raises(UserError, match="two files of open"):
         files.read_run(tmp_path)
+
+
+def test_an_empty_answer_under_a_control_counts_as_wrong_and_an_item_left_out_does_not(tmp_path):
+    plain = small_run()["closed"][0]
+    asked = [dataclasses.replace(plain, index=i) for i in range(8)]
+    blind = [dataclasses.replace(one, output="" if one.index % 2 else "A. liver") for one in asked]
+    run = {"closed": asked, "control/blind_closed": blind, "control/section_shuffled_closed": blind[:2]}
+    write_predictions(tmp_path, run)
+    for metrics in (score(run), score(files.read_run(tmp_path))):
+        assert metrics["control/blind_closed_accuracy"] == 0.5
+        assert metrics["control/section_shuffled_closed_accuracy"] == 0.5
+    assert len(files.read_run(tmp_path)["control/section_shuffled_closed"]) == 2
+
+
+def test_cases_may_be_names_and_types_numbers_of_a_table_program(tmp_path):
+    columns = ["Question Type", "Question", "Answer", "Pred", "Case"]
+    file = write_csv(tmp_path / "p.csv", columns, [["1.0", "q", "a", "p", "pat-1"], ["2", "q", "a", "p", "pat-2"]])
+    read = files.read_file(file)[1]
+    assert [one.unit for one in read] == [("case", "pat-1"), ("case", "pat-2")]
+    assert [one.type for one in read] == ["plane", "phase"]
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("Choices: A. axial\nB. coronal\nC. oblique", ("axial", "coronal", "oblique")),
+        ("Choices: A. axial, B. coronal, C. oblique", ("axial", "coronal", "oblique")),
+        ("Choices: A. left, then right B. neither", ("left, then right", "neither")),
+        ("Choices: A. axial/B. coronal", ()),
+    ],
+)
+def test_choices_are_found_however_they_are_set(tmp_path, text, choices):
+    columns = ["Question", "Answer", "Answer Choice", "Pred"]
+    file = write_csv(tmp_path / "p.csv", columns, [[f"Which? {text}", "x", "B", "B. x"]])
+    assert files.read_file(file)[1][0].choices == choices
 
 
 def test_without_choices_the_strict_rule_gives_no_score(tmp_path):
@@ -133,7 +168,12 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"Question,Answer,Pred\n", "holds no predictions"),
         (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
         (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume is not a number"),
-        (b"Question,Answer,Pred,Case\nq,a,p,Smith\n", "Case is not a number"),
+        (b"Question,Answer,Pred,Volume\nq,a,p,Smith\n", "Volume is not a number"),
+        (b"Question,Answer,Pred,Volume\nq,a,p,1\nq,a,p,\n", "numbers the volume of some rows only"),
+        (b'Question,Answer,Pred\nq,a,"cut\nq,a,p\nq,a,p\n', "not a CSV file in UTF-8"),
+        (b'Question,Answer,Pred\nq,a,"lone\nq,a,p" more\n', "not a CSV file in UTF-8"),
+        (b"Question,Answer,Pred,Pred\nq,a,p,r\n", "two columns of one name"),
+        (b"Question,Answer,Answer Choice,Pred\nWhich? Choices: A. x B. y,y,C,p\n", "Answer Choice C is none of its 2"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
@@ -182,6 +222,37 @@ def test_independent_systems_of_equal_quality_seldom_differ():
         for s in range(40)
     )
     assert marked <= 6  # 5 % of them are expected to
+
+
+def test_few_volumes_are_counted_and_no_difference_of_theirs_is_marked():
+    """Ten questions each about three volumes: their spread says nothing of other volumes."""
+    one, other = system(0.2, 30), system(0.8, 30)
+    for run in (one, other):
+        run["closed"] = [
+            dataclasses.replace(a, index=i % 3, question=f"question {i}") for i, a in enumerate(run["closed"])
+        ]
+    found = comparison.compare(one, other)
+    assert found["closed/accuracy"]["units"] == 3 and found["closed/accuracy"]["items"] == 30
+    shown = comparison.table(found)
+    assert "differs" not in shown and "few: fewer than 20" in shown
+
+
+def test_cases_that_one_side_knows_are_drawn_for_both():
+    one, other = system(0.7, 60), system(0.7, 60, seed=1)
+    cased = {"closed": [dataclasses.replace(a, case=i // 20) for i, a in enumerate(other["closed"])]}
+    there, back = (comparison.compare(*pair)["closed/accuracy"] for pair in ((one, cased), (cased, one)))
+    assert there["units"] == back["units"] == 3
+    np.testing.assert_allclose(there["ci95"], [-back["ci95"][1], -back["ci95"][0]])
+
+
+def test_an_item_that_stands_twice_in_both_is_compared_twice():
+    one, other = system(0.7, 40), system(0.7, 40)
+    for run in (one, other):
+        run["closed"].append(run["closed"][0])
+    assert comparison.compare(one, other)["closed/accuracy"]["items"] == 41
+    del other["closed"][-1]
+    with pytest.raises(UserError, match="1 items are in one run only"):
+        comparison.compare(one, other)
 
 
 def test_the_order_of_rows_does_not_matter_but_the_items_do():

@@ -1,12 +1,20 @@
-"""Micro F1 over finding triples."""
+"""Counts of finding triples, and the micro F1 that is made of them."""
 
 import pytest
 
-from tghmoe_jax.evaluation.findings import counts, micro_f1
+from tests.evaluation.test_protocols import report
+from tghmoe_jax.evaluation.findings import counts
+from tghmoe_jax.evaluation.protocols import kind_scores
 
 NODULE = ("nodule", "lung", "left")
 CYST = ("cyst", "kidney", "right")
 STONE = ("stone", "kidney", "left")
+
+
+def micro_f1(pairs):
+    """The score of reports with these (true, stated) triples."""
+    ones = [report(i, "text", true, stated) for i, (true, stated) in enumerate(pairs)]
+    return kind_scores({"report": ones}, resamples=0)["report/finding_f1"].value
 
 
 def test_counts_of_one_report():

@@ -1,6 +1,7 @@
 """report.html: whole, self-contained, escaped, the failures first."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import re
@@ -72,7 +73,7 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path):
 def test_failures_come_first_and_every_case_shows_its_slices(tmp_path):
     text = page(tmp_path)
     closed = text[text.index("Closed questions: sample") : text.index("Reports: sample")]
-    marks = [match == " wrong" for match in re.findall(r'<div class="case( wrong)?">', closed)]
+    marks = [match == "wrong" for match in re.findall(r'<div class="case (wrong|right)">', closed)]
     assert marks == sorted(marks, reverse=True) and True in marks and False in marks
     strips = re.findall(r'volume (\d+)" src="data:image/png;base64,([^"]+)"', text)
     for index, data in strips:
@@ -87,6 +88,21 @@ def test_what_a_model_writes_cannot_become_markup(tmp_path):
     run["closed"] = [one.__class__(**{**one.__dict__, "output": bad, "answer": bad}) for one in run["closed"]]
     text = page(tmp_path, run)
     assert "<script" not in text and "onerror=1>" not in text and "&lt;script&gt;" in text
+
+
+def test_a_report_that_nothing_judges_is_shown_as_neither_right_nor_wrong(tmp_path):
+    run = small_run()
+    run["report"] = [dataclasses.replace(one, findings_true=None, findings_stated=None) for one in run["report"]]
+    run["report"].append(dataclasses.replace(run["report"][0], index=2, output=" "))
+    reports = page(tmp_path, run).split("Reports: sample")[1]
+    assert re.findall(r'<div class="case (\w+)">', reports) == ["wrong", "unjudged", "unjudged"]  # the empty one first
+
+
+def test_chance_is_that_of_the_choices(tmp_path):
+    run = small_run()
+    run["closed"] = [dataclasses.replace(one, choices=one.choices[:2]) for one in run["closed"]]
+    (y,) = re.findall(r'y1="([\d.]+)" y2="[\d.]+" stroke="#b8352c" stroke-dasharray', page(tmp_path, run))
+    assert float(y) == 20 + 220 * (1 - 0.5)
 
 
 def test_a_run_without_cases_still_gives_a_page(tmp_path):

@@ -52,11 +52,33 @@ def test_intervals_hold_their_scores_and_narrow_with_more_cases(tmp_path):
     assert widths[1] < widths[0] / 2
 
 
+def test_reconstructions_of_one_patient_are_drawn_together(tmp_path):
+    """Every row given three times, as CT-RATE has several reconstructions of a scan, leaves the interval as it is."""
+    rng = np.random.default_rng(0)
+    true = rng.random((60, 4)) < 0.4
+    predicted = np.where(rng.random((60, 4)) < 0.8, true, ~true)
+
+    def interval(copies, name):
+        files = [
+            write(tmp_path / f"{name}-{side}-{copies}.csv", ["VolumeName", *"abcd"],
+                  [[name.format(i=i, k=k), *map(int, row)] for i, row in enumerate(values) for k in range(copies)])
+            for side, values in (("p", predicted), ("t", true))
+        ]  # fmt: skip
+        found = labels.score(*files)["micro"]
+        assert found["items"] == 60 * copies
+        return found["units"], found["ci95"][1] - found["ci95"][0]
+
+    once, copied = (interval(copies, "valid_{i}_a_{k}.nii.gz") for copies in (1, 3))
+    assert once[0] == copied[0] == 60 and copied[1] == pytest.approx(once[1])
+    assert interval(3, "row {i} {k}")[1] < 0.8 * once[1]  # names that say nothing are rows of their own
+
+
 def test_the_command_prints_a_table_and_json(tables, capsys):
     argv = ["score", "--pred-labels", str(tables[0]), "--true-labels", str(tables[1])]
     assert evaluate.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["label", "F1"] and len(lines) == 6
+    assert lines[0].split()[:2] == ["label", "F1"] and len(lines) == 7
+    assert lines[-1] == "intervals: whole cases are drawn, of which there are 4 in 4 rows."
     assert evaluate.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["Effusion"]["f1"] == 1.0
 

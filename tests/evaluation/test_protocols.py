@@ -9,7 +9,7 @@ import pytest
 
 from tghmoe_jax.data.samples import Question
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.evaluation.protocols import Prediction, score
+from tghmoe_jax.evaluation.protocols import NOT_ASKED, Prediction, score
 from tghmoe_jax.evaluation.tables import table, write_metrics, write_predictions
 
 ORGANS = ("liver", "spleen", "left kidney", "bladder")
@@ -79,7 +79,7 @@ def test_an_empty_run_gives_only_nulls():
 
 
 def test_values_counted_by_hand():
-    metrics = score(small_run(), router={"task_accuracy_unseen_wording": [True, True, True, False]})
+    metrics = score(small_run(), router={"task_accuracy_unseen_wording": ([True, True, True, False], "abcd")})
     expected = {
         "closed/accuracy": 2 / 4,  # "A. liver" and the echoed list
         "closed/accuracy_strict": 2 / 4,  # "A. liver" and the exact text
@@ -132,7 +132,22 @@ def test_intervals_draw_whole_cases_where_a_data_set_tells_them():
 
 
 def test_given_router_decisions_take_the_place_of_the_noted_ones():
-    assert score(small_run(), router={"task_accuracy": [True, False]})["router/task_accuracy"] == 0.5
+    assert score(small_run(), router={"task_accuracy": ([True, False], "ab")})["router/task_accuracy"] == 0.5
+
+
+def test_intervals_of_the_router_draw_whole_prompts():
+    """The same prompt asked a hundred times is one decision: three wordings, one of them always sent astray."""
+    decisions = [i % 3 > 0 for i in range(300)]
+    metrics = score({}, router={"keyword_accuracy": (decisions, [f"wording {i % 3}" for i in range(300)])})
+    assert metrics["router/keyword_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["router/keyword_accuracy_ci95"][0] == 0 and metrics["router/keyword_accuracy_ci95"][1] == 1
+    ones = [closed(i, "organ", ORGANS, "liver", "x", task_predicted="vqa") for i in range(50)]
+    assert score({"closed": ones})["router/task_accuracy_ci95"] is None  # one prompt
+
+
+def test_rows_without_a_type_have_no_macro_mean():
+    ones = [closed(i, "", ORGANS, "liver", "A. liver") for i in range(4)]
+    assert score({"closed": ones})["closed/accuracy_macro"] is None
 
 
 def test_ranked_accuracy_needs_every_question_ranked():
@@ -177,7 +192,7 @@ def test_csv_files_carry_the_columns_of_m3d_first_and_the_disclaimer(tmp_path):
     assert (first["Answer Choice"], first["Correct"], first["Strict"], first["Ranked"]) == ("A", "1", "1", "A")
     assert (first["Control shuffled"], first["Control section_shuffled"]) == ("B. spleen", "A. liver")
     assert rows["closed"][-1]["Pred"] == 'a "quoted",\noutput é'
-    assert rows["closed"][-1]["Control shuffled"] == ""
+    assert rows["closed"][-1]["Control shuffled"] == NOT_ASKED
     assert rows["report"][1]["Findings Stated"] == "stone / kidney / left"
     assert rows["report"][0]["meteor"] == ""
 
@@ -196,9 +211,21 @@ def test_table_sets_controls_beside_their_scores():
     assert filled["closed/by_type/organ"].split()[-4:] == ["0.000", "1.000", "-", "-"]
 
 
-def test_table_says_so_where_forcing_the_wrong_group_changes_nothing():
-    run = small_run()
-    del run["control/wrong_group_report"]
-    assert "task level" not in table(score(run))
-    run["control/wrong_group_closed"] = run["closed"]
-    assert "the task level has no effect" in table(score(run))
+def test_table_says_what_the_wrong_group_changes_item_by_item():
+    """Eight of a hundred answers change for the worse: inside the interval of the score, and an effect all the same."""
+    right = [i % 2 == 0 for i in range(100)]
+    asked = [closed(i, "organ", ORGANS, "liver", "A. liver" if hit else "B. spleen") for i, hit in enumerate(right)]
+    worse = [dataclasses.replace(one, output="B. spleen") if i < 16 else one for i, one in enumerate(asked)]
+    run = {"closed": asked}
+    assert "other task's experts" not in table(score(run), run)
+    run["control/wrong_group_closed"] = asked
+    said = table(score(run), run)
+    assert "the same items score +0.000 [+0.000, +0.000]: no effect of the task level is shown" in said
+    run["control/wrong_group_closed"] = worse
+    metrics = score(run)
+    low, high = metrics["closed/accuracy_ci95"]
+    assert low < metrics["control/wrong_group_closed_accuracy"] < high
+    said = table(metrics, run)
+    assert "the same items score -0.080" in said and "the task level has an effect" in said
+    run["control/wrong_group_closed"] = worse[:50]  # those that were asked of both
+    assert "the same items score -0.160" in table(score(run), run)

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tghmoe_jax.evaluation.statistics import derangement, derangement_within, mean_ci95, mean_of_ratios, ratio_ci95
+from tghmoe_jax.evaluation.statistics import (
+    derangement,
+    derangement_across,
+    derangement_within,
+    mean_of_ratios,
+    ratio_ci95,
+)
+
+
+def mean_ci95(values, **known):
+    """The interval of a plain mean."""
+    values = np.asarray(values, float).reshape(-1, 1)
+    return ratio_ci95(values, np.ones_like(values), **known)
 
 
 def test_interval_of_a_proportion_is_near_the_normal_one():
@@ -89,3 +101,18 @@ def test_derangement_within_stays_in_its_group_and_flags_those_alone(groups, see
     for index, (other, exchanged) in enumerate(zip(order, moved, strict=True)):
         assert groups[other] == groups[index]
         assert (other != index) == exchanged == (groups.count(groups[index]) > 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(0, 2**32 - 1))
+def test_derangement_across_leaves_its_group_unless_the_group_is_more_than_half(groups, seed):
+    order, moved = derangement_across(groups, seed)
+    assert sorted(order) == list(range(len(groups)))
+    for index, (other, exchanged) in enumerate(zip(order, moved, strict=True)):
+        assert exchanged == (groups[other] != groups[index])
+        assert exchanged or groups.count(groups[index]) > len(groups) / 2
+    assert (order == derangement_across(groups, seed)[0]).all()
+
+
+def test_derangement_across_draws_different_partners():
+    assert len({tuple(derangement_across("aabbcc", seed)[0]) for seed in range(50)}) > 5

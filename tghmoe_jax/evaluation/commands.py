@@ -47,44 +47,56 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
+    if args.to:
+        folder, sources = Path(args.to), files.listed(args.predictions)
+        if folder.resolve() in {file.resolve().parent for file in sources}:
+            raise UserError(f"--to {folder} holds the predictions themselves; name another folder.")
+        if (folder / "report.html").exists():
+            raise UserError(f"--to {folder} holds the scores that `run` or a training left; name another folder.")
+        digests = {file.name: provenance.digest(file) for file in sources}
     (found,), removed = _read(args, args.predictions)
     metrics = protocols.score(found)
     if args.to:
-        folder = Path(args.to)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--to {folder} cannot be made ({error.strerror}); name another folder.") from error
-        if folder.resolve() == Path(args.predictions).resolve():
-            raise UserError(f"--to {folder} holds the predictions themselves; name another folder.")
         model = _bert_model(args)
         tables.write_predictions(folder, found)
         tables.write_metrics(folder, metrics)
         manifest = provenance.manifest(
-            found, seed=0, predictions={file.name: provenance.digest(file) for file in files.listed(args.predictions)},
-            leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), "removed": removed},
+            found, seed=0, predictions=digests,
+            leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
             bert=None if model is None else {"sha256": model.digest, "layer": model.layers},
         )  # fmt: skip
         tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     if args.json:
-        removed = {} if args.leaks is None else {"leaked_removed": removed}
-        print(json.dumps({key: value for key, value in metrics.items() if value is not None} | removed, indent=1))
+        leaked = {} if args.leaks is None else {f"leaked_{name}": count for name, count in removed.items()}
+        print(json.dumps({key: value for key, value in metrics.items() if value is not None} | leaked, indent=1))
         return
     if args.leaks:
-        print("leaked items removed: " + ", ".join(f"{kind} {count}" for kind, count in removed.items()))
-    print(tables.table({key: value for key, value in metrics.items() if value is not None}))
+        print("leaked items removed: " + ", ".join(f"{kind} {count}" for kind, count in removed["removed"].items()))
+        print(f"leaked volumes found: {removed['volumes_found']} of the {removed['volumes']} in {args.leaks}")
+        if removed["volumes"] and not removed["volumes_found"]:
+            print("no leaked volume occurs: right only if they were left out before, or the names are not those of Key")
+    print(tables.table({key: value for key, value in metrics.items() if value is not None}, found))
 
 
-def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, int]]:
-    """The runs at `paths` without leaked items and with BERTScores, as asked; items removed of the first, by kind."""
+def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, object]]:
+    """The runs at `paths` without leaked items and with BERTScores, as asked, and what --leaks did to the first.
+
+    That is {"removed": items by kind, "volumes": leaked ones of the table, "volumes_found": those of them in the run}.
+    """
     model = _bert_model(args)
     runs = [files.read_run(path) for path in paths]
     kinds = [kind for kind in protocols.KINDS if kind in runs[0]]
-    removed = dict.fromkeys(kinds, 0)
+    removed: dict[str, object] = {}
     if args.leaks is not None:
         leaked = {key for _, key in leaks.dropped(Path(args.leaks), "test")}
+        found = leaked & {one.key for ones in runs[0].values() for one in ones}
         kept = [_without(run, leaked, path) for run, path in zip(runs, paths, strict=True)]
-        removed = {kind: len(runs[0][kind]) - len(kept[0].get(kind, ())) for kind in kinds}
+        counts = {kind: len(runs[0][kind]) - len(kept[0].get(kind, ())) for kind in kinds}
+        removed = {"removed": counts, "volumes": len(leaked), "volumes_found": len(found)}
         runs = kept
     if model is not None:
         runs = list(bert.add(dict(enumerate(runs)), model).values())

@@ -1,5 +1,6 @@
 """Two systems on the same items: the difference of each score with a paired bootstrap interval."""
 
+import collections
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,13 +9,17 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import findings, statistics
 from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run, overlap
 
+FEW_UNITS = 20  # of fewer cases or volumes the percentile interval is too narrow: no difference is marked
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, dict]:
-    """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items"}} of the kinds that both runs hold.
+def compare(
+    one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES, judged: bool = False
+) -> dict[str, dict]:
+    """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items", "units"}} of the common kinds.
 
-    Whole cases (or volumes) are drawn, the same ones for both. UserError where the runs do not hold the same items.
+    Whole cases (or volumes) are drawn, the same ones for both; `units` counts them. UserError where the runs do not
+    hold the same items. `judged` leaves out the overlap of words, which takes longest.
     """
     kinds = [kind for kind in KINDS if kind in one and kind in other]
     if not kinds:
@@ -22,8 +27,9 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
     result = {}
     for kind in kinds:
         a, b = paired(one[kind], other[kind], kind)
-        units = [prediction.unit for prediction in a]
-        sides = [columns(kind, predictions) for predictions in (a, b)]
+        known = b if all(two.case is not None for two in b) else a  # either side may know the cases
+        units = [prediction.unit for prediction in known]
+        sides = [(judged_columns if judged else columns)(kind, predictions) for predictions in (a, b)]
         for name in (name for name in sides[0] if name in sides[1]):
             (top, bottom), (top_b, bottom_b) = (side[name] for side in sides)
             if not (bottom.any() and bottom_b.any()):
@@ -32,7 +38,7 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
             interval = statistics.difference_ci95((top, bottom), (top_b, bottom_b), units, seed, resamples)
             result[f"{kind}/{name}"] = {
                 "a": values[0], "b": values[1], "difference": values[1] - values[0],
-                "ci95": None if interval is None else list(interval), "items": len(a),
+                "ci95": None if interval is None else list(interval), "items": len(a), "units": len(set(units)),
             }  # fmt: skip
     return result
 
@@ -40,16 +46,19 @@ def compare(one: Run, other: Run, seed: int = 0, resamples: int = statistics.RES
 def paired(
     one: Sequence[Prediction], other: Sequence[Prediction], kind: str
 ) -> tuple[list[Prediction], list[Prediction]]:
-    """Both runs' predictions in the order of the first. UserError where their items differ."""
+    """Both runs' predictions in the order of the first. UserError where their items differ.
+
+    An item that stands twice in each is compared in the order in which it stands.
+    """
     named = all(prediction.key for prediction in (*one, *other))  # numbers of volumes are each file's own
     keys = [{}, {}]
     for table, predictions in zip(keys, (one, other), strict=True):
+        times = collections.Counter()
         for prediction in predictions:
             volume = prediction.key if named else prediction.index
-            key = (volume, prediction.question, prediction.choices, prediction.answer)
-            if key in table:
-                raise UserError(f"{kind}: volume {prediction.index} is asked {prediction.question!r} twice in one run.")
-            table[key] = prediction
+            item = (volume, prediction.question, prediction.choices, prediction.answer)
+            table[(*item, times[item])] = prediction
+            times[item] += 1
     if missing := len(keys[0].keys() ^ keys[1].keys()):
         raise UserError(
             f"{kind}: {missing} items are in one run only; compare runs of the same items (eval.items, eval.seed)."
@@ -59,6 +68,14 @@ def paired(
 
 def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
     """{score: numerator and denominator (N,)} of each item."""
+    shared = overlap(predictions) if kind != "closed" else {}
+    ones = np.ones(len(predictions))
+    found = {name: (np.array(values, np.float64), ones) for name, values in shared.items() if values is not None}
+    return found | judged_columns(kind, predictions)
+
+
+def judged_columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
+    """`columns` without the overlap of words: what is right or wrong, of closed questions and stated findings."""
     ones = np.ones(len(predictions))
     mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
     if kind == "closed":
@@ -68,8 +85,9 @@ def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
         if all(one.ranked is not None for one in predictions):
             found["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
         return found
-    found = {name: mean(values) for name, values in overlap(predictions).items() if values is not None}
-    if kind == "report" and all(one.findings_true is not None for one in predictions):
+    found = {}
+    known = all(one.findings_true is not None and one.findings_stated is not None for one in predictions)
+    if kind == "report" and known:
         counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
         hit, extra, missed = np.array(counts, np.float64).T
         found["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
@@ -77,15 +95,17 @@ def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
 
 
 def table(result: Mapping[str, Mapping]) -> str:
-    """A terminal table; a difference whose interval leaves out zero is marked."""
-    rows = [["score", "items", "A", "B", "B - A", "95% interval", ""]]
+    """A terminal table; a difference whose interval leaves out zero is marked, of `FEW_UNITS` or more."""
+    rows = [["score", "items", "units", "A", "B", "B - A", "95% interval", ""]]
     for name, row in result.items():
         low_high = row["ci95"]
         interval = "" if low_high is None else f"[{low_high[0]:+.3f}, {low_high[1]:+.3f}]"
         differs = low_high is not None and not low_high[0] <= 0 <= low_high[1]
-        rows.append([name, str(row["items"]), f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['difference']:+.3f}",
-                     interval, "differs" if differs else ""])  # fmt: skip
+        mark = "" if low_high is None else "few" if row["units"] < FEW_UNITS else "differs" if differs else ""
+        rows.append([name, str(row["items"]), str(row["units"]), f"{row['a']:.3f}", f"{row['b']:.3f}",
+                     f"{row['difference']:+.3f}", interval, mark])  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if any(row[-1] == "few" for row in rows):
+        lines.append(f"few: fewer than {FEW_UNITS} cases or volumes, so the interval is too narrow to judge by.")
+    return "\n".join(lines)

@@ -4,9 +4,9 @@
     report: Question, Ground Truth, pred
 
 `Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
-number counts), `Case` (the number of its patient or study), `Ranked`, `Findings True`, `Findings Stated` and `Control
-<name>` (the answer under a control, empty where it left the item out) are used where a file has them. Correctness and
-word overlap are computed anew, never read.
+number counts), `Case` (its patient or study), `Ranked`, `Findings True`, `Findings Stated` and `Control <name>` (the
+answer under a control, or `protocols.NOT_ASKED`) are used where a file has them. Correctness and word overlap are
+computed anew, never read.
 """
 
 import csv
@@ -19,7 +19,7 @@ from pathlib import Path
 from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.findings import Triple
-from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, Prediction
+from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, NOT_ASKED, Prediction
 
 _NEEDED = {
     "closed": {"Question", "Answer", "Answer Choice", "Pred"},
@@ -55,7 +55,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
             run[f"control/{control}_{kind}"] = [
                 dataclasses.replace(one, output=text, ranked=None, findings_true=None, findings_stated=None)
                 for one, text in answered
-                if text  # a control leaves items out
+                if text != NOT_ASKED
             ]
     return run
 
@@ -72,7 +72,7 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, strict=True)  # a stray quote would swallow the rows up to the next one
             columns = set(reader.fieldnames or ())
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -81,6 +81,8 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
     if kind is None:
         wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in _NEEDED.items())
         raise UserError(f"{file} has none of the sets of columns that are understood ({wanted}).")
+    if len(columns) < len(reader.fieldnames):
+        raise UserError(f"{file} has two columns of one name; leave one of them there.")
     if not rows:
         raise UserError(f"{file} holds no predictions.")
     short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in _NEEDED[kind])), None)
@@ -95,6 +97,8 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
             named.setdefault(key, len(named))
     if named and any(not _key(row) for row in rows):
         raise UserError(f"{file} names the volume of some rows only; fill the column Key (or Image Path) in every row.")
+    if len({bool(row.get("Volume")) for row in rows}) > 1:
+        raise UserError(f"{file} numbers the volume of some rows only; fill the column Volume in every row or none.")
     return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)], rows
 
 
@@ -110,10 +114,11 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
     letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
+    if choices and letter not in LETTERS[: len(choices)]:
+        raise UserError(f"{file}, row {number + 2}: Answer Choice {letter} is none of its {len(choices)} choices.")
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
-    for column, value in (("Volume", volume), ("Case", case)):  # not quoted: it may be a name
-        if value is not None and not value.isdecimal():
-            raise UserError(f"{file}, row {number + 2}: {column} is not a number.")
+    if not volume.isdecimal():  # not quoted: it may be a name
+        raise UserError(f"{file}, row {number + 2}: Volume is not a number.")
     stated = row.get("Findings True") is not None and kind == "report"
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
@@ -122,25 +127,32 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
         task_true="report" if kind == "report" else "vqa",
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
-        case=case and int(case), key=_key(row),
+        case=int(case) if case and case.isdecimal() else case, key=_key(row),
     )  # fmt: skip
 
 
 def _options(text: str) -> list[str]:
-    """`axial B. coronal C. sagittal` -> the options in order; a letter counts only where it is the next one's."""
+    """`axial B. coronal C. sagittal` -> the options in order; a letter counts only where it is the next one's.
+
+    They may stand on lines of their own, or with commas between them. None where only one is found.
+    """
     options = []
     for letter in LETTERS[1:]:
-        head, mark, tail = text.partition(f" {letter}. ")
+        head, *tail = re.split(rf"\s+{letter}\.\s", text, maxsplit=1)
         options.append(head)
-        if not mark:
-            return options
-        text = tail
-    return [*options, text]
+        if not tail:
+            break
+        (text,) = tail
+    else:
+        options.append(text)
+    if all(option.endswith(",") for option in options[:-1]):
+        options = [*(option.removesuffix(",") for option in options[:-1]), options[-1]]
+    return options if len(options) > 1 else []
 
 
 def _type(row: dict[str, str]) -> str:
     """The question type by name; M3D numbers the five from 1."""
-    value = (row.get("Question Type") or "").strip()
+    value = (row.get("Question Type") or "").strip().removesuffix(".0")  # a table program may write 1 as 1.0
     return TYPES[int(value) - 1] if value.isdecimal() and 1 <= int(value) <= len(TYPES) else value
 
 

@@ -19,7 +19,6 @@ from tghmoe_jax.evaluation.routing_picture import Routing
 
 CASES = 12  # of each kind that is shown
 SLICES = 6  # of each case's volume
-CHANCE = 0.25  # four options
 COLOURS = {"score": "#1f5fa8", "shuffled": "#c9c9c9", "section_shuffled": "#9b9b9b", "blind": "#6d6d6d",
            "wrong_group": "#d98c3f"}  # fmt: skip
 NAMES = {"score": "score", "shuffled": "shuffled volumes", "section_shuffled": "shuffled within the body section",
@@ -36,6 +35,7 @@ td:nth-child(n+4), th:nth-child(n+4) { max-width: 7em }
 .warn { background: #fff4e0; border-left: 4px solid #d98c3f; padding: .5em 1em }
 .case { border: 1px solid #ddd; border-left: 5px solid #3b8f4f; padding: .6em 1em; margin: 1em 0 }
 .wrong { border-left-color: #b8352c }
+.unjudged { border-left-color: #9b9b9b }
 .case img { display: block; width: 100%; max-width: 900px; image-rendering: pixelated; background: #000 }
 .wide { width: 100% }
 .case p { margin: .3em 0 }
@@ -62,7 +62,7 @@ def write(
         f"<h1>Evaluation: {len(run.get('closed', ()))} closed, {len(run.get('open', ()))} open questions, "
         f"{len(run.get('report', ()))} reports</h1>",
         f'<p class="warn">{html.escape(DISCLAIMER)}</p>',
-        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*tables.cases(run), *tables.remarks(metrics))),
+        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*tables.cases(run), *tables.remarks(metrics, run))),
         "<h2>Scores beside their controls</h2>", _scores(metrics, run),
         "<h2>Closed questions by type</h2>", _bars(metrics, run),
     ]  # fmt: skip
@@ -126,7 +126,9 @@ def _bars(metrics: Mapping[str, object], run: Run) -> str:
     drawn = [f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(v)}" y2="{y(v)}" stroke="#ddd"/>'
              f'<text x="{left - 6}" y="{y(v) + 4}" text-anchor="end" font-size="11">{v:g}</text>'
              for v in (0, 0.5, 1)]  # fmt: skip
-    drawn.append(f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(CHANCE)}" y2="{y(CHANCE)}" '
+    options = [len(one.choices) for one in run.get("closed", ()) if one.choices]
+    chance = float(np.mean([1 / count for count in options])) if options else 0.0
+    drawn.append(f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(chance)}" y2="{y(chance)}" '
                  'stroke="#b8352c" stroke-dasharray="4 3"/>')  # fmt: skip
     for i, name in enumerate(types):
         for j, (group, values) in enumerate(groups.items()):
@@ -191,16 +193,21 @@ def _overlay(source: Source, index: int, routing: Routing) -> str:
     )
 
 
-def _failed(one: Prediction) -> bool:
+def _mark(one: Prediction) -> str:
+    """The class of a case: `wrong`, `right`, or `unjudged` where nothing says which (a report without findings)."""
     if one.kind == "closed":
-        return not one.strictly_correct
-    return one.findings_true is not None and one.findings_stated != one.findings_true
+        return "right" if one.strictly_correct else "wrong"
+    if not one.output.strip():
+        return "wrong"
+    if one.findings_true is None:
+        return "unjudged"
+    return "right" if one.findings_stated == one.findings_true else "wrong"
 
 
 def _cases(kind: str, run: Run, source: Source) -> list[str]:
     """Up to CASES cases, at most two thirds of them failures, each with slices, answer, truth and the blind answer."""
     ones = list(run.get(kind, ()))
-    wrong, right = [one for one in ones if _failed(one)], [one for one in ones if not _failed(one)]
+    wrong, right = [one for one in ones if _mark(one) == "wrong"], [one for one in ones if _mark(one) != "wrong"]
     most = CASES * 2 // 3
     shown = wrong[: max(most, CASES - len(right))] + right[: CASES - min(len(wrong), most)]
     blind = {(one.index, one.prompt): one.output for one in run.get(f"control/blind_{kind}", ())}
@@ -215,9 +222,8 @@ def _cases(kind: str, run: Run, source: Source) -> list[str]:
                                   ("findings invented", one.findings_stated - one.findings_true)):  # fmt: skip
                 lines.append((name, "; ".join(" ".join(filter(None, triple)) for triple in sorted(triples)) or "none"))
         body = "".join(f"<p><b>{name}</b>: {html.escape(text)}</p>" for name, text in lines)
-        mark = " wrong" if _failed(one) else ""
         picture = f'<img alt="slices of volume {one.index}" src="data:image/png;base64,{strip(source, one.index)}">'
-        found.append(f'<div class="case{mark}">{picture}{body}</div>')
+        found.append(f'<div class="case {_mark(one)}">{picture}{body}</div>')
     return found or ['<p class="note">None.</p>']
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tghmoe_jax.data.llava_json import case_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics
 
@@ -22,7 +23,7 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
     csv.field_size_limit(min(sys.maxsize, 1 << 30))
     try:
         with open(path, encoding="utf-8-sig", newline="") as lines:
-            rows = [row for row in csv.reader(lines) if row]  # blank lines say nothing
+            rows = [row for row in csv.reader(lines, strict=True) if row]  # blank lines say nothing
     except FileNotFoundError as error:
         raise UserError(f"{flag} {path} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -48,10 +49,11 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
 
 
 def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, dict[str, object]]:
-    """{"micro" | "macro" | label: f1, ci95, precision, recall, prevalence (of the true table), items}.
+    """{"micro" | "macro" | label: f1, ci95, precision, recall, prevalence (of the true table), items, units}.
 
     Rows and columns may come in any order but must be the same ones. A label that is nowhere true or predicted has no
-    F1 and is left out of the macro mean.
+    F1 and is left out of the macro mean. Intervals draw `units` whole: the rows of one patient where they are named as
+    CT-RATE or M3D name volumes (a patient has several reconstructions there), else single rows.
     """
     cases_a, labels_a, a = read(predicted, "--pred-labels")
     cases_b, labels_b, b = read(true, "--true-labels")
@@ -62,6 +64,7 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
                 f"{', ...' if len(apart) > 5 else ''}); give tables of the same ones."
             )
     a = a[[cases_a.index(case) for case in cases_b]][:, [labels_a.index(label) for label in labels_b]]
+    units = [case_of(case) for case in cases_b]
     hit, extra, missed = a * b, a * (1 - b), (1 - a) * b
     top, bottom = 2.0 * hit, 2.0 * hit + extra + missed
 
@@ -70,17 +73,17 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
         h, e, m = (part[:, columns].sum() for part in (hit, extra, missed))
         ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
         n, d = top[:, columns].sum(1, keepdims=True), bottom[:, columns].sum(1, keepdims=True)
-        interval = statistics.ratio_ci95(n, d, seed=seed)
+        interval = statistics.ratio_ci95(n, d, units, seed)
         return {
             "f1": ratio(n.sum(), d.sum()), "ci95": None if interval is None else list(interval),
             "precision": ratio(h, h + e), "recall": ratio(h, h + m),
-            "prevalence": float(b[:, columns].mean()), "items": len(b),
+            "prevalence": float(b[:, columns].mean()), "items": len(b), "units": len(set(units)),
         }  # fmt: skip
 
     micro = row(slice(None))
     single = {label: row([j]) for j, label in enumerate(labels_b)}
     known = [one["f1"] for one in single.values() if one["f1"] is not None]
-    interval = statistics.ratio_ci95(top, bottom, seed=seed)
+    interval = statistics.ratio_ci95(top, bottom, units, seed)
     macro = micro | {
         "f1": float(np.mean(known)) if known else None, "ci95": None if interval is None else list(interval),
         "precision": None, "recall": None,
@@ -89,7 +92,7 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
 
 
 def table(result: dict[str, dict[str, object]]) -> str:
-    """A terminal table, one line a label."""
+    """A terminal table, one line a label, and what its intervals are drawn of."""
     number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     rows = [["label", "F1", "95% interval", "precision", "recall", "prevalence"]]
     for name, one in result.items():
@@ -97,4 +100,5 @@ def table(result: dict[str, dict[str, object]]) -> str:
         rows.append([name, number(one["f1"]), interval, *(number(one[key]) for key in rows[0][3:])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    units, items = result["micro"]["units"], result["micro"]["items"]
+    return "\n".join([*lines, f"intervals: whole cases are drawn, of which there are {units} in {items} rows."])

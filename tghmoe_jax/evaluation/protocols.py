@@ -18,6 +18,7 @@ KINDS = ("closed", "open", "report")
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;
 # wrong_group: the other task's expert group.
 CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
+NOT_ASKED = "(not asked)"  # in place of an answer, where a control left an item out: an empty answer is an answer
 # The task router's decisions, and those of a keyword rule, on the wordings of training and on others.
 ROUTER = ("task_accuracy", "task_accuracy_unseen_wording", "keyword_accuracy", "keyword_accuracy_unseen_wording")
 CONTROL_SCORES = {
@@ -31,11 +32,11 @@ CONTROL_SCORES = {
 class Prediction:
     """One answered question.
 
-    `index` is the volume the question is about (under a control the one shown is another, or none); `case` the number
-    of the patient or study it belongs to, where a data set tells; `ranked` the letter of the likeliest option when the
-    choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the volume
-    and those that the output states (reports only); `key` the volume's name in its data set, empty where it has none;
-    `bert_f1` the BERTScore, where a model was named (see `bert`).
+    `index` is the volume the question is about (under a control the one shown is another, or none); `case` the patient
+    or study it belongs to, a number or a name, where a data set tells; `ranked` the letter of the likeliest option when
+    the choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the
+    volume and those that the output states (reports only); `key` the volume's name in its data set, empty where it has
+    none; `bert_f1` the BERTScore, where a model was named (see `bert`).
     """
 
     index: int
@@ -51,7 +52,7 @@ class Prediction:
     task_predicted: str | None = None
     findings_true: frozenset[findings.Triple] | None = None
     findings_stated: frozenset[findings.Triple] | None = None
-    case: int | None = None
+    case: int | str | None = None
     key: str = ""
     bert_f1: float | None = None
 
@@ -67,7 +68,7 @@ class Prediction:
         return Question(self.task_true, self.kind, self.type, self.question, self.choices, self.answer).prompt
 
     @property
-    def unit(self) -> tuple[str, int]:
+    def unit(self) -> tuple[str, int | str]:
         """What the bootstrap draws whole: the case, whose volumes are no independent patients, else the volume."""
         return ("volume", self.index) if self.case is None else ("case", self.case)
 
@@ -146,7 +147,7 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
     right = np.array([one.correct for one in ones], np.float64)
     # The strict rule needs the options, which a file of another system may not hold.
     strict = np.array([one.strictly_correct for one in ones], np.float64) if all(o.choices for o in ones) else None
-    types = list(dict.fromkeys((*TYPES, *(one.type for one in ones))))
+    types = list(dict.fromkeys((*TYPES, *(one.type for one in ones if one.type))))  # rows without one have no macro
     of_type = np.array([[one.type == type for type in types] for one in ones], np.float64).reshape(-1, len(types))
 
     scores = {
@@ -209,16 +210,17 @@ def _load_scores(load: np.ndarray | None) -> dict[str, Score]:
 def score(
     run: Run,
     *,
-    router: Mapping[str, Sequence[bool]] | None = None,
+    router: Mapping[str, tuple[Sequence[bool], Sequence[str]]] | None = None,
     load: np.ndarray | None = None,
     seed: int = 0,
     resamples: int = statistics.RESAMPLES,
 ) -> dict[str, float | list[float] | None]:
     """The contents of `metrics.json` (design: what a run leaves behind).
 
-    `router`: right or wrong, one decision each (N,), for any of ROUTER; without `task_accuracy`, the decisions noted in
-    the run's own predictions count. `load`: tokens each expert received in the evaluation, (..., E) with any leading
-    layers and groups. `resamples` 0 leaves the intervals out.
+    `router`: right or wrong and the prompt, one decision each (N,), for any of ROUTER; without `task_accuracy`, the
+    decisions noted in the run's own predictions count. A decision rests on the prompt, so whole prompts are drawn.
+    `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. `resamples` 0
+    leaves the intervals out.
     """
     scorer = _Scorer(seed, resamples)
     scores = kind_scores(run, seed, resamples)
@@ -228,10 +230,10 @@ def score(
     router = router or {}
     decided = [one for kind in KINDS for one in run.get(kind, ()) if one.task_predicted is not None]
     for name in ROUTER:
-        scores[f"router/{name}"] = scorer.mean(router.get(name, ()))
+        scores[f"router/{name}"] = scorer.mean(*router.get(name, ((), ())))
     if "task_accuracy" not in router:
         scores["router/task_accuracy"] = scorer.mean(
-            [one.task_predicted == one.task_true for one in decided], [one.unit for one in decided]
+            [one.task_predicted == one.task_true for one in decided], [one.prompt for one in decided]
         )
     scores |= _load_scores(load)
 

@@ -79,17 +79,6 @@ def difference_ci95(
     return float(low), float(high)
 
 
-def mean_ci95(
-    values: Sequence[float] | np.ndarray,
-    units: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float] | None:
-    """`ratio_ci95` of the plain mean of `values` (N,)."""
-    values = np.asarray(values, np.float64).reshape(-1, 1)
-    return ratio_ci95(values, np.ones_like(values), units, seed, resamples)
-
-
 def derangement(n: int, seed: int) -> np.ndarray:
     """A uniformly drawn permutation int64 (n,) that leaves no index in place; raises ValueError for n = 1."""
     if n == 1:
@@ -100,6 +89,24 @@ def derangement(n: int, seed: int) -> np.ndarray:
         order = rng.permutation(n)
         if not (order == identity).any():
             return order
+
+
+def derangement_across(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A permutation int64 (N,) that gives each item one of another group, and moved bool (N,).
+
+    Drawn: the order of groups and of the items in each. `moved` is False for items of a group that holds more than
+    half of all, which find no partner: the control leaves them out.
+    """
+    rng = np.random.default_rng(seed)
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    lists = list(members.values())
+    row = np.concatenate([rng.permutation(lists[i]) for i in rng.permutation(len(lists))]) if lists else np.arange(0)
+    order = np.arange(len(groups))
+    if len(row):  # a shift by the largest group takes every item of a smaller or equal one out of its own
+        order[row] = np.roll(row, -max(map(len, lists)))
+    return order, np.array([groups[i] != groups[int(j)] for i, j in enumerate(order)], bool)
 
 
 def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:

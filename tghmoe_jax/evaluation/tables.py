@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from tghmoe_jax.data.samples import TYPES
-from tghmoe_jax.evaluation import DISCLAIMER, text_metrics
+from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics
 from tghmoe_jax.evaluation.protocols import (
     CONTROL_SCORES,
     CONTROLS,
     KINDS,
+    NOT_ASKED,
     Prediction,
     Run,
     kind_scores,
@@ -92,7 +93,7 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
     M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
-    answered to the same question (empty where the control left it out). Every row ends with the disclaimer.
+    answered to the same question (`NOT_ASKED` where the control left it out). Every row ends with the disclaimer.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,9 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         for one, row in zip(run[kind], _rows(run[kind]), strict=True):
-            controls = {f"Control {name}": given.get((one.index, one.prompt), "") for name, given in answers.items()}
+            controls = {
+                f"Control {name}": given.get((one.index, one.prompt), NOT_ASKED) for name, given in answers.items()
+            }
             writer.writerow(row | controls)
         path = folder / f"predictions_{kind}.csv"
         write_text(path, text.getvalue())
@@ -139,19 +142,24 @@ def _pair(metrics: Mapping[str, object], key: str) -> str:
     return "" if low_high is None else f"[{low_high[0]:.3f}, {low_high[1]:.3f}]"
 
 
-def remarks(metrics: Mapping[str, object]) -> list[str]:
-    """Says so where a forced wrong expert group changes nothing, and where a metric could not be computed."""
+def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
+    """Says what a forced wrong expert group changes, item by item, and where a metric could not be computed."""
     remarks = []
     scored = [kind for kind in ("open", "report") if metrics.get(f"{kind}/bleu1") is not None]
     for name, why in text_metrics.MISSING.items():
         if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
             remarks.append(why)
-    for score, name in (("closed/accuracy", "closed_accuracy"), ("report/finding_f1", "finding_f1")):
-        interval, forced = metrics.get(f"{score}_ci95"), metrics.get(f"control/wrong_group_{name}")
-        if interval and forced is not None and interval[0] <= forced <= interval[1]:
+    forced = under_control(run or {}, "wrong_group")
+    both = {kind: {(one.index, one.prompt) for one in ones} for kind, ones in forced.items() if ones}
+    own = {kind: [one for one in run[kind] if (one.index, one.prompt) in asked] for kind, asked in both.items()}
+    paired = comparison.compare(own, forced, judged=True) if any(own.values()) else {}
+    for score in ("closed/accuracy", "report/finding_f1"):
+        if (row := paired.get(score)) and row["ci95"] is not None:
+            low, high = row["ci95"]
+            shown = "no effect of the task level is shown" if low <= 0 <= high else "the task level has an effect"
             remarks.append(
-                f"{score}: with the other task's experts forced the score stays inside its own interval; "
-                "the task level has no effect that these items show."
+                f"{score}: with the other task's experts forced the same items score {row['difference']:+.3f} "
+                f"[{low:+.3f}, {high:+.3f}]: {shown}."
             )
     return remarks
 
@@ -192,4 +200,4 @@ def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *cases(run), *remarks(metrics), DISCLAIMER])
+    return "\n".join([*lines, *cases(run), *remarks(metrics, run), DISCLAIMER])
