@@ -141,7 +141,7 @@ PHI3V = {
     "intermediate_size": 8192, "vocab_size": 32064, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "tie_word_embeddings": False,
 }  # fmt: skip
-
+PHI3V_EVAL = {"items": 2000, "batch": 32, "new_tokens": 256}
 
 # Mesh, microbatches and rematerialisation for pods, by the names Cloud TPU sells them under: chosen to leave a tenth of
 # the memory free. Every device's part of a microbatch is four rows, the pattern of the mixture below. What compiling
@@ -176,7 +176,7 @@ def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     c.optimizer.update({"name": "adamw", "rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500
-    c.eval.update({"items": 2000, "batch": 32, "new_tokens": 256})
+    c.eval.update(PHI3V_EVAL)
     c.mesh.update({"data": 1, "fsdp": -1})  # of several copies of the model none would fit
     if pod:
         if pod not in PODS:

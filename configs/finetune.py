@@ -21,6 +21,7 @@ def get_config(arg: str | None = None):
         c = common.phi3v(c, a["patch_depth"] or 2)
         c.train.update({"steps": 2000, "batch": 64})
     else:
+        c.eval.new_tokens = 200  # a report of some 70 words of the embedded tokeniser
         c.model.patch_depth = a["patch_depth"] or c.model.patch_depth
         c.train.steps = 400
         c.optimizer.rate = 5e-4  # a quarter of a stage's: little data, and what is known should stay

@@ -2,7 +2,8 @@
 
     python launch/gke_jobset.py --name stage1 --topology v5e:8x8 --image IMAGE -- --config ... | kubectl apply -f -
 
-The image holds this project and what `pip install .[tpu]` brings. Arguments after -- go to tghmoe_jax.main.
+The image holds this project, its root being the WORKDIR, and what `pip install .[tpu]` brings. Arguments after -- go
+to tghmoe_jax.main.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--spot", action="store_true", help="on spot nodes")
     args = parser.parse_args(argv)
     if not arguments:
-        parser.error("name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir gs://bucket/runs/stage1")
+        parser.error("name what to run, e.g. -- --config configs/stage1.py:phi3v,pod=v5e-64 --workdir gs://bucket/runs/stage1")
     try:
         text = render(args.name, args.topology, args.image, arguments, args.spot, args.restarts, args.service_account)
     except ValueError as error:

@@ -10,7 +10,7 @@ Starts N processes of python -m tghmoe_jax.main with M simulated CPU devices eac
 of this machine (or PORT). Their lines are prefixed with their number. SIGTERM and SIGINT are passed to one process,
 which stops them all; when one fails, the others are ended. The exit code is that of the first process that failed.
 
-  launch/local_pod.sh 2 4 -- --config configs/stage1.py --workdir runs/pod
+  launch/local_pod.sh 2 4 -- --config configs/stage1.py --workdir runs/pod --config.train.batch=64
 TEXT
 }
 

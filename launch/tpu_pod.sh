@@ -25,7 +25,7 @@ Options
 
   launch/tpu_pod.sh create --name pod --type v5e-64 --zone us-west4-a --spot
   launch/tpu_pod.sh setup --name pod --zone us-west4-a
-  launch/tpu_pod.sh train --name pod --type v5e-64 --zone us-west4-a --spot -- --config configs/stage1.py:phi3v \
+  launch/tpu_pod.sh train --name pod --type v5e-64 --zone us-west4-a --spot -- --config configs/stage1.py:phi3v,pod=v5e-64 \
     --workdir gs://bucket/runs/stage1 --config.base=gs://bucket/phi3v --config.data.root=gs://bucket/m3d
 TEXT
 }
@@ -70,7 +70,7 @@ esac
 [ "$command" = train ] || [ $# -eq 0 ] || fail "arguments after -- belong to train alone."
 [ "$command" != create ] || [ -n "$type" ] || fail "name the type with --type, e.g. --type v5e-64."
 [ "$command" != train ] || [ $# -gt 0 ] ||
-  fail "name what to run, e.g. -- --config configs/stage1.py:phi3v --workdir gs://bucket/runs/stage1."
+  fail "name what to run, e.g. -- --config configs/stage1.py:phi3v,pod=v5e-64 --workdir gs://bucket/runs/stage1."
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 CONFIGS = {
     "pretrain2d": (pretrain2d, ""), "stage1": (stage1, ""), "stage2": (stage2, ""), "evaluate": (evaluate, ""),
     "stage1-bench": (stage1, "bench"), "stage2-bench": (stage2, "bench"), "evaluate-bench": (evaluate, "bench"),
+    "evaluate-phi3v": (evaluate, "phi3v"),
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
     "data_m3d": (data_m3d, None), "data_ct_rate": (data_ct_rate, None), "data_manifest": (data_manifest, None),

@@ -97,6 +97,20 @@ def test_a_run_on_files_is_gone_on_with_and_scored_again(tiny_folder, finetuned)
         "--config.eval.items=5",
     )  # fmt: skip
     assert tiny_run.metrics(again) == before
+    short = tiny_run.command(
+        tiny_folder, "evaluate.py", "short", f"--config.init_from={finetuned}", "--config.data.root=",
+        "--config.data.text_length=4", "--config.max_bad_fraction=0",
+    )  # fmt: skip
+    assert short.returncode == 2 and "longer than --config.data.text_length" in short.stderr  # the flag is heard
+
+
+def test_a_set_without_a_test_item_is_refused_before_it_is_trained_on(tiny_folder, own):
+    lines = (tiny_folder / "own_raw" / "manifest.jsonl").read_text().splitlines(True)
+    (tiny_folder / "own_raw" / "train.jsonl").write_text("".join(line for line in lines if '"train"' in line))
+    data = flags({"name": "manifest", "root": str(tiny_folder / "own_raw"), "manifest": "train.jsonl"})
+    done = tiny_run.command(tiny_folder, "stage1.py", "untested", *tiny_run.options(tiny_folder), *data, TEXT)
+    assert done.returncode == 2 and "train with --config.eval.every=0" in done.stderr
+    assert not (tiny_folder / "untested").exists()
 
 
 def test_low_rank_updates_start_from_a_stage2_or_a_base(tiny_folder, tiny_stage2, own):
@@ -135,7 +149,7 @@ def test_a_broken_volume_is_named_once_and_replaced(tiny_folder, own, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("skipped 1.npy: ") + done.stderr.count("skipped 1.npy: ") == 1
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
-    done = tiny_run.command(tiny_folder, "stage1.py", tmp_path / "strict", *options)
+    done = tiny_run.command(tiny_folder, "stage1.py", tmp_path / "strict", *options, "--config.max_bad_fraction=0")
     assert done.returncode == 2
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("error: ") and "items cannot be used" in sentence and "max_bad_fraction=0.0" in sentence

@@ -242,6 +242,15 @@ def test_new_tokens_bounds_the_answer(clinical, scan):
     assert len(short) <= 3 and long.startswith(short)
 
 
+def test_a_report_asked_for_in_other_words_has_the_room_of_a_report(clinical, scan, monkeypatch):
+    reader, rooms = tghmoe_jax.load(clinical), []
+    generate = reader._generate
+    monkeypatch.setattr(reader, "_generate", lambda *args: rooms.append(args[-1]) or generate(*args))
+    for task in ("report", "vqa", None):
+        reader.ask(scan, "Indication: cough. Write the report of this CT.", task=task)
+    assert rooms == [12, 12, 8, 8, 8, 8]  # each answer and its blind one
+
+
 def test_text_for_people_shows_warnings_and_the_disclaimer(stage2, scan, capsys):
     assert predict.main(ask(stage2, scan, "--question", QUESTION, "--choices", CHOICES)) == 0
     out = capsys.readouterr().out

@@ -51,11 +51,11 @@ def open_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """mode=evaluate: scores the latest checkpoint of `config.init_from`, into workdir/eval/<step>.
 
-    Its test set is the run's own, unless `config.data` names another.
+    Its test set and the longest question are the run's own, unless `config.data` names others.
     """
     mesh = open_mesh(config)
     loaded = load_run(config.init_from, "--config.init_from")
-    named = {key: config.data[key] for key in ("name", "root", "manifest") if config.data[key]}
+    named = {key: config.data[key] for key in ("name", "root", "manifest", "text_length") if config.data[key]}
     if config.data.drop_leaks != "none":
         named["drop_leaks"] = config.data.drop_leaks
     data = config.data.to_dict() | loaded.config["data"] | named  # a run of an earlier version lacks newer keys

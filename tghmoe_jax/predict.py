@@ -172,7 +172,8 @@ class Predictor:
     def _answer(self, path, asked: Question, task, series, new_tokens, allow_out_of_domain) -> Answer:
         begun = time.perf_counter()
         budget = self.run.config["eval"]
-        new_tokens = new_tokens or budget["new_tokens" if asked.kind == "report" else "answer_tokens"]
+        # A report may be asked for in words of one's own, by --task report.
+        new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check_request(asked, task, new_tokens)
         scan = self.read(path, series)
         notes = [*self._domain_warning(), *scan.warnings]

@@ -56,6 +56,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     spec = batch_spec(config, mesh)
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
+    if config.eval.every and config.data.name not in DRAWN:
+        evaluate.test_sources(config)  # a set without a test item would say so after the last step only
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)

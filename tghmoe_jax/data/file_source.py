@@ -67,7 +67,10 @@ class FileSource:
                     self.rows += [rows[item.volume]] if rows else []
                 items[item.kind][number].append((index[item.volume], item))
         if not self.volumes:
-            raise UserError(f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md.")
+            mend = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
+            raise UserError(
+                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{mend}."
+            )
         self._counts = {kind: tuple(map(len, lists)) for kind, lists in items.items()}
         # Training takes the sets one after another (see `pipeline`), a test asks them in turns.
         joined = itertools.chain.from_iterable if split == "train" else _in_turns

@@ -49,6 +49,8 @@ def check_config(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if key == "data.slices" and flat["data.name"] == "scenes":
             least = 0  # text alone
+        if key == "data.text_length" and config.mode == "evaluate":
+            least = 0  # the run's own
         if flat.get(key, least) < least:  # runs of earlier versions lack the newest keys
             raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
     for key in ("eval.transfer", "eval.adversarial"):
