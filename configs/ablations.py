@@ -90,6 +90,10 @@ ROWS = {
     "moe_layers=one": Row("experts in the top layer alone", both={"model.tgh.layers": (4,)}),
     "moe_layers=3d": Row("experts in every 3D layer", both={"model.tgh.layers": (2, 3, 4)}),
     "depth_pool=2": Row("two slabs averaged into one", both={"model.depth_pool": 2}),
+    "patch_depth=1": Row(
+        "single slices through the tower, four averaged after it: as many tokens",
+        both={"model.patch_depth": 1, "model.depth_pool": 4},
+    ),
     "patch_depth=2": Row("slabs of 2 slices, twice the tokens", both={"model.patch_depth": 2}),
     "patch_depth=8": Row("slabs of 8 slices, half the tokens", both={"model.patch_depth": 8}),
 }  # fmt: skip

@@ -60,7 +60,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--spot", action="store_true", help="on spot nodes")
     args = parser.parse_args(argv)
     if not arguments:
-        parser.error("name what to run, e.g. -- --config configs/stage1.py:phi3v,pod=v5e-64 --workdir gs://bucket/runs/stage1")
+        parser.error(
+            "name what to run, e.g. -- --config configs/stage1.py:phi3v,pod=v5e-64 --workdir gs://bucket/runs/stage1"
+        )
     try:
         text = render(args.name, args.topology, args.image, arguments, args.spot, args.restarts, args.service_account)
     except ValueError as error:
