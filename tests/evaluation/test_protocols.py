@@ -226,6 +226,6 @@ def test_table_says_what_the_wrong_group_changes_item_by_item():
     low, high = metrics["closed/accuracy_ci95"]
     assert low < metrics["control/wrong_group_closed_accuracy"] < high
     said = table(metrics, run)
-    assert "the same items score -0.080" in said and "the task level has an effect" in said
+    assert "the same items score -0.080" in said and "the choice of experts matters" in said
     run["control/wrong_group_closed"] = worse[:50]  # those that were asked of both
     assert "the same items score -0.160" in table(score(run), run)

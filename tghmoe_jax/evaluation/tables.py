@@ -156,7 +156,7 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
     for score in ("closed/accuracy", "report/finding_f1"):
         if (row := paired.get(score)) and row["ci95"] is not None:
             low, high = row["ci95"]
-            shown = "no effect of the task level is shown" if low <= 0 <= high else "the task level has an effect"
+            shown = "no effect of the task level is shown" if low <= 0 <= high else "the choice of experts matters"
             remarks.append(
                 f"{score}: with the other task's experts forced the same items score {row['difference']:+.3f} "
                 f"[{low:+.3f}, {high:+.3f}]: {shown}."
