@@ -112,6 +112,11 @@ def test_a_result_of_another_config_is_refused(all_rows, flags, capsys):
         assert ablate.main([*argv, "--config.eval.items=5", *extra]) == 2
         assert "full-seed0.json was made with another config, which differs in eval.items" in capsys.readouterr().err
     assert ablate.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
+    bare = all_rows.workdir.parent / "bare"
+    (bare / "results").mkdir(parents=True)
+    (bare / "results" / "full-seed0.json").write_text("{}")
+    assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={all_rows.file}", "--table"]) == 2
+    assert "does not say by which config it was made" in capsys.readouterr().err
 
 
 def test_every_row_takes_the_same_steps_batch_order_and_questions():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tghmoe_jax
+from configs import evaluate as evaluate_config
 from tests.data import ct_fixtures as ct
-from tghmoe_jax import predict
+from tghmoe_jax import evaluate, predict
 from tghmoe_jax.data import phantom
 from tghmoe_jax.data.phantom_report import parse_findings
 from tghmoe_jax.data.phantom_source import seeds_of
@@ -49,6 +50,16 @@ def answered(capsys, volume, *flags) -> dict:
     assert record["warnings"][0].startswith("domain phantom: the reader embedded in the package")
     ct.nothing_secret(out)
     return record
+
+
+def test_it_is_examined_on_phantoms_that_are_kept_below_runs():
+    """Its own config names a folder of the machine it was trained on, which git would not ignore here."""
+    wanted = evaluate_config.get_config("bench")
+    data = evaluate.data_of(wanted, runs.read_config(runs.EMBEDDED))
+    assert (data["name"], data["root"], data["text_length"]) == ("phantom", "runs/data", 80)
+    wanted.data.update({"root": "elsewhere", "text_length": 90})
+    data = evaluate.data_of(wanted, runs.read_config(runs.EMBEDDED))
+    assert (data["root"], data["text_length"]) == ("elsewhere", 90)
 
 
 def test_its_files_are_small_and_name_no_machine():

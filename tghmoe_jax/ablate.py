@@ -23,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train
+from tghmoe_jax.data.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, statistics, tables
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
@@ -34,7 +35,7 @@ SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "fin
 EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
 LEAST_SEEDS = 3  # that a verdict takes
 # What may differ between a result and the config that is asked for: places, and what changes no score.
-_MAY_CHANGE = ("init_from", "data.root", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
+_MAY_CHANGE = ("init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
 WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
 
 
@@ -85,8 +86,11 @@ class Ablation:
         if not file.is_file():
             return None
         result = json.loads(file.read_text())
-        old, new = result.get("config", {}), runs.flatten(self.resolve(row, self.rows[row].last_stage, seed))
-        differ = [key for key in new if old.get(key) != new[key] and not key.startswith(_MAY_CHANGE)]
+        old, new = result.get("config"), runs.flatten(self.resolve(row, self.rows[row].last_stage, seed))
+        if old is None:
+            raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
+        free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
+        differ = [key for key in new if old.get(key) != new[key] and not key.startswith(free)]
         if differ:
             raise UserError(
                 f"{file} was made with another config, which differs in {', '.join(differ[:5])}"

@@ -55,17 +55,24 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """
     mesh = open_mesh(config)
     loaded = load_run(config.init_from, "--config.init_from")
-    named = {key: config.data[key] for key in ("name", "root", "manifest", "text_length") if config.data[key]}
-    if config.data.drop_leaks != "none":
-        named["drop_leaks"] = config.data.drop_leaks
-    data = config.data.to_dict() | loaded.config["data"] | named  # a run of an earlier version lacks newer keys
-    config = ConfigDict(config.to_dict() | {"data": data})
+    config = ConfigDict(config.to_dict() | {"data": data_of(config, loaded.config)})
     runs.check_config(config)
     params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
     reader.checkpoint = {"name": loaded.name, "digest": loaded.digest, "step": loaded.step}
     progress = print if hosts.first() else lambda text: None
     return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
+
+
+def data_of(config: ConfigDict, run: dict[str, Any]) -> dict[str, Any]:
+    """`data` of an evaluation: the run's own (its resolved config), and what `config.data` names instead."""
+    named = {key: config.data[key] for key in ("name", "root", "manifest", "text_length") if config.data[key]}
+    if config.data.drop_leaks != "none":
+        named["drop_leaks"] = config.data.drop_leaks
+    data = config.data.to_dict() | run["data"] | named  # a run of an earlier version lacks newer keys
+    if data["name"] in DRAWN and "root" not in named:
+        data["root"] = "runs/data"  # the caches of another machine are of no use
+    return data
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -331,8 +338,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--to {target} cannot be made ({error.strerror or error}); name another folder.") from error
     config.init_from = source
-    if config.data.name in DRAWN:
-        config.data.root = "runs/data"  # the caches of another machine are of no use
+    config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
     config.data.workers = config.data.get("workers", 0)
     config.max_bad_fraction = config.get("max_bad_fraction", 0.0)

@@ -50,7 +50,6 @@ def test_leaked_volumes_are_left_out_of_every_score(run, leaked, capsys):
     found = scored(capsys, run, "--leaks", leaked)
     rest = {kind: [one for one in ones if one.index != 1] for kind, ones in keyed().items()}
     expected = {key: value for key, value in score(rest).items() if value is not None}
-    expected = {key: value for key, value in expected.items() if not key.startswith("router/")}
     assert found.pop("leaked_removed") == {"closed": 1, "open": 0, "report": 1}
     assert (found.pop("leaked_volumes"), found.pop("leaked_volumes_found")) == (2, 1)
     assert found == expected

@@ -122,6 +122,8 @@ def test_cases_may_be_names_and_types_numbers_of_a_table_program(tmp_path):
         ("Choices: A. axial, B. coronal, C. oblique", ("axial", "coronal", "oblique")),
         ("Choices: A. left, then right B. neither", ("left, then right", "neither")),
         ("Choices: A. axial/B. coronal", ()),
+        ("Choices: A.axial B. coronal", ()),
+        ("Choices: A. axial B.coronal C. oblique", ()),
     ],
 )
 def test_choices_are_found_however_they_are_set(tmp_path, text, choices):
@@ -173,7 +175,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b'Question,Answer,Pred\nq,a,"cut\nq,a,p\nq,a,p\n', "not a CSV file in UTF-8"),
         (b'Question,Answer,Pred\nq,a,"lone\nq,a,p" more\n', "not a CSV file in UTF-8"),
         (b"Question,Answer,Pred,Pred\nq,a,p,r\n", "two columns of one name"),
-        (b"Question,Answer,Answer Choice,Pred\nWhich? Choices: A. x B. y,y,C,p\n", "Answer Choice C is none of its 2"),
+        (b"Question,Answer,Pred,Control blind\nq,a,p\n", "ends in the middle of row 2"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),

@@ -220,12 +220,18 @@ def test_table_says_what_the_wrong_group_changes_item_by_item():
     assert "other task's experts" not in table(score(run), run)
     run["control/wrong_group_closed"] = asked
     said = table(score(run), run)
-    assert "the same items score +0.000 [+0.000, +0.000]: no effect of the task level is shown" in said
+    assert "100 items that the router sent to their task score +0.000 [+0.000, +0.000]: no effect of the task" in said
     run["control/wrong_group_closed"] = worse
     metrics = score(run)
     low, high = metrics["closed/accuracy_ci95"]
     assert low < metrics["control/wrong_group_closed_accuracy"] < high
     said = table(metrics, run)
-    assert "the same items score -0.080" in said and "the choice of experts matters" in said
+    assert "score -0.080" in said and "the choice of experts matters" in said
     run["control/wrong_group_closed"] = worse[:50]  # those that were asked of both
-    assert "the same items score -0.160" in table(score(run), run)
+    assert "50 items that the router sent to their task score -0.160" in table(score(run), run)
+    run["closed"] = [
+        dataclasses.replace(one, task_predicted="report" if one.index % 4 == 3 else "vqa") for one in asked
+    ]
+    assert "task score -0.211" in table(score(run), run)  # 8 of 38: where the router erred nothing is forced
+    few = {kind: [dataclasses.replace(one, case=one.index % 2) for one in ones] for kind, ones in run.items()}
+    assert "2 cases or volumes are too few to judge by" in table(score(few), few)

@@ -4,9 +4,9 @@
     report: Question, Ground Truth, pred
 
 `Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
-number counts), `Case` (its patient or study), `Ranked`, `Findings True`, `Findings Stated` and `Control <name>` (the
-answer under a control, or `protocols.NOT_ASKED`) are used where a file has them. Correctness and word overlap are
-computed anew, never read.
+number counts), `Case` (its patient or study), `Ranked`, `Task Predicted`, `Findings True`, `Findings Stated` and
+`Control <name>` (the answer under a control, or `protocols.NOT_ASKED`) are used where a file has them. Correctness and
+word overlap are computed anew, never read.
 """
 
 import csv
@@ -85,7 +85,7 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
         raise UserError(f"{file} has two columns of one name; leave one of them there.")
     if not rows:
         raise UserError(f"{file} holds no predictions.")
-    short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in _NEEDED[kind])), None)
+    short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in columns)), None)
     long = next((i for i, row in enumerate(rows) if None in row), None)
     if long is not None:
         raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
@@ -114,8 +114,8 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
     letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
     if kind == "closed" and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
-    if choices and letter not in LETTERS[: len(choices)]:
-        raise UserError(f"{file}, row {number + 2}: Answer Choice {letter} is none of its {len(choices)} choices.")
+    if letter not in LETTERS[: len(choices)]:
+        choices = ()  # not all of them were understood, so that the strict rule has no score
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
     if not volume.isdecimal():  # not quoted: it may be a name
         raise UserError(f"{file}, row {number + 2}: Volume is not a number.")
@@ -124,7 +124,7 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
         answer=row["Ground Truth" if kind == "report" else "Answer"], letter=letter,
         output=row["pred" if kind == "report" else "Pred"], ranked=row.get("Ranked") or None,
-        task_true="report" if kind == "report" else "vqa",
+        task_true="report" if kind == "report" else "vqa", task_predicted=row.get("Task Predicted") or None,
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
         case=int(case) if case and case.isdecimal() else case, key=_key(row),

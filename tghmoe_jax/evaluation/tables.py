@@ -151,15 +151,25 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
             remarks.append(why)
     forced = under_control(run or {}, "wrong_group")
     both = {kind: {(one.index, one.prompt) for one in ones} for kind, ones in forced.items() if ones}
-    own = {kind: [one for one in run[kind] if (one.index, one.prompt) in asked] for kind, asked in both.items()}
+    # Where the router erred the forced experts are those that answered already.
+    own = {
+        kind: [
+            one for one in run[kind] if (one.index, one.prompt) in asked and one.task_predicted in (None, one.task_true)
+        ]
+        for kind, asked in both.items()
+    }
+    asked = {kind: {(one.index, one.prompt) for one in ones} for kind, ones in own.items()}
+    forced = {kind: [one for one in forced[kind] if (one.index, one.prompt) in asked[kind]] for kind in own}
     paired = comparison.compare(own, forced, judged=True) if any(own.values()) else {}
     for score in ("closed/accuracy", "report/finding_f1"):
         if (row := paired.get(score)) and row["ci95"] is not None:
             low, high = row["ci95"]
             shown = "no effect of the task level is shown" if low <= 0 <= high else "the choice of experts matters"
+            if row["units"] < comparison.FEW_UNITS:
+                shown = f"{row['units']} cases or volumes are too few to judge by"
             remarks.append(
-                f"{score}: with the other task's experts forced the same items score {row['difference']:+.3f} "
-                f"[{low:+.3f}, {high:+.3f}]: {shown}."
+                f"{score}: with the other task's experts forced, {row['items']} items that the router sent to their "
+                f"task score {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]: {shown}."
             )
     return remarks
 
