@@ -13,15 +13,8 @@ from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.training.runs import check_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = (
-    "--to",
-    "--topology",
-    "--mesh",
-    "--step",
-    "--samples",
-    "--mfu",
-    "--workers",
-)  # of other programs, with a value
+# Options of other programs than `main`, with a value.
+OTHERS = ("--to", "--topology", "--mesh", "--step", "--samples", "--mfu", "--workers")
 
 
 def commands() -> list[str]:

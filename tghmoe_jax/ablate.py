@@ -90,8 +90,7 @@ class Ablation:
         if old is None:
             raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
         free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
-        differ = [key for key in new if old.get(key) != new[key] and not key.startswith(free)]
-        if differ:
+        if differ := runs.differing(old, new, free):
             raise UserError(
                 f"{file} was made with another config, which differs in {', '.join(differ[:5])}"
                 f"{', ...' if len(differ) > 5 else ''}; choose another --workdir or delete that file."

@@ -233,5 +233,8 @@ def test_table_says_what_the_wrong_group_changes_item_by_item():
         dataclasses.replace(one, task_predicted="report" if one.index % 4 == 3 else "vqa") for one in asked
     ]
     assert "task score -0.211" in table(score(run), run)  # 8 of 38: where the router erred nothing is forced
+    astray = {"report": [dataclasses.replace(one, task_predicted="vqa") for one in small_run()["report"]]}
+    astray["control/wrong_group_report"] = astray["report"]
+    assert "other task's experts" not in table(score(astray), astray)  # none is left to compare
     few = {kind: [dataclasses.replace(one, case=one.index % 2) for one in ones] for kind, ones in run.items()}
     assert "2 cases or volumes are too few to judge by" in table(score(few), few)

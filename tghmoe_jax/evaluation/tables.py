@@ -22,7 +22,6 @@ from tghmoe_jax.evaluation.protocols import (
     under_control,
 )
 
-FEW_CASES = 20
 # The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
 _FIRST = {
     "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
@@ -149,18 +148,14 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
     for name, why in text_metrics.MISSING.items():
         if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
             remarks.append(why)
-    forced = under_control(run or {}, "wrong_group")
-    both = {kind: {(one.index, one.prompt) for one in ones} for kind, ones in forced.items() if ones}
-    # Where the router erred the forced experts are those that answered already.
-    own = {
-        kind: [
-            one for one in run[kind] if (one.index, one.prompt) in asked and one.task_predicted in (None, one.task_true)
-        ]
-        for kind, asked in both.items()
-    }
-    asked = {kind: {(one.index, one.prompt) for one in ones} for kind, ones in own.items()}
-    forced = {kind: [one for one in forced[kind] if (one.index, one.prompt) in asked[kind]] for kind in own}
-    paired = comparison.compare(own, forced, judged=True) if any(own.values()) else {}
+    own, forced = {}, {}
+    for kind, ones in under_control(run or {}, "wrong_group").items():
+        answered = {(one.index, one.prompt): one for one in ones}
+        # Where the router erred the forced experts are those that answered already.
+        right = [one for one in run[kind] if one.task_predicted in (None, one.task_true)]
+        if pairs := [(one, answered[key]) for one in right if (key := (one.index, one.prompt)) in answered]:
+            own[kind], forced[kind] = zip(*pairs, strict=True)
+    paired = comparison.compare(own, forced, judged=True) if own else {}
     for score in ("closed/accuracy", "report/finding_f1"):
         if (row := paired.get(score)) and row["ci95"] is not None:
             low, high = row["ci95"]
@@ -179,7 +174,7 @@ def cases(run: Run | None) -> list[str]:
     known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
     if not known:
         return []
-    few = "" if len(known) >= FEW_CASES else "; so few say little of another patient, whatever the interval"
+    few = "" if len(known) >= comparison.FEW_UNITS else "; so few say little of another patient, whatever the interval"
     return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
 
 

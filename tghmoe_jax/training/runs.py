@@ -85,16 +85,18 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
         raise UserError(f"--workdir {workdir} holds an exported model; name another folder.")
     if not (folder / "config.json").is_file():
         return
-    old, new = flatten(read_config(workdir)), flatten(config)
-    differ = [
-        key for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-    ]  # fmt: skip
+    differ = differing(flatten(read_config(workdir)), flatten(config), _MAY_CHANGE)
     if differ:
         raise UserError(
             f"--workdir {workdir} holds a run of another config, which differs in {', '.join(differ)}; "
             "choose another --workdir or delete that folder."
         )
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...]) -> list[str]:
+    """The keys of two flat configs that differ, but for those that begin with one of `free`."""
+    keys = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return [key for key in keys if not key.startswith(free)]
 
 
 def read_config(run: epath.PathLike) -> dict[str, Any]:
