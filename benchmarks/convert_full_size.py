@@ -21,8 +21,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tghmoe_jax.weights import phi3v, storage
-from tghmoe_jax.weights.base import EMBEDDED
+from tghmoe_jax.bases import phi3v
+from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.weights import storage
 
 CONFIG = {
     "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "hidden_size": 3072, "intermediate_size": 8192,

@@ -54,7 +54,8 @@ def write(path: Path, shape: tuple[int, int, int] = SHAPE) -> None:
 
 def ours(path: Path):
     """This project's way, windows and all."""
-    from tghmoe_jax.data.volumes import prepare_slices, read_volume
+    from tghmoe_jax.scans.reading import read_volume
+    from tghmoe_jax.scans.slices import prepare_slices
 
     yield
     return prepare_slices(read_volume(path), SLICES, SIZE).slices[..., 0].astype(float)

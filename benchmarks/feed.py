@@ -24,11 +24,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from tghmoe_jax.data import pipeline, prepared, preparing
-from tghmoe_jax.data.canonical import Volume
-from tghmoe_jax.data.file_source import FileSource
-from tghmoe_jax.data.items import Dataset, Item
-from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.datasets.file_source import FileSource
+from tghmoe_jax.datasets.items import Dataset, Item
+from tghmoe_jax.samples import pipeline
+from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.scans.volume import Volume
 
 SLICES, SIZE, VOLUMES, ROWS = 32, 256, 64, 16
 WINDOWS = 5

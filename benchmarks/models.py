@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import ROOT
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import flops, generation, layout
+from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.tools import flops
 from tghmoe_jax.training import loading
 from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.weights import adapt
@@ -44,10 +45,10 @@ def ours(
     section["depth_rope"] |= {"rotary_dim": min(64, vision["hidden_size"] // vision["num_attention_heads"])}
     model = generation.inference(MLLM(model_config.build(config, section, prefix_length=prefix)))
     shapes = loading.param_shapes(model, {"slices": 8, "size": size, "text_length": prefix + 8})
-    wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
+    wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     loaded, report = adapt.assemble(wanted, leaves)
     loaded |= {name: np.zeros(wanted[name], np.float32) for name in report.of("new")}  # the task router: not run
-    flat = layout.from_canonical(list(shapes), loaded)
+    flat = leaf_names.from_canonical(list(shapes), loaded)
     flat = {path: jax.device_put(flat[path].astype(shapes[path].dtype)) for path in shapes}
     return model, {"params": traverse_util.unflatten_dict(flat, sep="/")}
 
@@ -66,7 +67,7 @@ def compiled_tower(model: MLLM, variables: dict, slices: np.ndarray) -> Callable
 
 
 def tower_flops(model, slices: int) -> float:
-    """Useful FLOPs of the tower alone (see tghmoe_jax/models/flops.py)."""
+    """Useful FLOPs of the tower alone (see tghmoe_jax/tools/flops.py)."""
     v, tokens = model.cfg.vision, model.cfg.slabs(slices) * (model.cfg.vision.grid**2 + 1)
     total = 2.0 * (tokens - model.cfg.slabs(slices)) * v.patch_depth * v.patch_size**2 * 3 * v.width
     for layer in range(v.executed):

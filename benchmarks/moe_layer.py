@@ -12,7 +12,7 @@ import json
 import re
 import sys
 
-from tghmoe_jax import aot  # first: it keeps jax from the chips of this machine
+from tghmoe_jax.tools import aot  # first: it keeps jax from the chips of this machine
 
 import jax  # isort: skip
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.tgh_moe import MoE
 from tghmoe_jax.ops.grouped import tiles
-from tghmoe_jax.sharding.collectives import replica_groups
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.sharding.rules import spec
+from tghmoe_jax.tools.collectives import replica_groups
 
 WIDTH, FFN, SLAB, EXPERTS, TOP_K, ROWS = 1024, 4096, 577, 4, 2, 2  # tokens of a slab, samples of a chip
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from tghmoe_jax.weights import llava
+from tghmoe_jax.bases import llava
 
 
 def llava_peer(vision: dict, text: dict) -> LlavaForConditionalGeneration:

@@ -128,7 +128,7 @@ class Mllm(nn.Module):
         self.task_router, self.aux_head = TaskRouter(cfg), AuxHead(cfg)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The training loss () of a batch with the keys of data/pipeline.py, each [R, ...]."""
+        """The training loss () of a batch with the keys of samples/pipeline.py, each [R, ...]."""
         cfg, w, prefix = self.cfg, self.weights, self.cfg.prefix_length
         tokens, task = batch["tokens"], batch["task"]
         text = self.decoder.embed(tokens)

@@ -50,7 +50,7 @@ step "stage 1, a few steps" python -m tghmoe_jax.main --config configs/stage1.py
 [ "$(wc -l < "$folder/stage1/metrics.jsonl")" -eq 3 ] || { echo "stage 1 left no three records" >&2; exit 1; }
 python -c '
 import sys, nibabel
-from tghmoe_jax.data import phantom
+from tghmoe_jax.drawn import phantom
 drawn = phantom.draw(20_005_003)
 nibabel.save(nibabel.Nifti1Image(drawn.hu.transpose(2, 1, 0), [[-6, 0, 0, 0], [0, -6, 0, 0], [0, 0, 14, 0], [0, 0, 0, 1]]), sys.argv[1])
 ' "$folder/scan.nii.gz"

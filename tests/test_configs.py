@@ -22,7 +22,7 @@ from configs import (
     stage1,
     stage2,
 )  # fmt: skip
-from tghmoe_jax.training.runs import check_config, flatten
+from tghmoe_jax.training.run_folder import check_config, flatten
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CONFIGS = {

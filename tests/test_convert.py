@@ -15,13 +15,14 @@ import pytest
 from configs import pretrain2d, stage1
 from tests import tiny_run
 from tghmoe_jax import convert, train
-from tghmoe_jax.data.tokenizer import FILES, Tokenizer
+from tghmoe_jax.bases import llava, phi3v
+from tghmoe_jax.bases.base import EMBEDDED, load_base
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
-from tghmoe_jax.training import checkpoints, loading, program, runs, step
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
+from tghmoe_jax.training import checkpoints, loading, program, run_folder, step
 from tghmoe_jax.training.step import TrainState
-from tghmoe_jax.weights import llava, phi3v, storage
-from tghmoe_jax.weights.base import EMBEDDED, load_base
+from tghmoe_jax.weights import storage
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,12 @@ def pretrained(tmp_path_factory):
     rng = np.random.default_rng(0)
     shapes = loading.param_shapes(model, config.data)
     params = {path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
-    runs.write_description(folder, config, tiny_run.BASE, EMBEDDED, "", {})
+    run_folder.write_description(folder, config, tiny_run.BASE, EMBEDDED, "", {})
     store = checkpoints.Checkpoints(folder, 1)
     state = TrainState(jnp.int32(5), {path: jnp.asarray(leaf) for path, leaf in params.items()}, {}, [jnp.zeros(1)])
     store.save(state, iter(grain.MapDataset.range(1).to_iter_dataset()))
     store.close()
-    return folder, layout.to_canonical(params)
+    return folder, leaf_names.to_canonical(params)
 
 
 def call(source, target, *flags: str) -> int:
@@ -269,7 +270,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_stage1, tiny_stage2, 
     assert (run / "config.json").read_bytes() == before and not (run / "model.safetensors").exists()
     call(tiny_stage2, tmp_path / "whole", "--export")
     with pytest.raises(UserError, match="holds an exported model"):
-        runs.check_workdir(stage1.get_config(), tmp_path / "whole")
+        run_folder.check_workdir(stage1.get_config(), tmp_path / "whole")
     with pytest.raises(UserError, match="no step 999"):
         checkpoints.load_params(tmp_path / "whole", 999)
 

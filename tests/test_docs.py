@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import ROOT
-from tghmoe_jax.data import pipeline
+from tghmoe_jax.samples import pipeline
 from tghmoe_jax.training.command_line import parse
-from tghmoe_jax.training.runs import check_config
+from tghmoe_jax.training.run_folder import check_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options of other programs than `main`, with a value.

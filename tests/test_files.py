@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from tests.data import dataset_fixtures
+from tests.datasets import dataset_fixtures
 from tghmoe_jax import prepare
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 

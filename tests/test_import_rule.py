@@ -11,18 +11,30 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "tghmoe_jax"
 
-# ops <- models <- {weights, training} <- {the single commands} <- train <- {ablate, main}: a part imports its own
-# level and those below it.
+# A part imports its own level and those below it; a dotted name stands for one module of a folder.
 LEVELS = (
     {"ops"},
     {"models"},
-    {"weights", "training"},
-    {"answering", "evaluate", "predict", "convert", "aot", "selfcheck", "prepare"},
+    {"tools.chips", "tools.collectives", "tools.flops"},
+    {"weights"},
+    {"bases"},
+    {"training"},
+    {"reader"},
+    {"evaluate", "predict", "convert", "prepare", "tools", "studies"},
     {"train"},
-    {"ablate", "main"},
+    {"studies.ablate"},
+    {"ablate", "aot", "main", "selfcheck"},
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-APART = {"data", "evaluation"}  # light enough for worker processes: neither jax nor model code
+# Light enough for worker processes: neither jax nor model code. Each names the others that it may import.
+APART = {
+    "scans": set(),
+    "samples": {"scans"},
+    "drawn": {"scans", "samples"},
+    "datasets": {"scans", "samples"},
+    "evaluation": {"scans", "samples", "datasets"},
+}
+REGISTRY = "tghmoe_jax.datasets.sources"  # alone knows the drawn data sets
 ANYWHERE = {"", "errors"}  # the version in `__init__`, and the exception that means a user's error
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch", "tensorflow", "haiku"}
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -64,6 +76,11 @@ def part_of(module):
     return module.split(".")[1] if "." in module else ""
 
 
+def level_of(module):
+    """The level of a module that `LEVELS` names, else of its part."""
+    return LEVEL.get(module.removeprefix(f"{PACKAGE}."), LEVEL.get(part_of(module)))
+
+
 def may_import(module, target):
     """Whether one module of ours may import another."""
     if target.split(".")[0] == "configs":
@@ -77,19 +94,21 @@ def may_import(module, target):
         return True  # benchmarks and the like stand above everything
     if module == PACKAGE:
         return other == "predict"  # `load`, through __getattr__ (see the test of eager imports)
-    if own == other:
+    if own == other and own not in LEVEL:
         return True
     if own in ("errors", "sharding"):
         return False
     if other in ANYWHERE:
         return True
+    if other == "drawn":
+        return module == REGISTRY
     if own in APART:
-        return other in APART
+        return other in APART[own]
     if other in APART:
-        return LEVEL[own] >= LEVEL["training"]  # ops and models are pure: arrays in, arrays out
+        return level_of(module) >= LEVEL["bases"]  # ops and models are pure: arrays in, arrays out
     if other == "sharding":
         return True
-    return LEVEL[own] >= LEVEL[other]
+    return level_of(module) >= level_of(target)
 
 
 def violations(root):
@@ -151,7 +170,7 @@ def test_the_package_itself_imports_nothing_eagerly():
         assert all(name.split(".")[0] in sys.stdlib_module_names for name in names), names
 
 
-@pytest.mark.parametrize("modules", ["tghmoe_jax", "tghmoe_jax.evaluation.tables", "tghmoe_jax.data.samples"])
+@pytest.mark.parametrize("modules", ["tghmoe_jax", "tghmoe_jax.evaluation.outputs", "tghmoe_jax.samples.questions"])
 def test_light_modules_bring_no_jax_with_them(modules):
     code = f"import sys, {modules}; sys.exit(bool({HEAVY!r} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -173,17 +192,22 @@ def tree(root, **sources):
         ("ops__x", "from tghmoe_jax.models import y"),
         ("models__x", "import tghmoe_jax.weights.y"),
         ("models__x", "from ..training import y"),
-        ("models__x", "from tghmoe_jax.data import y"),
+        ("models__x", "from tghmoe_jax.samples import y"),
         ("training__x", "def f():\n    from tghmoe_jax import predict"),
         ("predict", "from tghmoe_jax.train import y"),
-        ("train", "import tghmoe_jax.ablate"),
+        ("train", "import tghmoe_jax.studies.ablate"),
         ("ablate", "import tghmoe_jax.main"),
-        ("data__x", "import jax.numpy"),
-        ("data__x", "def f():\n    import flax"),
+        ("scans__x", "import jax.numpy"),
+        ("samples__x", "def f():\n    import flax"),
+        ("scans__x", "from tghmoe_jax.samples import y"),
+        ("samples__x", "from tghmoe_jax.datasets import y"),
+        ("datasets__x", "import tghmoe_jax.drawn.y"),
+        ("evaluate", "import tghmoe_jax.drawn.y"),
+        ("tools__flops", "from tghmoe_jax.training import y"),
         ("evaluation__x", "from tghmoe_jax.ops import y"),
         ("sharding__x", "from tghmoe_jax.models import y"),
         ("sharding__x", "from tghmoe_jax.errors import UserError"),
-        ("errors", "import tghmoe_jax.data.x"),
+        ("errors", "import tghmoe_jax.scans.y"),
         ("ops__x", "from configs import common"),
         ("configs__x", "import tghmoe_jax.models.y"),
         ("configs__x", "import configs.stage1"),
@@ -192,8 +216,8 @@ def tree(root, **sources):
     ],
 )
 def test_a_forbidden_import_is_seen(tmp_path, name, text):
-    extra = {f"{part}__y": "" for part in ("models", "weights", "training", "data", "ops")}
-    extra |= {"configs__common": "", "configs__stage1": "", "predict": "", "train": "", "ablate": "", "main": ""}
+    extra = {f"{part}__y": "" for part in (*APART, "models", "weights", "training", "ops")}
+    extra |= dict.fromkeys(("configs__common", "configs__stage1", "predict", "train", "studies__ablate", "main"), "")
     assert len(violations(tree(tmp_path, **(extra | {name: text})))) == 1
 
 
@@ -203,15 +227,19 @@ def test_a_forbidden_import_is_seen(tmp_path, name, text):
         ("models__x", "import jax\nfrom tghmoe_jax.ops import y"),
         ("models__x", "from . import y"),
         ("training__x", "from ..models import y\nfrom tghmoe_jax.sharding import y"),
-        ("train", "from tghmoe_jax import predict\nfrom tghmoe_jax.data import y"),
+        ("train", "from tghmoe_jax import predict\nfrom tghmoe_jax.samples import y"),
+        ("datasets__sources", "from tghmoe_jax.drawn import y"),
+        ("ablate", "from tghmoe_jax.studies.ablate import f"),
+        ("tools__aot", "from tghmoe_jax.training import y\nfrom tghmoe_jax.tools import flops"),
         ("main", "from tghmoe_jax import train"),
-        ("data__x", "import numpy\nfrom tghmoe_jax.errors import UserError"),
+        ("scans__x", "import numpy\nfrom tghmoe_jax.errors import UserError"),
         ("configs__x", "from configs import common\nimport ml_collections"),
     ],
 )
 def test_an_allowed_import_passes(tmp_path, name, text):
-    extra = {f"{part}__y": "" for part in ("models", "sharding", "data", "ops")}
-    extra |= {"configs__common": "", "predict": "", "train": "", "main": "", "errors": ""}
+    extra = {f"{part}__y": "" for part in (*APART, "models", "sharding", "training", "ops")}
+    extra |= dict.fromkeys(("configs__common", "predict", "train", "main", "errors"), "")
+    extra |= dict.fromkeys(("studies__ablate", "tools__flops"), "")
     assert violations(tree(tmp_path, **(extra | {name: text}))) == []
 
 
@@ -235,10 +263,10 @@ def test_a_cycle_is_seen_even_when_one_import_is_lazy(tmp_path):
     ],
 )
 def test_an_unsafe_call_is_seen(tmp_path, text):
-    assert len(unsafe_calls(tree(tmp_path, data__x=text))) == 1
+    assert len(unsafe_calls(tree(tmp_path, scans__x=text))) == 1
 
 
 def test_a_safe_call_passes(tmp_path):
     assert (
-        unsafe_calls(tree(tmp_path, data__x="np.load(f, allow_pickle=False)\njax.eval_shape(f)\nre.compile(r)")) == []
+        unsafe_calls(tree(tmp_path, scans__x="np.load(f, allow_pickle=False)\njax.eval_shape(f)\nre.compile(r)")) == []
     )

@@ -12,13 +12,13 @@ from configs import stage1, stage2
 from tests import tiny_run
 from tests.test_convert import llava_folder
 from tghmoe_jax import main, train
-from tghmoe_jax.data import phantom2
-from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
-from tghmoe_jax.data.samples import TYPES
+from tghmoe_jax.drawn import phantom2
+from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.models import generation, layout
+from tghmoe_jax.models import generation, leaf_names
+from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading, program, runs
+from tghmoe_jax.training import loading, program, run_folder
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.training.step import variables
 
@@ -118,7 +118,7 @@ def test_the_config_the_parameters_and_the_mesh_are_printed_first(tiny_folder, t
 
 def test_frozen_leaves_are_those_of_the_run_before_bit_for_bit(tiny_stage1, tiny_stage2):
     """Stage 2 trains experts, routers, connector and decoder; the rest of the tower stays."""
-    first, second = (layout.to_canonical(loading.load_run(run, "").params) for run in (tiny_stage1, tiny_stage2))
+    first, second = (leaf_names.to_canonical(loading.load_run(run, "").params) for run in (tiny_stage1, tiny_stage2))
     tower = {name for name in first if name.startswith("vision/") and "/moe/" not in name}
     assert len(tower) > 50 and all(np.array_equal(first[name], second[name]) for name in tower)
     moved = ["connector/fc1/kernel", "decoder/block_0/attn/q/kernel", "task_router/proj/kernel"]
@@ -136,7 +136,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     model = program.build_model(config, origin.config, (), one.tokenizer, ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, report = train.assemble(origin, shapes, config.model.inflation)
-    leaves = layout.from_canonical([path for path in shapes if path not in fresh], canonical)
+    leaves = leaf_names.from_canonical([path for path in shapes if path not in fresh], canonical)
     assert fresh == {"task_router/head/kernel", "task_router/head/bias"} == set(report.of("new"))
     leaves |= {path: np.zeros(shapes[path].shape, np.float32) for path in fresh}
 
@@ -382,4 +382,4 @@ def test_any_key_can_be_set_and_one_command_line_leaves_nothing_to_the_next():
 def test_steps_checkpoints_evaluation_and_mesh_may_change_in_a_run_that_is_continued(tiny_folder, tiny_stage1):
     argv = ["main", f"--config={tiny_run.ROOT / 'configs' / 'stage1.py'}", *tiny_run.options(tiny_folder)]
     changes = ["train.steps=99", "checkpoint.every=7", "eval.items=40", "eval.every=2", "mesh.data=4"]
-    runs.check_workdir(main.parse([*argv, *(f"--config.{change}" for change in changes)])[0], tiny_stage1)
+    run_folder.check_workdir(main.parse([*argv, *(f"--config.{change}" for change in changes)])[0], tiny_stage1)

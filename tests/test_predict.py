@@ -18,20 +18,21 @@ from PIL import Image
 
 import tghmoe_jax
 from configs import common, pretrain2d
-from tests.data import ct_fixtures as ct
+from tests.scans import ct_fixtures as ct
 from tghmoe_jax import predict
-from tghmoe_jax.data import prompts
-from tghmoe_jax.data.scan import range_warnings
-from tghmoe_jax.data.scenes import ScenesSource
-from tghmoe_jax.data.tokenizer import Tokenizer
-from tghmoe_jax.data.volumes import prepare_slices, read_volume
+from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
+from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.training import checkpoints, loading, runs
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.scans.reading import read_volume
+from tghmoe_jax.scans.scan import range_warnings
+from tghmoe_jax.scans.slices import prepare_slices
+from tghmoe_jax.training import checkpoints, loading, run_folder
 from tghmoe_jax.training.step import TrainState
-from tghmoe_jax.weights.base import EMBEDDED
 
 QUESTION = "Which plane is this?"
 CHOICES = "axial|coronal|sagittal|oblique"
@@ -84,7 +85,7 @@ def write_run(folder: Path, domain: str, groups: int, layers: tuple[int, ...] = 
     values = {path: rng.normal(path.endswith("scale"), 0.15, leaf.shape) for path, leaf in shapes}
     params = {path: jnp.asarray(values[path], leaf.dtype) for path, leaf in shapes}
     state = TrainState(jnp.int32(7), params, {}, [jnp.zeros(1)])
-    runs.write_description(
+    run_folder.write_description(
         folder, config, base, folder.parent / f"{folder.name}-tokenizer", "", {"domain": domain, "input_ranges": RANGES}
     )
     store = checkpoints.Checkpoints(folder, 1)
@@ -349,7 +350,7 @@ def test_the_routing_picture_is_written_and_says_what_it_is(stage2, scan, tmp_pa
 
 def test_the_picture_carries_caption_and_disclaimer_and_each_expert(stage2, scan):
     answer = tghmoe_jax.load(stage2).ask(scan, QUESTION)
-    figure = routing_picture._figure(answer.routing, *answer.scan.slices(), "stage2 0123")
+    figure = routing_plot._figure(answer.routing, *answer.scan.slices(), "stage2 0123")
     written = [text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))]
     joined = " ".join(written)
     assert "Routing, not explanation" in joined and DISCLAIMER in joined and "stage2 0123" in joined
@@ -380,7 +381,7 @@ def test_a_picture_that_fails_leaves_nothing_behind(stage2, scan, tmp_path, monk
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(routing_picture.os, "replace", fail)
+    monkeypatch.setattr(routing_plot.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         answer.draw_routing(tmp_path / "old.png")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

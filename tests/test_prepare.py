@@ -15,11 +15,12 @@ import pydicom
 import pytest
 
 from tests import tiny_run
-from tests.data import ct_fixtures as ct
-from tests.data import dataset_fixtures
+from tests.datasets import dataset_fixtures
+from tests.scans import ct_fixtures as ct
 from tghmoe_jax import prepare
-from tghmoe_jax.data import prepared, preparing
-from tghmoe_jax.data.volumes import prepare_slices, read_volume
+from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.scans.reading import read_volume
+from tghmoe_jax.scans.slices import prepare_slices
 
 VOLUMES, SHARD = 13, 5
 KILLS = 20

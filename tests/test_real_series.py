@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from tests import tiny_run
-from tests.data.dataset_fixtures import write_labelmap_index
+from tests.datasets.dataset_fixtures import write_labelmap_index
 
 
 def test_the_embedded_reader_is_scored_on_parts_of_labelled_scans_by_scan(tmp_path):

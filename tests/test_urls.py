@@ -14,10 +14,10 @@ from gcp_storage_emulator.server import create_server
 
 from configs import stage1
 from tests import tiny_run
-from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.bases.base import load_base
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import hosts, reporting, runs
-from tghmoe_jax.weights.base import load_base
+from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.training import hosts, reporting, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def test_a_base_at_a_url_is_the_base(tiny_folder, bucket):
 
 def test_what_describes_a_run_is_written_and_read_at_a_url(tiny_folder, bucket):
     run, config = f"{bucket}/runs/stage1", stage1.get_config()
-    runs.write_description(run, config, {"a": 1}, tiny_folder / "base", "table", {"name": "x"})
-    assert runs.read_config(run)["train"] == json.loads(json.dumps(config.train.to_dict()))
-    assert runs.read_base_config(run) == {"a": 1} and runs.read_manifest(run) == {"name": "x"}
+    run_folder.write_description(run, config, {"a": 1}, tiny_folder / "base", "table", {"name": "x"})
+    assert run_folder.read_config(run)["train"] == json.loads(json.dumps(config.train.to_dict()))
+    assert run_folder.read_base_config(run) == {"a": 1} and run_folder.read_manifest(run) == {"name": "x"}
     text = "two words"
     own = Tokenizer.from_folder(tiny_folder / "base").encode(text)
-    assert Tokenizer.from_folder(runs.model_folder(run)).encode(text) == own
-    runs.check_workdir(config, run)
+    assert Tokenizer.from_folder(run_folder.model_folder(run)).encode(text) == own
+    run_folder.check_workdir(config, run)
     config.train.seed += 1
     with pytest.raises(UserError, match="differs in train.seed"):
-        runs.check_workdir(config, run)
+        run_folder.check_workdir(config, run)
     with pytest.raises(UserError, match="is not a finished run"):
-        runs.find(run, "--config.init_from")
+        run_folder.find(run, "--config.init_from")
 
 
 def test_the_log_of_a_run_at_a_url_goes_on_after_its_checkpoint(bucket):

@@ -16,15 +16,15 @@ import pytest
 from flax import traverse_util
 
 from configs import common
+from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
+from tghmoe_jax.bases.phi3v import canonical_shapes
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import optimizer, rules
 from tghmoe_jax.training.losses import LossWeights
 from tghmoe_jax.training.step import TrainState, make_step
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.base import EMBEDDED, load_base, save_base
-from tghmoe_jax.weights.phi3v import canonical_shapes
 
 PREFIX, LENGTH, VOCAB = 3, 14, 64
 CONFIG = {
@@ -99,17 +99,17 @@ def leaf(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def canonical(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
-    return {name: leaf(name, shape, seed) for name, shape in layout.canonical_shapes(shapes(model)).items()}
+    return {name: leaf(name, shape, seed) for name, shape in leaf_names.canonical_shapes(shapes(model)).items()}
 
 
 def stacked(model: MLLM, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{leaf path: array} as the training state holds them, from canonical leaves."""
-    return layout.from_canonical(list(shapes(model)), leaves)
+    return leaf_names.from_canonical(list(shapes(model)), leaves)
 
 
 def to_canonical(params) -> dict[str, np.ndarray]:
     """{canonical name: array on the host}."""
-    return layout.to_canonical({path: np.asarray(leaf) for path, leaf in params.items()})
+    return leaf_names.to_canonical({path: np.asarray(leaf) for path, leaf in params.items()})
 
 
 def params(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
@@ -119,7 +119,7 @@ def params(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
 
 def adapted(model: MLLM, source: dict[str, np.ndarray], new=adapt.NEW_FROM_BASE, seed: int = 0, inflation="average"):
     """Weights of `model` from canonical leaves by the project's own rules; what is new is random."""
-    wanted = layout.canonical_shapes(shapes(model))
+    wanted = leaf_names.canonical_shapes(shapes(model))
     found, report = adapt.assemble(wanted, source, new, inflation=inflation)
     return stacked(model, found | {name: leaf(name, wanted[name], seed) for name in report.of("new")})
 
@@ -138,7 +138,7 @@ def batch(
     rows: int = 2, slices: int = 4, size: int = 16, seed: int = 0, real: list[int] | None = None,
     lengths: list[int] | None = None, length: int = LENGTH, vocab: int = VOCAB,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """A batch as data/pipeline.py makes it: `real` slices and `lengths` text tokens of each row, right-padded.
+    """A batch as samples/pipeline.py makes it: `real` slices and `lengths` text tokens of each row, right-padded.
 
     After the prefix: one separator, the question, one separator and an answer of four tokens; tasks alternate.
     """

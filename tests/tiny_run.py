@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from configs import pretrain2d
-from tghmoe_jax.data.tokenizer import FILES
-from tghmoe_jax.weights.base import EMBEDDED, save_base
-from tghmoe_jax.weights.phi3v import canonical_shapes
+from tghmoe_jax.bases.base import EMBEDDED, save_base
+from tghmoe_jax.bases.phi3v import canonical_shapes
+from tghmoe_jax.samples.tokenizer import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, SLICES, STEPS, ITEMS = 32, 8, 8, 12

@@ -16,11 +16,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tghmoe_jax.data import tokenizer
+from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.training import checkpoints, exported, runs
+from tghmoe_jax.samples import tokenizer
+from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
-from tghmoe_jax.weights.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 
 # What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
 _COPIED = (
@@ -31,20 +31,20 @@ _COPIED = (
 
 def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
     """Writes a run's 2D model or all of it; returns what to print."""
-    run = runs.find(source, "--from")
+    run = run_folder.find(source, "--from")
     if whole:
         params, step = checkpoints.load_merged(run)
         files = exported.write(run, params, step, target, dtype)
         return f"step {step} of {source} -> {', '.join(map(str, files))}"
-    model = runs.read_config(run)["model"]
+    model = run_folder.read_config(run)["model"]
     if model["patch_depth"] > 1 or model["tgh"]["layers"]:
         raise UserError(
             f"--from={source} is a 3D model (patch_depth {model['patch_depth']}, {len(model['tgh']['layers'])} layers "
             "with experts), which has no 2D form; name a run of configs/pretrain2d.py, or add --export."
         )
     params, step = checkpoints.load_merged(run)
-    files = save_base(target, params, runs.read_base_config(run), dtype)
-    copy_tokenizer(runs.model_folder(run), target)
+    files = save_base(target, params, run_folder.read_base_config(run), dtype)
+    copy_tokenizer(run_folder.model_folder(run), target)
     return f"step {step} of {source} -> {', '.join(map(str, files))}"
 
 
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--to {args.to} is the folder that is read; name another.")
         if (target / "checkpoints").is_dir():
             raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
-        if (source / "config.json").is_file() and not (source / runs.MODEL).is_dir():
+        if (source / "config.json").is_file() and not (source / run_folder.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))
         else:
             print(from_run(args.source, target, args.dtype or "bfloat16", args.export))

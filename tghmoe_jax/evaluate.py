@@ -21,18 +21,18 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from tghmoe_jax.answering import Answer, Asked, Reader, Request
-from tghmoe_jax.data import pipeline, prompts
-from tghmoe_jax.data.phantom_adversarial import ADVERSARIAL
-from tghmoe_jax.data.samples import LETTERS, TYPES, ItemSource, Question, Source
-from tghmoe_jax.data.sources import DRAWN, finding_parser, make_source
+from tghmoe_jax.datasets.sources import DRAWN, finding_parser, make_source
+from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import commands as evaluation_commands
-from tghmoe_jax.evaluation import html_report, protocols, provenance, router_tests, statistics, tables
+from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
+from tghmoe_jax.evaluation import score_files as evaluation_commands
 from tghmoe_jax.models import generation
+from tghmoe_jax.reader.reader import Answer, Asked, Reader, Request
+from tghmoe_jax.samples import pipeline, prompts
+from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
-from tghmoe_jax.training import compile_cache, hosts, runs
+from tghmoe_jax.training import compile_cache, hosts, run_folder
 from tghmoe_jax.training.loading import load_run
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     mesh = open_mesh(config)
     loaded = load_run(config.init_from, "--config.init_from")
     config = ConfigDict(config.to_dict() | {"data": data_of(config, loaded.config)})
-    runs.check_config(config)
+    run_folder.check_config(config)
     params = arrays.place(loaded.params, jax.NamedSharding(mesh, jax.P()))
     reader = Reader(loaded.model, loaded.tokenizer, params, config.data.text_length, config.eval.batch)
     reader.checkpoint = {"name": loaded.name, "digest": loaded.digest, "step": loaded.step}
@@ -138,7 +138,7 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     if config.eval.adversarial and reader.model.cfg.tgh.groups > 1:
         ways = adversarial(reader, config, progress)
         if hosts.first():
-            tables.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+            outputs.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
         progress(router_tests.table(ways))
     return metrics
 
@@ -246,18 +246,18 @@ def evaluate(
     shown = [asked[0] for asked in (closed, reports) if asked and load.size]
     overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
     if hosts.first():  # every process has asked the same questions and read the same answers
-        tables.write_predictions(folder, run)
+        outputs.write_predictions(folder, run)
         manifest = provenance.manifest(
             run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
             data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
         )  # fmt: skip
-        tables.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
         html_report.write(
             folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
             overlays,
         )  # fmt: skip
-        tables.write_metrics(folder, metrics)
-    progress(tables.table(metrics, run))
+        outputs.write_metrics(folder, metrics)
+    progress(outputs.table(metrics, run))
     return metrics
 
 
@@ -326,8 +326,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
 
     With `items` only the protocols on the run's own test set are asked.
     """
-    folder = runs.find(source, "RUN")
-    config = ConfigDict(runs.read_config(folder))
+    folder = run_folder.find(source, "RUN")
+    config = ConfigDict(run_folder.read_config(folder))
     if "eval" not in config or not config.data.get("slices"):
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
     if items is not None and items < 2:

@@ -27,15 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tghmoe_jax.answering import routing_of
-from tghmoe_jax.data import pipeline, prompts
-from tghmoe_jax.data.samples import LETTERS, Question
-from tghmoe_jax.data.scan import Scan, read_scan
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import DISCLAIMER, routing_picture
-from tghmoe_jax.evaluation.routing_picture import Routing
+from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
+from tghmoe_jax.evaluation.routing_plot import Routing
 from tghmoe_jax.models import generation
-from tghmoe_jax.training import base_model, compile_cache
+from tghmoe_jax.reader import base_model
+from tghmoe_jax.reader.reader import routing_of
+from tghmoe_jax.samples import pipeline, prompts
+from tghmoe_jax.samples.questions import LETTERS, Question
+from tghmoe_jax.scans.scan import Scan, read_scan
+from tghmoe_jax.training import compile_cache
 from tghmoe_jax.training.loading import LoadedRun, load_run
 from tghmoe_jax.training.step import variables
 
@@ -110,7 +111,7 @@ class Answer:
         if not self.routing.layers:
             raise UserError(f"--routing has nothing to show: {self.checkpoint['name']} has no experts; leave it out.")
         name = f"{self.checkpoint['name']} {self.checkpoint['digest']}"
-        routing_picture.draw(path, self.routing, *self.scan.slices(), name)
+        routing_plot.draw(path, self.routing, *self.scan.slices(), name)
 
 
 def printable(text: str) -> str:

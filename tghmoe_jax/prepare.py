@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are processes
 
-from tghmoe_jax.data import manifest, preparing
+from tghmoe_jax.datasets import manifest, preparing
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.training.command_line import parse
 

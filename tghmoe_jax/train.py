@@ -16,20 +16,21 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
-from tghmoe_jax.answering import Reader
-from tghmoe_jax.data import pipeline
-from tghmoe_jax.data.augment import Augment
-from tghmoe_jax.data.samples import ItemSource
-from tghmoe_jax.data.sources import DRAWN, make_source
-from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.bases.base import EMBEDDED, load_base
+from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import flops, layout
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.reader.reader import Reader
+from tghmoe_jax.samples import pipeline
+from tghmoe_jax.samples.augment import Augment
+from tghmoe_jax.samples.questions import ItemSource
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import checkpoints, hosts, loading, reporting, runs
+from tghmoe_jax.tools import flops
+from tghmoe_jax.training import checkpoints, hosts, loading, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.base import EMBEDDED, load_base
 
 
 def run(config: ConfigDict, workdir: str) -> int:
@@ -38,7 +39,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
     user can mend, before anything is written.
     """
-    runs.check_config(config)
+    run_folder.check_config(config)
     if config.mode == "evaluate":
         check_hosts(config, workdir)
         hosts.stop_at_once()
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         return 0
     if config.mode != "train":
         raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
-    runs.check_workdir(config, workdir)
+    run_folder.check_workdir(config, workdir)
     check_hosts(config, workdir)
 
     # ---- data and sizes -------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         )
         manifest["parameters"] = flops.parameters(model.cfg, program.shapes, program.trains)
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
-        runs.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
+        run_folder.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
     step_fn = program.step()
@@ -147,7 +148,7 @@ def check_hosts(config: ConfigDict, workdir: str) -> None:
     """UserError where the processes of a run do not have the same code, config, workdir, base and data."""
     if not hosts.several():
         return
-    parts = {"the code": hosts.code_version(), "the config": hosts.config_digest(runs.flatten(config))}
+    parts = {"the code": hosts.code_version(), "the config": hosts.config_digest(run_folder.flatten(config))}
     if config.base and config.base != "embedded":
         parts[f"--config.base={config.base}"] = hosts.identity(config.base)
     if config.init_from and config.init_from != "embedded":
@@ -173,9 +174,10 @@ class Origin:
 def load_origin(config: ConfigDict) -> Origin:
     """A run to start from, or a 2D base, or nothing (random initialisation)."""
     if config.init_from:
-        folder = runs.find(config.init_from, "--config.init_from")
+        folder = run_folder.find(config.init_from, "--config.init_from")
         params, _ = checkpoints.load_merged(folder)  # the stage's own low-rank leaves are new
-        return Origin(params, runs.read_base_config(folder), runs.model_folder(folder), adapt.NEW_FROM_STAGE1)
+        config, files = run_folder.read_base_config(folder), run_folder.model_folder(folder)
+        return Origin(params, config, files, adapt.NEW_FROM_STAGE1)
     if config.base:
         base = load_base(config.base, lazy=True)
         try:
@@ -197,16 +199,16 @@ def base_of(config: ConfigDict) -> str:
     """The 2D base at the beginning of a run's line of stages, as its own manifest names it."""
     if not config.init_from:
         return config.base
-    parent = runs.read_manifest(runs.find(config.init_from, "--config.init_from")).get("base") or {}
+    parent = run_folder.read_manifest(run_folder.find(config.init_from, "--config.init_from")).get("base") or {}
     return parent.get("base") or "unknown"
 
 
 def assemble(origin: Origin, shapes: dict[str, jax.ShapeDtypeStruct], inflation: str):
     """Canonical leaves that the origin fills (lazy where it is), the leaf paths left to initialise, and the report."""
-    wanted = layout.canonical_shapes({path: s.shape for path, s in shapes.items()})
+    wanted = leaf_names.canonical_shapes({path: s.shape for path, s in shapes.items()})
     # The auxiliary head of a run on drawn data reads labels that other data do not have.
     canonical, report = adapt.assemble(wanted, origin.params, origin.new, (r"aux_head/.+",), inflation)
-    fresh = {path for path in shapes if layout.canonical_names(path)[0] not in canonical}
+    fresh = {path for path in shapes if leaf_names.canonical_names(path)[0] not in canonical}
     return canonical, fresh, report
 
 
@@ -226,8 +228,8 @@ def initial_state(program: Program, loaded, fresh: set[str]) -> TrainState:
 
 def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Array:
     """The leaf at `path` on its devices; of a base on disk the host holds one part and one canonical leaf at a time."""
-    names = layout.canonical_names(path)
-    stacked = layout.is_stacked(path)
+    names = leaf_names.canonical_names(path)
+    stacked = leaf_names.is_stacked(path)
     shape = tuple(canonical[names[0]].shape)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -244,7 +246,7 @@ def parameter_rows(program: Program, fresh: set[str]) -> list[reporting.Paramete
     rows = []
     for path, leaf in program.shapes.items():
         status = "frozen" if not program.trains[path] else "new" if path in fresh else "trained"
-        shape = leaf.shape[1:] if layout.is_stacked(path) else leaf.shape
+        shape = leaf.shape[1:] if leaf_names.is_stacked(path) else leaf.shape
         spec = str(program.shardings[path].spec)
-        rows += [reporting.ParameterRow(name, shape, status, spec) for name in layout.canonical_names(path)]
+        rows += [reporting.ParameterRow(name, shape, status, spec) for name in leaf_names.canonical_names(path)]
     return rows

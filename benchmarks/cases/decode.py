@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from benchmarks import models, port
 from benchmarks.measure import Row, alternate, better, prepare_torch
-from tghmoe_jax.models import flops, generation
+from tghmoe_jax.models import generation
+from tghmoe_jax.tools import flops
 
 LLAMA_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,

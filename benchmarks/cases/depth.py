@@ -59,7 +59,7 @@ def here(kind: str, slices: int, small: bool, runs: int) -> dict:
     import numpy as np
 
     from benchmarks import models
-    from tghmoe_jax.weights import phi3v
+    from tghmoe_jax.bases import phi3v
 
     vision = models.CLIP_SMALL if small else phi3v.CLIP_L_336
     layers, size = vision["num_hidden_layers"], vision["image_size"]

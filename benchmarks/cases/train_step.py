@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 from benchmarks import models
 from benchmarks.measure import Row, alternate, better, must_agree, prepare_torch
 from tghmoe_jax import evaluate, train
-from tghmoe_jax.data import pipeline
-from tghmoe_jax.data.sources import make_source
-from tghmoe_jax.data.tokenizer import Tokenizer
-from tghmoe_jax.models import flops, layout
+from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.samples import pipeline
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
+from tghmoe_jax.tools import flops
 from tghmoe_jax.training import optimizer
 from tghmoe_jax.training.program import Program, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
@@ -88,7 +89,7 @@ def run(small: bool, runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as volumes:
         for name, stage, experts, bound in ROWS[::2] if small else ROWS:  # small: those that share least
             training = prepared(stage, experts, small, volumes)
-            own = layout.to_canonical({path: np.asarray(leaf) for path, leaf in training.state.params.items()})
+            own = leaf_names.to_canonical({path: np.asarray(leaf) for path, leaf in training.state.params.items()})
             ours, theirs = our_step(training), Peer(training, own)
             losses = [(ours(), theirs.step()) for _ in range(STEPS)]
             off = [must_agree(f"loss of step {i}, {name}", *pair, TOLERANCE[i]) for i, pair in enumerate(losses)]
@@ -137,13 +138,13 @@ class Peer:
         self.batch = {key: torch.from_numpy(value[0]) for key, value in training.host_batch.items()}
         assert self.batch["slice_mask"].all() and self.batch["image_visible"].all()  # the peer has no mask of slices
         self.batch["tokens"], self.batch["task"] = (self.batch[key].long() for key in ("tokens", "task"))
-        trains = {name: on for path, on in program.trains.items() for name in layout.canonical_names(path)}
+        trains = {name: on for path, on in program.trains.items() for name in leaf_names.canonical_names(path)}
         matrices, rest = [], []
         for name, parameter in self.model.named_parameters():
             leaf = leaf_name(name, self.model)
             parameter.requires_grad_(trains[leaf])
             if trains[leaf]:
-                matrix = any(layout.matches(pattern, leaf) for pattern, _ in optimizer.MATRICES)
+                matrix = any(leaf_names.matches(pattern, leaf) for pattern, _ in optimizer.MATRICES)
                 (matrices if matrix else rest).append(parameter)
         self.muon, self.trained = torch_mllm.Muon(matrices), [*matrices, *rest]
         self.adam = torch.optim.Adam(rest, betas=(self.cfg.b1, self.cfg.b2), eps=self.cfg.eps, fused=True)

@@ -15,9 +15,9 @@ from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.tgh_moe import MoE
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
 from tghmoe_jax.ops.transport import apply_sharded_experts
-from tghmoe_jax.sharding.collectives import replica_groups
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.sharding.rules import spec
+from tghmoe_jax.tools.collectives import replica_groups
 
 SAMPLES, TOKENS, EXPERTS, TOP_K = 4, 3, 16, 2  # samples of a device, tokens of a sample, experts of all devices
 CASES = {  # name: (transport, grouped product, capacity factor)

@@ -24,7 +24,7 @@ from configs import stage1, stage2
 from tests import tiny
 from tghmoe_jax import train as train_loop
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import checkpoints, program
@@ -153,7 +153,7 @@ def placed_on_two() -> dict[str, np.ndarray]:
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("fsdp",))
     layers = [np.arange(8.0).reshape(4, 2) + 10 * i for i in range(3)]
     canonical = {f"decoder/block_{i}/mlp/up/kernel": layer for i, layer in enumerate(layers)}
-    path = f"decoder/{layout.scan_name(0, 3, 1)}/block_0/mlp/up/kernel"
+    path = f"decoder/{leaf_names.scan_name(0, 3, 1)}/block_0/mlp/up/kernel"
     leaf = train_loop.placed(path, canonical, jax.NamedSharding(mesh, jax.P(None, "fsdp")), np.dtype(np.float32))
     parts = np.array([shard.data.shape for shard in leaf.addressable_shards])
     return {"placed/parts": parts, "placed/whole": np.array_equal(leaf, layers)}

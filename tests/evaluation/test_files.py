@@ -13,8 +13,8 @@ from tests.evaluation.test_protocols import small_run
 from tghmoe_jax import evaluate
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import comparison, files
+from tghmoe_jax.evaluation.outputs import write_predictions
 from tghmoe_jax.evaluation.protocols import kind_scores, score
-from tghmoe_jax.evaluation.tables import write_predictions
 
 SIDELESS = ("cyst", "liver", "")
 

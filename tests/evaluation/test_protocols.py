@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from tghmoe_jax.data.samples import Question
 from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.evaluation.outputs import table, write_metrics, write_predictions
 from tghmoe_jax.evaluation.protocols import NOT_ASKED, Prediction, score
-from tghmoe_jax.evaluation.tables import table, write_metrics, write_predictions
+from tghmoe_jax.samples.questions import Question
 
 ORGANS = ("liver", "spleen", "left kidney", "bladder")
 PLANES = ("axial", "coronal", "sagittal", "oblique")

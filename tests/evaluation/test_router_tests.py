@@ -2,9 +2,9 @@
 
 import pytest
 
-from tghmoe_jax.data.samples import Question
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.evaluation.router_tests import score_way, table, task_by_keyword
+from tghmoe_jax.samples.questions import Question
 
 PLANES = ("axial", "coronal", "sagittal", "oblique")
 CYST, STONE = ("cyst", "kidney", "right"), ("stone", "kidney", "left")

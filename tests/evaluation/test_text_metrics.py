@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tghmoe_jax.evaluation import tables, text_metrics
+from tghmoe_jax.evaluation import outputs, text_metrics
 from tghmoe_jax.evaluation.protocols import kind_scores, score
 
 
@@ -135,7 +135,7 @@ def test_what_is_missing_is_null_and_said_in_one_sentence(metric, monkeypatch):
         monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     metrics = score(answered(PAIRS), resamples=0)
     assert metrics[f"open/{metric}"] is None and metrics["open/bleu1"] > 0
-    assert text_metrics.MISSING[metric] in tables.table(metrics)
+    assert text_metrics.MISSING[metric] in outputs.table(metrics)
     assert text_metrics.MISSING[metric].count(". ") == 0 and "run `" in text_metrics.MISSING[metric]
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.bases.base import load_base, save_base
+from tghmoe_jax.bases.phi3v import canonical_shapes
 from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.router import Routing
 from tghmoe_jax.models.tgh_moe import MoE, moe_stats, quick_gelu
 from tghmoe_jax.training import losses
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.base import load_base, save_base
-from tghmoe_jax.weights.phi3v import canonical_shapes
 
 B, T, C, F, R, E, G = 3, 7, 6, 10, 5, 4, 2
 GROUP = np.array([0, 1, 1], np.int32)

@@ -10,12 +10,12 @@ import pytest
 
 from configs import common
 from tests import tiny
-from tghmoe_jax.data import prompts
-from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
 from tghmoe_jax.models.mllm import Encoded, Output
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training import losses
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.base import EMBEDDED, load_base, save_base
 
 STAGE1 = tuple(pattern.replace("|depth_pos", "") for pattern in common.STAGE1_TRAINABLE)
 

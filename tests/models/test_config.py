@@ -8,7 +8,7 @@ from configs import stage1, stage2
 from tests import tiny
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.training import loading
 
@@ -90,7 +90,7 @@ def test_full_scale_recipes_build_and_hold_every_parameter_of_phi3v(stage, depth
     inflated = (model.cfg.vision.patch_depth - 1) * PATCH
     assert sum(sizes.values()) - new == PHI3V_PARAMETERS + copies + inflated
     assert model.cfg.vision.patch_depth == (depth or 2)
-    names = {name for path in shapes for name in layout.canonical_names(path)}
+    names = {name for path in shapes for name in leaf_names.canonical_names(path)}
     assert {f"vision/block_{i}/moe/experts/fc1/kernel" for i in (12, 14, 16, 18, 20, 22)} <= names
     assert "vision/block_23/mlp/fc1/kernel" in names  # kept for export, never executed
 

@@ -7,7 +7,7 @@ import pytest
 from configs import stage1, stage2
 from tests import tiny
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.training import rules
 from tghmoe_jax.weights import adapt
 
@@ -73,14 +73,14 @@ def test_with_the_colon_argument_only_updates_of_the_decoder_train(module):
     assert config.model.lora.rank == 4
     model = tiny.model(lora=config.model.lora.to_dict())
     trains = rules.trainable(tiny.shapes(model), [p for p in config.trainable if p.startswith("decoder")])
-    names = {name for path, on in trains.items() if on for name in layout.canonical_names(path)}
+    names = {name for path, on in trains.items() if on for name in leaf_names.canonical_names(path)}
     assert names and all("lora" in name for name in names)
     assert module.get_config().model.lora.rank == 0
 
 
 def test_a_stage_takes_low_rank_leaves_from_nowhere_or_from_the_stage_before():
     model, canonical, plain = leaves(0)
-    wanted = layout.canonical_shapes(tiny.shapes(model))
+    wanted = leaf_names.canonical_shapes(tiny.shapes(model))
     base = {name: leaf for name, leaf in canonical.items() if "lora" not in name}
     for new in (adapt.NEW_FROM_BASE, adapt.NEW_FROM_STAGE1):
         _, report = adapt.assemble(wanted, base, new)

@@ -8,11 +8,11 @@ import torch
 from flax import traverse_util
 
 from configs.common import get_config
+from tghmoe_jax.bases.base import Base
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.base import Base
 
 # The tower of every peer: four blocks over 4 x 4 patches.
 VISION = {
@@ -40,10 +40,10 @@ def our_model(base: Base, prefix: int):
     model = MLLM(model_config.build(base.config, section.to_dict(), prefix_length=prefix))
     tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
-    loaded, report = adapt.assemble(layout.canonical_shapes(shapes), base.params)
+    loaded, report = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
     assert all(path.startswith("task_router/") for path in report.of("new")) and not report.ignored
     loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
-    params = traverse_util.unflatten_dict(layout.from_canonical(list(shapes), loaded), sep="/")
+    params = traverse_util.unflatten_dict(leaf_names.from_canonical(list(shapes), loaded), sep="/")
 
     @functools.cache
     def compiled(method, static):

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from tests.parity.peers import VISION, randomised
-from tghmoe_jax.data import picture, prompts
-from tghmoe_jax.data.tokenizer import FILES, Tokenizer
+from tghmoe_jax.bases import pictures
+from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
-from tghmoe_jax.training import base_model
-from tghmoe_jax.weights.base import EMBEDDED
+from tghmoe_jax.reader import base_model
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 
 NEW = 12
 QUESTIONS = ("Which plane is this?", "What?", "Is there a nodule in the left lung (CT)?")
@@ -96,9 +97,9 @@ def test_the_answer_about_a_picture_equals_the_peers(folder, tmp_path, question)
 def test_the_single_view_is_the_middle_of_the_picture():
     image = Image.new("RGB", (60, 30), (255, 0, 0))
     image.paste((0, 255, 0), (15, 0, 45, 30))
-    view = picture.square(image, 30)
+    view = pictures.square(image, 30)
     assert view.shape == (1, 30, 30, 3) and (view[0, :, 2:-2] == (0, 1, 0)).all()
-    assert picture.square(image.transpose(Image.Transpose.ROTATE_90), 28).shape == (1, 28, 28, 3)
+    assert pictures.square(image.transpose(Image.Transpose.ROTATE_90), 28).shape == (1, 28, 28, 3)
 
 
 def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from tests.parity.peers import VISION, batch_of, our_model, randomised
+from tghmoe_jax.bases import llava
+from tghmoe_jax.bases.base import load_base
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
-from tghmoe_jax.weights import llava
-from tghmoe_jax.weights.base import load_base
 
 ATOL = 1e-4
 IMAGE, PREFIX, NEW = 59, 4, 64  # the placeholder's id; text before the picture; tokens generated

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from configs import pretrain2d, stage1, stage2
 from tests import tiny
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.sharding.rules import RULES, spec
 from tghmoe_jax.training.loading import param_shapes
@@ -39,9 +39,9 @@ def rule_of(name: str) -> int:
 
 def specs(shapes, axes):
     for path, shape in shapes.items():
-        names = layout.canonical_names(path)
+        names = leaf_names.canonical_names(path)
         assert len({rule_of(name) for name in names}) == 1, f"the blocks of {path} fall under different rules"
-        yield path, shape, spec(names[0], layout.is_stacked(path), shape, axes)
+        yield path, shape, spec(names[0], leaf_names.is_stacked(path), shape, axes)
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -51,7 +51,7 @@ def test_every_leaf_has_a_rule_and_every_axis_divides_its_dimension(shapes, axes
         assert len(found) <= len(shape), path
         for size, name in zip(shape, found, strict=False):
             assert name is None or size % axes[name] == 0, path
-        assert not (layout.is_stacked(path) and len(found) and found[0]), f"{path}: layers are never split"
+        assert not (leaf_names.is_stacked(path) and len(found) and found[0]), f"{path}: layers are never split"
         used = [name for name in found if name]
         assert len(used) == len(set(used)), path
 
@@ -62,7 +62,7 @@ def test_experts_and_only_they_live_on_the_expert_axis(shapes):
     for path, shape, found in specs(shapes, axes):
         if "/experts/" in path:
             experts += 1
-            axis = 2 if layout.is_stacked(path) else 1
+            axis = 2 if leaf_names.is_stacked(path) else 1
             assert found[axis] == "expert" and shape[axis] == 4, path
         else:
             assert found == P(), path
@@ -85,6 +85,6 @@ def test_every_leaf_of_every_kind_of_model_has_exactly_one_rule_and_no_rule_is_d
         tiny.model(tgh=group | {"topology": "parallel", "task_input": "image_text"}, depth_embed="learned_zero_init"),
         tiny.model(base=tiny.CONFIG | {"qkv_bias": True}, lora={"rank": 2, "alpha": 2.0, "targets": ".*"}),
     ]
-    names = {name for model in kinds for name in layout.canonical_shapes(tiny.shapes(model))}
-    names |= {name for path in tree(stage2.get_config(), pretrain2d.BASE) for name in layout.canonical_names(path)}
+    names = {name for model in kinds for name in leaf_names.canonical_shapes(tiny.shapes(model))}
+    names |= {name for path in tree(stage2.get_config(), pretrain2d.BASE) for name in leaf_names.canonical_names(path)}
     assert {rule_of(name) for name in names} == set(range(len(RULES)))

@@ -8,12 +8,12 @@ import pytest
 from configs import stage1
 from tests import tiny_run
 from tghmoe_jax import train
-from tghmoe_jax.data.tokenizer import Tokenizer
+from tghmoe_jax.bases.base import EMBEDDED, load_base
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading, program
-from tghmoe_jax.weights.base import EMBEDDED, load_base
 from tghmoe_jax.weights.storage import Lazy, LazyTensor
 
 
@@ -46,8 +46,8 @@ def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch
     expected = load_base(config.base).params
     for path in (path for path in shapes if path not in fresh):
         found = np.asarray(train.placed(path, canonical, shardings[path], np.dtype(np.float32)))
-        parts = found if layout.is_stacked(path) else [found]
-        for name, part in zip(layout.canonical_names(path), parts, strict=True):
+        parts = found if leaf_names.is_stacked(path) else [found]
+        for name, part in zip(leaf_names.canonical_names(path), parts, strict=True):
             if name in expected and part.shape == expected[name].shape:
                 np.testing.assert_array_equal(part, expected[name].astype(np.float32))
 

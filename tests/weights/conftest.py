@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tghmoe_jax.weights import phi3v
+from tghmoe_jax.bases import phi3v
 
 
 @pytest.fixture

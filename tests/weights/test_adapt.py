@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tghmoe_jax.bases.phi3v import import_phi3v
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.weights import adapt
-from tghmoe_jax.weights.phi3v import import_phi3v
 
 LAYERS, G, E, R = (0, 2), 2, 4, 256
 

@@ -6,12 +6,13 @@ import pytest
 from flax import traverse_util
 
 from configs import common
-from tests.weights.test_llava import LLAVA_1_5
+from tests.bases.test_llava import LLAVA_1_5
+from tghmoe_jax.bases import llava
+from tghmoe_jax.bases.phi3v import canonical_shapes
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.weights import adapt, llava
-from tghmoe_jax.weights.phi3v import canonical_shapes
+from tghmoe_jax.weights import adapt
 
 
 def fakes(shapes) -> dict[str, np.ndarray]:
@@ -29,7 +30,7 @@ def tree(base_config, section, slices=4) -> dict[str, tuple[int, ...]]:
         "question_mask": np.ones((1, 8), bool),
     }  # fmt: skip
     flat = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), batch)["params"], sep="/")
-    return layout.canonical_shapes({path: leaf.shape for path, leaf in flat.items()})
+    return leaf_names.canonical_shapes({path: leaf.shape for path, leaf in flat.items()})
 
 
 def stages(section):

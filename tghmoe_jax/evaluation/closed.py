@@ -6,7 +6,7 @@ Source: the M3D benchmark's rule (containment) and this project's strict rule. B
 import re
 from collections.abc import Sequence
 
-from tghmoe_jax.data.samples import LETTERS
+from tghmoe_jax.samples.questions import LETTERS
 
 _MARKED = re.compile(r"(?<![^\W_])(?:\((?P<both>[A-Z])\)|(?P<one>[A-Z])[.)])")  # (A), A. or A), not inside a word
 

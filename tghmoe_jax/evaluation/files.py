@@ -16,10 +16,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tghmoe_jax.data.samples import LETTERS, TYPES, Kind
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.findings import Triple
 from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, NOT_ASKED, Prediction
+from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 
 _NEEDED = {
     "closed": {"Question", "Answer", "Answer Choice", "Pred"},

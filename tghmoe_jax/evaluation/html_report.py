@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tghmoe_jax.data.samples import TYPES, Source
-from tghmoe_jax.evaluation import DISCLAIMER, routing_picture, tables
+from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
 from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, Prediction, Run, kind_scores, under_control
-from tghmoe_jax.evaluation.routing_picture import Routing
+from tghmoe_jax.evaluation.routing_plot import Routing
+from tghmoe_jax.samples.questions import TYPES, Source
 
 CASES = 12  # of each kind that is shown
 SLICES = 6  # of each case's volume
@@ -62,7 +62,7 @@ def write(
         f"<h1>Evaluation: {len(run.get('closed', ()))} closed, {len(run.get('open', ()))} open questions, "
         f"{len(run.get('report', ()))} reports</h1>",
         f'<p class="warn">{html.escape(DISCLAIMER)}</p>',
-        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*tables.cases(run), *tables.remarks(metrics, run))),
+        *(f'<p class="warn">{html.escape(text)}</p>' for text in (*outputs.cases(run), *outputs.remarks(metrics, run))),
         "<h2>Scores beside their controls</h2>", _scores(metrics, run),
         "<h2>Closed questions by type</h2>", _bars(metrics, run),
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def write(
     for kind, title in (("closed", "Closed questions"), ("report", "Reports")):
         parts += [f"<h2>{title}: sample cases, failures first</h2>", *_cases(kind, run, source)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
-    tables.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
+    outputs.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
 
 
 def _number(value) -> str:
@@ -186,10 +186,10 @@ def _load(loads: Mapping[str, np.ndarray], layers: Sequence[int], tasks: Sequenc
 
 
 def _overlay(source: Source, index: int, routing: Routing) -> str:
-    picture = base64.b64encode(routing_picture.png(routing, *source.slices(index), "of this evaluation")).decode()
+    picture = base64.b64encode(routing_plot.png(routing, *source.slices(index), "of this evaluation")).decode()
     return (
         f'<img class="wide" alt="experts over slices of volume {index}" src="data:image/png;base64,{picture}">'
-        f'<p class="note">Volume {index}. {html.escape(routing_picture.CAPTION)}</p>'
+        f'<p class="note">Volume {index}. {html.escape(routing_plot.CAPTION)}</p>'
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.data.llava_json import case_of
+from tghmoe_jax.datasets.llava_json import case_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.data.samples import TYPES, Kind, Question
 from tghmoe_jax.evaluation import closed, findings, statistics, text_metrics
+from tghmoe_jax.samples.questions import TYPES, Kind, Question
 
 KINDS = ("closed", "open", "report")
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.lora import projection
 from tghmoe_jax.models.vit3d import REMAT
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
             self.layers = nn.scan(
                 body, variable_axes={"params": 0}, split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0, length=d.layers,
-            )(self.cfg, name=layout.scan_name(0, d.layers, 1))  # fmt: skip
+            )(self.cfg, name=leaf_names.scan_name(0, d.layers, 1))  # fmt: skip
         else:
             self.blocks = [DecoderBlock(self.cfg, name=f"block_{i}") for i in range(d.layers)]
         self.final_norm = RMSNorm(d.eps, param_dtype)

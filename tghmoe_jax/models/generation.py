@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.decoder import Cache
 from tghmoe_jax.models.mllm import MLLM, Batch, Encoded
 from tghmoe_jax.ops.platform import platform
@@ -92,7 +92,7 @@ def unrolled(model: MLLM, variables, cache: Cache) -> tuple[MLLM, dict, Cache]:
     products, and would write a cache that has it twice, from copies.
     """
     flat = traverse_util.flatten_dict(variables["params"]["decoder"], sep="/")
-    leaves = traverse_util.unflatten_dict(layout.to_canonical(flat), sep="/")
+    leaves = traverse_util.unflatten_dict(leaf_names.to_canonical(flat), sep="/")
     k, v = (kept[:, 0] if kept.shape[1] == 1 else kept for kept in (cache.k, cache.v))
     cache = cache._replace(k=tuple(k), v=tuple(v))
     return MLLM(dataclasses.replace(model.cfg, scan_decoder=False)), {"params": {"decoder": leaves}}, cache

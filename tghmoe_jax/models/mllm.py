@@ -17,7 +17,7 @@ from tghmoe_jax.models.router import TaskRouter, masked_mean
 from tghmoe_jax.models.tgh_moe import MoEStats
 from tghmoe_jax.models.vit3d import ViT3D
 
-Batch = dict[str, jax.Array]  # the keys of data/pipeline.py
+Batch = dict[str, jax.Array]  # the keys of samples/pipeline.py
 
 
 class Encoded(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.config import Model, Vision
 from tghmoe_jax.models.tgh_moe import MoE, MoEStats, quick_gelu
 from tghmoe_jax.ops import rope
@@ -208,7 +208,7 @@ class ViT3D(nn.Module):
         specs = block_specs(self.cfg)
         first3d = min(v.attn3d_layers, default=None)
         stats: dict[int, Any] = {}
-        for start, repeats, period in layout.runs(specs):
+        for start, repeats, period in leaf_names.segments(specs):
             # Before the first 3D layer, or before the run that scans it together with 2D ones.
             if v.depth_embed == "learned_zero_init" and first3d is not None and start + repeats * period > first3d:
                 table = self.param("depth_pos", nn.initializers.zeros, (v.max_depth, v.width), jnp.float32)
@@ -223,7 +223,7 @@ class ViT3D(nn.Module):
             scanned = nn.scan(
                 remat(Period), variable_axes={"params": 0}, split_rngs={"params": True, "router": True},
                 in_axes=nn.broadcast, length=repeats,
-            )(self.cfg, start, part, name=layout.scan_name(start, repeats, period))  # fmt: skip
+            )(self.cfg, start, part, name=leaf_names.scan_name(start, repeats, period))  # fmt: skip
             x, many = scanned(x, ctx)
             for offset, one in enumerate(many):
                 if one is not None:

@@ -15,9 +15,9 @@ from etils import epath
 from flax import traverse_util
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import exported, runs
+from tghmoe_jax.training import exported, run_folder
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
@@ -117,13 +117,13 @@ def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str,
     except _DAMAGE as error:
         raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
     reader.close()
-    return layout.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
+    return leaf_names.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
 
 
 def load_merged(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """`load_params` with low-rank updates of the decoder added to its kernels: what leaves a run, or starts another."""
     params, step = load_params(run)
-    lora = runs.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none
+    lora = run_folder.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none
     return (adapt.merge_lora(params, lora["rank"], lora["alpha"]) if lora.get("rank") else params), step
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import model_card, runs
+from tghmoe_jax.training import model_card, run_folder
 from tghmoe_jax.weights import storage
-from tghmoe_jax.weights.base import DTYPES
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
 
@@ -37,12 +37,12 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     `params` are canonical and merged (`checkpoints.load_merged`); `dtype` is a key of `weights.base.DTYPES`. Returns
     the files written.
     """
-    config = runs.read_config(run)
+    config = run_folder.read_config(run)
     if "lora" in config["model"]:
         config["model"]["lora"]["rank"] = 0
     kept = {name: np.asarray(value).astype(DTYPES[dtype]) for name, value in sorted(params.items())
             if not name.startswith("aux_head/")}  # fmt: skip
-    manifest = runs.read_manifest(run)
+    manifest = run_folder.read_manifest(run)
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
     # A folder's name, and no path of a machine; `embedded` alone means the base inside the package.
@@ -55,7 +55,7 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
     card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
-    runs.write_model(folder, runs.read_base_config(run), runs.model_folder(run))
+    run_folder.write_model(folder, run_folder.read_base_config(run), run_folder.model_folder(run))
     storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     storage.write_text(folder / "README.md", card)
     storage.write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")  # last: it makes the folder a run
@@ -76,7 +76,7 @@ def is_exported(run: epath.Path) -> bool:
 def read(folder: epath.Path) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters in the dtype they are stored in, and their step. UserError where they were altered."""
     params = {name: tensor.load() for name, tensor in storage.read_tensors(folder).items()}
-    manifest = runs.read_manifest(folder)
+    manifest = run_folder.read_manifest(folder)
     if not isinstance(manifest.get("step"), int) or manifest.get("digest") != digest(params):
         raise UserError(
             f"{folder / storage.SINGLE} does not hold the parameters that manifest.json names; copy the folder again."

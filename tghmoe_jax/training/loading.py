@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from tghmoe_jax.data import prompts
-from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import generation, layout
+from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.training import checkpoints, runs
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.exported import digest
 
 
@@ -47,13 +47,13 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
 
     UserError names `flag` or the run where it is no finished run, or its checkpoint is damaged or does not fit.
     """
-    folder = runs.find(str(run), flag)
-    config, tokenizer = runs.read_config(folder), Tokenizer.from_folder(runs.model_folder(folder))
+    folder = run_folder.find(str(run), flag)
+    config, tokenizer = run_folder.read_config(folder), Tokenizer.from_folder(run_folder.model_folder(folder))
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.build(runs.read_base_config(folder), config["model"], prefix_length=prefix))
+    model = MLLM(model_config.build(run_folder.read_base_config(folder), config["model"], prefix_length=prefix))
     shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder, step)
-    wanted = layout.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
+    wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
     if unfit:
         raise UserError(
@@ -62,10 +62,10 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
         )
     if not all(np.isfinite(canonical[name].astype(np.float32)).all() for name in wanted):
         raise UserError(f"{run} holds NaN or infinite parameters (its training diverged); name another run.")
-    params = layout.from_canonical(list(shapes), canonical)
+    params = leaf_names.from_canonical(list(shapes), canonical)
     return LoadedRun(
         name=str(run) if str(run) == "embedded" else folder.resolve().name, config=config, model=model,
-        tokenizer=tokenizer, step=step, manifest=runs.read_manifest(folder), digest=digest(canonical),
+        tokenizer=tokenizer, step=step, manifest=run_folder.read_manifest(folder), digest=digest(canonical),
         params={path: value.astype(shapes[path].dtype, copy=False) for path, value in params.items()},
     )  # fmt: skip
 

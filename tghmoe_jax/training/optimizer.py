@@ -9,7 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.training import rules
 
 Flat = dict[str, jax.Array]
@@ -59,7 +59,7 @@ def adam(cfg) -> optax.GradientTransformation:
 
 def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformation:
     """Muon on the leaves of MATRICES, Adam on the others."""
-    axes = {p: next((found for pattern, found in MATRICES if layout.matches(pattern, p)), None) for p in paths}
+    axes = {p: next((found for pattern, found in MATRICES if leaf_names.matches(pattern, p)), None) for p in paths}
 
     def of(updates):
         return {p: axes[p] or optax.MaskedNode() for p in updates}
@@ -77,7 +77,7 @@ def group_axis(path: str) -> int | None:
     """The axis of the expert groups of a TGH-MoE leaf, or None for a leaf that belongs to no group."""
     if "/moe/" not in path and "/task_ffn/" not in path:
         return None
-    return 1 if layout.is_stacked(path) else 0
+    return 1 if leaf_names.is_stacked(path) else 0
 
 
 def keep_absent_groups(new, old, present: jax.Array):

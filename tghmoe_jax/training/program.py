@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from tghmoe_jax.data import pipeline, prompts
-from tghmoe_jax.data.tokenizer import Tokenizer
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.samples import pipeline, prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding import rules as sharding_rules
 from tghmoe_jax.training import loading, losses, optimizer, rules
@@ -119,7 +119,7 @@ class Program:
         return TrainState(arrays.place(np.int32(0), like.step), trained, frozen, opt)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One global batch [A, R, ...] as data/pipeline.py makes it."""
+        """One global batch [A, R, ...] as samples/pipeline.py makes it."""
         micro, cfg = self.spec.microbatches, self.model.cfg
         shapes = loading.batch_shapes(self.data, self.spec.rows // micro)
         (rows,) = shapes["task"].shape
@@ -177,8 +177,8 @@ def param_shardings(shapes: Shapes, mesh: jax.sharding.Mesh) -> dict[str, jax.Na
     for path, s in shapes.items():
         try:
             specs = {
-                sharding_rules.spec(name, layout.is_stacked(path), s.shape, dict(mesh.shape))
-                for name in layout.canonical_names(path)
+                sharding_rules.spec(name, leaf_names.is_stacked(path), s.shape, dict(mesh.shape))
+                for name in leaf_names.canonical_names(path)
             }
         except ValueError as error:
             raise UserError(f"--config.mesh: {error}; change mesh.fsdp or mesh.expert.") from error

@@ -1,12 +1,12 @@
 """One regex language for what trains, at which rate and what decays; every leaf is decided exactly once.
 
-Patterns match canonical names (models/layout.py) in full.
+Patterns match canonical names (models/leaf_names.py) in full.
 """
 
 from collections.abc import Iterable, Sequence
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import layout
+from tghmoe_jax.models import leaf_names
 
 
 def trainable(paths: Iterable[str], patterns: Sequence[str], flag: str = "trainable") -> dict[str, bool]:
@@ -35,6 +35,6 @@ def first_match(
 
 def _match(pattern: str, path: str, flag: str) -> bool:
     try:
-        return layout.matches(pattern, path)
+        return leaf_names.matches(pattern, path)
     except ValueError as error:
         raise UserError(f"--config.{flag}: {error}.") from error

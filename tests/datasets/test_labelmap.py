@@ -1,0 +1,276 @@
+"""Questions from segmentation masks: true to the voxels, on the patient's sides, not to be guessed from text."""
+
+import collections
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.datasets import dataset_fixtures as fixtures
+from tests.scans.ct_fixtures import ORIGIN, REAL, axes_of, needs_real, turned, write_dicom, write_nifti
+from tghmoe_jax.datasets.labelmap import LEAST_ML, PLANES, part_of, split_key, spoken
+from tghmoe_jax.datasets.masks import read_labels, read_mask
+from tghmoe_jax.datasets.registry import open_dataset
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.volume import Volume
+
+AXES = axes_of(fixtures.LABEL_SPACING)
+ALL_TYPES = {"plane", "organ", "edge", "location", "side", "size"}
+
+
+def blind_accuracy(items):
+    """Of each question type: how often the commonest answer to the same words (and choices) is right."""
+    answers = collections.defaultdict(collections.Counter)
+    for item in items:
+        answers[item.type, item.question, item.choices][item.answer] += 1
+    right, asked = collections.Counter(), collections.Counter()
+    for (type_, _, _), count in answers.items():
+        right[type_] += max(count.values())
+        asked[type_] += count.total()
+    return {type_: right[type_] / asked[type_] for type_ in asked}
+
+
+def assert_not_guessable(dataset, types):
+    items = [item for item in dataset.items if item.task == "vqa"]
+    for split, closed in itertools.product({item.split for item in items}, (True, False)):
+        found = blind_accuracy([i for i in items if i.split == split and bool(i.choices) == closed])
+        assert found
+        for type_, accuracy in found.items():
+            assert accuracy <= (1 / 3 if type_ == "plane" else 1 / 2) + 1e-9, (split, type_, accuracy)
+    assert {item.type for item in items} >= types
+
+
+def test_text_alone_gives_no_answer_on_generated_masks(tmp_path):
+    assert_not_guessable(open_dataset(fixtures.write_labelmap_index(tmp_path / "a", 3, 60)), ALL_TYPES)
+    whole = open_dataset(fixtures.write_labelmap(tmp_path / "b", 24))
+    assert_not_guessable(whole, {"organ", "location", "side", "size"})
+    assert "plane" not in {item.type for item in whole.items} and not any("#" in item.volume for item in whole.items)
+    assert all(len({i.split for i in whole.items if i.case == case}) == 1 for case in {i.case for i in whole.items})
+
+
+@needs_real
+def test_text_alone_gives_no_answer_on_two_real_series(tmp_path):
+    entries = [
+        {"volume": "dicom_abdomen", "mask": "dicom_abdomen_labels.nii.gz", "case": "one"},
+        {"volume": "abdomen_slab_3mm.nii.gz", "mask": "abdomen_slab_3mm_labels.nii.gz", "case": "two"},
+    ]
+    index = [entry | {"labels": "label_names.json", "split": "test", "parts": 24} for entry in entries]
+    path = fixtures.write_json(tmp_path / "index.json", index)
+    dataset = open_dataset({"name": "labelmap", "root": str(REAL), "manifest": str(path)})
+    assert dataset.rejected == () and len({item.volume for item in dataset.items}) == 50
+    assert_not_guessable(dataset, ALL_TYPES)
+    key = next(item.volume for item in dataset.items if "sagittal" in item.volume and "dicom" in item.volume)
+    assert dataset.read(key).spacing_mm == (0.9766, 2.0, 0.9766)
+
+
+def upright(volume, key):
+    """The array (D, H, W) of a part of a scan toward Superior, Posterior, Left again, and its plane."""
+    plane = split_key(key)[1].rpartition("plane=")[2] or "axial"
+    if plane == "coronal":
+        return volume.array[:, ::-1].transpose(1, 0, 2), plane
+    if plane == "sagittal":
+        return volume.array[:, ::-1].transpose(1, 2, 0), plane
+    return volume.array, plane
+
+
+def test_answers_are_true_to_the_voxels_that_are_read(tmp_path):
+    """The scan's HU tell the structures, so every answer is checked against the volume that the model would see."""
+    dataset = open_dataset(fixtures.write_labelmap_index(tmp_path, 2, 24))
+    hu = {spoken(name): 100 * value for value, name in fixtures.STRUCTURES.items()}
+    checked = collections.Counter()
+    for key in sorted({item.volume for item in dataset.items}):
+        array, plane = upright(dataset.read(key), key)
+        where = {name: np.argwhere(array == value) for name, value in hu.items()}
+        middle = (np.array(array.shape) - 1) / 2
+
+        def mean(name, axis):
+            return where[name][:, axis].mean()  # noqa: B023 - called within the turn
+
+        for item in (i for i in dataset.items if i.volume == key and i.task == "vqa"):
+            named = sorted((n for n in hu if f" {n} " in f" {item.question[:-1]} "), key=item.question.index)
+            first = named[0] if named else ""
+            if item.type == "plane":
+                truth = plane
+            elif item.type == "organ":
+                truth = "yes" if len(where[first]) else "no"
+            elif item.type == "edge":
+                ends = (where[first] == 0) | (where[first] == np.array(array.shape) - 1)
+                truth = "yes" if ends.any() else "no"
+            elif item.type == "size":
+                truth = "larger" if len(where[first]) > len(where[named[1]]) else "smaller"
+            elif item.type == "location" and "half" in item.question:
+                truth = "upper" if mean(first, 0) > middle[0] else "lower"
+            elif item.type == "location":
+                truth = "above" if mean(first, 0) > mean(named[1], 0) else "below"
+            elif "more kidney" in item.question:
+                truth = "left" if len(where["left kidney"]) > len(where["right kidney"]) else "right"
+            else:
+                truth = "left" if mean(first, 2) > mean("vertebrae L1", 2) else "right"
+            assert item.answer == truth, item
+            checked[item.type] += 1
+    assert set(checked) == ALL_TYPES
+
+
+def test_report_names_what_is_shown(tmp_path):
+    dataset = open_dataset(fixtures.write_labelmap_index(tmp_path, 1, 6))
+    reports = {item.volume: item.answer for item in dataset.items if item.task == "report"}
+    assert len(reports) == 7 and {text.split(".")[0] for text in reports.values()} == {f"Plane: {p}" for p in PLANES}
+    _, mask = fixtures.segmented(0)
+    voxel = float(np.prod(fixtures.LABEL_SPACING)) / 1000
+    for value, name in fixtures.STRUCTURES.items():
+        count = int(np.count_nonzero(mask == value))
+        assert (spoken(name) in reports["scan0.nii.gz"]) == (count * voxel >= LEAST_ML)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("flips", [(False, True, True), (True, False, False)])
+def test_stored_axes_change_no_answer(tmp_path, order, flips):
+    data = fixtures.write_labelmap_index(tmp_path, 1, 6)
+    before = open_dataset(data)
+    hu, mask = fixtures.segmented(0)
+    write_nifti(tmp_path / "scan0.nii.gz", *turned(hu, AXES, ORIGIN, order, flips))
+    write_nifti(tmp_path / "mask0.nii.gz", *turned(mask, AXES, ORIGIN, order[::-1], flips[::-1]))
+    after = open_dataset(data)
+    assert after.items == before.items and after.rejected == ()
+
+
+def test_a_dicom_series_takes_a_nifti_mask(tmp_path):
+    data = fixtures.write_labelmap_index(tmp_path, 1, 6)
+    before = open_dataset(data)
+    write_dicom(tmp_path / "series", fixtures.segmented(0)[0], axes=AXES)
+    index = tmp_path / "index.json"
+    index.write_text(index.read_text().replace("scan0.nii.gz", "series"))
+    after = open_dataset(data)
+    # Which questions stay is drawn by the key; what is said of the same part is the same.
+    said, again = ({(i.volume.replace("series", "scan0.nii.gz"), i.kind, i.question): i.answer for i in d.items}
+                   for d in (before, after))  # fmt: skip
+    both = said.keys() & again.keys()
+    assert sum(kind == "report" for _, kind, _ in both) == 7 and len(both) > 50
+    assert all(said[key] == again[key] for key in both)
+    key = next(item.volume for item in after.items if "coronal" in item.volume)
+    np.testing.assert_array_equal(
+        after.read(key).array, before.read(key.replace("series", "scan0.nii.gz")).array
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"origin": (ORIGIN[0] + 2.5, *ORIGIN[1:])}, "lies on another grid"),
+        ({"axes": axes_of((3.0, 2.5, 2.6))}, "lies on another grid"),
+        ({"axes": AXES * np.array([[1], [1], [-1]])}, "lies on another grid"),
+        ({"edit": lambda m: m[1:]}, "lies on another grid"),
+        ({"edit": lambda m: m + np.uint8(m > 8)}, "holds the label 10, which"),
+        ({"edit": lambda m: m * np.float32(0.5)}, "values between labels"),
+        ({"edit": lambda m: m.astype(np.int16) - 1}, "outside 0 to 4095"),
+        ({"edit": lambda m: m.astype(np.float32) * np.nan}, "outside 0 to 4095"),
+        ({"edit": lambda m: np.where(m == 3, 4, np.where(m == 4, 3, m)).astype(np.uint8)}, "mirrored"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_left_out_with_its_reason(tmp_path, change, reason):
+    data = fixtures.write_labelmap_index(tmp_path, 3, 6)
+    whole = np.zeros((24, 40, 44), np.uint8)
+    whole[2:12, 4:14, 26:36], whole[2:12, 4:14, 6:16], whole[15:20, 10:20, 4:14] = 3, 4, 9
+    edit = change.get("edit", lambda m: m)
+    write_nifti(tmp_path / "mask1.nii.gz", edit(whole), change.get("axes", AXES), change.get("origin", ORIGIN))
+    dataset = open_dataset(data)
+    assert [entry.where for entry in dataset.rejected] == ["scan1.nii.gz"]
+    text = dataset.rejected[0].reason
+    assert reason in text and text.endswith(".") and "\n" not in text and ":" in text
+    assert {item.case for item in dataset.items} == {"case0", "case2"}
+
+
+@pytest.mark.parametrize(
+    "table, reason",
+    [
+        ("[]", "write a JSON object"),
+        ("{}", "write a JSON object"),
+        ('{"a": "b"}', "no whole number"),
+        ('{"1": 2}', None),
+        ('{"-1": "liver"}', "no whole number"),
+        ('{"1": "liver", "01": "spleen"}', "names the label 1 twice"),
+        ('{"1": "liver", "2": "liver"}', "one name to two labels"),
+        ('{"0": "background"}', "one name to two labels, or none"),
+        ('{"1": ""}', "empty, too long"),
+        ('{"99999": "liver"}', "no whole number"),
+    ],
+)
+def test_a_bad_table_of_names_is_refused(tmp_path, table, reason):
+    path = tmp_path / "names.json"
+    path.write_text(table)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_labels(path)
+    assert str(path) in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.json", '{"1": "liver", "2": "spleen", "0": "background"}'),
+        ("b.json", '{"liver": 1, "spleen": 2, "background": 0}'),
+        ("c.csv", "value,name\n1,liver\n2,spleen\n0,background\n"),
+        ("d.csv", "name,color,label\nliver,red,1\nspleen,blue,2\n"),
+    ],
+)
+def test_tables_of_names_are_read_either_way_round(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_labels(tmp_path / name) == {1: "liver", 2: "spleen"}
+
+
+@pytest.mark.parametrize(
+    "entry, reason",
+    [
+        ("text", "does not name a volume and a mask"),
+        ({"mask": None}, "does not name a volume and a mask"),
+        ({"split": "dev"}, "its split is none of"),
+        ({"case": "case0", "split": "train"}, "stands in another split"),
+        ({"parts": -1}, "its parts are no whole number"),
+        ({"parts": 10**9}, "its parts are no whole number"),
+        ({"volume": "../scan.nii.gz"}, "climbs out"),
+        ({"mask": "none.nii.gz"}, "none.nii.gz does not exist"),
+        ({"labels": "none.json"}, "none.json does not exist"),
+        ({"labels": None}, "has no table of label names"),
+        ({}, "its volume is listed already"),
+        ({"volume": "names.json"}, "states no position of its voxels"),
+    ],
+)
+def test_a_bad_entry_of_an_index_is_left_out(tmp_path, entry, reason):
+    data = fixtures.write_labelmap_index(tmp_path, 2, 6)
+    (tmp_path / "scan9.nii.gz").write_bytes((tmp_path / "scan1.nii.gz").read_bytes())
+    path = tmp_path / "index.json"
+    entries = json.loads(path.read_text())
+    bad = entry if isinstance(entry, str) else {**entries[1], "case": "other", **entry}
+    if isinstance(bad, dict) and entry and "volume" not in entry:
+        bad["volume"] = "scan9.nii.gz"
+    path.write_text(json.dumps([*entries, bad]))
+    dataset = open_dataset(data)
+    assert len(dataset.rejected) == 1 and reason in dataset.rejected[0].reason
+    assert dataset.rejected[0].reason.endswith(".")
+
+
+@pytest.mark.parametrize("fragment", ["z=0:99", "z=5:5", "z=9:3", "plane=oblique", "z=0:3", "y=0:3;plane=coronal"])
+def test_a_part_outside_the_scan_is_refused(fragment):
+    volume = Volume(np.zeros((20, 30, 30), np.float32), "HU", (3.0, 1.0, 1.0), "LPS", None, ())
+    with pytest.raises(UserError, match="scan.nii.gz#") as caught:
+        part_of(volume, fragment, f"scan.nii.gz#{fragment}")
+    assert str(caught.value).endswith(".")
+
+
+def test_a_file_name_with_a_hash_is_no_fragment():
+    assert split_key("a#1.nii.gz") == ("a#1.nii.gz", "")
+    assert split_key("a#1.nii.gz#z=0:4;plane=coronal") == ("a#1.nii.gz", "z=0:4;plane=coronal")
+
+
+def test_masks_are_read_without_interpolation(tmp_path):
+    data = fixtures.write_labelmap(tmp_path, 1)
+    folder = tmp_path / "s0000"
+    mask = read_mask(folder / "ct.nii.gz", folder / "segmentations", None)
+    _, stored = fixtures.segmented(0)
+    for value, name in mask.names.items():
+        expected = next(v for v, n in fixtures.STRUCTURES.items() if n == name)
+        np.testing.assert_array_equal(mask.array == value, stored == expected)
+    assert data["manifest"] == "" and mask.spacing_mm == fixtures.LABEL_SPACING

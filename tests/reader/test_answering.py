@@ -1,0 +1,74 @@
+"""Questions in batches: each is answered as if alone, whatever it is asked beside and however its text is padded."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.evaluate import questions
+from tghmoe_jax.models import generation
+from tghmoe_jax.reader import reader as reading
+from tghmoe_jax.training.loading import load_run
+
+LONG = "Look at every slice from the first to the last one and at all organs before you answer. "
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """The embedded reader; seven closed questions of different volumes, every other one long."""
+    run = load_run("embedded", "--checkpoint")
+    data = run.config["data"] | {"root": str(tmp_path_factory.mktemp("phantom"))}
+    source = make_source(data, "test", 7)
+    asked = questions(source, "closed", 7, 0, ["phase", "organ"])
+    asked = [
+        (volume, dataclasses.replace(q, question=LONG + q.question) if i % 2 else q)
+        for i, (volume, q) in enumerate(asked)
+    ]
+    return run, source, asked
+
+
+def widths(monkeypatch, name: str) -> list[int]:
+    """Text columns of each later call of a function of `generation`."""
+    found, function = [], getattr(generation, name)
+
+    def spy(model, variables, batch, *rest):
+        found.append(batch["tokens"].shape[1])
+        return function(model, variables, batch, *rest)
+
+    monkeypatch.setattr(generation, name, spy)
+    return found
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_every_question_is_answered_as_if_alone(case, ranked, monkeypatch):
+    run, source, asked = case
+    requests = [reading.Request(v, q, options=q.choices if ranked else ()) for v, q in asked]
+    reader = reading.Reader(run.model, run.tokenizer, run.params, 120, 1)
+    alone = [reader.ask(source, [request], 4)[0] for request in requests]
+
+    monkeypatch.setattr(reading, "BUCKET", 16)
+    shapes = widths(monkeypatch, "answer_likelihood" if ranked else "generate")
+    reader = reading.Reader(run.model, run.tokenizer, run.params, 120, 3)
+    for one, beside in zip(alone, reader.ask(source, requests, 4), strict=True):
+        assert one.text == beside.text and one.group == beside.group
+        np.testing.assert_allclose(one.likelihoods, beside.likelihoods, rtol=1e-4, atol=1e-5)
+    assert len({one.text for one in alone}) > 1 or ranked  # else any order would do
+    assert shapes[0] < shapes[-1] < 120, shapes  # short questions first, none padded to the whole text
+
+
+@pytest.mark.parametrize("positions", [20, 70, 120, 4096])
+def test_shorter_text_stays_in_the_rope_regime_of_the_whole(case, positions, monkeypatch):
+    run, _, _ = case
+    monkeypatch.setattr(reading, "BUCKET", 8)
+    cfg = run.model.cfg
+    decoder = dataclasses.replace(cfg.decoder, original_positions=positions, max_positions=8192)
+    model = type(run.model)(dataclasses.replace(cfg, decoder=decoder))
+    reader = reading.Reader(model, run.tokenizer, run.params, 60, 1)
+    for others in (0, 45, 90):
+        for tokens in range(1, 61):
+            length = reader._padded(tokens, others)
+            assert tokens <= length <= 60
+            assert (length + others > positions) == (60 + others > positions)
+            if positions == 4096:
+                assert length < tokens + 8

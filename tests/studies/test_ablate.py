@@ -1,0 +1,224 @@
+"""Ablation rows: each trains and is scored, shared stages are trained once, and the table says what the runs say."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import ablations
+from tests import tiny_run
+from tghmoe_jax import train
+from tghmoe_jax.bases.base import EMBEDDED, save_base
+from tghmoe_jax.bases.phi3v import canonical_shapes
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.samples.tokenizer import FILES
+from tghmoe_jax.studies import ablate
+from tghmoe_jax.training import run_folder
+
+# As deep as the embedded base, since the rows name its layers.
+BASE = tiny_run.BASE | {"vision_config": tiny_run.BASE["vision_config"] | {"num_hidden_layers": 6}}
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list[str]:
+    """What shrinks every row."""
+    folder = tmp_path_factory.mktemp("ablate")
+    rng = np.random.default_rng(0)
+    shapes = canonical_shapes(BASE)
+    save_base(folder / "base", {n: rng.normal(0, 0.15, s).astype(np.float32) for n, s in shapes.items()}, BASE)
+    for name in FILES:
+        shutil.copyfile(EMBEDDED / name, folder / "base" / name)
+    sizes = {
+        "base": folder / "base", "data.root": folder / "data", "data.volumes": 16, "data.size": tiny_run.SIZE,
+        "model.tgh.hidden": 8, "model.depth_rope.rotary_dim": 8, "train.batch": 16, "train.accumulate": 1,
+        "train.steps": STEPS, "optimizer.name": "adamw",  # compiles faster
+        "eval.items": 4, "eval.batch": 4, "eval.new_tokens": 2, "eval.answer_tokens": 2,
+    }  # fmt: skip
+    return [f"--config.{key}={value}" for key, value in sizes.items()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, flags) -> ablate.Ablation:
+    return ablate.Ablation.of(ablations.__file__, tmp_path_factory.mktemp("ablations"), flags)
+
+
+@pytest.fixture(scope="module")
+def all_rows(small, flags) -> ablate.Ablation:
+    """Every row of one seed, by the command itself, twice at once: rows that share a first stage go together."""
+    together = {}
+    for row in small.rows:
+        together.setdefault(small.first_run(row, 0), []).append(row)
+    command = [sys.executable, "-m", "tghmoe_jax.ablate", f"--config={small.file}", f"--workdir={small.workdir}"]
+    one_device = tiny_run.environment(small.workdir) | {"JAX_NUM_CPU_DEVICES": "1"}  # less to compile
+    started = []
+    for half in (0, 1):
+        rows = ",".join(row for rows in list(together.values())[half::2] for row in rows)
+        started.append(
+            subprocess.Popen(
+                [*command, f"--rows={rows}", "--seeds=1", *flags], env=one_device, text=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    said = [one.communicate(timeout=3600)[1] for one in started]
+    assert [one.returncode for one in started] == [0, 0], "".join(text[-3000:] for text in said)
+    return small
+
+
+@pytest.mark.parametrize("row", ablations.ROWS)
+def test_every_row_trains_and_is_scored(row, all_rows):
+    last = all_rows.last_run(row, 0)
+    assert (last / "checkpoints" / str(STEPS)).is_dir()
+    values = ablate.values_of(all_rows.result(row, 0))
+    assert all(0 <= value <= 1 for value in values.values())
+    assert run_folder.read_manifest(last)["parameters"]["total"] > 0
+
+
+def test_only_the_controls_of_the_config_are_asked(all_rows):
+    def asked(row):
+        metrics = all_rows.result(row, 0)["metrics"]
+        return {key for key in metrics if key.startswith("control/") and metrics[key] is not None}
+
+    assert asked("full") and all("wrong_group" in key for key in asked("full")), asked("full")
+    assert not asked("guidance=image")
+
+
+def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_rows, monkeypatch):
+    small = all_rows
+    assert len({small.first_run(row, 0) for row in ("full", "guidance=image", "stages=stopped")}) == 1
+    assert len({small.first_run(*one) for one in (("full", 0), ("full", 1), ("init=random", 0))}) == 3
+    monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
+    small.run("full", 0)
+
+
+def test_a_kept_result_needs_its_runs_no_more(all_rows, flags, tmp_path):
+    """... so that a table is made elsewhere, from small files alone."""
+    shutil.copytree(all_rows.workdir / "results", tmp_path / "results")
+    assert sum(file.stat().st_size for file in (tmp_path / "results").iterdir()) < len(all_rows.rows) * 50_000
+    moved = ablate.Ablation.of(ablations.__file__, tmp_path, flags)
+    moved.run("full", 0)
+    assert ablate.summary(moved, list(moved.rows), None) == ablate.summary(all_rows, list(all_rows.rows), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_result_of_another_config_is_refused(all_rows, flags, capsys):
+    """... or a table would pair runs that were trained or asked differently."""
+    argv = ["--rows=full", "--seeds=1", f"--workdir={all_rows.workdir}", f"--config={all_rows.file}", *flags]
+    for extra in (["--table"], []):
+        assert ablate.main([*argv, "--config.eval.items=5", *extra]) == 2
+        assert "full-seed0.json was made with another config, which differs in eval.items" in capsys.readouterr().err
+    assert ablate.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
+    bare = all_rows.workdir.parent / "bare"
+    (bare / "results").mkdir(parents=True)
+    (bare / "results" / "full-seed0.json").write_text("{}")
+    assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={all_rows.file}", "--table"]) == 2
+    assert "does not say by which config it was made" in capsys.readouterr().err
+
+
+def test_every_row_takes_the_same_steps_batch_order_and_questions():
+    same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
+
+    def flat(row, stage):
+        return run_folder.flatten(ablations.get_config(f"{row},stage={stage},seed=3"))
+
+    def equal(values):  # `full` alone is asked a control besides, which answers a copy of the same questions
+        return {k: v for k, v in values.items() if k.startswith(same) and k != "eval.controls"}
+
+    full = [flat("full", stage) for stage in (1, 2)]
+    for row, what in ablations.ROWS.items():
+        stages = [flat(row, stage) for stage in range(1, ablations.ROWS[row].last_stage + 1)]
+        wanted = ablations.STEPS if what.stages == "stopped" else 2 * ablations.STEPS
+        assert sum(one["train.steps"] for one in stages) == wanted
+        assert [list(one["eval.controls"]) for one in stages] == (
+            [[], ["wrong_group"]] if row == "full" else [[]] * len(stages)
+        )
+        for own, reference in zip(stages, full, strict=False):
+            assert equal(own) == equal(reference)
+
+
+def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
+    small = all_rows
+    argv = ["--rows=guidance=none", "--seeds=1", f"--workdir={small.workdir}", f"--config={small.file}", "--table"]
+    argv += flags
+    assert ablate.main(argv) == 0
+    records = {one["row"]: one for one in json.loads((small.workdir / "table.json").read_text())}
+    assert list(records) == ["full", "guidance=wrong", "guidance=none"]
+    none, full = (ablate.values_of(small.result(row, 0)) for row in ("guidance=none", "full"))
+    assert records["guidance=none"]["score_difference"] == pytest.approx(none["score"] - full["score"])
+    assert records["guidance=none"]["score_difference_ci95"] is None  # one seed has no spread
+    shown = capsys.readouterr().out
+    assert all(f"| `{row}` |" in shown for row in records)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rows=guidance=smell"], "unknown"),
+        (["--rows="], "--rows is empty"),
+        (["--seeds=0"], "too small"),
+        (["--config.train.steps"], "no value"),
+        (["--config=nowhere.py"], "does not exist"),
+        (["--workdir=README.md", "--table"], "cannot be made"),
+        (["--config=configs/common.py"], "no ROWS"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(argv, said, capsys, monkeypatch):
+    monkeypatch.chdir(tiny_run.ROOT)
+    assert ablate.main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_two_rows_at_once_or_a_stage_that_a_row_lacks_is_an_error():
+    for arg in ("guidance=image,depth=none", "guidance=smell", "stages=one,stage=2"):
+        with pytest.raises(ValueError, match="is n"):
+            ablations.get_config(arg)
+
+
+def test_random_initialisation_leaves_the_rest_of_the_base_in_place(small):
+    config, whole = (small.resolve(row, 1, 0) for row in ("init=random", "full"))
+    kept, base = train.load_origin(config).params, train.load_origin(whole).params
+    assert {name for name in base if name not in kept} == {name for name in base if name.startswith("vision/")}
+    config.fresh = ("vision/(",)
+    with pytest.raises(UserError, match="no regex"):
+        train.load_origin(config)
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "verdict"),
+    [
+        (-0.03, (-0.05, -0.01), "full better"),
+        (-0.015, (-0.029, -0.001), "not shown"),  # too small to count, and may be larger
+        (-0.03, (-0.07, 0.01), "not shown"),
+        (0.03, (0.01, 0.05), "row better"),
+        (0.001, (-0.015, 0.017), "none that counts"),
+        (-0.01, (-0.019, -0.001), "none that counts"),
+    ],
+)
+def test_a_verdict_follows_the_rule_of_the_docs(difference, interval, verdict):
+    assert ablate.verdict(difference, interval) == verdict
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_the_t_interval_is_that_of_the_textbook():
+    """Student's own sleep data (1908), differences of ten patients: mean 1.58, 95 % interval 0.70 to 2.46."""
+    slept = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
+    assert statistics.student_ci95(slept) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert statistics.student_ci95([0.1]) is None
+
+
+def test_seeds_that_differ_widen_the_interval_of_a_row():
+    rng = np.random.default_rng(0)
+    items, ones = np.arange(200), np.ones((4, 200))
+    alike = np.tile(rng.random(200) < 0.5, (4, 1)).astype(float)
+    apart = np.stack([rng.random(200) < share for share in (0.3, 0.45, 0.55, 0.7)]).astype(float)
+    width = lambda rows: np.subtract(*reversed(statistics.nested_ci95(rows, ones, items)))  # noqa: E731
+    assert width(apart) > 1.5 * width(alike)
+    low, high = statistics.nested_ci95(alike, ones, items)
+    assert low < alike.mean() < high

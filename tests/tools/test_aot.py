@@ -1,0 +1,136 @@
+"""Compiling for TPUs that are not there: a small model of full width through the real command, and every refusal."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.tools import aot
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "tests/tools/few_layers.py"
+FULL = "configs/stage2.py:phi3v,pod=v5e-64"
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Of the train step of `few_layers`, on four v5e chips."""
+    command = [sys.executable, "-m", "tghmoe_jax.aot", "--config", CONFIG, "--topology", "v5e:2x2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_the_whole_state_is_donated(report):
+    b = report["bytes"]
+    assert report["donated"] == {"leaves": report["donated"]["of"], "of": report["donated"]["of"]}
+    assert b["donated"] >= b["state"]  # a TPU keeps arrays in whole tiles
+    rows = report["batch"] // report["chips"]
+    pixels = rows * report["slices"] * 336 * 336 * 3
+    assert pixels <= b["arguments"] - b["donated"] < 3 * pixels  # what is not given away is the batch
+
+
+def test_the_memory_of_a_chip_adds_up(report):
+    b = report["bytes"]
+    assert b["hbm"] == round(15.75 * 2**30) and b["spare"] == b["hbm"] - b["peak"]
+    assert b["arguments"] < b["peak"] < b["hbm"]
+    assert b["spare_share"] == pytest.approx(b["spare"] / b["hbm"], abs=1e-6)
+
+
+def test_experts_are_sharded_and_tokens_or_weights_are_exchanged(report):
+    experts = report["experts"]
+    assert "expert" in experts["spec"]
+    assert experts["chip_bytes"] < experts["total_bytes"] / report["mesh"]["expert"] * 1.01
+    found = report["collectives"]["train"]
+    assert found["all-gather"]["count"] > 0 and found["all-to-all"]["count"] > 0
+    assert all(one["sent"] > 0 and one["bytes"] > 0 for one in found.values())
+
+
+def test_the_roofline_is_the_slowest_of_its_parts(report):
+    r, useful = report["roofline"], report["flops"]["useful"]
+    assert r["seconds"] == max(r["compute"], r["hbm"], r["ici"])
+    assert r["mfu_bound"] == pytest.approx(useful / 197e12 / r["seconds"])
+    assert 0 < useful < report["flops"]["executed"]
+    s = report["samples"]
+    hours = s["number"] * useful * report["chips"] / report["batch"] / (197e12 * s["mfu"]) / 3600
+    assert s["chip_hours"] == pytest.approx(hours)
+    assert s["chip_hours_at_roofline"] < s["chip_hours"]
+
+
+def test_the_report_for_people_states_what_the_numbers_say(report):
+    told = aot.text(report)
+    assert "4 chips, mesh data 1, fsdp 2, expert 2" in told
+    assert f"spare {report['bytes']['spare'] / 2**30:.2f}" in told
+    assert "625,000 samples" in told and "all-to-all" in told
+    assert f"{report['donated']['of']} of {report['donated']['of']} leaves" in told
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence of a command that ends with code 2."""
+    assert aot.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.strip().splitlines()) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--topology", "v9x:2x2"), "--topology v9x:2x2 is unknown; give a chip of v5e, v5p, v6e and its grid"),
+        (("--topology", "v5e"), "--topology v5e is unknown"),
+        (("--topology", "v5e:3x5"), "--topology v5e:3x5 cannot be made"),
+        (("--topology", "v5e:8x8", "--mesh", "fsdp=5"), "does not give 64 devices of v5e:8x8; change data, fsdp or"),
+        (("--topology", "v5e:8x8", "--mesh", "tensor=4"), "--mesh tensor=4 is not a mesh"),
+        (("--topology", "v5e:8x8", "--mesh", "data=-1,fsdp=-1,expert=1"), "only one of mesh.data"),
+        (("--topology", "v5e:8x8", "--config.train.batch=100"), "--config.train.batch=100 must be a multiple of 256"),
+        (("--topology", "v5e:8x8", "--mfu", "0"), "--mfu 0.0 must lie between 0 and 1"),
+        (("--topology", "v5e:8x8", "--samples", "0"), "--samples 0 must be at least 1"),
+        (("--topology", "v5e:8x8", "--config.model.remat=some"), "--config.model.remat=some is unknown"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, arguments, told):
+    monkeypatch.chdir(ROOT)
+    assert told in refused(capsys, "--config", FULL, *arguments)
+
+
+def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
+    def not_installed(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(aot.topologies, "get_topology_desc", not_installed)
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    told = refused(capsys, "--config", FULL, "--topology", "v5e:8x8")
+    assert "pip install -r requirements-tpu.txt" in told
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_change():
+    chip, devices = aot.open_topology("v5e:2x2")
+    big = jax.ShapeDtypeStruct((1 << 16, 1 << 16), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
+    with pytest.raises(UserError) as caught:
+        aot.build("train", chip, jax.jit(lambda x: x @ x.T), big)
+    told = str(caught.value)
+    needed, there, few = (float(part) for part in aot.re.findall(r"[\d.]+\d", told.split(";")[0]))
+    assert there == 15.75 and needed >= 32 and few == pytest.approx(needed - there, abs=0.011)
+    assert "train.accumulate" in told and "mesh.fsdp" in told
+
+
+def test_what_the_compiler_lets_pass_must_fit_all_the_same():
+    """... on a chip with a tenth of the memory that the compiler knows of."""
+    chip, devices = aot.open_topology("v5e:2x2")
+    few = dataclasses.replace(chip, hbm=1.5 * aot.GIB)
+    some = jax.ShapeDtypeStruct((1 << 14, 1 << 14), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
+    with pytest.raises(UserError, match=r"needs 2\.\d+ GiB a chip and 1.50 are there"):
+        aot.build("train", few, jax.jit(lambda x: x + 1), some)
+
+
+def test_another_failure_of_the_compiler_is_not_taken_for_a_lack_of_memory():
+    assert aot.too_big("INTERNAL: Mosaic failed to compile") is None
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded by 1.75G."
+    assert aot.too_big(said) == 17.5 * 2**30

@@ -1,0 +1,187 @@
+"""LLaVA checkpoint names <-> canonical Flax names, for every generation of names and text part (model-spec 3.1, 3.2).
+
+The table below speaks normal names (`tower.`, `conn.`, `text.`, `head.`); a generation puts its own prefixes in front.
+Letters are those of `phi3v`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tghmoe_jax.bases import phi3v
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.weights import porting
+from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, Shape, T
+
+TEXT, BLOCK = "text.layers.{i}.", "decoder/block_{i}/"
+CLIP = phi3v.CLIP.replace(phi3v.TOWER, "tower.")
+SHARED: list[Row] = [
+    *((row[0].replace(phi3v.TOWER, "tower."), *row[1:]) for row in phi3v.TABLE if row[0].startswith(phi3v.TOWER)),
+    ("conn.fc1.weight", "connector/fc1/kernel", "C W", T),
+    ("conn.fc2.weight", "connector/fc2/kernel", "W W", T),
+    ("text.embed_tokens.weight", "decoder/embed/embedding", "V W", COPY),
+    (TEXT + "input_layernorm.weight", BLOCK + "attn_norm/scale", "W", COPY),
+    (TEXT + "self_attn.o_proj.weight", BLOCK + "attn/out/kernel", "Q D W", HO),
+    (TEXT + "post_attention_layernorm.weight", BLOCK + "mlp_norm/scale", "W", COPY),
+    (TEXT + "mlp.down_proj.weight", BLOCK + "mlp/down/kernel", "G W", T),
+    ("text.norm.weight", "decoder/final_norm/scale", "W", COPY),
+]
+BIASES: list[Row] = [
+    ("conn.fc1.bias", "connector/fc1/bias", "W", COPY),
+    ("conn.fc2.bias", "connector/fc2/bias", "W", COPY),
+]
+FUSED: list[Row] = [
+    (TEXT + "self_attn.qkv_proj.weight", BLOCK + "attn/q|k|v/kernel", "W Q D|W K D|W K D", HQ),
+    (TEXT + "mlp.gate_up_proj.weight", BLOCK + "mlp/gate|up/kernel", "W G|W G", T),
+]
+SPLIT: list[Row] = [
+    (TEXT + "self_attn.q_proj.weight", BLOCK + "attn/q/kernel", "W Q D", HQ),
+    (TEXT + "self_attn.k_proj.weight", BLOCK + "attn/k/kernel", "W K D", HQ),
+    (TEXT + "self_attn.v_proj.weight", BLOCK + "attn/v/kernel", "W K D", HQ),
+    (TEXT + "mlp.gate_proj.weight", BLOCK + "mlp/gate/kernel", "W G", T),
+    (TEXT + "mlp.up_proj.weight", BLOCK + "mlp/up/kernel", "W G", T),
+]
+QKV_BIASES: list[Row] = [
+    (TEXT + "self_attn.q_proj.bias", BLOCK + "attn/q/bias", "Q D", FLAT),
+    (TEXT + "self_attn.k_proj.bias", BLOCK + "attn/k/bias", "K D", FLAT),
+    (TEXT + "self_attn.v_proj.bias", BLOCK + "attn/v/bias", "K D", FLAT),
+]
+HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
+
+_TEXT_KINDS = {"mistral": "mistral", "qwen": "qwen2", "llama": "llama"}  # in what the original repository calls a model
+_TOWER = "clip-vit-large-patch14-336"
+_HF = {"conn.fc1.": "multi_modal_projector.linear_1.", "conn.fc2.": "multi_modal_projector.linear_2."}
+_IN_MODEL = {name: f"model.{new}" for name, new in _HF.items()}
+_ORIGINAL = {"conn.fc1.": "model.mm_projector.0.", "conn.fc2.": "model.mm_projector.2."}
+GENERATIONS: dict[str, dict[str, str]] = {
+    "G1": _HF | {"tower.": "vision_tower.vision_model.", "text.": "language_model.model.",
+                 "head.": "language_model.lm_head."},
+    "G2": _IN_MODEL | {"tower.": "model.vision_tower.vision_model.", "text.": "model.language_model.",
+                       "head.": "lm_head."},
+    "G3": _HF | {"tower.": "vision_tower.", "text.": "language_model.model.", "head.": "language_model.lm_head."},
+    "G4": _IN_MODEL | {"tower.": "model.vision_tower.", "text.": "model.language_model.", "head.": "lm_head."},
+    "G5": _ORIGINAL | {"tower.": "model.vision_tower.vision_tower.vision_model.", "text.": "model.",
+                       "head.": "lm_head."},
+}  # fmt: skip
+
+
+def flatten(config: Mapping) -> dict[str, Any]:
+    """A published config.json in this project's flat form, which keeps the original under `published`.
+
+    Values that a config leaves to its library (LLaVA-1.5 names its decoder's type and little more) are those of
+    transformers. UserError for what this project's model cannot compute.
+    """
+    if "published" in config:
+        return dict(config)
+    from transformers import LlavaConfig  # takes a second, and only LLaVA needs it
+
+    full = LlavaConfig.from_dict(_nested(config))
+    text, vision = full.text_config, full.vision_config
+    kinds = ("llama", "mistral", "qwen2", "phi3")
+    layer = full.vision_feature_layer
+    rules = {
+        f"text_config.model_type {text.model_type} is none of {', '.join(kinds)}": text.model_type in kinds,
+        f"vision_config.model_type {vision.model_type} is not clip_vision_model": "clip" in vision.model_type,
+        f"vision_feature_layer {layer} is not one layer before the last": isinstance(layer, int) and layer < 0,
+        f"vision_feature_select_strategy is {full.vision_feature_select_strategy}, not default":
+            full.vision_feature_select_strategy == "default",
+        f"projector_hidden_act is {full.projector_hidden_act}, not gelu": full.projector_hidden_act == "gelu",
+        "an output bias in attention is not computed": text.model_type == "qwen2"
+        or not getattr(text, "attention_bias", False),
+    }  # fmt: skip
+    if problems := [rule for rule, holds in rules.items() if not holds]:
+        raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
+    kept = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "vocab_size", "rms_norm_eps", "max_position_embeddings", "hidden_act", "head_dim",
+    )  # fmt: skip
+    flat = {key: value for key in kept if (value := getattr(text, key, None)) is not None}
+    flat |= phi3v.flat_rope(text.to_dict())
+    window = getattr(text, "sliding_window", None)
+    if window and getattr(text, "use_sliding_window", True):
+        flat["max_position_embeddings"] = min(flat["max_position_embeddings"], window)  # beyond it attention differs
+    return flat | {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_model_type": text.model_type,
+        "qkv_bias": text.model_type == "qwen2", "vision_feature_layer": layer, "published": dict(config),
+        "projector_bias": bool(getattr(full, "multimodal_projector_bias", True)),
+        "tie_word_embeddings": bool(full.tie_word_embeddings or getattr(text, "tie_word_embeddings", False)),
+        "vision_config": {key: getattr(vision, key) for key in phi3v.CLIP_L_336},
+    }  # fmt: skip
+
+
+def _nested(config: Mapping) -> dict[str, Any]:
+    """The config.json of the original LLaVA repository, whose keys are its decoder's, in Hugging Face's form."""
+    if "text_config" in config:
+        return dict(config)
+    names = " ".join(map(str, [*(config.get("architectures") or []), config.get("model_type")])).lower()
+    kind = next((kind for word, kind in _TEXT_KINDS.items() if word in names), None)
+    tower = str(config.get("mm_vision_tower", "")).rpartition("/")[2]
+    rules = {
+        "it has no text_config and names no Llama, Mistral or Qwen": kind,
+        f"mm_projector_type is {config.get('mm_projector_type')}, not mlp2x_gelu":
+            config.get("mm_projector_type") == "mlp2x_gelu",
+        f"mm_vision_tower is {tower or 'not named'}, not {_TOWER}": tower == _TOWER,
+        f"mm_vision_select_feature is {config.get('mm_vision_select_feature')}, not patch":
+            config.get("mm_vision_select_feature", "patch") == "patch",
+    }  # fmt: skip
+    if problems := [rule for rule, holds in rules.items() if not holds]:
+        raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
+    return {
+        "text_config": dict(config) | {"model_type": kind},
+        "vision_config": phi3v.CLIP_L_336 | {"model_type": "clip_vision_model"},
+        "vision_feature_layer": config.get("mm_vision_select_layer", -2), "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }  # fmt: skip
+
+
+def entries(config: Mapping) -> list[Entry]:
+    """The table of one flat config, under normal names."""
+    size = phi3v.sizes(config | {"tie_word_embeddings": False})
+    rows = [*SHARED, *(FUSED if config["text_model_type"] == "phi3" else SPLIT)]
+    rows += (BIASES if config["projector_bias"] else []) + (QKV_BIASES if config["qkv_bias"] else [])
+    rows += [] if config.get("tie_word_embeddings") else HEAD
+    layers = {CLIP: config["vision_config"]["num_hidden_layers"], TEXT: config["num_hidden_layers"]}
+    return porting.entries(rows, size, layers)
+
+
+def canonical_shapes(config: Mapping) -> dict[str, Shape]:
+    """{canonical path: shape} of the 2D model."""
+    return porting.shapes_of(entries(config))
+
+
+def named(name: str, generation: str) -> str:
+    """A normal name as one generation writes it."""
+    old, new = next((old, new) for old, new in GENERATIONS[generation].items() if name.startswith(old))
+    return new + name.removeprefix(old)
+
+
+def generation_of(names: Mapping, config: Mapping) -> str:
+    """The generation that explains the most names; the later ones lose a tie."""
+    due = [entry.name for entry in entries(config)]
+    return max(GENERATIONS, key=lambda one: sum(named(name, one) in names for name in due))
+
+
+def _written(config: Mapping, generation: str) -> list[Entry]:
+    """The table under the names of one generation."""
+    return [dataclasses.replace(entry, name=named(entry.name, generation)) for entry in entries(config)]
+
+
+def import_llava(tensors: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Checkpoint tensors of any generation -> flat canonical dict (see `porting.to_flax`)."""
+    generation = generation_of(tensors, config)
+    aliases = {}
+    if config.get("tie_word_embeddings"):  # a tied head may be written out all the same
+        aliases = {named("head.weight", generation): named("text.embed_tokens.weight", generation)}
+    ignored = lambda key: None if phi3v.IGNORED.fullmatch("." + key) else key  # noqa: E731
+    return porting.to_flax(tensors, _written(config, generation), ignored, aliases)
+
+
+def export_llava(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Flat canonical dict of the 2D model -> {name: array}; the inverse of `import_llava`.
+
+    The names are those of the config's `generation`, which `weights.base.load_base` records, or the hub's.
+    """
+    return porting.to_checkpoint(flat, _written(config, config.get("generation", "G1")))

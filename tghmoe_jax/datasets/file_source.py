@@ -1,0 +1,198 @@
+"""A data set of files as a source of samples: prepared shards, or the raw files read on the fly, with their own items.
+
+Both ways give the same slices: a volume is resampled and rounded as `prepared.to_grid` does, then windowed.
+Axis legend: D slices of the model, S pixels.
+"""
+
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tghmoe_jax.datasets import leaks, prepared
+from tghmoe_jax.datasets.items import Item
+from tghmoe_jax.datasets.prepared import Grid, PreparedSet
+from tghmoe_jax.datasets.registry import open_dataset
+from tghmoe_jax.drawn.phantom_wordings import SEEN
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.questions import Kind, Question
+
+TEST_REQUEST = SEEN.requests[0]  # one wording for every report that is scored
+KINDS: tuple[Kind, ...] = ("report", "open", "closed")
+_KEPT = 16  # grids kept: an evaluation asks about one volume many times
+
+
+class FileSource:
+    """`samples.ItemSource` over the split of the data sets that a config's `data` section names.
+
+    `name` and `root` may be lists of the same length, separated by commas; `weights` then says how many samples of each
+    kind come from each (empty: as many as it has items). A root is a prepared set or, where only one is named, a raw
+    one. UserError names the flag where the split holds nothing.
+    """
+
+    aux_names = ()
+
+    def __init__(self, data: Mapping[str, Any], split: str):
+        names = [name.strip() for name in data["name"].split(",")]
+        roots = [root.strip() for root in str(data["root"]).split(",")]
+        self.weights = tuple(data.get("weights") or ())
+        if len(names) != len(roots) or (self.weights and len(self.weights) != len(names)):
+            raise UserError(
+                f"--config.data.name lists {len(names)} data sets, data.root {len(roots)} folders and data.weights "
+                f"{len(self.weights)} numbers; give one of each for every data set."
+            )
+        if any(weight < 1 for weight in self.weights):
+            raise UserError(f"--config.data.weights={self.weights} holds a number below 1; leave that data set out.")
+        self.data, self.split = data, split
+        parts = [_open(data, name, root, alone=len(names) == 1) for name, root in zip(names, roots, strict=True)]
+        self._read = [part[1] for part in parts]
+        self.rows: list[Mapping[str, Any]] = []  # index rows of this split's volumes, where the sets are prepared
+        self.volumes: list[tuple[int, str]] = []  # (data set, key)
+        self._cases: list[int] = []
+        cases: dict[tuple[int, str], int] = {}
+        items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in KINDS}
+        for number, (given, _, rows, gone) in enumerate(parts):
+            index: dict[str, int] = {}
+            for item in given:
+                if item.split != split or (split, item.volume) in gone:
+                    continue
+                if item.volume not in index:
+                    index[item.volume] = len(self.volumes)
+                    self.volumes.append((number, item.volume))
+                    self._cases.append(cases.setdefault((number, item.case), len(cases)))
+                    self.rows += [rows[item.volume]] if rows else []
+                items[item.kind][number].append((index[item.volume], item))
+        if not self.volumes:
+            mend = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
+            raise UserError(
+                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{mend}."
+            )
+        self._counts = {kind: tuple(map(len, lists)) for kind, lists in items.items()}
+        # Training takes the sets one after another (see `pipeline`), a test asks them in turns.
+        joined = itertools.chain.from_iterable if split == "train" else _in_turns
+        self._items = {kind: list(joined(lists)) for kind, lists in items.items()}
+        self._kept: OrderedDict[int, Grid] = OrderedDict()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_kept": OrderedDict()}
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def counts(self, kind: Kind) -> tuple[int, ...]:
+        """Items of a kind in each data set."""
+        return self._counts[kind]
+
+    def item(self, kind: Kind, index: int, rng: np.random.Generator) -> tuple[int, Question]:
+        """Item `index` of a kind: its volume and request. `rng` words a report request in training; tests have one."""
+        volume, item = self._items[kind][index]
+        request = SEEN.requests[rng.integers(len(SEEN.requests))] if self.split == "train" else TEST_REQUEST
+        return volume, item.asked(request)
+
+    def case(self, index: int) -> int:
+        """Cases are numbered, so that no name of a patient reaches a table."""
+        return self._cases[index]
+
+    def key(self, index: int) -> str:
+        """The name of volume `index` for a message."""
+        return self.volumes[index][1]
+
+    def digest(self) -> str:
+        """sha256 of this split's items and of the stored voxels of its volumes; of a raw set, of its items alone."""
+        result = hashlib.sha256()
+        for kind in KINDS:
+            result.update(prepared.lines(prepared.item_row(item) for _, item in self._items[kind]))
+        result.update("".join(row["sha256"] for row in self.rows).encode())
+        return result.hexdigest()
+
+    def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real ones. UserError for a volume that is broken."""
+        return self._grid(index).slices(self.data["slices"], self.data["channels"])
+
+    def slice_spacing(self, index: int) -> float:
+        """Distance of neighbouring slices in mm, 1.0 where the source states none."""
+        spacing = self.rows[index]["spacing_mm"] if self.rows else self._grid(index).spacing_mm
+        return float(spacing[0]) if spacing else 1.0
+
+    def _grid(self, index: int) -> Grid:
+        if index not in self._kept:
+            number, key = self.volumes[index]
+            self._kept[index] = self._read[number](key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[index]
+
+    def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
+        """Nothing is drawn here: see `item`."""
+        raise NotImplementedError("the items of a data set of files are given, not drawn")
+
+    def aux(self, index: int) -> np.ndarray:
+        """float32 (0,)."""
+        return np.zeros(0, np.float32)
+
+    def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
+        """No labels, so no cells."""
+        return np.zeros((0, 0, 0, 0), bool)
+
+    def input_ranges(self) -> dict:
+        """See `samples.Source`; empty for a raw data set, whose volumes nobody has measured."""
+        if not self.rows:
+            return {}
+        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
+        ranges: dict[str, Any] = {"slices": [int(v) for v in pair([row["shape"][0] for row in self.rows])]}
+        spacing = np.array([row["spacing_mm"] for row in self.rows if row["spacing_mm"]])
+        if len(spacing):
+            ranges |= {
+                "spacing_mm": [pair(column) for column in spacing.T],
+                "field_of_view_mm": pair(spacing[:, 1] * self.data["size"]),
+            }
+        hu = [row["hu_range"] for row in self.rows if row["hu_range"]]
+        return ranges | ({"hu": pair(hu)} if hu else {})
+
+    def group(self, index: int) -> str:
+        """No strata: there is no control within a body section."""
+        return ""
+
+    def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
+        """None known."""
+        return frozenset()
+
+
+def _open(
+    data: Mapping[str, Any], name: str, root: str, alone: bool
+) -> tuple[Iterable[Item], Callable[[str], Grid], Mapping[str, Mapping], set[tuple[str, str]]]:
+    """Items, the reader of a key, the index rows (none of a raw set), and the (split, key) left out as leaks."""
+    drop = data.get("drop_leaks", "none")
+    if prepared.read_parameters(root) is not None:
+        found = PreparedSet(root, data["slices"], data["size"])
+        if found.parameters["data.name"] != name:
+            raise UserError(
+                f"{root} was prepared from the data set {found.parameters['data.name']} and --config.data.name says "
+                f"{name}; name that one."
+            )
+        return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
+    if not alone or drop != "none":
+        why = f"--config.data.drop_leaks={drop}" if drop != "none" else "a list of data sets"
+        raise UserError(f"{why} needs prepared sets and {root or 'data.root'} is none; run tghmoe_jax.prepare first.")
+    dataset = open_dataset(data)
+    return dataset.items, _Raw(dataset.read, data["slices"], data["size"]), {}, set()
+
+
+class _Raw:
+    """Reads a raw volume as it would be stored."""
+
+    def __init__(self, read: Callable, slices: int, size: int):
+        self.read, self.slices, self.size = read, slices, size
+
+    def __call__(self, key: str) -> Grid:
+        return prepared.to_grid(self.read(key), self.slices, self.size)[0]
+
+
+def _in_turns(lists: Iterable[list]) -> Iterable:
+    nothing = object()
+    turns = itertools.zip_longest(*lists, fillvalue=nothing)
+    return (one for turn in turns for one in turn if one is not nothing)

@@ -1,0 +1,177 @@
+"""Index files of data sets (JSON, CSV, plain lines), read with bounds and told by line; what all data sets share."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tghmoe_jax.datasets.items import Rejected
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.paths import inside
+
+MAX_JSON = 4 * 2**30  # bytes; CT-RATE's training questions are the largest published file, near 1.5 GiB
+MAX_LINE = 2**20  # characters; longer is damage, not text
+MAX_TEXT = 2**15  # characters of a question or an answer: ten pages of report
+SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test", "test5k": "test",
+}  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+# -------------------------------------------------------------------------------------------------------- finding
+
+
+def index_file(root: Path, name: str) -> Path:
+    """The index file a user names with `data.manifest`: a path as typed, or one below the root."""
+    for path in (Path(name), root / name):
+        if path.is_file():
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{path} may not be read: change its permissions.")
+            return path
+    raise UserError(f"--config.data.manifest={name} is no file, nor one under {root}: name the data set's index file.")
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a file name says (`M3D_VQA_test5k.csv` -> test), None where it says none or several."""
+    words = {SPLIT_WORDS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLIT_WORDS}
+    return words.pop() if len(words) == 1 else None
+
+
+def split_of_case(case: str) -> str:
+    """The split of a case where nothing else says it: 80, 10 and 10 % by a hash of its name, the same everywhere."""
+    place = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big") / 2**64
+    for split, share in SPLIT_SHARES:
+        place -= share
+        if place < 0:
+            return split
+    return SPLIT_SHARES[-1][0]
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> Any:
+    """The value of a JSON file of at most `most` bytes. UserError for everything that is no JSON."""
+    _bounded(path, most)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path} is not valid JSON in UTF-8{line}: download or export it again.") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 text, blank lines left out."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(_bounded_lines(file, path), 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
+
+    Text is text: an empty field and `NA` stay what they are. UserError for a header without the columns and for what
+    is no CSV in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(_bounded_lines(file, path), strict=True)
+            header = next(reader, None)
+            if header is None:
+                raise UserError(f"{path} is an empty file: download or export it again.")
+            missing = [column for column in columns if column not in header]
+            if missing or len(set(header)) != len(header):
+                what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+                what = what if missing else "names a column twice"
+                raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
+            line = reader.line_num + 1  # a quoted text may span lines: a row is told by its first
+            for fields in reader:
+                if len(fields) == len(header):
+                    yield line, dict(zip(header, fields, strict=True))
+                elif fields:
+                    reason = f"the row has {len(fields)} fields where the header names {len(header)}."
+                    rejected.append(Rejected(f"{path.name}:{line}", reason))
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path} is not valid CSV (line {reader.line_num}: {error}): export it again.") from None
+
+
+def read_text(path: Path, most: int = 2**20) -> str:
+    """A small text file. UserError where it is absent, larger than `most` bytes or not UTF-8."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: download the texts of the data set beside its volumes.")
+    _bounded(path, most)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: download or export it again.") from None
+
+
+def _bounded(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{path} has {size} bytes, more than {most}: split it or check that it is the right file.")
+
+
+def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
+    number = 0
+    try:
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise UserError(f"{path} line {number} is longer than {MAX_LINE} characters: export the file again.")
+            yield line
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text (after line {number}): export it again as UTF-8.") from None
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def one_line(text: str) -> str:
+    """A text of a published data set with single spaces, as their own preparation writes it."""
+    return " ".join(text.split())
+
+
+def text_fault(text: Any, what: str, empty: bool = False) -> str | None:
+    """Why a value is no usable text, in one sentence that does not quote it; None where it is one."""
+    if not isinstance(text, str):
+        return f"the {what} is no text."
+    if not text.strip() and not empty:
+        return f"the {what} is empty."
+    if len(text) > MAX_TEXT:
+        return f"the {what} has {len(text)} characters, more than {MAX_TEXT}."
+    if _CONTROL.search(text) or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        return f"the {what} holds control characters."
+    return None
+
+
+class Paths:
+    """Checks the relative paths of an index once each: `fault(path)` is None or why it cannot be read."""
+
+    def __init__(self, root: Path):
+        self._root, self._known = root, {}
+
+    def fault(self, path: str) -> str | None:
+        if path not in self._known:
+            try:
+                inside(self._root, path)
+                self._known[path] = None
+            except UserError as error:
+                self._known[path] = str(error)
+        return self._known[path]
+
+
+def finish(name: str, items: Sequence, rejected: Sequence[Rejected], where: str) -> None:
+    """UserError where nothing of a data set is left."""
+    if not items:
+        first = f" (the first of {len(rejected)}: {rejected[0].reason.rstrip('.')})" if rejected else ""
+        raise UserError(f"{where} holds no usable item of the data set {name}{first}: check --config.data.root.")

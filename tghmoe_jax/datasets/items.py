@@ -1,0 +1,58 @@
+"""What every data set of files is read into: one request about one volume, with the split it belongs to."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from tghmoe_jax.samples.questions import Question
+from tghmoe_jax.scans.volume import Volume
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One request and its true answer.
+
+    `volume` is the key of the volume: its path below the data set's root with forward slashes, and for a part of a
+    scan a fragment that the data set itself understands. `case` is the patient or study: items of one case never
+    stand in two splits unless the data set was published so. `type` is one of `samples.TYPES` where it fits, else
+    the data set's own word. An empty `question` of the task `report` asks for a request of the project's own wording.
+    """
+
+    volume: str
+    split: str
+    case: str
+    task: str  # report | vqa
+    type: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`report`, `closed` (it has choices) or `open`: the kinds of `samples.Question`."""
+        return "report" if self.task == "report" else "closed" if self.choices else "open"
+
+    def asked(self, question: str = "") -> Question:
+        """The request as the pipeline sees it; `question` stands in where the item has none of its own."""
+        return Question(self.task, self.kind, self.type, self.question or question, self.choices, self.answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """An item or a volume that was left out: where it stands (file and line or key) and why, in one sentence."""
+
+    where: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set as it lies on disk. `read` gives the canonical volume of a key and raises UserError for a bad one."""
+
+    name: str
+    root: Path
+    items: tuple[Item, ...]
+    rejected: tuple[Rejected, ...]
+    read: Callable[[str], Volume]

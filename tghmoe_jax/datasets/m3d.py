@@ -1,0 +1,220 @@
+"""M3D-Cap (JSON of volumes and report texts) and M3D-VQA (CSV of questions), as they are published.
+
+The root is the folder that holds `M3D_Cap_npy` (or the raw `M3D_Cap`) and `M3D-VQA`; every path in the index files is
+relative to it. The split is the publisher's, by volume: one case may stand in several splits, which the leak report
+finds. Formats: docs/data-sets.md.
+"""
+
+import functools
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tghmoe_jax.datasets.index_files import (
+    Paths,
+    finish,
+    index_file,
+    one_line,
+    read_csv,
+    read_json,
+    read_text,
+    split_of_name,
+    text_fault,
+)
+from tghmoe_jax.datasets.items import Dataset, Item, Rejected
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.questions import LETTERS, TYPES
+from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.reading import read_volume
+from tghmoe_jax.scans.volume import Volume
+
+CHOICES = tuple(f"Choice {letter}" for letter in LETTERS)
+COLUMNS = ("Image Path", "Text", "Question Type", "Question", *CHOICES, "Answer", "Answer Choice")
+YES_NO_COLUMNS = ("Image Path", "Question", "Answer")
+CAPTION_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+# What lies at the root as downloaded; the subset test5k and the unreviewed yn_train are read when named.
+DEFAULTS = (
+    ("M3D_Cap_npy/M3D_Cap.json", "M3D_Cap/M3D_Cap.json", "M3D_Cap.json"),
+    *(
+        (f"M3D-VQA/M3D_VQA_{part}.csv", f"M3D_VQA/M3D_VQA_{part}.csv", f"M3D_VQA_{part}.csv")
+        for part in ("train", "val", "test")
+    ),
+)
+
+
+def open_m3d(root: Path, manifest: str = "") -> Dataset:
+    """M3D-Cap and M3D-VQA below `root`.
+
+    `manifest` names the index files, separated by commas; empty: those that lie where they are published. A JSON of
+    several test sets takes the one to use after a `#` (`M3D_Cap.json#hard_test`); without it the key `test` is used.
+    Every question is asked twice, with its choices and openly. UserError for a file of another format; a bad row goes
+    to `rejected`.
+    """
+    names = [name.strip() for name in manifest.split(",") if name.strip()]
+    if not names:
+        names = [found for group in DEFAULTS if (found := next((n for n in group if (root / n).is_file()), None))]
+    if not names:
+        raise UserError(
+            f"{root} holds neither M3D_Cap_npy/M3D_Cap.json nor M3D-VQA/M3D_VQA_train.csv: name the folder that holds "
+            "them, or the index files with --config.data.manifest."
+        )
+    items: list[Item] = []
+    rejected: list[Rejected] = []
+    paths = Paths(root)
+    for name in names:
+        file, _, key = name.partition("#")
+        path = index_file(root, file)
+        if path.suffix == ".json":
+            _captions(root, path, key or "test", paths, items, rejected)
+        elif "_yn_" in path.name:
+            _yes_no(path, paths, items, rejected)
+        else:
+            _questions(path, paths, items, rejected)
+    finish("m3d", items, rejected, str(root))
+    return Dataset("m3d", root, tuple(items), tuple(rejected), functools.partial(read_m3d, root))
+
+
+def read_m3d(root: Path, key: str) -> Volume:
+    """The volume of a key: the prepared .npy, or where it is absent the raw folder of pictures it was made from."""
+    path = inside(root, key)
+    if not path.exists():
+        raw = inside(root, re.sub(r"^M3D_Cap_npy/", "M3D_Cap/", re.sub(r"\.npy$", "", key)))
+        path = raw if raw.is_dir() else path
+    return read_volume(path)
+
+
+def report_of(text: str) -> str:
+    """The report in a text.txt, by the rule of M3D's own preparation.
+
+    What follows `study_findings:`, else the whole; under five letters, what follows `discussion:`, else the whole.
+    """
+    for marker in ("study_findings:", "discussion:"):
+        head, found, tail = text.partition(marker)
+        part = one_line(tail if found else head)
+        if len(part.replace(" ", "")) >= 5:
+            return part
+    return one_line(text)
+
+
+def _case(image: str) -> str | None:
+    """The six-digit id of the case: the folder of the volume."""
+    folder = PurePosixPath(image).parent.name
+    return folder if re.fullmatch(r"\d{6}", folder) else None
+
+
+def _image_fault(image: Any, paths: Paths) -> str | None:
+    if not isinstance(image, str) or not image:
+        return "it names no image."
+    return paths.fault(image) or (None if _case(image) else "the folder of its image is no six-digit case.")
+
+
+# ------------------------------------------------------------------------------------------------------- captions
+
+
+def _captions(
+    root: Path, path: Path, test: str, paths: Paths, items: list[Item], rejected: list[Rejected]
+) -> None:  # fmt: skip
+    splits = read_json(path)
+    if not isinstance(splits, dict) or not all(isinstance(rows, list) for rows in splits.values()):
+        raise UserError(f"{path} is no object of splits with lists of image and text: it is not M3D_Cap.json.")
+    if test not in splits and test != "test":
+        raise UserError(f"{path} has no split {test!r}: choose after the # one of {', '.join(sorted(splits))}.")
+    chosen = {key: split for key, split in CAPTION_SPLITS.items() if split != "test" and key in splits}
+    chosen |= {test: "test"} if test in splits else {}
+    if not chosen:
+        raise UserError(f"{path} has none of the splits train, validation and test: it is not M3D_Cap.json.")
+    texts: dict[str, str | UserError] = {}
+    prefix = None
+    for key, split in chosen.items():
+        for number, row in enumerate(splits[key]):
+            where = f"{path.name}:{key}[{number}]"
+            image, text = (row.get("image"), row.get("text")) if isinstance(row, dict) else (None, None)
+            if prefix is None and isinstance(image, str):
+                prefix = _prefix(root, path, image)
+            image, text = ((prefix or "") + v if isinstance(v, str) and v else v for v in (image, text))
+            fault = _image_fault(image, paths) or text_fault(text, "path of its text")
+            if not fault:
+                if text not in texts:
+                    texts[text] = _report(root, text)
+                report = texts[text]
+                fault = str(report) if isinstance(report, UserError) else text_fault(report, "report")
+            if fault:
+                rejected.append(Rejected(where, fault))
+            else:
+                items.append(Item(image, split, _case(image), "report", "report", "", report))
+
+
+def _prefix(root: Path, path: Path, image: str) -> str:
+    """What stands before the paths of an index whose entries are relative to its own folder instead of the root."""
+    first = PurePosixPath(image).parts[0]
+    if (root / first).exists() or not (path.parent / first).exists():
+        return ""
+    folder = path.parent.resolve()
+    base = root.resolve()
+    return f"{folder.relative_to(base).as_posix()}/" if folder.is_relative_to(base) and folder != base else ""
+
+
+def _report(root: Path, text: str) -> str | UserError:
+    try:
+        return report_of(read_text(inside(root, text)))
+    except UserError as error:
+        return error
+
+
+# ------------------------------------------------------------------------------------------------------ questions
+
+
+def _questions(path: Path, paths: Paths, items: list[Item], rejected: list[Rejected]) -> None:
+    split = _split(path)
+    for line, row in read_csv(path, COLUMNS, rejected):
+        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+        choices = tuple(one_line(row[column]) for column in CHOICES)
+        letter = row["Answer Choice"].strip().rstrip(".").upper()
+        kind = row["Question Type"].strip()
+        fault = _image_fault(image, paths) or text_fault(question, "question") or text_fault(answer, "answer")
+        fault = fault or next((f for c in choices if (f := text_fault(c, "choice"))), None)
+        if not fault and kind not in ("1", "2", "3", "4", "5"):
+            fault = "its question type is none of 1 to 5."
+        if not fault and (len(letter) != 1 or letter not in LETTERS):
+            fault = "its answer choice is none of A to D."
+        if not fault:
+            fault = _choice_fault(choices, answer, letter)
+        if fault:
+            rejected.append(Rejected(f"{path.name}:{line}", fault))
+            continue
+        asked = Item(image, split, _case(image), "vqa", TYPES[int(kind) - 1], question, answer)
+        items.append(Item(**{**vars(asked), "answer": choices[LETTERS.index(letter)], "choices": choices}))
+        items.append(asked)
+
+
+def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | None:
+    """The text of the lettered choice is the answer, and stands nowhere else; case and a last stop aside."""
+    chosen = choices[LETTERS.index(letter)]
+    if chosen.casefold().rstrip(".") != answer.casefold().rstrip("."):
+        return f"its answer is not the text of its choice {letter}."
+    if choices.count(chosen) > 1:
+        return f"the text of its choice {letter} stands at another letter too."
+    return None
+
+
+def _yes_no(path: Path, paths: Paths, items: list[Item], rejected: list[Rejected]) -> None:
+    """The unreviewed yes or no questions: open ones, as M3D trains on them."""
+    split = _split(path)
+    for line, row in read_csv(path, YES_NO_COLUMNS, rejected):
+        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+        fault = _image_fault(image, paths) or text_fault(question, "question") or text_fault(answer, "answer")
+        if not fault and not re.match(r"(yes|no)\b", answer, re.IGNORECASE):
+            fault = "its answer is neither yes nor no."
+        kind = row.get("Question Type", "").strip()
+        type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else "yes-no"
+        if fault:
+            rejected.append(Rejected(f"{path.name}:{line}", fault))
+        else:
+            items.append(Item(image, split, _case(image), "vqa", type_, question, answer))
+
+
+def _split(path: Path) -> str:
+    split = split_of_name(path.stem)
+    if split is None:
+        raise UserError(f"{path} does not say its split: name it as published, such as M3D_VQA_train.csv.")
+    return split

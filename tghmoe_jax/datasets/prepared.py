@@ -1,0 +1,189 @@
+"""A prepared set on disk: volumes on the model's grid in ArrayRecord shards, read by random access.
+
+    prepare.json      what the set was made with; a set of other parameters is refused in its folder
+    items.jsonl       one request a line        volumes/00000.array_record   SHARD volumes, one a record
+    card.json, .md    counts and ranges         volumes/00000.jsonl          their index and provenance, and what was
+    rejected.csv      what was left out                                      rejected among them, one a line
+    leaks.csv         what two splits share     volumes/00000.npy            their signatures (see `leaks`)
+    durations.json    the only file that differs between two preparations of one set
+
+HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
+Axis legend: N slices of the grid, D slices of the model, S pixels.
+"""
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+
+from tghmoe_jax.datasets.items import Item
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.slices import resample, window_names, window_table
+from tghmoe_jax.scans.volume import Volume
+
+FORMAT = 1  # of everything in the folder
+SHARD = 256  # volumes a shard, rejected ones counted
+DTYPES = {"HU": np.int16, "unit-interval": np.uint8}
+WRITE = "group_size:1,zstd:1"  # one record is read at a time; level 1 halves a CT and reads at 0.8 GB/s a core
+READ = "readahead_buffer_size:0,max_parallelism:0"  # random access
+OPEN_READERS = 256  # below the usual limit of open files
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A volume on the model's grid: values (N, S, S), int16 HU or uint8 unit interval; spacing_mm (z, y, x) or None."""
+
+    values: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+
+    def slices(self, count: int, channels: str) -> tuple[np.ndarray, np.ndarray]:
+        """The model's slices uint8 (D, S, S, 3) with HU windowed, and the mask bool (D,) of real ones; D = `count`."""
+        windows = window_names(channels)
+        real, size = self.values.shape[:2]
+        out = np.zeros((count, size, size, 3), np.uint8)
+        if self.values.dtype == np.uint8:
+            for channel in range(3):  # five times as fast as one assignment
+                out[:real, ..., channel] = self.values
+        else:  # row i of the table belongs to the HU whose unsigned bits are i
+            np.take(window_table(windows), self.values.view(np.uint16), axis=0, out=out[:real], mode="clip")
+        return out, np.arange(count) < real
+
+
+def to_grid(volume: Volume, slices: int, size: int) -> tuple[Grid, Volume]:
+    """A canonical volume as it is stored, and the resampled volume that it was rounded from."""
+    resampled = resample(volume, slices, size)
+    if volume.unit == "HU":
+        values = np.clip(np.rint(resampled.array), -(2**15), 2**15 - 1)
+    else:
+        values = np.rint(np.clip(resampled.array, 0, 1) * 255)
+    return Grid(values.astype(DTYPES[volume.unit]), resampled.spacing_mm), resampled
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def write_atomic(file: Path, content: bytes) -> None:
+    """Writes a whole file or nothing, whenever the process or the machine stops."""
+    part = file.with_name(file.name + ".part")
+    with open(part, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(part, file)
+
+
+def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """JSON lines with keys in the order given."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def read_lines(file: epath.Path) -> list[dict[str, Any]]:
+    """The objects of a file that this project wrote. UserError where it is absent or damaged."""
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}); prepare the set again.") from error
+
+
+def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
+    return epath.Path(folder) / "volumes" / f"{shard:05d}{suffix}"
+
+
+def write_shard(
+    folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
+) -> None:
+    """Writes a shard whole: its index comes last and says that the rest is there."""
+    if records:
+        file = shard_file(folder, shard, ".array_record")
+        part = file.with_name(file.name + ".part")
+        writer = ArrayRecordWriter(str(part), WRITE)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        os.replace(part, file)
+        part = shard_file(folder, shard, ".npy.part")
+        with open(part, "wb") as handle:
+            np.save(handle, signatures, allow_pickle=False)
+        os.replace(part, shard_file(folder, shard, ".npy"))
+    write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
+
+
+def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
+    """What a folder was prepared with; None where it is no prepared set."""
+    file = epath.Path(folder) / "prepare.json"
+    return (read_lines(file) or [{}])[0] if file.is_file() else None
+
+
+def item_row(item: Item) -> dict[str, Any]:
+    return dataclasses.asdict(item) | {"choices": list(item.choices)}
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+class PreparedSet:
+    """A finished set. `items` are in the order of the data set; `rows` {volume key: its index row}.
+
+    The folder may be a URL. UserError where it holds no finished set, or one of other sizes than `slices` and `size`.
+    """
+
+    def __init__(self, folder: epath.PathLike, slices: int | None = None, size: int | None = None):
+        self.folder = epath.Path(folder)
+        self.parameters = read_parameters(folder)
+        if self.parameters is None or not (self.folder / "card.json").is_file():
+            raise UserError(
+                f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it goes on)."
+            )
+        if self.parameters.get("format") != FORMAT:
+            raise UserError(f"{folder} was prepared by another version of this project; prepare it into a new folder.")
+        for key, wanted in (("slices", slices), ("size", size)):
+            found = self.parameters[f"data.{key}"]
+            if wanted is not None and found != wanted:
+                raise UserError(
+                    f"{folder} was prepared with data.{key}={found} and --config.data.{key}={wanted}; "
+                    "prepare it again into another folder, or change the flag."
+                )
+        self.items = tuple(
+            Item(**row | {"choices": tuple(row["choices"])}) for row in read_lines(self.folder / "items.jsonl")
+        )
+        self.rows: dict[str, dict[str, Any]] = {}
+        for shard in range(self.parameters["shards"]):
+            for row in read_lines(shard_file(self.folder, shard, ".jsonl")):
+                if "rejected" not in row:
+                    self.rows[row["volume"]] = row | {"shard": shard}
+        self._readers: dict[int, ArrayRecordReader] = {}
+
+    def __getstate__(self):
+        return self.__dict__ | {"_readers": {}}  # open files stay in their process
+
+    def grid(self, key: str) -> Grid:
+        """The volume of a key. UserError where its record is not what was written."""
+        row = self.rows[key]
+        fault = None
+        try:
+            record = self._reader(row["shard"]).read([row["place"]])[0]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            fault = type(error).__name__
+        else:
+            shape, dtype = tuple(row["shape"]), np.dtype(DTYPES[row["unit"]])
+            if len(record) != dtype.itemsize * int(np.prod(shape)) or zlib.crc32(record) != row["crc32"]:
+                fault = "its checksum differs"
+        if fault:
+            broken = shard_file(self.folder, row["shard"], ".*")
+            raise UserError(f"volume {key} in {broken} is damaged ({fault}); delete those files and prepare again.")
+        spacing = row["spacing_mm"]
+        return Grid(np.frombuffer(record, dtype.newbyteorder("<")).reshape(shape), spacing and tuple(spacing))
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        if shard not in self._readers:
+            while len(self._readers) >= OPEN_READERS:
+                self._readers.pop(next(iter(self._readers))).close()
+            self._readers[shard] = ArrayRecordReader(str(shard_file(self.folder, shard, ".array_record")), READ)
+        return self._readers[shard]

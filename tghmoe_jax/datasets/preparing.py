@@ -1,0 +1,328 @@
+"""A data set of files -> a prepared set (see `prepared`): in parallel, and to be gone on with after a kill.
+
+A volume that is done lies in `.work` under its number in the plan, whole or not at all; when all of a shard are there
+they are packed. What is written is a function of the data set and the sizes alone: neither the number of workers nor
+when a process was killed shows in it.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tghmoe_jax import __version__
+from tghmoe_jax.datasets import card, leaks, prepared
+from tghmoe_jax.datasets.items import Dataset, Item
+from tghmoe_jax.datasets.prepared import write_atomic
+from tghmoe_jax.datasets.registry import open_dataset
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.volume import Volume
+
+WORK = ".work"
+READERS = ("numpy", "nibabel", "pydicom", "pillow")  # packages whose version may show in a voxel
+REPORT_SECONDS = 5.0
+
+
+def prepare(
+    data: Mapping[str, Any], folder: Path, workers: int = 1, say: Callable[[str], None] = print,
+    dataset: Dataset | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Prepares what a config's `data` section names into `folder`, and returns the card.
+
+    `dataset` stands in for what `data` names. UserError where the folder holds anything else, another process writes
+    into it, or no volume could be read.
+    """
+    begun = time.monotonic()
+    dataset = dataset or open_dataset(data)
+    keys = list(dict.fromkeys(item.volume for item in dataset.items))
+    if not keys:
+        raise UserError(f"{dataset.root} holds no usable item of the data set {dataset.name}; see what was rejected.")
+    parameters = {
+        "format": prepared.FORMAT,
+        **{f"data.{key}": data[key] for key in ("name", "root", "manifest", "slices", "size")},
+        "items": hashlib.sha256(prepared.lines(map(prepared.item_row, dataset.items))).hexdigest(),
+        "volumes": len(keys), "shards": -(-len(keys) // prepared.SHARD), "shard": prepared.SHARD,
+    }  # fmt: skip
+    try:
+        _claim(folder, parameters)
+        with _locked(folder):
+            if (folder / "card.json").is_file() and not _missing(folder, parameters):
+                say(f"{folder} is prepared already")
+                return json.loads((folder / "card.json").read_text())
+            seconds = _volumes(dataset, keys, data, folder, parameters, workers, say)
+            result = _finish(dataset, folder, parameters, say)
+            durations = {
+                "seconds": round(time.monotonic() - begun, 1), "workers": workers, "volumes_of_this_run": len(seconds),
+                "seconds_a_volume": {f"p{q}": round(float(np.percentile(seconds, q)), 3) for q in (50, 95)}
+                if seconds else {},
+            }  # fmt: skip
+            write_atomic(folder / "durations.json", json.dumps(durations, indent=1).encode())
+            shutil.rmtree(folder / WORK)
+            return result
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or type(error).__name__}); mend that and run the command "
+            "again: what is prepared stays."
+        ) from error
+
+
+def _claim(folder: Path, parameters: dict[str, Any]) -> None:
+    """Makes `folder` the set of these parameters. UserError where it is anything else."""
+    found = prepared.read_parameters(folder) if folder.is_dir() else None
+    if found is None:
+        if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+            raise UserError(f"--to {folder} holds other files; name a new folder.")
+        (folder / "volumes").mkdir(parents=True)
+        write_atomic(folder / "prepare.json", prepared.lines([parameters]))
+        return
+    differ = [key for key in parameters.keys() | found.keys() if parameters.get(key) != found.get(key)]
+    if differ:
+        raise UserError(
+            f"--to {folder} holds a set prepared with other values of {', '.join(sorted(differ))}; "
+            "name another folder, or delete that one."
+        )
+    (folder / "volumes").mkdir(exist_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process prepares into {folder}; let it end, or stop it first.") from None
+        yield
+
+
+def _missing(folder: Path, parameters: Mapping[str, Any]) -> list[int]:
+    return [s for s in range(parameters["shards"]) if not prepared.shard_file(folder, s, ".jsonl").is_file()]
+
+
+# ----------------------------------------------------------------------------------------------------------- volumes
+
+
+def _volumes(dataset, keys, data, folder, parameters, workers, say) -> list[float]:
+    """Reads and packs all that is missing; returns the seconds that each volume of this run took."""
+    work = folder / WORK
+    work.mkdir(exist_ok=True)
+    for part in (*work.glob("*.part"), *(folder / "volumes").glob("*.part")):
+        part.unlink()
+    there = {int(file.name) for file in work.iterdir()}
+    missing = _missing(folder, parameters)
+    left: dict[int, set[int]] = {}
+    for shard in missing:
+        numbers = range(shard * prepared.SHARD, min((shard + 1) * prepared.SHARD, len(keys)))
+        left[shard] = {number for number in numbers if number not in there}
+    todo = [number for shard in missing for number in sorted(left[shard])]
+    progress = _Progress(len(keys), len(keys) - len(todo), say)
+    job = (dataset, work, data["slices"], data["size"])
+    seconds = []
+    for shard in missing:
+        if not left[shard]:
+            _pack(folder, shard, len(keys))
+    for number, rejected, took in _run(job, [(n, keys[n]) for n in todo], workers):
+        seconds.append(took)
+        progress.one(rejected)
+        shard = number // prepared.SHARD
+        left[shard].discard(number)
+        if not left[shard]:
+            _pack(folder, shard, len(keys))
+    progress.end()
+    return seconds
+
+
+def _run(job: tuple, todo: list[tuple[int, str]], workers: int) -> Iterator[tuple[int, bool, float]]:
+    """(number, rejected, seconds) of each volume as it is done."""
+    if workers <= 1:
+        yield from (_one(*job, *one) for one in todo)
+        return
+    # Fresh interpreters: a fork after threads have started can hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,)) as pool:
+        running: dict[concurrent.futures.Future, str] = {}
+        waiting = iter(todo)
+        try:
+            while True:
+                while len(running) < 2 * workers and (one := next(waiting, None)):
+                    running[pool.submit(_one_here, *one)] = one[1]
+                if not running:
+                    return
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    running.pop(future)
+                    yield future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                f"a worker process died at one of {', '.join(sorted(running.values()))}; run the command again with "
+                "fewer --workers if memory ran out, or take that volume out of the data set."
+            ) from None
+
+
+_job: tuple = ()
+
+
+def _start(job: tuple) -> None:
+    """In a worker: keeps the job, and ends the worker when the process that started it is gone."""
+    global _job
+    _job = job
+    parent = multiprocessing.parent_process().sentinel
+
+    def watch():
+        multiprocessing.connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _one_here(number: int, key: str) -> tuple[int, bool, float]:
+    return _one(*_job, number, key)
+
+
+def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key: str) -> tuple[int, bool, float]:
+    """Reads volume `number` of the plan and leaves it in `work`: one line of JSON, the signature, the voxels."""
+    begun = time.monotonic()
+    content, row = b"", {"volume": key}
+    try:
+        volume = dataset.read(key)
+        grid, resampled = prepared.to_grid(volume, slices, size)
+        record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
+        row |= _provenance(dataset.root, key, volume, resampled, grid, record)
+        content = leaks.signature(grid.values).tobytes() + record
+    except UserError as error:
+        row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
+    except Exception as error:  # a reader's own fault costs one volume; its text may name a patient
+        row["rejected"] = f"it cannot be read ({type(error).__name__})."
+    write_atomic(work / f"{number:08d}", prepared.lines([row]) + content)
+    return number, "rejected" in row, time.monotonic() - begun
+
+
+def _provenance(root: Path, key: str, volume: Volume, resampled: Volume, grid: prepared.Grid, record: bytes) -> dict:
+    hu = volume.unit == "HU"
+    return {
+        "place": None, "shape": list(grid.values.shape), "unit": volume.unit, "crc32": zlib.crc32(record),
+        "sha256": hashlib.sha256(record).hexdigest(), "source_sha256": source_digest(root, key, volume),
+        "source_shape": list(volume.array.shape), "source_spacing_mm": volume.spacing_mm,
+        "spacing_mm": grid.spacing_mm, "orientation": volume.orientation, "window": volume.window,
+        "hu_range": [int(grid.values.min()), int(grid.values.max())] if hu else None, "history": resampled.history,
+        "versions": {"tghmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in READERS},
+    }  # fmt: skip
+
+
+def source_digest(root: Path, key: str, volume: Volume) -> str:
+    """sha256 of the file, or of the files of the folder, that a key names; of the canonical voxels where it names none.
+
+    What follows a `#` names a part of a scan.
+    """
+    for name in (key, key.partition("#")[0]):
+        path = inside(root, name)
+        if path.exists():
+            digest = hashlib.sha256()
+            for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+                digest.update(file.relative_to(path).as_posix().encode())
+                with open(file, "rb") as content:
+                    while block := content.read(2**20):
+                        digest.update(block)
+            return digest.hexdigest()
+    return hashlib.sha256(volume.array.tobytes()).hexdigest()
+
+
+def _pack(folder: Path, shard: int, volumes: int) -> None:
+    """Packs the volumes of a shard, which all lie in `.work`, and takes them from there."""
+    files = [
+        folder / WORK / f"{number:08d}"
+        for number in range(shard * prepared.SHARD, min((shard + 1) * prepared.SHARD, volumes))
+    ]
+    cells = int(np.prod(leaks.SIGNATURE))
+    rows, records, signatures = [], [], []
+    for file in files:
+        head, _, content = file.read_bytes().partition(b"\n")
+        row = json.loads(head)
+        if "rejected" not in row:
+            row["place"] = len(records)
+            signatures.append(np.frombuffer(content[:cells], np.int8))
+            records.append(content[cells:])
+        rows.append(row)
+    prepared.write_shard(folder, shard, rows, records, np.array(signatures))
+    for file in files:
+        file.unlink()
+
+
+class _Progress:
+    """A line now and then: how many, how fast, how long still."""
+
+    def __init__(self, total: int, done: int, say: Callable[[str], None]):
+        self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
+        self.begun = self.told = time.monotonic()
+        if done:
+            say(f"{done} of {total} volumes are there already")
+
+    def one(self, rejected: bool) -> None:
+        self.done += 1
+        self.rejected += rejected
+        if time.monotonic() - self.told >= REPORT_SECONDS:
+            self.told = time.monotonic()
+            rate = (self.done - self.first) / (self.told - self.begun)
+            left = int((self.total - self.done) / rate)
+            self.say(
+                f"{self.done} of {self.total} volumes, {self.rejected} rejected, {rate:.1f} a second, "
+                f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+            )
+
+    def end(self) -> None:
+        self.say(f"{self.done} of {self.total} volumes, {self.rejected} rejected in this run")
+
+
+# ------------------------------------------------------------------------------------------------------------ finish
+
+
+def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: Callable[[str], None]) -> dict:
+    """Writes items, rejections, leaks and the card, the card last: with it the set is finished."""
+    rows, signatures = {}, {}
+    bad = [(one.where, one.reason) for one in dataset.rejected]
+    for shard in range(parameters["shards"]):
+        found = prepared.read_lines(prepared.shard_file(folder, shard, ".jsonl"))
+        good = [row for row in found if "rejected" not in row]
+        bad += [(row["volume"], row["rejected"]) for row in found if "rejected" in row]
+        rows |= {row["volume"]: row for row in good}
+        if good:
+            stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
+            signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("where", "reason"), *bad])
+    write_atomic(folder / "rejected.csv", text.getvalue().encode())
+    if not rows:
+        raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} says why.")
+    items = [_anonymous(item) for item in dataset.items if item.volume in rows]
+    write_atomic(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
+    say("looking for what two splits share")
+    leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
+    write_atomic(folder / "leaks.csv", leaks.write_csv(leaked))
+    result = card.card(dataset.name, parameters, items, rows, len(bad), Counter(leak.kind for leak in leaked))
+    write_atomic(folder / "card.md", card.markdown(result).encode())
+    write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return result
+
+
+def _anonymous(item: Item) -> Item:
+    """The item with a hash for its case: what groups a patient's items need not name the patient."""
+    case = hashlib.blake2b(item.case.encode(), digest_size=8).hexdigest()
+    return Item(**vars(item) | {"case": case})

@@ -1,0 +1,40 @@
+"""The data set that a config names."""
+
+from collections.abc import Callable, Mapping
+
+from tghmoe_jax.datasets.file_source import FileSource
+from tghmoe_jax.datasets.registry import DATASETS
+from tghmoe_jax.drawn.phantom_report import parse_findings
+from tghmoe_jax.drawn.phantom_source import PhantomSource
+from tghmoe_jax.drawn.scenes import ScenesSource
+from tghmoe_jax.drawn.scenes_text import HARD_TYPES
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.questions import Source
+
+DRAWN = ("phantom", "scenes")  # data sets that are made, not read
+
+
+def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
+    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name.
+
+    `style` is how a phantom is drawn; no other data set has styles. A data set of files gives all the volumes it has,
+    in its own words.
+    """
+    if data["name"] == "phantom":
+        grid = (data["slices"], data["size"], data["size"])
+        channels = data["channels"]
+        return PhantomSource(data["root"], split, count, grid=grid, channels=channels, wording=wording, style=style)
+    if data["name"] == "scenes":
+        return ScenesSource(
+            split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0, more_types=HARD_TYPES
+        )
+    if set(name.strip() for name in data["name"].split(",")) <= set(DATASETS):
+        return FileSource(data, split)
+    raise UserError(
+        f"--config.data.name={data['name']} is unknown; use phantom, scenes or a list of {', '.join(DATASETS)}."
+    )
+
+
+def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]] | None:
+    """Report text -> the (lesion, organ, side) triples it states as present; None where a data set has no parser."""
+    return parse_findings if name == "phantom" else None

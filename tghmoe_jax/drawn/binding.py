@@ -1,0 +1,115 @@
+"""Closed questions that state their answer, whatever picture or volume stands beside them: asked is the letter.
+
+A tiny language part learns the skill "option text -> letter" and the words of CT answers here, before it meets any CT.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tghmoe_jax.drawn.phantom_text import ANSWER_PHRASES
+from tghmoe_jax.drawn.scenes_draw import MARKS, SHAPES, TEXTURES
+from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES
+from tghmoe_jax.drawn.scenes_text import pick, shuffled
+from tghmoe_jax.samples.questions import LETTERS, Question
+
+SCENE_PHRASES = tuple(
+    dict.fromkeys((*SHAPES, *MARKS, *TEXTURES, *COLOURS, *COUNTS, *GREYS, *PLACES, *SIDES, *SIZES, "nothing", "none"))
+)
+CT_WORDS = tuple(
+    """
+    lung liver spleen kidney aorta heart bladder bone rib spine pancreas colon stomach gallbladder adrenal thyroid
+    trachea bronchus oesophagus uterus prostate ovary pleura muscle vertebra pelvis chest abdomen brain vein artery
+    lymph
+    """.split()
+)
+CT_THINGS = tuple(
+    """
+    nodule mass cyst stone fracture effusion lesion calcification abscess tumour metastasis thrombus aneurysm hernia
+    oedema consolidation emphysema atelectasis haematoma dilatation thickening stenosis collection polyp infarct
+    ascites
+    """.split()
+)
+CT_ADJECTIVES = tuple(
+    """
+    left right upper lower anterior posterior medial lateral central peripheral small large diffuse focal solid
+    calcified bilateral acute chronic mild severe normal dense round irregular
+    """.split()
+)
+PHASE_PHRASES = (
+    "non-contrast phase",
+    "arterial phase",
+    "portal venous phase",
+    "delayed phase",
+    "axial plane",
+    "coronal plane",
+    "sagittal plane",
+    "oblique plane",
+    "lung window",
+    "bone window",
+)
+COMMON_PHRASES = tuple(dict.fromkeys((*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)))
+WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
+EASY = 0.5  # share of training items with fewer options or words: they show first what a letter is for
+
+REQUESTS: dict[str, tuple[str, ...]] = {
+    "seen": (
+        "The answer is {x}. Which letter?",
+        "Which letter is {x}?",
+        "It is {x}. Which option is this?",
+        "Which option is {x}?",
+        "Name the letter of {x}.",
+        "What is the letter of {x}?",
+        "This shows {x}. Which letter?",
+        "The finding is {x}.",
+        "Answer: {x}. Which option is it?",
+        "Choose {x}.",
+    ),
+    "unseen": ("Select the choice that says {x}.", "Find {x} in the list."),
+}
+
+
+def ask(rng: np.random.Generator, wording: str = "seen", easy: float = EASY) -> Question:
+    """A closed question that states its answer: what is asked is the letter.
+
+    The share `easy` has two to four single words as options, the rest four phrases.
+    """
+    phrases = _phrases(rng)
+    if rng.random() < easy:
+        words = [WORDS[i] for i in rng.choice(len(WORDS), len(LETTERS), replace=False)]
+        phrases = words[: rng.integers(2, len(LETTERS) + 1)]
+    answer, *others = phrases
+    text = pick(rng, REQUESTS[wording]).format(x=answer)
+    return Question("vqa", "closed", "binding", text, shuffled(rng, [answer, *others]), answer)
+
+
+def fewer_choices(question: Question, rng: np.random.Generator) -> Question:
+    """The same closed question with two to four of its options, the answer among them, in their order."""
+    others = [choice for choice in question.choices if choice != question.answer]
+    kept = {question.answer, *(others[i] for i in rng.permutation(len(others))[: rng.integers(1, len(LETTERS))])}
+    return dataclasses.replace(question, choices=tuple(c for c in question.choices if c in kept))
+
+
+def _phrases(rng: np.random.Generator) -> list[str]:
+    """Distinct phrases, as many as there are letters: often alike, so that every word counts."""
+    form = rng.integers(5)
+    if form == 0:
+        pool = SCENE_PHRASES
+    elif form <= 2:
+        pool = ANSWER_PHRASES
+        if rng.random() < 0.5:  # phrases that share a word
+            word = pick(rng, pick(rng, pool).split())
+            alike = [p for p in pool if word in p.split()]
+            pool = alike if len(alike) >= len(LETTERS) else pool
+    elif form == 3:
+        pool = COMMON_PHRASES
+    else:
+        found: dict[str, None] = {}
+        noun, adjective = pick(rng, (*CT_WORDS, *CT_THINGS, *SHAPES)), pick(rng, (*CT_ADJECTIVES, *COLOURS))
+        shared = rng.integers(3)  # share the noun, the adjective, or nothing
+        while len(found) < len(LETTERS):
+            a = adjective if shared == 1 else pick(rng, (*CT_ADJECTIVES, *COLOURS))
+            n = noun if shared == 0 else pick(rng, (*CT_WORDS, *CT_THINGS, *SHAPES))
+            found[f"{a} {n}" if rng.random() < 0.8 or shared < 2 else n] = None
+        return list(found)
+    return [pool[i] for i in rng.choice(len(pool), len(LETTERS), replace=False)]

@@ -1,0 +1,192 @@
+"""Remakes the embedded tokeniser: `python -m tghmoe_jax.drawn.train_tokenizer --to DIR`.
+
+A byte-fallback BPE in the layout of Llama's and Phi-3's `tokenizer.json`, with differences that suit a tiny model:
+every word of the embedded texts is one token, an option letter with its full stop ("A.") is one token apart from the
+article, and a space stands for itself rather than for U+2581, so that every Unicode text comes back unchanged. Other
+words of radiology are spelt with pieces learned from a word list.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from tghmoe_jax.drawn import binding
+from tghmoe_jax.drawn.phantom_report import FIRST
+from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
+from tghmoe_jax.drawn.scenes import ScenesSource
+from tghmoe_jax.samples.questions import LETTERS
+from tghmoe_jax.samples.tokenizer import FILES
+
+SIZE = 1024
+SPECIALS = ("<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|image|>")
+SWALLOW_AFTER = ("</s>", "<|assistant|>", "<|system|>")  # these eat the white space behind them, as in Phi-3
+BYTES = tuple(f"<0x{b:02X}>" for b in range(256))
+# A word with the space before it, a digit, an option letter with its full stop, or one other character.
+PIECES = rf" ?[{LETTERS}]\.(?=\s|$)| ?\p{{L}}+| ?\p{{N}}|[^\p{{L}}\p{{N}}]"
+TEXTS = 6000  # sampled questions and captions
+
+# Words of real reports, most of which the generated texts lack: the pieces of words are learned from them.
+CT_WORDS = """
+abdomen abdominal abnormal abscess acute adenopathy adjacent adrenal airspace alveolar anatomy anechoic aneurysm
+angiography anterior aorta aortic apical appearance appendix arch artery arterial ascending ascites aspect atelectasis
+atherosclerotic atrium atrophy attenuation axial axillary base basal benign bilateral biliary bladder bone bony bowel
+brain bronchi bronchial bronchiectasis bronchus calcification calcified calculus cancer carcinoma cardiac cardiomegaly
+carina cava cavity cecum central cervical chest cholecystectomy chronic cirrhosis clear coeliac collection colon
+common compatible compression computed consistent consolidation contour contrast coronal coronary cortex cortical
+cranial cyst cystic defect degenerative delayed density descending diameter diaphragm diffuse dilatation dilated disc
+disease displacement distal distended diverticula diverticulosis dorsal duct duodenum edema effusion embolism
+emphysema enhancement enhancing enlarged enlargement entire esophagus evaluation evidence examination extent external
+extrahepatic fat fatty femoral femur fibrosis fibrotic field findings fissure fluid focal focus foramen fracture free
+gallbladder gallstone ganglion gastric gland glass gross ground head healed heart hematoma hemangioma hemorrhage
+hepatic hepatomegaly hernia hiatal hilar hilum hydronephrosis hyperdense hypodense hypertrophy iliac image imaging
+impression increased indeterminate inferior infiltration inflammation inflammatory inguinal injection intact
+interstitial intestine intrahepatic intravenous joint kidney large lateral left lesion level ligament likely limited
+linear lingula liver lobe lobular lobulated local loop lower lumbar lumen lung lymph lymphadenopathy lymphoma main
+malignant mass medial median mediastinal mediastinum mesenteric metastases metastasis metastatic mid middle mild
+minimal moderate mucosal multiple muscle narrowing necrosis neck nephrolithiasis nodal node nodular nodule nonspecific
+normal obstruction obstructive opacity organ osseous osteophyte ovary pancreas pancreatic paracardiac parenchyma
+parenchymal partial patchy pathological patient pelvic pelvis pericardial perihilar peripheral peritoneal phase plane
+plaque pleura pleural pneumonia pneumothorax polyp portal position posterior prominent prostate proximal pulmonary
+rectum region renal retroperitoneal rib right round sacral sagittal scan scarring sclerotic section segment septal
+series severe shape sigmoid significant size slice small soft spinal spine spleen splenic splenomegaly stable stenosis
+stent stomach stone structure subcutaneous subpleural superior surgical suspicious swelling symmetric thickened
+thickening thickness thoracic thorax thrombosis thrombus thyroid tissue tomography trachea tracheal trauma tumor
+uncinate unenhanced unremarkable upper ureter urinary uterus vein vena venous ventricle ventricular vertebra vertebrae
+vertebral vessel view visualized volume wall window within
+""".split()
+COMMON_WORDS = """
+a about after again all also an and any are as at be been before behind between both but by can change compared does
+due each either for found from further has have here how if in into is it its likely may measuring more most near new
+no not of on one only or other out over patient please possible present previous same seen shown should since so some
+such than that the their there these they this to two under unchanged was were what when where which who why with
+within without would yes you cm mm CT HU MRI answer ask choose describe explain find give list name report say show
+study summary tell text think write
+""".split()
+
+
+def embedded_words() -> list[str]:
+    """The word pieces of every embedded text, the most frequent first."""
+    rng = np.random.default_rng(0)
+    split = pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated")
+    found: collections.Counter = collections.Counter()
+
+    def add(text: str) -> None:
+        found.update(piece for piece, _ in split.pre_tokenize_str(text))
+
+    wordings = [requests for way in (SEEN, UNSEEN) for requests in (*way.questions.values(), way.requests)]
+    for request in itertools.chain(*wordings, *binding.REQUESTS.values()):
+        add("\n" + re.sub(r"\{\w+\}", "", request))  # a prompt follows a newline, and has no space before it
+    for sentence in itertools.chain(*FIRST):
+        add(" " + re.sub(r"\{\w+\}", "", sentence))
+    for phrase in binding.COMMON_PHRASES:
+        add(" " + phrase)
+        add(" " + phrase.capitalize())
+    for word in (*binding.CT_WORDS, *binding.CT_THINGS, *binding.CT_ADJECTIVES):
+        add(" " + word)
+    for wording in ("seen", "unseen"):
+        source = ScenesSource("train", TEXTS, wording=wording)
+        for index in range(TEXTS):
+            for kind in ("closed", "open", "report"):
+                question = source.question(index, kind, rng)
+                add("\n" + question.prompt)
+                add(" " + question.target)
+    return [w for w in sorted(found, key=lambda w: (-found[w], w)) if len(w) > 1 and w.isascii()]
+
+
+def word_pieces(count: int) -> tuple[list[str], list[list[str]]]:
+    """`count` pieces of the listed words, the printable ASCII characters first, and the merges that make the pieces."""
+    learner = tokenizers.Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    characters = [chr(c) for c in range(32, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=count, initial_alphabet=characters, show_progress=False)
+    listed = sorted({*CT_WORDS, *COMMON_WORDS})
+    learner.train_from_iterator([form for w in listed for form in (f" {w}", f" {w}", w, w.capitalize())], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return sorted(learned["vocab"], key=learned["vocab"].get), [list(m) for m in learned["merges"]]
+
+
+def build(size: int = SIZE) -> dict:
+    """The content of tokenizer.json."""
+    letters = [f" {letter}." for letter in LETTERS]
+    whole = [*letters, *(w for w in embedded_words() if w not in letters)]
+    tokens = dict.fromkeys((*SPECIALS, *BYTES, *whole))
+    count = 0
+    while len(tokens) < size:  # pieces that are whole words as well leave room for more
+        count += size - len(tokens)
+        pieces, merges = word_pieces(count)
+        tokens.update(dict.fromkeys(pieces))
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": vocab[token],
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": token in SWALLOW_AFTER,
+                "normalized": False,
+                "special": True,
+            }
+            for token in SPECIALS
+        ],
+        "normalizer": {"type": "Prepend", "prepend": " "},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False},
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        # ignore_merges: a piece that is in the vocabulary needs no merges, so a whole word costs one entry.
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": True,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<s>",
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "model_max_length": 4096,
+    "clean_up_tokenization_spaces": False,
+}
+
+
+def main() -> None:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--to", type=Path, required=True, help="folder for tokenizer.json and tokenizer_config.json")
+    folder = parser.parse_args().to
+    folder.mkdir(parents=True, exist_ok=True)
+    content = build()
+    for name, value in zip(FILES, (content, CONFIG), strict=True):
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(content['model']['vocab'])} tokens in {folder}")
+
+
+if __name__ == "__main__":
+    main()

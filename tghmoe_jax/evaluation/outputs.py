@@ -1,0 +1,208 @@
+"""What an evaluation leaves behind: `predictions_{report,open,closed}.csv`, `metrics.json` and the terminal table."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics
+from tghmoe_jax.evaluation.protocols import (
+    CONTROL_SCORES,
+    CONTROLS,
+    KINDS,
+    NOT_ASKED,
+    Prediction,
+    Run,
+    kind_scores,
+    overlap,
+    under_control,
+)
+from tghmoe_jax.samples.questions import TYPES
+
+# The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
+_FIRST = {
+    "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
+    "open": ("Question Type", "Question", "Answer", "Pred", "bleu", "rouge1", "meteor", "bert_f1"),
+    "report": ("Question", "Ground Truth", "pred", "bleu", "rouge1", "meteor", "bert_f1"),
+}
+_MORE_OVERLAP = ("bleu2", "bleu3", "bleu4", "rougeL", "cider")
+_MORE = {
+    "closed": ("Type", "Strict", "Ranked"),
+    "open": ("Type", *_MORE_OVERLAP),
+    "report": (*_MORE_OVERLAP, "Findings True", "Findings Stated"),
+}
+
+
+def _triples(triples) -> str:
+    return "" if triples is None else "; ".join(" / ".join(part for part in triple) for triple in sorted(triples))
+
+
+def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+    """Every column the predictions of a kind can fill; each file keeps its own."""
+    rows = [_row(one) for one in predictions]
+    if predictions and predictions[0].kind != "closed":
+        for name, values in overlap(predictions).items():
+            for row, value in zip(rows, values if values is not None else [], strict=values is not None):
+                row["bleu" if name == "bleu1" else name] = float(value)
+    return rows
+
+
+def _row(one: Prediction) -> dict[str, object]:
+    row = {
+        # M3D numbers the five types from 1; any other type keeps its name.
+        "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,
+        "Question": one.prompt,
+        "Answer": one.answer,
+        "Ground Truth": one.answer,
+        "Answer Choice": one.letter,
+        "Pred": one.output,
+        "pred": one.output,
+        "Volume": one.index,
+        "Case": one.case,
+        "Key": one.key,
+        "Type": one.type,
+        "Ranked": one.ranked,
+        "Task": one.task_true,
+        "Task Predicted": one.task_predicted,
+        "Findings True": _triples(one.findings_true),
+        "Findings Stated": _triples(one.findings_stated),
+        "Disclaimer": DISCLAIMER,
+    }
+    if one.kind == "closed":
+        # The strict rule needs the options, which a file of another system may not hold.
+        row |= {"Correct": int(one.correct), "Strict": int(one.strictly_correct) if one.choices else ""}
+    return row
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
+    path = epath.Path(path)
+    if "://" in str(path):  # an object is written whole or not at all
+        path.write_text(text, encoding="utf-8")
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may write the same table
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
+    """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
+
+    M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
+    answered to the same question (`NOT_ASKED` where the control left it out). Every row ends with the disclaimer.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind in KINDS:
+        if kind not in run:
+            continue
+        answers = {
+            name: {(one.index, one.prompt): one.output for one in ones[kind]}
+            for name in CONTROLS
+            if kind in (ones := under_control(run, name))
+        }
+        case = ["Case"] if any(one.case is not None for one in run[kind]) else []
+        key = ["Key"] if any(one.key for one in run[kind]) else []
+        columns = [*_FIRST[kind], "Volume", *case, *key, *_MORE[kind], "Task", "Task Predicted"]
+        columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
+        text = io.StringIO(newline="")
+        # Texts are quoted: a model may write a carriage return, which would end a row.
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writeheader()
+        for one, row in zip(run[kind], _rows(run[kind]), strict=True):
+            controls = {
+                f"Control {name}": given.get((one.index, one.prompt), NOT_ASKED) for name, given in answers.items()
+            }
+            writer.writerow(row | controls)
+        path = folder / f"predictions_{kind}.csv"
+        write_text(path, text.getvalue())
+        written.append(path)
+    return written
+
+
+def write_metrics(folder: epath.PathLike, metrics: Mapping[str, object]) -> epath.Path:
+    """Writes `metrics.json`."""
+    path = epath.Path(folder) / "metrics.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _pair(metrics: Mapping[str, object], key: str) -> str:
+    low_high = metrics.get(f"{key}_ci95")
+    return "" if low_high is None else f"[{low_high[0]:.3f}, {low_high[1]:.3f}]"
+
+
+def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
+    """Says what a forced wrong expert group changes, item by item, and where a metric could not be computed."""
+    remarks = []
+    scored = [kind for kind in ("open", "report") if metrics.get(f"{kind}/bleu1") is not None]
+    for name, why in text_metrics.MISSING.items():
+        if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
+            remarks.append(why)
+    own, forced = {}, {}
+    for kind, ones in under_control(run or {}, "wrong_group").items():
+        answered = {(one.index, one.prompt): one for one in ones}
+        # Where the router erred the forced experts are those that answered already.
+        right = [one for one in run[kind] if one.task_predicted in (None, one.task_true)]
+        if pairs := [(one, answered[key]) for one in right if (key := (one.index, one.prompt)) in answered]:
+            own[kind], forced[kind] = zip(*pairs, strict=True)
+    paired = comparison.compare(own, forced, judged=True) if own else {}
+    for score in ("closed/accuracy", "report/finding_f1"):
+        if (row := paired.get(score)) and row["ci95"] is not None:
+            low, high = row["ci95"]
+            shown = "no effect of the task level is shown" if low <= 0 <= high else "the choice of experts matters"
+            if row["units"] < comparison.FEW_UNITS:
+                shown = f"{row['units']} cases or volumes are too few to judge by"
+            remarks.append(
+                f"{score}: with the other task's experts forced, {row['items']} items that the router sent to their "
+                f"task score {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]: {shown}."
+            )
+    return remarks
+
+
+def cases(run: Run | None) -> list[str]:
+    """Says of how many cases the intervals are, and what a few of them can mean; nothing where no case is known."""
+    known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
+    if not known:
+        return []
+    few = "" if len(known) >= comparison.FEW_UNITS else "; so few say little of another patient, whatever the interval"
+    return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
+
+
+def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
+    """A terminal table: each score, its 95% interval and the same score under each control.
+
+    Without `run` only the controls that `metrics` holds are filled; with it every row is.
+    """
+    beside = {control: {} for control in CONTROLS}
+    for key, (control, score) in CONTROL_SCORES.items():
+        beside[control][score] = metrics.get(key)
+    if run is not None:
+        for control in CONTROLS:
+            scores = kind_scores(under_control(run, control), resamples=0)
+            beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
+    rows = [["score", "value", "95% interval", "shuffled", "in section", "blind", "wrong group"]]
+    for key in metrics:
+        if key.endswith("_ci95") or key.startswith("control/"):
+            continue
+        controls = [_number(beside[control].get(key)) for control in CONTROLS]
+        rows.append([key, _number(metrics[key]), _pair(metrics, key), *controls])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *cases(run), *remarks(metrics, run), DISCLAIMER])

@@ -1,0 +1,123 @@
+"""The commands `evaluate score` and `evaluate compare`: prediction files of any system in, tables and files out."""
+
+import argparse
+import json
+from pathlib import Path
+
+from tghmoe_jax.datasets import leaks
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance
+from tghmoe_jax.evaluation.protocols import Prediction, Run
+
+
+def add_parsers(commands) -> None:
+    """The options of both, under their names."""
+    score = commands.add_parser("score", help="prediction files of any system")
+    score.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
+    score.add_argument("--to", metavar="DIR", help="also write scores of every sample, metrics.json and manifest.json")
+    score.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
+    score.add_argument("--true-labels", help="the same of the true reports")
+    compare = commands.add_parser("compare", help="two systems on the same items")
+    compare.add_argument("a", help="CSV file, or folder of predictions_*.csv")
+    compare.add_argument("b", help="the same items, answered by another system")
+    for sub in (score, compare):
+        sub.add_argument("--leaks", metavar="CSV", help="leaks.csv of the prepared set: leaked volumes are left out")
+        sub.add_argument("--bert-model", metavar="DIR", help="folder of a model for BERTScore, such as roberta-large")
+        sub.add_argument("--bert-layers", type=int, help=f"its layer; default {bert.LAYERS}, that of roberta-large")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carries out either command and prints what it found. UserError names what to mend."""
+    if args.command == "compare":
+        (a, b), _ = _read(args, args.a, args.b)
+        result = comparison.compare(a, b)
+        print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+    elif args.pred_labels or args.true_labels:
+        if args.predictions or not (args.pred_labels and args.true_labels):
+            raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
+        if args.leaks or args.bert_model or args.to:
+            raise UserError("--leaks, --bert-model and --to say nothing about label tables; leave them out.")
+        scored = labels.score(args.pred_labels, args.true_labels)
+        print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
+    elif not args.predictions:
+        raise UserError("name predictions to score, or --pred-labels and --true-labels.")
+    else:
+        _score(args)
+
+
+def _score(args: argparse.Namespace) -> None:
+    if args.to:
+        folder, sources = Path(args.to), files.listed(args.predictions)
+        if folder.resolve() in {file.resolve().parent for file in sources}:
+            raise UserError(f"--to {folder} holds the predictions themselves; name another folder.")
+        if (folder / "report.html").exists():
+            raise UserError(f"--to {folder} holds the scores that `run` or a training left; name another folder.")
+        digests = {file.name: provenance.digest(file) for file in sources}
+    (found,), removed = _read(args, args.predictions)
+    metrics = protocols.score(found)
+    if args.to:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--to {folder} cannot be made ({error.strerror}); name another folder.") from error
+        model = _bert_model(args)
+        outputs.write_predictions(folder, found)
+        outputs.write_metrics(folder, metrics)
+        manifest = provenance.manifest(
+            found, seed=0, predictions=digests,
+            leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
+            bert=None if model is None else {"sha256": model.digest, "layer": model.layers},
+        )  # fmt: skip
+        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    if args.json:
+        leaked = {} if args.leaks is None else {f"leaked_{name}": count for name, count in removed.items()}
+        print(json.dumps({key: value for key, value in metrics.items() if value is not None} | leaked, indent=1))
+        return
+    if args.leaks:
+        print("leaked items removed: " + ", ".join(f"{kind} {count}" for kind, count in removed["removed"].items()))
+        print(f"leaked volumes found: {removed['volumes_found']} of the {removed['volumes']} in {args.leaks}")
+        if removed["volumes"] and not removed["volumes_found"]:
+            print("no leaked volume occurs: right only if they were left out before, or the names are not those of Key")
+    print(outputs.table({key: value for key, value in metrics.items() if value is not None}, found))
+
+
+def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, object]]:
+    """The runs at `paths` without leaked items and with BERTScores, as asked, and what --leaks did to the first.
+
+    That is {"removed": items by kind, "volumes": leaked ones of the table, "volumes_found": those of them in the run}.
+    """
+    model = _bert_model(args)
+    runs = [files.read_run(path) for path in paths]
+    kinds = [kind for kind in protocols.KINDS if kind in runs[0]]
+    removed: dict[str, object] = {}
+    if args.leaks is not None:
+        leaked = {key for _, key in leaks.dropped(Path(args.leaks), "test")}
+        found = leaked & {one.key for ones in runs[0].values() for one in ones}
+        kept = [_without(run, leaked, path) for run, path in zip(runs, paths, strict=True)]
+        counts = {kind: len(runs[0][kind]) - len(kept[0].get(kind, ())) for kind in kinds}
+        removed = {"removed": counts, "volumes": len(leaked), "volumes_found": len(found)}
+        runs = kept
+    if model is not None:
+        runs = list(bert.add(dict(enumerate(runs)), model).values())
+    return runs, removed
+
+
+def _without(run: Run, leaked: set[str], path: str) -> dict[str, list[Prediction]]:
+    """The run without items whose volume shares something with training."""
+    if any(not one.key for ones in run.values() for one in ones):
+        raise UserError(
+            f"--leaks cannot be applied to {path}: its rows name no volume; add a column Key (or Image Path)."
+        )
+    kept = {kind: [one for one in ones if one.key not in leaked] for kind, ones in run.items()}
+    if not any(kept.values()):
+        raise UserError(f"--leaks removes every item of {path}; nothing is left to score.")
+    return {kind: ones for kind, ones in kept.items() if ones}
+
+
+def _bert_model(args: argparse.Namespace) -> bert.Model | None:
+    if args.bert_model is None:
+        if args.bert_layers is not None:
+            raise UserError("--bert-layers belongs to --bert-model; name the model's folder.")
+        return None
+    return bert.Model(Path(args.bert_model), bert.LAYERS if args.bert_layers is None else args.bert_layers)

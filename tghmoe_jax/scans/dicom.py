@@ -1,0 +1,310 @@
+"""DICOM CT series (a folder, a DICOMDIR, or one enhanced multi-frame file) to canonical volumes in HU.
+
+Only the tags listed here and in dicom_files.py are ever parsed, so no patient data enters the program; errors name the
+path the user gave and positions in the stack, never a file inside it (scanners put identifiers into file names), a UID
+or a tag's value.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.encaps import generate_frames
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.bounds import check_stored_size
+from tghmoe_jax.scans.coded import coded_shape
+from tghmoe_jax.scans.dicom_files import frames_of, read_tags, series_at, tag, whole
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+
+MAX_TILT_DEGREES = 1.0
+PADDING_HU = -1024.0
+
+_PIXELS = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable"),
+    *("ExtendedOffsetTableLengths",),
+)
+# In an enhanced file each value lives in a functional group, shared or per frame.
+_GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """One image of the stack: where its pixels are, where it lies (LPS, mm) and how it is scaled."""
+
+    file: Path
+    frame: int | None
+    shape: tuple[int, int]
+    position: np.ndarray  # (3,)
+    row: np.ndarray  # (3,) unit vector along increasing column index
+    column: np.ndarray  # (3,) unit vector along increasing row index
+    spacing: tuple[float, float]  # between rows, between columns
+    slope: float
+    intercept: float
+    padding: float | None
+
+
+def read_dicom(path: Path, series: int | None = None) -> Volume:
+    """Read one CT series. `series` counts from 1 in the order that the error for several series lists.
+
+    Rescale slope and intercept are applied once, slice by slice; slices are ordered by their position along the normal
+    and the slice spacing is the step between positions. Raises UserError for everything that is not one complete,
+    straight, evenly spaced CT series.
+    """
+    with _quiet():
+        return _read(path, series)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom quotes tag values and file names in its warnings, on reading and again on first access; drop them."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _read(path: Path, series: int | None) -> Volume:
+    datasets = series_at(path, series)
+    slices = _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+    first = slices[0]
+    check_shape((len(slices), *first.shape), str(path))
+    step = (slices[-1].position - first.position) / max(len(slices) - 1, 1)
+    axes = np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
+    grid = canonical_grid(axes, str(path))
+    shape = grid.shape((len(slices), *first.shape))
+    check_canonical_shape(shape, str(path))
+    _check_stored(datasets, path)
+    array = np.empty(shape, np.float32)
+    syntaxes = _fill(grid.as_stored(array), slices, path)
+    warnings = check_hu(array, str(path))
+    if any(tag(header, "PhotometricInterpretation") == "MONOCHROME1" for _, header in datasets):
+        if warnings:
+            raise UserError(
+                f"{path} is inverted grey (MONOCHROME1) without soft tissue near 0 HU: export the original CT."
+            )
+        warnings = ("photometric: MONOCHROME1; HU were taken from the stored values, which some programs invert",)
+    scales = sorted({(entry.slope, entry.intercept) for entry in slices})
+    scale = f"slope {scales[0][0]:g} and intercept {scales[0][1]:g}" if len(scales) == 1 else "the slope of each slice"
+    history = (
+        f"DICOM, {len(slices)} slices of {first.shape[0]} x {first.shape[1]}, {', '.join(sorted(syntaxes))}",
+        f"HU, rescale ({scale}) applied once",
+        "slices sorted by position along the normal, spacing from positions",
+        *grid.notes,
+    )
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
+
+
+# ------------------------------------------------------------------------------------------------------- geometry
+
+
+def _slices_of(file: Path, header: pydicom.Dataset, path: Path) -> list[_Slice]:
+    # MONOCHROME1 asks a display to invert the greys. HU are the same function of the stored values, and an export of
+    # a display, whose values were inverted themselves, fails the check of HU.
+    colour = tag(header, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2")
+    if colour or tag(header, "SamplesPerPixel") not in (1, None):
+        raise UserError(f"{path} holds images in colour: export the original CT series.")
+    if whole(header, "Rows") is None or whole(header, "Columns") is None:
+        raise UserError(f"{path} holds a slice that states no size: export the original CT series.")
+    if tag(header, "ModalityLUTSequence"):
+        raise UserError(f"{path} scales its pixels by a look-up table: export it with a rescale slope and intercept.")
+    frames = frames_of(header)
+    stated = tag(header, "NumberOfFrames")
+    stated = int(stated) if isinstance(stated, int) else 1
+    if frames is not None and stated != frames:
+        raise UserError(f"{path} states {stated} frames and describes {frames}: export the original CT series.")
+    if frames is None and stated != 1:
+        raise UserError(f"{path} is a multi-frame image without positions of its frames: export it as single slices.")
+    return [_slice(file, header, frame, path) for frame in ([None] if frames is None else range(frames))]
+
+
+def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -> _Slice:
+    kind = _value(header, frame, "RescaleType")
+    if kind and str(kind).strip() not in ("HU", "HU_MOD"):
+        raise UserError(f"{path} is rescaled to another unit than HU: export the original CT series.")
+    position = _floats(header, frame, "ImagePositionPatient", 3, path, "slice position")
+    orientation = _floats(header, frame, "ImageOrientationPatient", 6, path, "slice orientation")
+    spacing = _floats(header, frame, "PixelSpacing", 2, path, "pixel spacing")
+    slope = _floats(header, frame, "RescaleSlope", 1, path, "rescale slope, so HU are unknown")[0]
+    intercept = _floats(header, frame, "RescaleIntercept", 1, path, "rescale intercept, so HU are unknown")[0]
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
+        raise UserError(f"{path} states an orientation that is not two unit vectors at right angles: export it again.")
+    if slope == 0 or min(spacing) <= 0:
+        what = "a rescale slope" if slope == 0 else "a pixel spacing"
+        raise UserError(f"{path} states {what} that is not positive: export the original CT series.")
+    padding = tag(header, "PixelPaddingValue")
+    return _Slice(
+        file=file,
+        frame=frame,
+        shape=(int(header.Rows), int(header.Columns)),
+        position=position,
+        row=row / lengths[0],
+        column=column / lengths[1],
+        spacing=(float(spacing[0]), float(spacing[1])),
+        slope=float(slope),
+        intercept=float(intercept),
+        padding=float(padding) if isinstance(padding, int) else None,
+    )
+
+
+def _value(header: pydicom.Dataset, frame: int | None, keyword: str):
+    """A tag of the file, or of the frame's functional group (its own before the shared one)."""
+    if frame is None:
+        return tag(header, keyword)
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        sequence = tag(header, groups)
+        holder = tag(sequence[index], _GROUPS[keyword]) if isinstance(sequence, pydicom.Sequence) and sequence else None
+        if isinstance(holder, pydicom.Sequence) and holder:
+            return tag(holder[0], keyword)
+    return None
+
+
+def _floats(header: pydicom.Dataset, frame: int | None, keyword: str, count: int, path: Path, what: str) -> np.ndarray:
+    try:
+        value = _value(header, frame, keyword)
+        values = np.array([float(part) for part in (np.atleast_1d(value) if value is not None else ())])
+    except (TypeError, ValueError):
+        values = np.array([])
+    if values.shape != (count,) or not np.all(np.isfinite(values)):
+        raise UserError(f"{path} holds a slice that states no {what}: export the original CT series.")
+    return values
+
+
+def _sorted(slices: list[_Slice], path: Path) -> list[_Slice]:
+    """Slices in order of position along the normal; refuses anything but one straight, complete, even stack."""
+    first = slices[0]
+    normal = np.cross(first.row, first.column)
+    if len({entry.shape for entry in slices}) > 1:
+        raise UserError(f"{path} mixes slices of different size: keep the slices of one series.")
+    # 0.5 degrees: scanners write direction cosines with as few as four digits.
+    same = np.cos(np.radians(0.5))
+    if any(entry.row @ first.row < same or entry.column @ first.column < same for entry in slices):
+        raise UserError(
+            f"{path} mixes orientations (a localizer among the slices?): keep the slices of one orientation."
+        )
+    if any(not np.allclose(entry.spacing, first.spacing, rtol=1e-3) for entry in slices):
+        raise UserError(f"{path} mixes pixel spacings: keep the slices of one series.")
+    if len(slices) < 2:
+        raise UserError(f"{path} holds one slice, which is no volume: name the folder of the whole series.")
+    ordered = sorted(slices, key=lambda entry: float(entry.position @ normal))
+    positions = np.stack([entry.position for entry in ordered])  # (N, 3)
+    along = positions @ normal
+    steps = np.diff(along)
+    doubles = int(np.count_nonzero(steps < 0.01))
+    if doubles:
+        raise UserError(
+            f"{path} holds {doubles} slice{'s' if doubles > 1 else ''} at the position of another (several phases, "
+            "or copies?): keep one acquisition."
+        )
+    usual = float(np.median(steps))
+    uneven = np.flatnonzero(np.abs(steps - usual) > max(0.1 * usual, 0.02))
+    if uneven.size:
+        at = int(uneven[0])
+        raise UserError(
+            f"{path} misses slices or is unevenly spaced: slices {at + 1} and {at + 2} of {len(ordered)} lie "
+            f"{steps[at]:.2f} mm apart where {usual:.2f} mm is usual; export the complete series."
+        )
+    line = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
+    aside = positions - line - np.outer((positions - line) @ normal, normal)
+    course = positions[-1] - positions[0]
+    tilt = np.degrees(np.arccos(min(1.0, abs(course @ normal) / np.linalg.norm(course))))
+    if tilt > MAX_TILT_DEGREES:
+        raise UserError(
+            f"{path} was taken with a gantry tilted by {tilt:.1f} degrees: resample it to a straight grid first."
+        )
+    if np.max(np.linalg.norm(aside, axis=1)) > max(first.spacing):
+        raise UserError(f"{path} holds slices shifted against each other in plane: keep one reconstruction.")
+    return ordered
+
+
+# --------------------------------------------------------------------------------------------------------- pixels
+
+
+def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> None:
+    """Refuse headers that state more pixels than their files can hold, before memory is taken for them."""
+    stated = size = 0
+    for file, header in datasets:
+        bits = whole(header, "BitsAllocated")
+        if bits not in (8, 16, 32):
+            raise UserError(f"{path} holds a slice of {bits or 'no'} bits a pixel: export the original CT series.")
+        stated += (frames_of(header) or 1) * whole(header, "Rows") * whole(header, "Columns") * bits // 8
+        size += file.stat().st_size
+    # All are judged as packed: a single slice without its pixels is told with its place in the stack.
+    check_stored_size(stated, size, True, str(path))
+
+
+def _fill(stack: np.ndarray, slices: Sequence[_Slice], path: Path) -> set[str]:
+    """Writes the slices in HU into an array (N, H, W), in the order given; the names of the transfer syntaxes met."""
+    syntaxes: set[str] = set()
+    file, frames = None, np.empty(0)
+    for index, entry in enumerate(slices):
+        if entry.file != file:
+            count = sum(other.file == entry.file for other in slices) if entry.frame is not None else 1
+            frames, syntax = _decode(entry, count, f"slice {index + 1} of {len(slices)} in {path}")
+            file = entry.file
+            syntaxes.add(syntax)
+        stored = frames if entry.frame is None else frames[entry.frame : entry.frame + 1]
+        if stored.size != stack[index].size:
+            raise UserError(
+                f"slice {index + 1} of {len(slices)} in {path} has fewer pixels than it states: copy it again."
+            )
+        stored = stored.reshape(entry.shape)
+        hu = stored * np.float64(entry.slope) + entry.intercept
+        if entry.padding is not None:
+            padded = entry.padding * entry.slope + entry.intercept
+            # Some writers name a tissue value here by mistake; only a value that no tissue has marks the outside.
+            if padded < PADDING_HU or padded > 3071:
+                hu[stored == entry.padding] = PADDING_HU
+        stack[index] = hu
+    return syntaxes
+
+
+def _decode(entry: _Slice, count: int, what: str) -> tuple[np.ndarray, str]:
+    """Stored values of the `count` frames of one file and its transfer syntax; `what` names it in errors."""
+    syntax = "unknown encoding"
+    try:
+        dataset = read_tags(entry.file, _PIXELS)
+        uid = dataset.file_meta.TransferSyntaxUID
+        syntax = uid.name if uid.is_transfer_syntax and not uid.is_private else syntax
+        pixels = None
+        if dataset.get("PixelData"):
+            if (int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns) != (count, *entry.shape):
+                raise ValueError("another size than the header's")
+            if uid.is_encapsulated:
+                _check_coded(dataset, count, entry.shape)
+            pixels = dataset.pixel_array
+    except Exception:  # noqa: BLE001 - decoders raise anything, and their messages may quote the file
+        raise UserError(
+            f"{what} cannot be decoded ({syntax}): copy it again, or export the series without compression."
+        ) from None
+    if pixels is None:
+        raise UserError(f"{what} has no pixels or is cut short: copy the series again, with its images.")
+    return pixels, syntax
+
+
+def _check_coded(dataset: pydicom.Dataset, count: int, shape: tuple[int, int]) -> None:
+    """ValueError where a compressed frame is of another size than the header states: decoders go by the frame."""
+    plain = shape[0] * shape[1] * dataset.BitsAllocated // 8
+    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
+        if len(frame) > 2 * plain + 2**16 or coded_shape(frame) not in (shape, None):
+            raise ValueError("a frame of another size")

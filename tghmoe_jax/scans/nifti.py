@@ -1,0 +1,215 @@
+"""NIfTI scans (.nii, .nii.gz) to canonical volumes in HU.
+
+Voxels are read plane by plane straight into their canonical place, so a scan is never held twice. Extensions and free
+text of the header are never read: they may hold the patient's name.
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.bounds import check_stored_size, plain_file
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+
+_TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+_BROKEN = (OSError, EOFError, zlib.error)
+_KINDS = {348: (nib.Nifti1Header, 352), 540: (nib.Nifti2Header, 544)}  # by size; the least offset of the voxels
+_SINGLE, _PAIRED = (b"n+1", b"n+2"), (b"ni1", b"ni2")
+MAX_OFFSET = 2**24  # what lies between header and voxels: extensions, never more than some kilobytes
+_CHUNK = 2**22
+_TRAILING = 2**12  # writers may round the end of a file; a plane more than the header states is damage
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read one NIfTI file. The header's scl_slope and scl_inter are applied once, in float64; the result must be HU.
+
+    The sform is used where its code is set, else the qform. Raises UserError for what is not a 3D CT scan with an
+    orientation and a spacing, for a sform and a qform that differ by a flip, another order of axes or 30 degrees, and
+    for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is an empty file: copy or export it again.")
+    with _opened(path) as (file, packed):
+        header, least = _header(file, path)
+        shape = _shape(header, path)
+        dtype = _dtype(header, path)
+        axes, warnings = _axes(header, path)
+        slope, inter = _scaling(header, path)
+        offset = float(header["vox_offset"])
+        if not least <= offset <= MAX_OFFSET:
+            raise UserError(f"{path} states that its voxels start at byte {offset:g}: copy or export it again.")
+        check_stored_size(int(offset) + int(np.prod(shape)) * dtype.itemsize, size, packed, str(path))
+        grid = canonical_grid(axes, str(path))
+        check_canonical_shape(grid.shape(shape), str(path))
+        array = np.empty(grid.shape(shape), np.float32)
+        try:
+            _skip(file, int(offset) - header.sizeof_hdr)
+            _fill(grid.as_stored(array), file, dtype, slope, inter)
+            rest = len(file.read(_TRAILING + 1))  # to the end of the file, where gzip proves its check sum
+        except _BROKEN:
+            raise UserError(f"{path} is cut short or damaged: copy or export it again.") from None
+    if rest > _TRAILING:
+        raise UserError(f"{path} holds more voxels than its header states: copy or export it again.")
+    warnings += check_hu(array, str(path))
+    sizes = " x ".join(str(n) for n in shape)
+    history = (
+        f"NIfTI, {sizes} {dtype}, spacing from the affine",
+        f"HU as stored, scl_slope {slope:g} and scl_inter {inter:g} applied once",
+        *grid.notes,
+    )
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
+
+
+# ---------------------------------------------------------------------------------------------------------- stream
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The stream of the file, unpacked where its content (not its name) is gzip; and whether it is."""
+    with plain_file(path) as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            yield raw, False
+            return
+        with gzip.GzipFile(fileobj=raw) as file:
+            yield file, True
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    while count > 0:
+        got = len(file.read(min(count, _CHUNK)))
+        if not got:
+            raise EOFError
+        count -= got
+
+
+def _fill(stored: np.ndarray, file: BinaryIO, dtype: np.dtype, slope: float, inter: float) -> None:
+    """Writes the file's voxels into an array of their stored shape, some planes of the last axis at a time."""
+    plane = stored[..., 0].size * dtype.itemsize
+    step = max(1, _CHUNK // plane)
+    for first in range(0, stored.shape[-1], step):
+        part = stored[..., first : first + step]
+        data = file.read(part.shape[-1] * plane)
+        if len(data) < part.shape[-1] * plane:
+            raise EOFError
+        values = np.frombuffer(data, dtype).reshape(part.shape, order="F")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused with the volume
+            part[...] = values if (slope, inter) == (1.0, 0.0) else values * np.float64(slope) + inter
+
+
+# ---------------------------------------------------------------------------------------------------------- header
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, int]:
+    """The header and the least offset of voxels after it. Not nibabel's own checks: they quote the header in logs."""
+    try:
+        block = file.read(348)
+        size = next((n for n in _KINDS for order in ("little", "big") if int.from_bytes(block[:4], order) == n), 348)
+        block += file.read(size - 348)
+        kind, least = _KINDS[size]
+        header = kind(block, check=False)
+        magic = bytes(header["magic"].item())[:3]
+        if magic in _PAIRED:
+            raise UserError(f"{path} is half of a pair (.hdr and .img): save the scan as one .nii or .nii.gz file.")
+        if int(header["sizeof_hdr"]) == size and magic in _SINGLE:
+            return header, least
+    except (*_BROKEN, ValueError, nib.wrapstruct.WrapStructError) as error:
+        if isinstance(error, UserError):
+            raise
+    raise UserError(f"{path} is not a NIfTI file: name a .nii or .nii.gz scan, or a DICOM folder.")
+
+
+def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, ...]:
+    dim = [int(n) for n in header["dim"]]
+    if not 0 <= dim[0] <= 7:
+        raise UserError(f"{path} states {dim[0]} dimensions: copy or export it again.")
+    shape = tuple(dim[1 : dim[0] + 1])
+    if len(shape) > 3 and set(shape[3:]) == {1}:
+        shape = shape[:3]
+    check_shape(shape, str(path))
+    return shape
+
+
+def _dtype(header: nib.Nifti1Header, path: Path) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, nib.spatialimages.HeaderDataError):
+        dtype = None
+    if dtype is None or dtype.itemsize == 0:
+        code = int(header["datatype"])
+        raise UserError(f"{path} states the unknown voxel type {code}: export the scan again, as int16.")
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        raise UserError(f"{path} holds colours or complex numbers ({dtype}): name the scan itself, in HU.")
+    return dtype
+
+
+def _scaling(header: nib.Nifti1Header, path: Path) -> tuple[float, float]:
+    """scl_slope and scl_inter; a slope of 0 means, as the standard has it, that none applies."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or np.isnan(slope):
+        return 1.0, 0.0
+    if not (np.isfinite(slope) and np.isfinite(inter)):
+        raise UserError(f"{path} states a scaling that is not finite (scl_slope, scl_inter): export the scan again.")
+    return slope, inter
+
+
+def _axes(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The world step (LPS, mm) of each stored axis, as rows, and the warnings of a sform and qform that differ."""
+    sform, sform_code = header.get_sform(coded=True)
+    try:
+        with np.errstate(all="ignore"):
+            qform, qform_code = header.get_qform(coded=True)
+    except (ValueError, nib.spatialimages.HeaderDataError):  # a quaternion longer than one, or a negative spacing
+        qform, qform_code = None, 0
+    if not sform_code > 0 and not qform_code > 0:
+        raise UserError(
+            f"{path} states no orientation (no valid sform or qform), so left and right are unknown: "
+            "convert the scan again from DICOM."
+        )
+    affine = sform if sform_code > 0 else qform
+    if not np.all(np.isfinite(affine)):
+        raise UserError(f"{path} has an affine with NaN or infinite entries: convert the scan again from DICOM.")
+    if not np.all(np.any(affine[:3, :3], axis=0)):
+        raise UserError(f"{path} states no voxel spacing (an axis of its affine is 0): convert it again from DICOM.")
+    try:
+        scale = _TO_MM[header.get_xyzt_units()[0]]
+    except KeyError:
+        raise UserError(f"{path} states an unknown unit of length: set its spacing to mm (xyzt_units 2).") from None
+    axes = affine[:3, :3].T * _RAS_TO_LPS * scale
+    return axes, _compared(sform, qform, scale, path) if sform_code > 0 and qform_code > 0 else ()
+
+
+def _compared(sform: np.ndarray, qform: np.ndarray, scale: float, path: Path) -> tuple[str, ...]:
+    """Refuses two forms that differ by a flip or another order of axes; reports what is more than rounding."""
+    if not np.all(np.isfinite(qform)):
+        return ("geometry: the qform is not finite; the sform was used",)
+    lengths = np.linalg.norm(sform[:3, :3], axis=0), np.linalg.norm(qform[:3, :3], axis=0)
+    if not np.all(lengths[1]):
+        return ("geometry: the qform states no voxel spacing; the sform was used",)
+    cosines = np.sum(sform[:3, :3] / lengths[0] * (qform[:3, :3] / lengths[1]), axis=0)
+    angle = float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))
+    if angle > 30:
+        raise UserError(
+            f"{path} states two orientations (sform and qform differ), so left and right are unknown: "
+            "convert the scan again from DICOM."
+        )
+    found = []
+    if angle > 0.5:
+        found.append(f"by {angle:.1f} degrees")
+    spacing = float(np.max(np.abs(lengths[1] / lengths[0] - 1)))
+    if spacing > 0.01:
+        found.append(f"in voxel size by {100 * spacing:.0f} %")
+    shift = float(np.linalg.norm(sform[:3, 3] - qform[:3, 3])) * scale
+    if shift > 1:
+        found.append(f"in position by {shift:.1f} mm")
+    return (f"geometry: sform and qform differ {' and '.join(found)}; the sform was used",) if found else ()

@@ -1,0 +1,211 @@
+"""From a volume to the model's input: resampling, HU windows, and slices of three channels.
+
+Axis legend: N slices of the scan, D slices of the model, H rows, W columns, S pixels of the model's square slice.
+
+The canonical volume counts up toward Superior, Posterior and Left (the patient axes of DICOM), so a slice shown with
+row 0 on top has the front of the patient on top and the patient's right on the image's left.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.volume import Volume
+
+# Centre and width in HU, as radiologists name them.
+WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (40.0, 400.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+    "full": (0.0, 2000.0),
+}
+WINDOWS3 = ("lung", "mediastinum", "bone")
+
+# Grids of public data sets for `resample_to_spacing`: spacing (z, y, x) in mm, None for the whole extent, and shape.
+PRESETS: dict[str, tuple[tuple[float, float, float] | None, tuple[int, int, int]]] = {
+    "ct_rate": ((1.5, 0.75, 0.75), (240, 480, 480)),
+    "m3d": (None, (32, 256, 256)),
+}
+
+AIR = {"HU": -1000.0, "unit-interval": 0.0}  # what surrounds a slice that is padded to a square
+FLOOR_HU = -1024.0  # below lies only what scanners write outside their field of view
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The model's input. slices uint8 (D, S, S, 3); slice_mask bool (D,), False where no slice of the scan stands.
+
+    spacing_mm is (z, y, x) of the resampled grid, None where the source states none; history as in Volume; hu_range is
+    the lowest and highest HU of the resampled grid, None where the source holds no HU.
+    """
+
+    slices: np.ndarray
+    slice_mask: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+    history: tuple[str, ...]
+    hu_range: tuple[float, float] | None = None
+
+
+# -------------------------------------------------------------------------------------------------------- windows
+
+
+def window_names(channels: str) -> tuple[str, str, str]:
+    """The windows of the three channels: `windows3`, `repeat:<window>`, or `repeat` for `repeat:full`."""
+    if channels == "windows3":
+        return WINDOWS3
+    mode, colon, name = channels.partition(":")
+    name = name if colon else "full"
+    if mode != "repeat" or name not in WINDOWS:
+        known = ", ".join(WINDOWS)
+        raise UserError(f"channels={channels!r} is unknown: use windows3 or repeat:<window> with one of {known}.")
+    return (name, name, name)
+
+
+@functools.cache
+def window_table(windows: tuple[str, str, str]) -> np.ndarray:
+    """uint8 (65536, 3): the channels of every int16 HU, found by its unsigned bits: faster than arithmetic."""
+    hu = np.arange(2**16, dtype=np.uint16).view(np.int16)
+    columns = []
+    for centre, width in (WINDOWS[name] for name in windows):
+        scaled = (hu.astype(np.float32) - np.float32(centre - width / 2)) * np.float32(255 / width)
+        columns.append(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8))
+    return np.stack(columns, -1)
+
+
+def to_channels(array_hu: np.ndarray, channels: str = "windows3") -> np.ndarray:
+    """HU (..., D, H, W) of any real dtype to uint8 (..., D, H, W, 3); each window spans 0 to 255, ends clipped."""
+    array = np.asarray(array_hu, np.float32)
+    out = np.empty((*array.shape, 3), np.uint8)
+    done: dict[str, int] = {}
+    for channel, name in enumerate(window_names(channels)):
+        if name in done:
+            out[..., channel] = out[..., done[name]]
+            continue
+        centre, width = WINDOWS[name]
+        scaled = (array - np.float32(centre - width / 2)) * np.float32(255 / width)
+        out[..., channel] = np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
+        done[name] = channel
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------ resampling
+
+
+def resample(volume: Volume, slices: int, size: int) -> Volume:
+    """To min(N, slices) slices of size x size pixels, the square (in mm) padded with air around the centre.
+
+    Linear with half-pixel centres; where an axis shrinks, the kernel widens by the same factor (anti-aliasing), as
+    Pillow's BILINEAR and jax.image.resize do. Depth is never invented: fewer slices stay as they are. Computed in
+    float64 slice by slice, a function of the canonical volume alone.
+    """
+    count, rows, columns = volume.array.shape
+    dz, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
+    high, wide = rows * dy, columns * dx
+    side = max(high, wide)
+    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are one.
+    row_weights = _weights(rows, size, rows if side - high <= 1e-4 * side else side / dy)
+    column_weights = _weights(columns, size, columns if side - wide <= 1e-4 * side else side / dx)
+    array = _apply(volume, _weights(count, min(slices, count), count), row_weights, column_weights)
+    history = [
+        f"{rows} x {columns} padded to a square of {'pixels' if volume.spacing_mm is None else f'{side:.1f} mm'}"
+    ]
+    history.append(f"resampled in plane to {size} x {size}, linear, anti-aliased")
+    spacing = None if volume.spacing_mm is None else (dz, side / size, side / size)
+    if count > slices:
+        history.append(f"{count} slices resampled to {slices}, linear, anti-aliased")
+        spacing = spacing and (dz * count / slices, *spacing[1:])
+    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, *history))
+
+
+def resample_to_spacing(
+    volume: Volume, spacing_mm: tuple[float, float, float] | None, shape: tuple[int, int, int]
+) -> Volume:
+    """To `shape` (D, H, W) voxels of `spacing_mm` (z, y, x) around the centre: cropped, or padded with air.
+
+    Linear and anti-aliased as `resample`. Without `spacing_mm` the whole extent is stretched onto `shape`, each axis by
+    itself, which invents slices where there are fewer. A volume that states no spacing has only that way: UserError
+    otherwise. `PRESETS` holds the grids of public data sets.
+    """
+    counts = volume.array.shape
+    if spacing_mm is None:
+        lengths = [float(count) for count in counts]
+        told = f"stretched to {' x '.join(map(str, shape))}, each axis by itself, linear, anti-aliased"
+        stated = volume.spacing_mm
+        spacing = stated and tuple(step * a / b for step, a, b in zip(stated, counts, shape, strict=True))
+    else:
+        if volume.spacing_mm is None:
+            raise UserError(
+                "the volume states no spacing, so it cannot be resampled to one in mm: give it as NIfTI or DICOM, or "
+                "stretch it to a grid without spacing."
+            )
+        spacing = tuple(float(step) for step in spacing_mm)
+        lengths = [n * new / old for n, new, old in zip(shape, spacing, volume.spacing_mm, strict=True)]
+        told = f"resampled to {' x '.join(f'{step:g}' for step in spacing)} mm, linear, anti-aliased, "
+        told += f"cropped or padded with air around the centre to {' x '.join(map(str, shape))}"
+    array = _apply(volume, *(_weights(n, new, length) for n, new, length in zip(counts, shape, lengths, strict=True)))
+    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, told))
+
+
+def _apply(volume: Volume, depth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """float32 (D', H', W') of the weights (D', D), (H', H) and (W', W), in float64, one target slice at a time.
+
+    Depth goes first: it leaves the fewest values. Weights sum to less than one where the kernel reaches into the
+    padding; the rest is air. Sparse products rather than BLAS, whose bits depend on the processor.
+    """
+    air = AIR[volume.unit]
+    rows, columns = csr_array(rows), csr_array(columns)
+    out = np.empty((len(depth), rows.shape[0], columns.shape[0]), np.float32)
+    plane, part = (np.empty(volume.array.shape[1:], np.float64) for _ in range(2))
+    for target, weights in enumerate(depth):
+        plane.fill(0.0)
+        for index in np.flatnonzero(weights):
+            np.copyto(part, volume.array[index])
+            if volume.unit == "HU":
+                np.maximum(part, FLOOR_HU, out=part)
+            part -= air
+            part *= weights[index]
+            plane += part
+        out[target] = (columns @ np.ascontiguousarray((rows @ plane).T)).T + air
+    return out
+
+
+def _weights(source: int, target: int, length: float) -> np.ndarray:
+    """Linear resampling weights float64 (target, source).
+
+    The target spans `length` source pixels around the centre of the source. What of it lies beyond the source is
+    padding and takes its share of the weight, so rows sum to one or less; without padding, and where the target is
+    smaller than the source (a crop), they sum to one.
+    """
+    pad = (length - source) / 2
+    scale = length / target
+    support = max(scale, 1.0)
+    beyond = int(np.ceil(pad + support)) if pad > 0 else 0
+    centres = (np.arange(target) + 0.5) * scale - pad
+    pixels = np.arange(-beyond, source + beyond) + 0.5
+    kernel = np.maximum(0.0, 1 - np.abs(pixels - centres[:, None]) / support)
+    return (kernel / kernel.sum(axis=1, keepdims=True))[:, beyond : beyond + source]
+
+
+def prepare_slices(volume: Volume, slices: int, size: int, channels: str = "windows3") -> Prepared:
+    """The model's slices of a scan: resampled, windowed, three channels, padded at the end with masked zero slices.
+
+    `channels` names HU windows; values of a unit interval were windowed by their source and fill all three alike.
+    """
+    windows = window_names(channels)
+    grid = resample(volume, slices, size)
+    if grid.unit == "HU":
+        real = to_channels(grid.array, channels)
+        note = f"HU windows {', '.join(windows)}"
+    else:
+        real = np.repeat(np.rint(np.clip(grid.array, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+        note = "no HU window: values of the unit interval in all three channels"
+    out = np.zeros((slices, size, size, 3), np.uint8)
+    out[: len(real)] = real
+    mask = np.arange(slices) < len(real)
+    notes = [note] if mask.all() else [note, f"{slices - len(real)} slices masked, none invented"]
+    hu_range = (float(grid.array.min()), float(grid.array.max())) if grid.unit == "HU" else None
+    return Prepared(out, mask, grid.spacing_mm, (*grid.history, *notes), hu_range)

@@ -1,0 +1,298 @@
+"""Trains and scores the rows of configs/ablations.py and tabulates them against the full recipe.
+
+    python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
+
+Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
+is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
+<workdir>/results, one small file a row and seed: a row with a result there needs its runs no more. `--table` only
+writes the table anew. Two commands may share a workdir if rows with the same first stage are left to one of them.
+Axis legend: S seeds, N items.
+"""
+
+import dataclasses
+import json
+import runpy
+import statistics as plain
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tghmoe_jax import evaluate, train
+from tghmoe_jax.datasets.sources import DRAWN
+from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.evaluation import comparison, files, outputs, statistics
+from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
+from tghmoe_jax.training import compile_cache, reporting, run_folder
+from tghmoe_jax.training.command_line import parse
+
+# The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
+SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
+EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
+LEAST_SEEDS = 3  # that a verdict takes
+# What may differ between a result and the config that is asked for: places, and what changes no score.
+_MAY_CHANGE = ("init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
+WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """Rows of a config file ({name: configs.ablations.Row}), where their runs lie, and the command line's changes."""
+
+    file: Path
+    rows: dict[str, Any]
+    workdir: Path
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
+        """UserError where the file is none."""
+        if not Path(file).is_file():
+            raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
+        sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
+        rows = runpy.run_path(file).get("ROWS")
+        if not rows:
+            raise UserError(f"--config {file} has no ROWS; name a file like configs/ablations.py.")
+        return cls(Path(file), rows, Path(workdir), tuple(flags))
+
+    def resolve(self, row: str, stage: int, seed: int) -> ConfigDict:
+        """The config of one stage of one row. UserError for an unknown flag."""
+        return parse(["ablate", f"--config={self.file}:{row},stage={stage},seed={seed}", *self.flags])[0]
+
+    def first_run(self, row: str, seed: int) -> Path:
+        """The folder of a row's first stage: that of the first row of the table whose first stage is the same."""
+        wanted = run_folder.flatten(self.resolve(row, 1, seed))
+        owner = next(other for other in self.rows if run_folder.flatten(self.resolve(other, 1, seed)) == wanted)
+        return self.workdir / f"{owner}-stage1-seed{seed}"
+
+    def last_run(self, row: str, seed: int) -> Path:
+        """The folder of the row's last stage, which is scored."""
+        two = self.rows[row].last_stage == 2
+        return self.workdir / f"{row}-stage2-seed{seed}" if two else self.first_run(row, seed)
+
+    def result_file(self, row: str, seed: int) -> Path:
+        return self.workdir / "results" / f"{row}-seed{seed}.json"
+
+    def result(self, row: str, seed: int) -> dict | None:
+        """What `result_of` kept of the row, once it has been asked. UserError where it was made by another config."""
+        file = self.result_file(row, seed)
+        if not file.is_file():
+            return None
+        result = json.loads(file.read_text())
+        old, new = result.get("config"), run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
+        if old is None:
+            raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
+        free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
+        if differ := run_folder.differing(old, new, free):
+            raise UserError(
+                f"{file} was made with another config, which differs in {', '.join(differ[:5])}"
+                f"{', ...' if len(differ) > 5 else ''}; choose another --workdir or delete that file."
+            )
+        return result
+
+    def run(self, row: str, seed: int) -> None:
+        """Trains what a row still lacks, asks its last stage the test questions and keeps the result."""
+        file = self.result_file(row, seed)
+        if self.result(row, seed):
+            return
+        first, last = self.first_run(row, seed), self.last_run(row, seed)
+        train_stage(self.resolve(row, 1, seed), first)
+        if last != first:
+            config = self.resolve(row, 2, seed)
+            config.init_from = str(first)
+            train_stage(config, last)
+        if not list(last.glob("eval/*/metrics.json")):
+            evaluate.run_again(str(last), None, str(last))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        config = run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
+        outputs.write_text(file, json.dumps(result_of(first, last) | {"config": config}, separators=(",", ":")) + "\n")
+        jax.clear_caches()
+
+
+def train_stage(config: ConfigDict, folder: Path) -> None:
+    """Trains a run, or the rest of it. Programs of one run are of no use to the next."""
+    if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
+        print(f"\n==== {folder}", flush=True)
+        if code := train.run(config, str(folder)):
+            sys.exit(code)  # SIGTERM; the same command goes on
+        jax.clear_caches()
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def result_of(first: Path, last: Path) -> dict:
+    """All that the table needs of one row and seed, from the folders of its first and last stage.
+
+    metrics: the evaluation's; items {score: [numerators, denominators, number of each item's unit]}; what the manifest
+    of the last stage says of its code, seeds and sizes; minutes: all training steps of both stages at their median.
+    """
+    (file,) = last.glob("eval/*/metrics.json")
+    run = files.read_run(file.parent)
+    items = {}
+    for name, (kind, column) in SCORES.items():
+        top, bottom = comparison.judged_columns(kind, run[kind])[column]  # counts, both of them
+        number: dict[Any, int] = {}
+        units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
+        items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
+    manifest, seconds = run_folder.read_manifest(last), 0.0
+    for folder in dict.fromkeys([first, last]):
+        steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
+        seconds += plain.median(steps) * len(steps)
+    return {
+        "metrics": json.loads(file.read_text()), "items": items,
+        "manifest": {key: manifest.get(key) for key in ("git", "seeds", "base", "devices", "parameters")},
+        "minutes": seconds / 60,
+    }  # fmt: skip
+
+
+def values_of(result: dict, wrong_group: bool = False) -> dict[str, float | None]:
+    """{score: value} of one result, or of its questions asked with the other task's experts (None: not asked)."""
+    keys = {name: "/".join(place) for name, place in SCORES.items()}
+    if wrong_group:
+        keys = {"closed": "control/wrong_group_closed_accuracy_strict", "finding_f1": "control/wrong_group_finding_f1"}
+    values = {name: result["metrics"][key] for name, key in keys.items()}
+    return values | {"score": None if None in values.values() else plain.mean(values.values())}
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def summary(table: Ablation, rows: Sequence[str], seeds: int | None) -> list[dict]:
+    """One record a row that has finished for a seed: scores over seeds and items, and its difference from `full`."""
+    done = {}
+    for row in dict.fromkeys(["full", *rows]):
+        found = {seed: table.result(row, seed) for seed in range(seeds or table.rows[row].seeds)}
+        done[row] = {seed: result for seed, result in found.items() if result}
+    reference = {seed: values_of(result) for seed, result in done["full"].items()}
+    names = [row for row in done if done[row]]
+    if reference and all(None not in values_of(one, True).values() for one in done["full"].values()):
+        names.insert(1, WRONG_GROUP)
+    return [record(table, name, done["full" if name == WRONG_GROUP else name], reference) for name in names]
+
+
+def record(table: Ablation, name: str, results: dict[int, dict], reference: dict[int, dict]) -> dict:
+    """The numbers of one row of the table; results {seed: result}, reference {seed: scores of the full recipe}."""
+    wrong = name == WRONG_GROUP
+    values = {seed: values_of(result, wrong) for seed, result in results.items()}
+    row = {
+        "row": name, "seeds": sorted(values),
+        "what": "the full recipe asked with the other task's experts" if wrong else table.rows[name].what,
+        **{key: plain.mean(one[key] for one in values.values()) for key in (*SCORES, "score")},
+    }  # fmt: skip
+    if not wrong:
+        for key in SCORES:
+            top, bottom, units = zip(*(result["items"][key] for result in results.values()), strict=True)
+            row[f"{key}_ci95"] = statistics.nested_ci95(np.array(top), np.array(bottom), units[0])
+        one = results[min(results)]
+        row |= {"parameters": one["manifest"]["parameters"], "minutes": one["minutes"]}
+    if name != "full":
+        pairs = [{key: values[s][key] - reference[s][key] for key in values[s]} for s in values if s in reference]
+        for key in (*SCORES, "score") if pairs else ():
+            row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
+            row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
+        planned = table.rows["full" if wrong else name].seeds
+        if len(pairs) >= max(planned, LEAST_SEEDS):  # none before all seeds are there: it would stop where it pleases
+            row["verdict"] = verdict(row["score_difference"], row["score_difference_ci95"])
+    return row
+
+
+def verdict(difference: float, interval: tuple[float, float]) -> str:
+    """What a row's score minus the full recipe's says, by the rule of docs/ablations.md."""
+    low, high = interval
+    if high < 0 and difference <= -EFFECT:
+        return "full better"
+    if low > 0:
+        return "row better"
+    return "none that counts" if -EFFECT < low and high < EFFECT else "not shown"
+
+
+def markdown(records: Sequence[dict]) -> str:
+    """The table for people; a difference is the row's minus the full recipe's, over the seeds that both have."""
+    interval = lambda pair: "" if pair is None else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
+    lines = [
+        "| row | what differs | seeds | closed | finding F1 | score - full's | verdict | M parameters, active "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in records:
+        shown = []
+        for key in SCORES:
+            low_high = one.get(f"{key}_ci95")
+            shown.append(f"{one[key]:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""))
+        difference = ""
+        if "score_difference" in one:
+            difference = f"{one['score_difference']:+.3f}" + interval(one["score_difference_ci95"])
+        size = one.get("parameters")
+        sizes = f"{size['total'] / 1e6:.2f}, {size['active'] / 1e6:.2f}" if size else ""
+        minutes = f"{one['minutes']:.1f}" if "minutes" in one else ""
+        lines.append(
+            f"| `{one['row']}` | {one['what']} | {len(one['seeds'])} | {' | '.join(shown)} | {difference} | "
+            f"{one.get('verdict', '')} | {sizes} | {minutes} |"
+        )
+    return "\n".join(lines)
+
+
+def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
+    records = summary(table, rows, seeds)
+    outputs.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
+    outputs.write_text(table.workdir / "table.md", markdown(records) + "\n")
+    print(markdown(records), flush=True)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def chosen(known: Iterable[str], names: str) -> list[str]:
+    """The rows of a comma-separated list, in the order of the table. UserError names an unknown one."""
+    wanted = list(known) if names == "all" else [name for name in names.split(",") if name]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(known)}.")
+    if not wanted:
+        raise UserError(f"--rows is empty; use all or some of {', '.join(known)}.")
+    return [name for name in known if name in wanted]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
+    parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
+    parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
+    parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
+    parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
+    argv = sys.argv[1:] if argv is None else argv
+    flags = [one for one in argv if one.startswith("--config.")]
+    try:
+        args = parser.parse_args([one for one in argv if one not in flags])
+        table = Ablation.of(args.config, args.workdir, flags)
+        rows = chosen(table.rows, args.rows)
+        if args.seeds is not None and args.seeds < 1:
+            raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
+        if bare := [one for one in flags if "=" not in one]:
+            raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
+        try:
+            table.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir {args.workdir} cannot be made ({error.strerror}); name another.") from error
+        if args.table:
+            write_table(table, rows, args.seeds)
+            return 0
+        keep_freed_memory()
+        simulate_devices()
+        compile_cache.keep()
+        for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
+            for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
+                table.run(row, seed)
+                write_table(table, rows, args.seeds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
