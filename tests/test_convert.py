@@ -288,6 +288,7 @@ def test_a_target_that_cannot_be_written_is_one_sentence(tiny_stage2, tmp_path, 
     assert "cannot be written" in refused(capsys, tiny_stage2, tmp_path / "file" / "below", "--export")
 
 
+@pytest.mark.slow
 def test_low_rank_updates_train_alone_and_are_merged_by_the_export(tiny_folder, tmp_path):
     """The decoder's own weights stay those of the base; the exported model gives the run's logits without leaves."""
     flags = ("--config.train.steps=2", "--config.eval.every=0", "--config.optimizer.rate=0.05")

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from configs import stage1
 from tests import tiny_run
 from tests.datasets import dataset_fixtures
 from tghmoe_jax import prepare
+from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.samples import pipeline
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 TEXT = "--config.data.text_length=200"
@@ -56,7 +61,22 @@ def own(tiny_folder) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["m3d", "ct_rate", "llava", "labelmap", "manifest"])
-def test_training_runs_on_each_data_set(tiny_folder, name):
+def test_each_data_set_gives_a_first_batch(tiny_folder, name):
+    data = ConfigDict(stage1.get_config().data)
+    data.update(raw(tiny_folder, name) | {"slices": tiny_run.SLICES, "size": tiny_run.SIZE, "text_length": 200})
+    source, tokenizer = make_source(data, "train", 0), Tokenizer.from_folder(tiny_folder / "base")
+    mixture = tuple((kind, 1) for kind in ("report", "open", "closed") if sum(source.counts(kind)))
+    spec = pipeline.BatchSpec(2 * len(mixture), 1, 1, 200, mixture, ("report", "vqa"))
+    batch = next(pipeline.train_iterator(source, tokenizer, spec, 0, 1))
+    assert batch["slices"].shape == (1, spec.rows, tiny_run.SLICES, tiny_run.SIZE, tiny_run.SIZE, 3)
+    assert batch["slices"].any(axis=(2, 3, 4, 5)).all() and batch["slice_mask"].any(axis=2).all()
+    assert batch["loss_mask"].any(axis=2).all() and batch["question_mask"].any(axis=2).all()
+    assert set(batch["task"].ravel()) == {int(kind != "report") for kind, _ in mixture}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m3d", "labelmap"])
+def test_training_runs_on_a_data_set(tiny_folder, name):
     run = tiny_run.trained(
         tiny_folder, "stage1.py", f"on_{name}", *flags(raw(tiny_folder, name)), TEXT, "--config.train.steps=2",
         "--config.eval.every=0", "--config.max_bad_fraction=0.5",
@@ -76,6 +96,7 @@ def finetuned(tiny_folder, tiny_stage2, own) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_own_scans_are_trained_on_and_asked_their_own_test_questions_once(finetuned):
     closed, opened, reports = (predictions(finetuned, kind) for kind in ("closed", "open", "report"))
     assert [len(rows) for rows in (closed, opened, reports)] == [2, 2, 2]
@@ -90,6 +111,7 @@ def test_own_scans_are_trained_on_and_asked_their_own_test_questions_once(finetu
     assert ranges == {"slices": [tiny_run.SLICES] * 2}
 
 
+@pytest.mark.slow
 def test_a_run_on_files_is_gone_on_with_and_scored_again(tiny_folder, finetuned):
     before = tiny_run.metrics(finetuned)
     again = tiny_run.trained(
@@ -113,6 +135,7 @@ def test_a_set_without_a_test_item_is_refused_before_it_is_trained_on(tiny_folde
     assert not (tiny_folder / "untested").exists()
 
 
+@pytest.mark.slow
 def test_low_rank_updates_start_from_a_stage2_or_a_base(tiny_folder, tiny_stage2, own):
     """And worker processes give the very batches of a thread."""
 
@@ -142,6 +165,7 @@ def broken(own: dict[str, str], folder: Path) -> dict[str, str]:
     return own | {"root": str(root)}
 
 
+@pytest.mark.slow
 def test_a_broken_volume_is_named_once_and_replaced(tiny_folder, own, tmp_path):
     data = broken(own, tmp_path)
     options = (*tiny_run.options(tiny_folder), *flags(data), TEXT, "--config.train.steps=2", "--config.eval.every=0")

@@ -28,15 +28,15 @@ def flags(folder, **changes) -> list[str]:
     return [config, *tiny_run.options(folder), *(f"--config.{key}={value}" for key, value in more.items())]
 
 
-def environment(folder) -> dict[str, str]:
+def environment() -> dict[str, str]:
     own = {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}  # no TPU library speaks
-    return tiny_run.environment(folder) | own
+    return tiny_run.environment() | own
 
 
 def pod(folder, *arguments) -> subprocess.Popen:
     """local_pod.sh with two processes of four devices."""
     return subprocess.Popen(
-        [POD, "2", "4", "--", *arguments], cwd=folder, env=environment(folder), text=True,
+        [POD, "2", "4", "--", *arguments], cwd=folder, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def two(folder, places, *arguments, own=((), ()), code=(tiny_run.ROOT,) * 2) -> 
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tghmoe_jax.main", *who, *arguments, *more], cwd=place, text=True,
-                env=environment(folder) | more_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=environment() | more_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
         )  # fmt: skip
     errors = [one.communicate(timeout=WAIT)[1] for one in started]
@@ -76,6 +76,7 @@ def of_process(number: int, output: str) -> str:
     return "\n".join(line.removeprefix(own) for line in output.splitlines() if line.startswith(own))
 
 
+@pytest.mark.slow
 def test_two_processes_train_evaluate_and_leave_one_run(tiny_folder):
     """... which one process continues."""
     run = tiny_folder / "pod"
@@ -97,6 +98,7 @@ def test_two_processes_train_evaluate_and_leave_one_run(tiny_folder):
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
     run = tiny_folder / "stopped"
     more = flags(tiny_folder, train_steps=100_000, eval_every=0, checkpoint_every=100_000)
@@ -126,6 +128,7 @@ def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
 
 
+@pytest.mark.slow
 def test_processes_that_see_different_workdirs_are_told_so_at_the_start(tiny_folder):
     places = [tiny_folder / "disk0", tiny_folder / "disk1"]
     (first, text), (second, other) = two(tiny_folder, places, *flags(tiny_folder), "--workdir=runs/own")
@@ -154,6 +157,7 @@ def test_an_error_is_one_sentence_of_process_0_and_ends_all(tiny_folder, own, me
     assert not (tiny_folder / "never").exists()
 
 
+@pytest.mark.slow
 def test_a_host_with_other_code_is_named(tiny_folder):
     other = tiny_folder / "other_code"
     shutil.copytree(tiny_run.ROOT / "tghmoe_jax", other / "tghmoe_jax", ignore=shutil.ignore_patterns("__pycache__"))
@@ -166,6 +170,7 @@ def test_a_host_with_other_code_is_named(tiny_folder):
     assert re.match("error: the code of process 1 on .* differs from that of process 0", line), line
 
 
+@pytest.mark.slow
 def test_a_host_that_sees_another_base_is_named(tiny_folder):
     places = [tiny_folder / "base0", tiny_folder / "base1"]
     for place in places:

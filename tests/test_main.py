@@ -154,6 +154,20 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
+    """With Muon, a batch that lies over two devices, and the losses of one device."""
+    flags = ("--config.optimizer.name=muon", "--config.train.steps=3", "--config.eval.every=0")
+    one, two = (
+        tiny_run.trained(tiny_folder, "stage1.py", f"muon_{devices}", *flags, devices=devices) for devices in (1, 2)
+    )
+    losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl")] for run in (one, two)]
+    assert json.loads((two / "manifest.json").read_text())["devices"] != json.loads(
+        (one / "manifest.json").read_text()
+    )["devices"]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
 def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folder, tiny_stage2):
     flags = (*tiny_run.options(tiny_folder), f"--config.init_from={tiny_stage2}")
     again = tiny_run.trained(tiny_folder, "evaluate.py", "evaluate", *flags)
@@ -167,6 +181,7 @@ def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folde
     assert manifests[0] == manifests[1] and read[0] is None and read[1]["step"] == tiny_run.STEPS
 
 
+@pytest.mark.slow
 def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
     base, _ = llava_folder(tmp_path / "llava")
     flags = (f"--config.base={base}", "--config.train.steps=2", "--config.eval.items=4")
@@ -179,6 +194,7 @@ def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
     assert not [path for path in loaded.params if "newline" in path]
 
 
+@pytest.mark.slow
 def test_a_long_evaluation_adds_the_second_style_and_hard_ways_of_asking(tiny_folder, tiny_stage2, tmp_path):
     old = shutil.copytree(tiny_stage2, tmp_path / "old")  # of a version that had no such key
     config = json.loads((old / "config.json").read_text())

@@ -33,17 +33,12 @@ def text(outputs) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(parts))
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory) -> Path:
-    """Compiled programs, which the notebooks share as far as they run the same."""
-    return tmp_path_factory.mktemp("programs")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_it_runs_from_top_to_bottom(file, tmp_path, programs, monkeypatch):
+def test_it_runs_from_top_to_bottom(file, tmp_path, monkeypatch):
     for name in ("configs", "tghmoe_jax"):  # as in a clone, but what it leaves is not left in this one
         (tmp_path / name).symlink_to(ROOT / name)
-    for name, value in tiny_run.environment(programs).items():
+    for name, value in tiny_run.environment().items():
         if name != "XLA_FLAGS":  # the newest XLA, under which this is run as well, knows others
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

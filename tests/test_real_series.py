@@ -5,10 +5,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests import tiny_run
 from tests.datasets.dataset_fixtures import write_labelmap_index
 
 
+@pytest.mark.slow
 def test_the_embedded_reader_is_scored_on_parts_of_labelled_scans_by_scan(tmp_path):
     root = tmp_path / "scans"
     write_labelmap_index(root, cases=2, parts=6)

@@ -3,6 +3,8 @@
 import random
 import signal
 
+import pytest
+
 from tests import tiny_run
 from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.reporting import deterministic, read_metrics
@@ -38,30 +40,37 @@ def losses(run) -> list[dict]:
     return [deterministic(record) for record in read_metrics(run / "metrics.jsonl")]
 
 
-def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tiny_folder, tiny_stage1):
-    """Killed before the first checkpoint, within the second, and after a random step."""
-    run = tiny_folder / "killed"
+ONCE = [(KILLED_AT_STEP.format(step=5), None, {3})]
+STEP = random.randint(4, tiny_run.STEPS)  # noqa: S311
+THRICE = [
+    (KILLED_AT_STEP.format(step=2), None, set()),
+    (KILLED_IN_CHECKPOINT.format(step=6), None, {3}),
+    (KILLED_AT_STEP.format(step=STEP), 3, {3, 6} if STEP > 6 else {3}),
+]
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(ONCE, id="once"), pytest.param(THRICE, id="thrice", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tiny_folder, tiny_stage1, kills):
+    """Killed after a checkpoint; or before the first one, within the second, and after a random step."""
+    run = tiny_folder / f"killed_{len(kills)}"
 
     def again(code: str = ""):
         flags = (*tiny_run.options(tiny_folder), "--config.eval.every=0")  # an evaluation changes no loss
         return tiny_run.command(tiny_folder, "stage1.py", run, *flags, code=code)
 
-    step = random.randint(4, tiny_run.STEPS)  # noqa: S311
-    for code, continues, holds in (
-        (KILLED_AT_STEP.format(step=2), None, set()),
-        (KILLED_IN_CHECKPOINT.format(step=6), None, {3}),
-        (KILLED_AT_STEP.format(step=step), 3, {3, 6} if step > 6 else {3}),
-    ):
+    for code, continues, holds in kills:
         done = again(code)
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
         assert (f"continued from step {continues}" in done.stdout) == (continues is not None)
-        assert {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} == holds, step
+        assert {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} == holds, kills
     done = again()
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"continued from step {6 if step > 6 else 3}" in done.stdout
+    assert f"continued from step {max(kills[-1][2])}" in done.stdout
     unbroken, broken = losses(tiny_stage1), losses(run)
     assert [record["step"] for record in broken] == list(range(1, tiny_run.STEPS + 1))
-    assert broken == unbroken, f"killed at step {step}"
+    assert broken == unbroken, kills
     one, other = (checkpoints.load_params(folder)[0] for folder in (tiny_stage1, run))
     assert one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 

@@ -45,36 +45,43 @@ def options(folder: Path) -> list[str]:
         "base": folder / "base", "data.root": folder / "data", "data.volumes": 40, "data.slices": SLICES,
         "data.size": SIZE, "model.patch_depth": 2, "model.attn3d_layers": "1,2", "model.tgh.layers": "1,2",
         "model.tgh.hidden": 24, "model.depth_rope.rotary_dim": 8, "train.batch": 16, "train.accumulate": 2,
+        "optimizer.name": "adamw",  # compiles faster; the default is trained with in tests/test_main.py
         "train.steps": STEPS, "checkpoint.every": 3, "eval.items": ITEMS, "eval.batch": 6, "eval.new_tokens": 6,
         "eval.answer_tokens": 4, "data.mixture.report": 1, "data.mixture.open": 1, "data.mixture.closed": 1,
     }  # fmt: skip
     return [f"--config.{key}={value}" for key, value in sizes.items()]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Programs are compiled quickly, and kept in `folder` so that the second run of a model starts at once."""
-    cache = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+def keep_programs(folder: Path) -> dict[str, str]:
+    """The environment in which compiled programs are kept in `folder`, even the smallest."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
-    return {**os.environ, **cache, "PYTHONPATH": str(ROOT)}
 
 
-def command(folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "") -> subprocess.CompletedProcess:
-    """Runs `python -m tghmoe_jax.main` in `folder`; `code` is run in its process before."""
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a command: programs are compiled quickly, for so many devices, and kept as tests/conftest.py says."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+    return {**os.environ, **quick, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+
+
+def command(
+    folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "", devices: int = 1
+) -> subprocess.CompletedProcess:  # fmt: skip
+    """Runs `python -m tghmoe_jax.main` in `folder` on so many devices; `code` is run in its process before."""
     start = ["-c", f"{code}\nimport sys; from tghmoe_jax.main import main; sys.exit(main())"] if code else []
     start = start or ["-m", "tghmoe_jax.main"]
     arguments = [f"--config={ROOT / 'configs' / config}", f"--workdir={workdir}", *flags]
     return subprocess.run(
-        [sys.executable, *start, *arguments], cwd=folder, env=environment(folder), capture_output=True, text=True,
+        [sys.executable, *start, *arguments], cwd=folder, env=environment(devices), capture_output=True, text=True,
         timeout=900,
     )  # fmt: skip
 
 
-def trained(folder: Path, config: str, name: str, *flags: str) -> Path:
+def trained(folder: Path, config: str, name: str, *flags: str, devices: int = 1) -> Path:
     """The finished run `name` in `folder`."""
-    done = command(folder, config, folder / name, *options(folder), *flags)
+    done = command(folder, config, folder / name, *options(folder), *flags, devices=devices)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / f"{name}.out").write_text(done.stdout)
     return folder / name

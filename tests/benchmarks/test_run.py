@@ -16,23 +16,24 @@ from tests import tiny_run
 COMPARES = {"vision": 4, "train_step": 2, "moe_layer": 3, "decode": 4}
 
 
-def command(tmp_path, *flags: str) -> subprocess.CompletedProcess:
+def command(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.run", *flags], cwd=tiny_run.ROOT, env=tiny_run.environment(tmp_path),
+        [sys.executable, "-m", "benchmarks.run", *flags], cwd=tiny_run.ROOT, env=tiny_run.environment(),
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict:
+def told() -> dict:
     """What the command says of all cases; it leaves the page and the reports of real sizes alone."""
     kept = [file.read_bytes() if file.is_file() else None for file in (benchmark.PAGE, benchmark.REPORTS)]
-    done = command(tmp_path_factory.mktemp("cache"), "--small", "--runs=1", "--json")
+    done = command("--small", "--runs=1", "--json")
     assert done.stdout, done.stderr[-3000:]
     assert kept == [file.read_bytes() if file.is_file() else None for file in (benchmark.PAGE, benchmark.REPORTS)]
     return json.loads(done.stdout) | {"stderr": done.stderr}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", benchmark.CASES)
 def test_a_case_runs_at_small_size_and_gives_ratios_of_equal_outputs(told, name):
     assert told["rates"]["matmul"] > 0 and told["rates"]["bandwidth"] > 0 and told["machine"]["versions"]["torch"]
@@ -51,8 +52,8 @@ def test_a_case_runs_at_small_size_and_gives_ratios_of_equal_outputs(told, name)
         assert all(row["notes"]["distinct"] > 1 for row in rows if row["notes"]["tokens"] > 1)
 
 
-def test_a_wrong_name_is_told(tmp_path):
-    done = command(tmp_path, "--only=speed")
+def test_a_wrong_name_is_reported():
+    done = command("--only=speed")
     assert done.returncode == 2 and done.stderr.startswith("error: 'speed' is no case; name some of vision, ")
 
 

@@ -58,17 +58,20 @@ def check_like_one_device(found: dict, mesh: str, single: dict, stage: int) -> N
             assert distance <= 1e-4 * np.abs(gradient).max() + 1e-9, (path, distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_and_gradients_on_a_mesh_are_those_of_one_device(found, mesh, stage):
     check_like_one_device(found, mesh, found, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_processes_of_4_devices_train_like_one_device(found, of_two_processes, stage):
     check_like_one_device(of_two_processes, "2,2,2", found, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_device_holds_its_share_of_the_experts_and_of_their_moments(found, mesh, stage):
@@ -86,11 +89,13 @@ def test_a_device_holds_its_share_of_the_experts_and_of_their_moments(found, mes
         assert frozen and not any(path.replace("share ", "share opt/") in leaves for path in frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["1", "4"])
 def test_a_checkpoint_of_2x2x2_restores_on_fewer_devices(found, devices):
     assert_restored(found, devices)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_2x2x2_restores_on_two_processes(of_two_processes):
     assert_restored(of_two_processes, "8")
 
@@ -102,5 +107,6 @@ def assert_restored(found: dict, devices: str) -> None:
     np.testing.assert_array_equal(found[f"restored/{devices}/next"], found[f"restored/{devices}/expected_next"])
 
 
+@pytest.mark.slow
 def test_a_leaf_of_a_base_is_read_in_the_parts_of_its_devices(found):
     assert found["placed/whole"] and found["placed/parts"].tolist() == [[3, 2, 2], [3, 2, 2]]

@@ -1,10 +1,12 @@
 """Ablation rows: each trains and is scored, shared stages are trained once, and the table says what the runs say."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,11 +15,15 @@ from tests import tiny_run
 from tghmoe_jax import train
 from tghmoe_jax.bases.base import EMBEDDED, save_base
 from tghmoe_jax.bases.phi3v import canonical_shapes
+from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics
-from tghmoe_jax.samples.tokenizer import FILES
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
+from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.studies import ablate
-from tghmoe_jax.training import run_folder
+from tghmoe_jax.training import program, run_folder
+from tghmoe_jax.weights import adapt
 
 # As deep as the embedded base, since the rows name its layers.
 BASE = tiny_run.BASE | {"vision_config": tiny_run.BASE["vision_config"] | {"num_hidden_layers": 6}}
@@ -47,48 +53,71 @@ def small(tmp_path_factory, flags) -> ablate.Ablation:
     return ablate.Ablation.of(ablations.__file__, tmp_path_factory.mktemp("ablations"), flags)
 
 
+TRAINED = ("full", "guidance=none", "baseline=m3d")  # two stages, a stage 2 of its own, and the outside baseline
+
+
 @pytest.fixture(scope="module")
-def all_rows(small, flags) -> ablate.Ablation:
-    """Every row of one seed, by the command itself, twice at once: rows that share a first stage go together."""
-    together = {}
-    for row in small.rows:
-        together.setdefault(small.first_run(row, 0), []).append(row)
+def rows(small, flags) -> ablate.Ablation:
+    """Three rows of one seed, by the command itself."""
     command = [sys.executable, "-m", "tghmoe_jax.ablate", f"--config={small.file}", f"--workdir={small.workdir}"]
-    one_device = tiny_run.environment(small.workdir) | {"JAX_NUM_CPU_DEVICES": "1"}  # less to compile
-    started = []
-    for half in (0, 1):
-        rows = ",".join(row for rows in list(together.values())[half::2] for row in rows)
-        started.append(
-            subprocess.Popen(
-                [*command, f"--rows={rows}", "--seeds=1", *flags], env=one_device, text=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
-    said = [one.communicate(timeout=3600)[1] for one in started]
-    assert [one.returncode for one in started] == [0, 0], "".join(text[-3000:] for text in said)
+    done = subprocess.run(
+        [*command, f"--rows={','.join(TRAINED)}", "--seeds=1", *flags], env=tiny_run.environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     return small
 
 
+def shapes_of(config, origin):
+    """The shapes of a row's parameters, once everything about it has been checked but its numbers."""
+    tokenizer = Tokenizer.from_folder(origin.tokenizer)
+    source = make_source(config.data, "train", config.data.volumes)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    spec = program.batch_spec(config, mesh)
+    model = program.build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
+    built = program.build(config, model, spec, mesh)
+    found, _, _ = train.assemble(origin, built.shapes, config.model.inflation)
+    assert any(built.trains.values()) and (found or config.fresh)
+    return built.shapes
+
+
 @pytest.mark.parametrize("row", ablations.ROWS)
-def test_every_row_trains_and_is_scored(row, all_rows):
-    last = all_rows.last_run(row, 0)
-    assert (last / "checkpoints" / str(STEPS)).is_dir()
-    values = ablate.values_of(all_rows.result(row, 0))
+def test_every_row_has_a_model_that_takes_its_base_and_then_its_stage_1(row, small):
+    first = small.resolve(row, 1, 0)
+    origin = train.load_origin(first)
+    shapes = shapes_of(first, origin)
+    if ablations.ROWS[row].last_stage == 2:
+        wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
+        stage1 = {name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}
+        shapes_of(
+            small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", TRAINED)
+def test_a_row_trains_and_is_scored(row, rows):
+    last = rows.last_run(row, 0)
+    steps = STEPS if row != "baseline=m3d" else rows.resolve(row, 1, 0).train.steps
+    assert (last / "checkpoints" / str(steps)).is_dir()
+    values = ablate.values_of(rows.result(row, 0))
     assert all(0 <= value <= 1 for value in values.values())
     assert run_folder.read_manifest(last)["parameters"]["total"] > 0
 
 
-def test_only_the_controls_of_the_config_are_asked(all_rows):
+@pytest.mark.slow
+def test_only_the_controls_of_the_config_are_asked(rows):
     def asked(row):
-        metrics = all_rows.result(row, 0)["metrics"]
+        metrics = rows.result(row, 0)["metrics"]
         return {key for key in metrics if key.startswith("control/") and metrics[key] is not None}
 
     assert asked("full") and all("wrong_group" in key for key in asked("full")), asked("full")
-    assert not asked("guidance=image")
+    assert not asked("guidance=none")
 
 
-def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_rows, monkeypatch):
-    small = all_rows
+@pytest.mark.slow
+def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(rows, monkeypatch):
+    small = rows
     assert len({small.first_run(row, 0) for row in ("full", "guidance=image", "stages=stopped")}) == 1
     assert len({small.first_run(*one) for one in (("full", 0), ("full", 1), ("init=random", 0))}) == 3
     monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
@@ -96,27 +125,29 @@ def test_rows_that_share_stage_1_share_its_run_and_nothing_is_trained_twice(all_
     small.run("full", 0)
 
 
-def test_a_kept_result_needs_its_runs_no_more(all_rows, flags, tmp_path):
+@pytest.mark.slow
+def test_a_kept_result_needs_its_runs_no_more(rows, flags, tmp_path):
     """... so that a table is made elsewhere, from small files alone."""
-    shutil.copytree(all_rows.workdir / "results", tmp_path / "results")
-    assert sum(file.stat().st_size for file in (tmp_path / "results").iterdir()) < len(all_rows.rows) * 50_000
+    shutil.copytree(rows.workdir / "results", tmp_path / "results")
+    assert sum(file.stat().st_size for file in (tmp_path / "results").iterdir()) < len(rows.rows) * 50_000
     moved = ablate.Ablation.of(ablations.__file__, tmp_path, flags)
     moved.run("full", 0)
-    assert ablate.summary(moved, list(moved.rows), None) == ablate.summary(all_rows, list(all_rows.rows), None)
+    assert ablate.summary(moved, list(moved.rows), None) == ablate.summary(rows, list(rows.rows), None)
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_a_result_of_another_config_is_refused(all_rows, flags, capsys):
+@pytest.mark.slow
+def test_a_result_of_another_config_is_refused(rows, flags, capsys):
     """... or a table would pair runs that were trained or asked differently."""
-    argv = ["--rows=full", "--seeds=1", f"--workdir={all_rows.workdir}", f"--config={all_rows.file}", *flags]
+    argv = ["--rows=full", "--seeds=1", f"--workdir={rows.workdir}", f"--config={rows.file}", *flags]
     for extra in (["--table"], []):
         assert ablate.main([*argv, "--config.eval.items=5", *extra]) == 2
         assert "full-seed0.json was made with another config, which differs in eval.items" in capsys.readouterr().err
     assert ablate.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
-    bare = all_rows.workdir.parent / "bare"
+    bare = rows.workdir.parent / "bare"
     (bare / "results").mkdir(parents=True)
     (bare / "results" / "full-seed0.json").write_text("{}")
-    assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={all_rows.file}", "--table"]) == 2
+    assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={rows.file}", "--table"]) == 2
     assert "does not say by which config it was made" in capsys.readouterr().err
 
 
@@ -141,8 +172,9 @@ def test_every_row_takes_the_same_steps_batch_order_and_questions():
             assert equal(own) == equal(reference)
 
 
-def test_the_table_pairs_seeds_with_the_full_recipe(all_rows, flags, capsys):
-    small = all_rows
+@pytest.mark.slow
+def test_the_table_pairs_seeds_with_the_full_recipe(rows, flags, capsys):
+    small = rows
     argv = ["--rows=guidance=none", "--seeds=1", f"--workdir={small.workdir}", f"--config={small.file}", "--table"]
     argv += flags
     assert ablate.main(argv) == 0

@@ -27,6 +27,7 @@ def report():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_whole_state_is_donated(report):
     b = report["bytes"]
     assert report["donated"] == {"leaves": report["donated"]["of"], "of": report["donated"]["of"]}
@@ -36,6 +37,7 @@ def test_the_whole_state_is_donated(report):
     assert pixels <= b["arguments"] - b["donated"] < 3 * pixels  # what is not given away is the batch
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_chip_adds_up(report):
     b = report["bytes"]
     assert b["hbm"] == round(15.75 * 2**30) and b["spare"] == b["hbm"] - b["peak"]
@@ -43,6 +45,7 @@ def test_the_memory_of_a_chip_adds_up(report):
     assert b["spare_share"] == pytest.approx(b["spare"] / b["hbm"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_experts_are_sharded_and_tokens_or_weights_are_exchanged(report):
     experts = report["experts"]
     assert "expert" in experts["spec"]
@@ -52,6 +55,7 @@ def test_experts_are_sharded_and_tokens_or_weights_are_exchanged(report):
     assert all(one["sent"] > 0 and one["bytes"] > 0 for one in found.values())
 
 
+@pytest.mark.slow
 def test_the_roofline_is_the_slowest_of_its_parts(report):
     r, useful = report["roofline"], report["flops"]["useful"]
     assert r["seconds"] == max(r["compute"], r["hbm"], r["ici"])
@@ -63,6 +67,7 @@ def test_the_roofline_is_the_slowest_of_its_parts(report):
     assert s["chip_hours_at_roofline"] < s["chip_hours"]
 
 
+@pytest.mark.slow
 def test_the_report_for_people_states_what_the_numbers_say(report):
     told = aot.text(report)
     assert "4 chips, mesh data 1, fsdp 2, expert 2" in told

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["all_to_all", "ragged"])
 def test_a_layer_executes_little_more_than_its_chosen_experts_ask_for(transport):
     done = subprocess.run(

@@ -11,6 +11,7 @@ import pytest
 from tghmoe_jax.tools import selfcheck
 
 
+@pytest.mark.slow
 def test_every_fast_path_passes_on_two_devices_of_this_machine():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
