@@ -3,6 +3,7 @@
 A process of its own, started by test_transports.py: the number of devices is fixed before the first computation.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -97,6 +98,33 @@ def partners(data: int, fsdp: int, expert: int) -> list[list[int]]:
         return sorted(map(list, replica_groups(run.lower(params, *batch).compile().as_text(), ("all-to-all",))))
 
 
+def without_a_group() -> dict:
+    """A layer of 2 groups of 4 experts whose samples go to both groups, on 8 devices that split both: distances from
+    the layer on one device with every expert computed for every token."""
+    layer = MoE(TGH(groups=2, experts=4, task_input="none", capacity_factor=4.0), 2, 4, 2, 8, jnp.dtype("float32"))
+    oracle = layer.clone(cfg=dataclasses.replace(layer.cfg, dispatch="dense"))
+    rng = np.random.default_rng(3)
+    u, t = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 3, 4), (16, 5)))
+    rest = (np.arange(48).reshape(16, 3) % 7 > 0, t, np.arange(16, dtype=np.int32) % 2)
+    params = layer.init(jax.random.key(0), u, *rest)
+
+    def run(layer):
+        def total(params, u):
+            y, stats = layer.apply(params, u, *rest)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), (y, stats.dropped)
+
+        gradients, (y, dropped) = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, u)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves((y, gradients))], float(dropped)
+
+    expected, _ = run(oracle)
+    mesh = make_mesh(1, 1, 8, experts=4)
+    assert dict(mesh.shape)["group"] == 2
+    with jax.set_mesh(mesh):
+        found, dropped = run(layer)
+    distances = [float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)]
+    return {"distance": max(distances), "least": min(float(np.abs(a).max()) for a in expected), "dropped": dropped}
+
+
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -120,6 +148,7 @@ def main() -> None:
                 "distance": {key: float(np.abs(found[key] - expected[key]).max()) for key in expected},
             }  # fmt: skip
         report[f"{name}: least"] = min(float(np.abs(leaf).max()) for leaf in expected.values())
+    report["without a group"] = without_a_group()
     report["partners"] = {str(sizes): partners(*sizes) for sizes in [(1, 1, 8), (2, 1, 4), (2, 2, 2)]}
     print(json.dumps(report))
 

@@ -33,6 +33,12 @@ def test_what_finds_no_room_is_counted_and_leaves_the_rest_alone(report, axes, c
     assert found["whole"] > 0.5  # tokens none of whose pairs was dropped
 
 
+def test_samples_that_no_group_is_picked_for_reach_the_experts_of_all_groups(report):
+    """On 8 devices that split the groups and the experts of each."""
+    found = report["without a group"]
+    assert found["dropped"] == 0 and found["distance"] < 1e-4 < found["least"]
+
+
 def test_tokens_are_exchanged_only_among_the_devices_of_their_expert_axis(report):
     """Of the compiled layer: never between the parts of `data` and `fsdp`."""
     assert report["partners"]["(2, 1, 4)"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
