@@ -24,7 +24,7 @@ from tghmoe_jax.scans.slices import prepare_slices
 
 VOLUMES, SHARD = 13, 5
 KILLS = 20
-SMALL_SHARDS = f"from tghmoe_jax.data import prepared; prepared.SHARD = {SHARD}\n"
+SMALL_SHARDS = f"from tghmoe_jax.datasets import prepared; prepared.SHARD = {SHARD}\n"
 # What the killed process does to itself: it is gone before or after a file gets its name.
 KILLED_AT_FILE = """
 import itertools, os, signal

@@ -26,7 +26,7 @@ import numpy as np
 
 from tghmoe_jax.datasets.index_files import finish, index_file, read_csv, read_json, split_of_case
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item, Rejected
-from tghmoe_jax.datasets.masks import Mask, read_mask
+from tghmoe_jax.datasets.masks import LabelMap, read_mask
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
@@ -242,7 +242,7 @@ def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]
             yield _Scan(texts["volume"], texts["mask"], texts.get("labels") or None, case, split, int(parts))
 
 
-def _check_sides(mask: Mask, name: str) -> None:
+def _check_sides(mask: LabelMap, name: str) -> None:
     """Refuses a mask whose names of left and right contradict the geometry of its file.
 
     Most pairs must be crossed: one alone may be (a kidney that lies on the other side).
@@ -264,7 +264,7 @@ def _check_sides(mask: Mask, name: str) -> None:
 class _Shown:
     """What a part of a scan shows of each structure: volume, centre and contact with the edge, in patient axes."""
 
-    def __init__(self, mask: Mask, part: Part):
+    def __init__(self, mask: LabelMap, part: Part):
         array = mask.array[tuple(slice(low, high) for low, high in part.box)]
         self.part, self.names, self._spacing, self._shape = (
             part,

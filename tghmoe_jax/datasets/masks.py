@@ -27,14 +27,14 @@ _BROKEN = (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError, ni
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class Placement:
     """Where a grid lies: stored shape, the step of each stored axis (rows, LPS, mm) and the position of voxel 0."""
 
     shape: tuple[int, int, int]
     axes: np.ndarray
     origin: np.ndarray
 
-    def differs(self, other: "Frame") -> bool:
+    def differs(self, other: "Placement") -> bool:
         """Whether two grids do not hold the same voxels; their axes may be stored in another order or direction."""
         if sorted(self.shape) != sorted(other.shape):
             return True
@@ -48,7 +48,7 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask:
+class LabelMap:
     """array uint16 (D, H, W) of label values, spacing_mm (z, y, x), names of the values that are labels."""
 
     array: np.ndarray
@@ -56,7 +56,7 @@ class Mask:
     names: dict[int, str]
 
 
-def read_mask(scan: Path, mask: Path, labels: Path | None) -> Mask:
+def read_mask(scan: Path, mask: Path, labels: Path | None) -> LabelMap:
     """The mask of a scan: one label map with a table of names, or a folder of binary masks named by their structure.
 
     UserError for a mask on another grid than the scan's, for values that are no labels, and for one the table lacks.
@@ -70,19 +70,19 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> Mask:
         unknown = sorted(set(np.flatnonzero(np.bincount(array.ravel())).tolist()) - {0, *names})
         if unknown:
             raise UserError(f"{mask} holds the label {unknown[0]}, which {labels} does not name: add it to the table.")
-        return Mask(array, spacing, names)
+        return LabelMap(array, spacing, names)
     files = sorted(path for path in mask.iterdir() if path.name.endswith((".nii", ".nii.gz")))
     if not files or len(files) > MAX_LABEL:
         raise UserError(f"{mask} holds {len(files)} masks: name the folder of one scan's .nii.gz masks.")
     names = {value: _name(path.name.partition(".nii")[0], mask) for value, path in enumerate(files, 1)}
     # Masks stored alike (all of a scan, as a rule) are put together before the one turn to the canonical order.
-    layouts: dict[tuple, tuple[np.ndarray, Frame]] = {}
+    layouts: dict[tuple, tuple[np.ndarray, Placement]] = {}
     for value, path in enumerate(files, 1):
         stored, own = _stored(path, scan, frame)
         together, _ = layouts.setdefault((own.shape, own.axes.tobytes()), (np.zeros(own.shape, np.uint16), own))
         together[stored > 0] = value
     turned = [_canonical(together, own, mask) for together, own in layouts.values()]
-    return Mask(np.maximum.reduce([array for array, _ in turned]), turned[0][1], names)
+    return LabelMap(np.maximum.reduce([array for array, _ in turned]), turned[0][1], names)
 
 
 def read_labels(path: Path) -> dict[int, str]:
@@ -114,7 +114,7 @@ def read_labels(path: Path) -> dict[int, str]:
     return names
 
 
-def frame_of(scan: Path) -> Frame:
+def frame_of(scan: Path) -> Placement:
     """Where the grid of a NIfTI file or of a folder of one DICOM series lies; no voxel is read."""
     if scan.is_dir():
         return _dicom_frame(scan)
@@ -162,7 +162,7 @@ def _check_size(image: nib.Nifti1Image, path: Path) -> None:
         raise UserError(f"{path} is cut short, or its header is damaged: copy or export it again.")
 
 
-def _nifti_frame(image: nib.Nifti1Image, path: Path) -> Frame:
+def _nifti_frame(image: nib.Nifti1Image, path: Path) -> Placement:
     header = image.header
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         raise UserError(
@@ -171,10 +171,11 @@ def _nifti_frame(image: nib.Nifti1Image, path: Path) -> Frame:
     if not np.all(np.isfinite(image.affine)):
         raise UserError(f"{path} has an affine with NaN or infinite entries: export it with its geometry.")
     scale = _TO_MM.get(header.get_xyzt_units()[0], 1.0)
-    return Frame(image.shape, image.affine[:3, :3].T * _RAS_TO_LPS * scale, image.affine[:3, 3] * _RAS_TO_LPS * scale)
+    to_lps = _RAS_TO_LPS * scale
+    return Placement(image.shape, image.affine[:3, :3].T * to_lps, image.affine[:3, 3] * to_lps)
 
 
-def _stored(path: Path, scan: Path, frame: Frame) -> tuple[np.ndarray, Frame]:
+def _stored(path: Path, scan: Path, frame: Placement) -> tuple[np.ndarray, Placement]:
     """Label values in their stored order, uint8 or uint16, of a mask on the scan's grid; and where they lie."""
     image = _open(path)
     own = _nifti_frame(image, path)
@@ -201,13 +202,13 @@ def _stored(path: Path, scan: Path, frame: Frame) -> tuple[np.ndarray, Frame]:
     return values, own
 
 
-def _canonical(stored: np.ndarray, own: Frame, path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+def _canonical(stored: np.ndarray, own: Placement, path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Label values uint16 (D, H, W) and the spacing, by the very turn that scans take (exact in its float32)."""
     array, spacing, _ = canonicalise(stored, own.axes, str(path))
     return array.astype(np.uint16), spacing
 
 
-def _dicom_frame(folder: Path) -> Frame:
+def _dicom_frame(folder: Path) -> Placement:
     """The grid of one series; whether it is one, straight and complete, is judged when its voxels are read."""
     tags = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"]
     found = []
@@ -228,4 +229,4 @@ def _dicom_frame(folder: Path) -> Frame:
     positions = sorted((entry[0] for entry in found), key=lambda position: float(position @ normal))
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     axes = np.stack([step, cosines[3:] * between_rows, cosines[:3] * between_columns])
-    return Frame((len(positions), *plane), axes, positions[0])
+    return Placement((len(positions), *plane), axes, positions[0])

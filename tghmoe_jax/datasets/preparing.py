@@ -34,6 +34,7 @@ from tghmoe_jax.datasets.prepared import write_atomic
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
 
 WORK = ".work"
@@ -202,9 +203,9 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
     content, row = b"", {"volume": key}
     try:
         volume = dataset.read(key)
-        grid, resampled = prepared.to_grid(volume, slices, size)
+        grid = to_grid(volume, slices, size)
         record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
-        row |= _provenance(dataset.root, key, volume, resampled, grid, record)
+        row |= _provenance(dataset.root, key, volume, grid, record)
         content = leaks.signature(grid.values).tobytes() + record
     except UserError as error:
         row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
@@ -214,14 +215,13 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
     return number, "rejected" in row, time.monotonic() - begun
 
 
-def _provenance(root: Path, key: str, volume: Volume, resampled: Volume, grid: prepared.Grid, record: bytes) -> dict:
-    hu = volume.unit == "HU"
+def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes) -> dict:
     return {
         "place": None, "shape": list(grid.values.shape), "unit": volume.unit, "crc32": zlib.crc32(record),
         "sha256": hashlib.sha256(record).hexdigest(), "source_sha256": source_digest(root, key, volume),
         "source_shape": list(volume.array.shape), "source_spacing_mm": volume.spacing_mm,
         "spacing_mm": grid.spacing_mm, "orientation": volume.orientation, "window": volume.window,
-        "hu_range": [int(grid.values.min()), int(grid.values.max())] if hu else None, "history": resampled.history,
+        "hu_range": grid.hu_range, "history": grid.history,
         "versions": {"tghmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in READERS},
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from tghmoe_jax.drawn.phantom import Truth
 from tghmoe_jax.drawn.phantom_report import report
+from tghmoe_jax.samples.prompts import REPORT_REQUESTS
 
 
 class Wording(NamedTuple):
@@ -85,37 +86,7 @@ SEEN = Wording(
             "Tell me where the {lesion} is.",
         ),
     },
-    requests=(
-        "Write a report for this CT.",
-        "Report the findings of this scan.",
-        "What are the findings of this CT?",
-        "Describe this CT.",
-        "Describe the findings in the image.",
-        "Give a report of this scan.",
-        "Please write the report.",
-        "Please describe the scan.",
-        "Write the findings of this CT.",
-        "Give the findings of the image.",
-        "What does this CT show? Write a report.",
-        "Please report this image.",
-        "Generate a report for this scan.",
-        "Report this CT.",
-        "Write a caption for this scan.",
-        "Summarise the findings.",
-        "Give a summary of this study.",
-        "Draft a report of the examination.",
-        "Dictate a report.",
-        "Provide a summary of the images.",
-        "Provide the interpretation of this CT.",
-        "Tell me everything you see in this scan.",
-        "Could you write a report about this study?",
-        "Could you describe the images?",
-        "Observe the volume and write a report.",
-        "Tell me the findings in a few sentences.",
-        "Draft a text about this volume for a colleague.",
-        "Write a radiology report.",
-        "Dictate what you observe.",
-    ),
+    requests=REPORT_REQUESTS,
 )
 
 # Never in training: the router's second score.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Item, Look, Mark
+from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Look, Mark, SceneItem
 
 COUNTS = ("one", "two", "three", "four")
 SIZES = {
@@ -59,14 +59,14 @@ class Scene:
     """A picture's content; the first item is the one most questions are about."""
 
     look: Look
-    items: tuple[Item, ...]
+    items: tuple[SceneItem, ...]
 
-    def unique_shapes(self) -> list[Item]:
+    def unique_shapes(self) -> list[SceneItem]:
         """Items that their shape's name alone identifies."""
         names = [i.shape for i in self.items]
         return [i for i in self.items if names.count(i.shape) == 1]
 
-    def unique_colours(self) -> list[Item]:
+    def unique_colours(self) -> list[SceneItem]:
         """Items that their colour alone identifies."""
         names = [i.colour for i in self.items]
         return [i for i in self.items if names.count(i.colour) == 1]
@@ -77,7 +77,7 @@ def sample(rng: np.random.Generator) -> Scene:
     mode = int(rng.random() < 0.35)  # coloured or grey
     look = _look(rng, mode)
     count = 1 + int(rng.choice(len(COUNTS), p=COUNT_CHANCES))
-    items: list[Item] = []
+    items: list[SceneItem] = []
     free = [PLACES[i] for i in rng.permutation(len(PLACES))]
     while len(items) < count:
         items.append(_item(rng, mode, look, items, free))
@@ -86,14 +86,14 @@ def sample(rng: np.random.Generator) -> Scene:
     return Scene(look, tuple(items))
 
 
-def level_name(item: Item) -> str:
+def level_name(item: SceneItem) -> str:
     """The name of a grey item's brightness; empty for a coloured one or one between two names."""
     if max(item.levels) - min(item.levels) > 30:
         return ""
     return next((name for name, level in GREYS.items() if abs(item.brightness - level) < 22), "")
 
 
-def extremes(items: Sequence[Item]) -> dict[str, Item]:
+def extremes(items: Sequence[SceneItem]) -> dict[str, SceneItem]:
     """The clearly brightest and the clearly darkest item, where all items differ in shape."""
     if len(items) < 2 or len({i.shape for i in items}) < len(items):
         return {}
@@ -106,7 +106,7 @@ def extremes(items: Sequence[Item]) -> dict[str, Item]:
     return found
 
 
-def _repainted(rng: np.random.Generator, look: Look, item: Item) -> Item:
+def _repainted(rng: np.random.Generator, look: Look, item: SceneItem) -> SceneItem:
     """The item in a grey level that has a name, so that the scene has an answer about brightness."""
     levels, colour = _colour(rng, 1, look)
     mark = _mark(rng, item.shape, item.size, item.centre, item.radius, levels)
@@ -135,7 +135,7 @@ def _look(rng: np.random.Generator, mode: int) -> Look:
     )
 
 
-def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], free: list[str]) -> Item:
+def _item(rng: np.random.Generator, mode: int, look: Look, items: list[SceneItem], free: list[str]) -> SceneItem:
     """A further item that overlaps none of `items`; takes its place out of `free`."""
     first = not items
     names = list(SIZES)
@@ -156,7 +156,7 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], fr
                 levels, colour = _colour(rng, mode, look)
                 turn = _turn(rng, shape)
                 mark = _mark(rng, shape, size, (row, column), radius, levels)
-                return Item(shape, size, place, colour, (row, column), radius, turn, levels, mark)
+                return SceneItem(shape, size, place, colour, (row, column), radius, turn, levels, mark)
         size = names[names.index(size) - 1]  # a tiny one always fits somewhere
 
 

@@ -6,7 +6,7 @@ words, each option shown is true about equally often, and the letters are shuffl
 
 import numpy as np
 
-from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Item
+from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, SceneItem
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES, Scene, extremes, level_name
 from tghmoe_jax.drawn.scenes_wording import QUESTIONS
 from tghmoe_jax.samples.questions import Question
@@ -137,13 +137,13 @@ _ASKERS = {
 }
 
 
-def _named(scene: Scene) -> list[Item]:
+def _named(scene: Scene) -> list[SceneItem]:
     """Items that can be named without their place; the first item always can."""
     by_shape, by_colour = scene.unique_shapes(), scene.unique_colours()
     return [i for i in scene.items if any(i is j for j in (*by_shape, *by_colour))]
 
 
-def _described(scene: Scene, item: Item, rng: np.random.Generator, asked: str) -> str:
+def _described(scene: Scene, item: SceneItem, rng: np.random.Generator, asked: str) -> str:
     """A phrase that fits this item only and does not name what is asked."""
     ways = []
     if asked != "shape" and any(item is i for i in scene.unique_shapes()):

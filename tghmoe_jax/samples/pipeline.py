@@ -15,7 +15,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from tghmoe_jax.drawn import binding
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.augment import Augment
@@ -138,10 +137,10 @@ class TrainBatches(grain.transforms.Map):
         """(volume, question) of a slot, or of the item that comes `further` later in the order of its kind."""
         rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
         kind = self.spec.pattern[slot % len(self.spec.pattern)]
-        if kind != "binding" and isinstance(self.source, ItemSource):
+        if isinstance(self.source, ItemSource) and kind not in self.source.made_up:
             return self.source.item(kind, self._item(kind, self._number(step, slot) + further), rng)
         index = self._volume(step * self.spec.rows + slot + further)
-        return index, binding.ask(rng) if kind == "binding" else self.source.question(index, kind, rng)
+        return index, self.source.question(index, kind, rng)
 
     def _number(self, step: int, slot: int) -> int:
         """How many samples of the slot's kind stand before it in the run."""
@@ -209,7 +208,7 @@ def train_iterator(
     """
     if isinstance(source, ItemSource):
         for kind in dict.fromkeys(spec.pattern):
-            if kind != "binding" and not sum(source.counts(kind)):
+            if kind not in source.made_up and not sum(source.counts(kind)):
                 raise UserError(
                     f"--config.data.mixture.{kind} is above 0 and the training set holds no {kind} item; set it to 0."
                 )

@@ -149,8 +149,8 @@ def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
         raise UserError(f"{path} states an orientation that is not two unit vectors at right angles: export it again.")
-    if slope == 0 or min(spacing) <= 0:
-        what = "a rescale slope" if slope == 0 else "a pixel spacing"
+    if slope <= 0 or min(spacing) <= 0:
+        what = "a rescale slope" if slope <= 0 else "a pixel spacing"
         raise UserError(f"{path} states {what} that is not positive: export the original CT series.")
     padding = tag(header, "PixelPaddingValue")
     return _Slice(
