@@ -82,14 +82,30 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
+def read_geometry(path: Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
+    """Where the grid of one CT series lies, no pixel read: shape, axes (3, 3) whose row i is the step in mm (LPS) of
+    stored axis i, and the position (3,) of the first voxel. UserError as `read_dicom`."""
+    with _quiet():
+        slices = _stack(series_at(path, None), path)
+    return (len(slices), *slices[0].shape), _axes(slices), slices[0].position
+
+
+def _stack(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> list[_Slice]:
+    return _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+
+
+def _axes(slices: list[_Slice]) -> np.ndarray:
+    first = slices[0]
+    step = (slices[-1].position - first.position) / (len(slices) - 1)
+    return np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
+
+
 def _read(path: Path, series: int | None) -> Volume:
     datasets = series_at(path, series)
-    slices = _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+    slices = _stack(datasets, path)
     first = slices[0]
     check_shape((len(slices), *first.shape), str(path))
-    step = (slices[-1].position - first.position) / max(len(slices) - 1, 1)
-    axes = np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
-    grid = canonical_grid(axes, str(path))
+    grid = canonical_grid(_axes(slices), str(path))
     shape = grid.shape((len(slices), *first.shape))
     check_canonical_shape(shape, str(path))
     _check_stored(datasets, path)
