@@ -9,8 +9,8 @@ import pytest
 from tests.scans.ct_fixtures import axes_of, patient, write_nifti
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.datasets import preparing, registry
-from tghmoe_jax.datasets.index_files import finish, index_file, read_csv, split_of_case
-from tghmoe_jax.datasets.items import Dataset, Item, Rejected
+from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, split_of_case
+from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.tokenizer import Tokenizer
@@ -22,17 +22,15 @@ from tghmoe_jax.scans.reading import read_volume
 
 def open_toy(root: Path, manifest: str = "") -> Dataset:
     """`toy.csv` lists scans and whether each shows a nodule."""
-    items: list[Item] = []
-    rejected: list[Rejected] = []
-    for line, row in read_csv(index_file(root, manifest or "toy.csv"), ("scan", "nodule"), rejected):
-        if row["nodule"] not in ("yes", "no"):
-            rejected.append(Rejected(f"toy.csv:{line}", "the nodule is neither yes nor no."))
-            continue
-        of = functools.partial(Item, row["scan"], split_of_case(row["scan"]), row["scan"])
-        items.append(of("report", "report", "", f"Nodule: {row['nodule']}."))
-        items.append(of("vqa", "abnormality", "Is there a nodule?", row["nodule"], ("yes", "no")))
-    finish("toy", items, rejected, str(root))
-    return Dataset("toy", root, tuple(items), tuple(rejected), functools.partial(read_toy, root))
+    gathered = Gathered("toy", root)
+    for line, row in read_csv(index_file(root, manifest or "toy.csv"), ("scan", "nodule"), gathered.rejected):
+        scan, nodule = row["scan"], row["nodule"]
+        fault = gathered.path_fault(scan) or (None if nodule in ("yes", "no") else "the nodule is neither yes nor no.")
+        of = functools.partial(Item, scan, split_of_case(scan), scan)
+        report = of("report", "report", "", f"Nodule: {nodule}.")
+        asked = of("vqa", "abnormality", "Is there a nodule?", nodule, ("yes", "no"))
+        gathered.add(f"toy.csv:{line}", *([fault] if fault else [report, asked]))
+    return gathered.dataset(functools.partial(read_toy, root))
 
 
 def read_toy(root: Path, key: str):

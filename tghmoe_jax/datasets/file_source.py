@@ -22,6 +22,7 @@ from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.prompts import REPORT_REQUESTS
 from tghmoe_jax.samples.questions import Kind, Question
+from tghmoe_jax.scans.scan import low_high
 from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
 
@@ -74,9 +75,9 @@ class FileSource:
                     self.rows += [rows[item.volume]] if rows else []
                 items[item.kind][number].append((index[item.volume], item))
         if not self.volumes:
-            mend = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
+            remedy = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
             raise UserError(
-                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{mend}."
+                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{remedy}."
             )
         self._counts = {kind: tuple(map(len, lists)) for kind, lists in items.items()}
         # Training takes the sets one after another (see `pipeline`), a test asks them in turns.
@@ -150,16 +151,16 @@ class FileSource:
         """See `samples.Source`; empty for a raw data set, whose volumes nobody has measured."""
         if not self.rows:
             return {}
-        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
-        ranges: dict[str, Any] = {"slices": [int(v) for v in pair([row["shape"][0] for row in self.rows])]}
+        counts = [row["shape"][0] for row in self.rows]
+        ranges: dict[str, Any] = {"slices": [min(counts), max(counts)]}
         spacing = np.array([row["spacing_mm"] for row in self.rows if row["spacing_mm"]])
         if len(spacing):
             ranges |= {
-                "spacing_mm": [pair(column) for column in spacing.T],
-                "field_of_view_mm": pair(spacing[:, 1] * self.data["size"]),
+                "spacing_mm": [low_high(column) for column in spacing.T],
+                "field_of_view_mm": low_high(spacing[:, 1] * self.data["size"]),
             }
         hu = [row["hu_range"] for row in self.rows if row["hu_range"]]
-        return ranges | ({"hu": pair(hu)} if hu else {})
+        return ranges | ({"hu": low_high(hu)} if hu else {})
 
     def group(self, index: int) -> str:
         """No strata: there is no control within a body section."""
@@ -173,7 +174,7 @@ class FileSource:
 def _open(
     data: Mapping[str, Any], name: str, root: str, alone: bool
 ) -> tuple[Iterable[Item], Callable[[str], Grid], Mapping[str, Mapping], set[tuple[str, str]]]:
-    """Items, the reader of a key, the index rows (none of a raw set), and the (split, key) left out as leaks."""
+    """Items, the reader of a key, the index rows (empty for a raw set), and the (split, key) left out as leaks."""
     drop = data.get("drop_leaks", "none")
     if prepared.read_parameters(root) is not None:
         found = PreparedSet(root, data["slices"], data["size"])
@@ -185,7 +186,9 @@ def _open(
         return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
     if not alone or drop != "none":
         why = f"--config.data.drop_leaks={drop}" if drop != "none" else "a list of data sets"
-        raise UserError(f"{why} needs prepared sets and {root or 'data.root'} is none; run tghmoe_jax.prepare first.")
+        raise UserError(
+            f"{why} needs prepared sets and {root or 'data.root'} is not one; run tghmoe_jax.prepare first."
+        )
     dataset = open_dataset(data)
     return dataset.items, functools.partial(_read_raw, dataset.read, data["slices"], data["size"]), {}, set()
 

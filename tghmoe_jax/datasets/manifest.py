@@ -1,7 +1,7 @@
 """The project's own manifest: a user's scans and texts as JSON lines (docs/own-data.md).
 
 One object a line: `volume` (path below the root), `question`, `answer`, and optionally `choices`, `task`, `type`,
-`case`, `split`, `indication`. It is strict: whatever is wrong is told by line, and nothing is guessed or repaired.
+`case`, `split`, `indication`. It is strict: whatever is wrong is reported by line, and nothing is guessed or repaired.
 Problems never quote a value, which may be a patient's. `folder#series=2` is one series of a DICOM folder or DICOMDIR
 that holds several, counted as the readers list them.
 """
@@ -49,7 +49,7 @@ class ManifestReport:
             numbers = [len({i.volume for i in of}), len({i.case for i in of}), *(counts[split, kind] for kind in kinds)]
             lines.append(f"{split:12}" + "".join(f"{number:9}" for number in numbers))
         many = len(self.problems)
-        verdict = f"{many} problem{'s' if many > 1 else ''}: mend the lines above." if many else "no problem found."
+        verdict = f"{many} problem{'s' if many > 1 else ''}: correct the lines above." if many else "no problem found."
         return "\n".join([*lines, f"{self.path}: {len(self.items)} items, {verdict}"])
 
 
@@ -165,7 +165,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
         if fault or len(value) > MAX_NAME:
             faults.append(fault or f"the {key} has more than {MAX_NAME} characters.")
     if row.get("split", "train") not in SPLITS:
-        faults.append(f"the split is none of {', '.join(SPLITS)}.")
+        faults.append(f"the split is not one of {', '.join(SPLITS)}.")
     if "choices" in row:
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
             faults.append(f"the choices are no list of 2 to {len(LETTERS)} texts.")
@@ -174,7 +174,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
         elif len(set(choices)) != len(choices):
             faults.append("a choice stands twice.")
         elif answer not in choices:
-            faults.append("the answer is none of the choices, letter by letter.")
+            faults.append("the answer is not one of the choices, letter by letter.")
         if task == "report":
             faults.append("a report has no choices.")
     return faults

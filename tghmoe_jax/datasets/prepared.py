@@ -107,7 +107,7 @@ class PreparedSet:
         self.parameters = read_parameters(folder)
         if self.parameters is None or not (self.folder / "card.json").is_file():
             raise UserError(
-                f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it goes on)."
+                f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it resumes)."
             )
         if self.parameters.get("format") != FORMAT:
             raise UserError(f"{folder} was prepared by another version of this project; prepare it into a new folder.")

@@ -1,4 +1,4 @@
-"""A data set of files -> a prepared set (see `prepared`): in parallel, and to be gone on with after a kill.
+"""A data set of files -> a prepared set (see `prepared`): in parallel, and resumed after a kill.
 
 A volume that is done lies in `.work` under its number in the plan, whole or not at all; when all of a shard are there
 they are packed. What is written is a function of the data set and the sizes alone: neither the number of workers nor
@@ -80,7 +80,7 @@ def prepare(
             return result
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror or type(error).__name__}); mend that and run the command "
+            f"{folder} cannot be written ({error.strerror or type(error).__name__}); fix that and run the command "
             "again: what is prepared stays."
         ) from error
 
@@ -270,16 +270,16 @@ class _Progress:
 
     def __init__(self, total: int, done: int, say: Callable[[str], None]):
         self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
-        self.begun = self.told = time.monotonic()
+        self.begun = self.reported = time.monotonic()
         if done:
             say(f"{done} of {total} volumes are there already")
 
     def one(self, rejected: bool) -> None:
         self.done += 1
         self.rejected += rejected
-        if time.monotonic() - self.told >= REPORT_SECONDS:
-            self.told = time.monotonic()
-            rate = (self.done - self.first) / (self.told - self.begun)
+        if time.monotonic() - self.reported >= REPORT_SECONDS:
+            self.reported = time.monotonic()
+            rate = (self.done - self.first) / (self.reported - self.begun)
             left = int((self.total - self.done) / rate)
             self.say(
                 f"{self.done} of {self.total} volumes, {self.rejected} rejected, {rate:.1f} a second, "

@@ -7,10 +7,10 @@ import dataclasses
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.phantom_text import ANSWER_PHRASES
 from tghmoe_jax.drawn.scenes_draw import MARKS, SHAPES, TEXTURES
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES
-from tghmoe_jax.drawn.scenes_text import pick, shuffled
 from tghmoe_jax.samples.questions import LETTERS, Question
 
 SCENE_PHRASES = tuple(

@@ -5,6 +5,7 @@ Each way is a `Wording`, so that the same volumes, answers and options are asked
 
 import re
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -52,7 +53,10 @@ OTHER_LANGUAGE = Wording(
 
 def _each(change) -> Wording:
     """The wordings of training, each changed by `change(text)` into one or several."""
-    changed = lambda texts: tuple(new for text in texts for new in change(text))  # noqa: E731
+
+    def changed(texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(new for text in texts for new in change(text))
+
     return Wording({type: changed(texts) for type, texts in SEEN.questions.items()}, changed(SEEN.requests))
 
 

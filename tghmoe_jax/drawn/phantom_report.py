@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.phantom import Truth
 from tghmoe_jax.drawn.phantom_lesions import KINDS, KINDS_BY_SECTION, ORGANS_BY_SECTION, Lesion
 
@@ -66,17 +67,13 @@ def where(lesion: Lesion) -> str:
 
 def report(truth: Truth, rng: np.random.Generator, sentences: Sentences = FIRST) -> str:
     """A report of 20 to 50 words: technique, one sentence for each finding, then one or two negative statements."""
-
-    def pick(options: tuple[str, ...]) -> str:
-        return options[rng.integers(len(options))]
-
-    written = [pick(sentences.technique).format(plane=truth.plane, phase=truth.phase, section=truth.section)]
+    written = [pick(rng, sentences.technique).format(plane=truth.plane, phase=truth.phase, section=truth.section)]
     for i in rng.permutation(len(truth.lesions)):
         lesion = truth.lesions[i]
         article = "an" if lesion.lesion[0] in "aeiou" else "a"
-        written.append(pick(sentences.finding).format(a_lesion=f"{article} {lesion.lesion}", where=where(lesion)))
+        written.append(pick(rng, sentences.finding).format(a_lesion=f"{article} {lesion.lesion}", where=where(lesion)))
     if not truth.lesions:
-        written.append(pick(sentences.healthy).format(section=truth.section))
+        written.append(pick(rng, sentences.healthy).format(section=truth.section))
 
     ill = {lesion.organ for lesion in truth.lesions}
     well = [o for o in ORGANS_BY_SECTION[truth.section] if o not in ill]
@@ -84,19 +81,19 @@ def report(truth: Truth, rng: np.random.Generator, sentences: Sentences = FIRST)
     wanted = max(1, 2 - len(truth.lesions) // 2)
     for organ, other in list(zip(well[::2], well[1::2], strict=False))[:wanted]:
         written.append(
-            pick(sentences.negative).format(
+            pick(rng, sentences.negative).format(
                 organ=organ,
                 other=other,
-                phrase=_phrase(truth.section, organ, rng),
-                other_phrase=_phrase(truth.section, other, rng),
+                phrase=phrase_of(truth.section, organ, rng),
+                other_phrase=phrase_of(truth.section, other, rng),
             )
         )
     return " ".join(s[0].upper() + s[1:] for s in written)
 
 
-def _phrase(section: str, organ: str, rng: np.random.Generator) -> str:
-    phrases = [k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ]
-    return phrases[rng.integers(len(phrases))]
+def phrase_of(section: str, organ: str, rng: np.random.Generator) -> str:
+    """What a lesion of an organ is called, one of its kinds."""
+    return pick(rng, [k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ])
 
 
 # The parser reads any text, a model's too: only what is plainly asserted counts.

@@ -21,6 +21,7 @@ from tghmoe_jax.drawn.phantom_text import AUX_NAMES, aux_targets, lesion_labels,
 from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Kind, Question, cell_grid, touched
+from tghmoe_jax.scans.scan import low_high
 from tghmoe_jax.scans.slices import to_channels, window_names
 
 STYLES = {"first": phantom.draw, "second": phantom2.draw}  # training draws the first style only
@@ -109,12 +110,11 @@ class PhantomSource:
         spacing = np.array([truth.spacing_mm for truth in self.truths])
         view = spacing[:, 1:] * self.volumes.shape[2:]
         few = self.volumes[:: max(1, len(self.volumes) // 200)]
-        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
         return {
-            "spacing_mm": [pair(column) for column in spacing.T],
+            "spacing_mm": [low_high(column) for column in spacing.T],
             "slices": [int(self.volumes.shape[1])] * 2,
-            "field_of_view_mm": pair(view),
-            "hu": pair(few),
+            "field_of_view_mm": low_high(view),
+            "hu": low_high(few),
         }
 
     def group(self, index: int) -> str:

@@ -47,11 +47,7 @@ NO_MARK = 0.15  # of the shapes that could hold one
 CONTRAST = 60  # least difference between a shape and what is behind it, in the channel where it is greatest
 
 _CENTRES = ((12.0, 18.0), (29.0, 35.0), (45.0, 51.0))  # rows or columns of the three bands of places
-_OFFSETS = {
-    "disc": (0.52, 0.52),
-    "square": (0.5, 0.5),
-    "triangle": (0.3, 0.34),
-}
+_OFFSETS = {"disc": (0.52, 0.52), "square": (0.5, 0.5), "triangle": (0.3, 0.34)}
 
 
 @dataclasses.dataclass(frozen=True)

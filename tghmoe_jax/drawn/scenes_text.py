@@ -6,6 +6,7 @@ words, each option shown is true about equally often, and the letters are shuffl
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, SceneItem
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES, Scene, extremes, level_name
 from tghmoe_jax.drawn.scenes_wording import QUESTIONS
@@ -183,16 +184,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
             break
         text.append(sentence[0].upper() + sentence[1:])
     return " ".join(text)
-
-
-def pick(rng: np.random.Generator, options):
-    """One of the options, each equally likely."""
-    return options[int(rng.integers(len(options)))]
-
-
-def shuffled(rng: np.random.Generator, options: list[str]) -> tuple[str, ...]:
-    """The options in random order."""
-    return tuple(options[i] for i in rng.permutation(len(options)))
 
 
 def _others(rng: np.random.Generator, odds, answer: str, near=()) -> list[str]:

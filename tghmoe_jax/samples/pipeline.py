@@ -186,7 +186,7 @@ class TrainBatches(grain.transforms.Map):
                 continue
             return index, question
         raise UserError(
-            f"{MOST_IN_A_ROW} items in a row cannot be used, the last because: {skipped[-1][1]} Mend the data set."
+            f"{MOST_IN_A_ROW} items in a row cannot be used, the last because: {skipped[-1][1]} Correct the data set."
         )
 
 
@@ -240,8 +240,8 @@ class BadItems:
         self.seen += rows + len(skipped)
         if self.bad > self.bound * max(self.seen, FEWEST_SEEN):
             raise UserError(
-                f"{self.bad} of {self.seen} items cannot be used, the last because: {skipped[-1][1].rstrip('.')}; mend "
-                f"the data, or allow a larger share than --config.max_bad_fraction={self.bound}."
+                f"{self.bad} of {self.seen} items cannot be used, the last because: {skipped[-1][1].rstrip('.')}; "
+                f"correct the data, or allow a larger share than --config.max_bad_fraction={self.bound}."
             )
 
 

@@ -265,7 +265,7 @@ def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> N
             raise UserError(f"{path} holds a slice of {bits or 'no'} bits a pixel: export the original CT series.")
         stated += (frames_of(header) or 1) * whole(header, "Rows") * whole(header, "Columns") * bits // 8
         size += file.stat().st_size
-    # All are judged as packed: a single slice without its pixels is told with its place in the stack.
+    # All are judged as packed: a single slice without its pixels is reported with its place in the stack.
     check_stored_size(stated, size, True, str(path))
 
 

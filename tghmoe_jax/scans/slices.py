@@ -135,7 +135,7 @@ def resample_to_spacing(
     counts = volume.array.shape
     if spacing_mm is None:
         lengths = [float(count) for count in counts]
-        told = f"stretched to {' x '.join(map(str, shape))}, each axis by itself, linear, anti-aliased"
+        done = f"stretched to {' x '.join(map(str, shape))}, each axis by itself, linear, anti-aliased"
         stated = volume.spacing_mm
         spacing = stated and tuple(step * a / b for step, a, b in zip(stated, counts, shape, strict=True))
     else:
@@ -146,10 +146,10 @@ def resample_to_spacing(
             )
         spacing = tuple(float(step) for step in spacing_mm)
         lengths = [n * new / old for n, new, old in zip(shape, spacing, volume.spacing_mm, strict=True)]
-        told = f"resampled to {' x '.join(f'{step:g}' for step in spacing)} mm, linear, anti-aliased, "
-        told += f"cropped or padded with air around the centre to {' x '.join(map(str, shape))}"
+        done = f"resampled to {' x '.join(f'{step:g}' for step in spacing)} mm, linear, anti-aliased, "
+        done += f"cropped or padded with air around the centre to {' x '.join(map(str, shape))}"
     array = _apply(volume, *(_weights(n, new, length) for n, new, length in zip(counts, shape, lengths, strict=True)))
-    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, told))
+    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, done))
 
 
 def _apply(volume: Volume, depth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
