@@ -178,7 +178,7 @@ entries = st.lists(
 
 
 @given(entries, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_what_is_written_is_read(tmp_path_factory, rows, data):
     """Any text of any language comes through unchanged, as one item a line."""
     for row in rows:

@@ -47,7 +47,7 @@ def test_three_windows_are_lung_mediastinum_bone_in_this_order():
 
 
 @given(st.lists(st.integers(-3024, 4095), min_size=2, max_size=30))
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 def test_channels_rise_with_hu(values):
     hu = np.sort(np.array(values, np.int16)).reshape(1, 1, -1)
     channels = to_channels(hu)
