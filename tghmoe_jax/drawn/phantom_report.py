@@ -11,6 +11,7 @@ import numpy as np
 from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.phantom import Truth
 from tghmoe_jax.drawn.phantom_lesions import KINDS, KINDS_BY_SECTION, ORGANS_BY_SECTION, Lesion
+from tghmoe_jax.drawn.wordings import TEXTS
 
 
 class Sentences(NamedTuple):
@@ -22,42 +23,7 @@ class Sentences(NamedTuple):
     healthy: tuple[str, ...]  # {section}
 
 
-FIRST = Sentences(
-    technique=(
-        "{plane} {phase} CT of the {section}.",
-        "{section} CT, {plane} plane, {phase} phase.",
-        "CT of the {section} in the {plane} plane, {phase} phase.",
-        "{phase} CT of the {section}, {plane} view.",
-        "This is a {plane} CT of the {section}, {phase} phase.",
-        "{section} CT in the {phase} phase, {plane} view.",
-        "{plane} view of the {section}, {phase} phase.",
-        "{phase} phase {section} CT in the {plane} plane.",
-    ),
-    finding=(
-        "There is {a_lesion} in the {where}.",
-        "{a_lesion} is seen in the {where}.",
-        "The {where} shows {a_lesion}.",
-        "{a_lesion} lies in the {where}.",
-        "The {where} contains {a_lesion}.",
-        "{a_lesion} is present in the {where}.",
-        "In the {where} there is {a_lesion}.",
-    ),
-    negative=(
-        "The {organ} and {other} are normal.",
-        "No abnormality of the {organ} or {other}.",
-        "The {organ} and the {other} are clear.",
-        "No {phrase} or {other_phrase}.",
-        "There is no {phrase} and no {other_phrase}.",
-        "The {organ} is normal, with no {other_phrase}.",
-        "{organ} and {other} without abnormality.",
-    ),
-    healthy=(
-        "No abnormality is seen in this scan.",
-        "No lesion is seen in the {section}.",
-        "The CT of the {section} is normal.",
-        "All organs of the {section} are normal.",
-    ),
-)
+FIRST = Sentences(**TEXTS["seen"]["sentences"])
 
 
 def where(lesion: Lesion) -> str:

@@ -13,8 +13,7 @@ from tghmoe_jax.drawn import binding
 from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, SceneItem, draw
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
-from tghmoe_jax.drawn.scenes_text import OPEN_TYPES, SCENE_TYPES, ask, caption
-from tghmoe_jax.drawn.scenes_wording import CAPTION_REQUESTS
+from tghmoe_jax.drawn.scenes_text import CAPTION_REQUESTS, OPEN_TYPES, SCENE_TYPES, ask, caption
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Kind, Question, cell_grid, touched
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Look, Mark, SceneItem
 
 COUNTS = ("one", "two", "three", "four")
@@ -14,17 +15,7 @@ SIZES = {
     "medium": (9.5, 11.0),
     "large": (14.5, 17.0),
 }  # radius in pixels of 64
-PLACES = (
-    "upper left",
-    "upper centre",
-    "upper right",
-    "middle left",
-    "middle centre",
-    "middle right",
-    "lower left",
-    "lower centre",
-    "lower right",
-)
+PLACES = tuple(f"{row} {column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right"))
 # Of a mark in its shape, in words of their own: a visual token that holds both places is no riddle.
 SIDES = ("west", "east", "north", "south", "core")
 COLOURS = {
@@ -148,7 +139,7 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[SceneItem
                     shape = DOT
                 else:
                     taken = items[0].shape if items else ""
-                    shape = _pick(rng, [s for s in (SOLID if holder else SHAPES) if s != taken])
+                    shape = pick(rng, [s for s in (SOLID if holder else SHAPES) if s != taken])
                 levels, colour = _colour(rng, mode, look)
                 turn = _turn(rng, shape)
                 mark = _mark(rng, shape, size, (row, column), radius, levels)
@@ -174,8 +165,8 @@ def _colour(rng: np.random.Generator, mode: int, look: Look) -> tuple[tuple[floa
             name = tuple(GREYS)[rng.choice(len(GREYS), p=GREY_ODDS)]
             levels, name = np.full(3, GREYS[name]) + rng.uniform(-10, 10), name.split()[-1]
         else:
-            name = _pick(rng, tuple(COLOURS))
-            base = GREYS[_pick(rng, ("dark grey", "light grey"))] if name == "grey" else COLOURS[name]
+            name = pick(rng, tuple(COLOURS))
+            base = GREYS[pick(rng, ("dark grey", "light grey"))] if name == "grey" else COLOURS[name]
             levels = base + rng.uniform(-14, 14, 3)
         if all(np.abs(levels - behind).max() >= CONTRAST for behind in (look.levels, look.other)):
             break
@@ -194,7 +185,7 @@ def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
     ]
     odds = np.array([1.5 if k.endswith("spot") else 1.0 for k in kinds])  # one of the two spots is often ruled out
     kind = kinds[rng.choice(len(kinds), p=odds / odds.sum())]
-    side = _pick(rng, SIDES)
+    side = pick(rng, SIDES)
     along, across = _OFFSETS[shape]
     down = {"north": -across, "south": across}.get(side, 0.0) * radius
     right = {"west": -along, "east": along}.get(side, 0.0) * radius
@@ -208,7 +199,3 @@ def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
         mark_radius = float(np.clip(0.36 * radius, 3.6, 5.6))
     level = rng.uniform(232, 255, 3) if bright else rng.uniform(0, 22, 3)
     return Mark(kind, side, (centre[0] + down, centre[1] + right), mark_radius, tuple(level.tolist()))
-
-
-def _pick(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]

@@ -9,7 +9,7 @@ import numpy as np
 from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, SceneItem
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES, Scene, extremes, level_name
-from tghmoe_jax.drawn.scenes_wording import QUESTIONS
+from tghmoe_jax.drawn.wordings import TEXTS
 from tghmoe_jax.samples.questions import Question
 
 SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside")
@@ -29,6 +29,9 @@ PLACE_ODDS = {
 }
 SIZE_PICK = {"tiny": 2.2, "small": 2.2, "medium": 0.85, "large": 1.1}  # which size of a picture is asked about
 
+# By wording: `seen` for training, `unseen` never in training.
+QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = TEXTS["scenes"]["questions"]
+CAPTION_REQUESTS: dict[str, tuple[str, ...]] = TEXTS["scenes"]["captions"]
 CAPTION_WORDS = 28  # words and full stops of a caption
 
 
