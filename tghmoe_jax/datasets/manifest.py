@@ -146,17 +146,18 @@ def _object(text: str) -> dict[str, Any] | str:
 
 def _faults(row: dict[str, Any]) -> list[str]:
     """All that is wrong with a line by itself."""
-    faults = [f"the key {key!r:.60} is unknown; known are {', '.join((*REQUIRED, *OPTIONAL))}." for key in row
-              if key not in REQUIRED + OPTIONAL]  # fmt: skip
+    known = (*REQUIRED, *OPTIONAL)
+    faults = [f"the key {key!r:.60} is unknown; known are {', '.join(known)}." for key in row if key not in known]
     faults += [f"the key {key} is missing." for key in REQUIRED if key not in row]
     question, answer, choices = row.get("question", "?"), row.get("answer", "?"), row.get("choices", [])
     task = row.get("task", "vqa" if question else "report")
-    faults += [fault for fault in (
+    texts = (
         text_fault(row.get("volume", "?"), "volume"),
         text_fault(question, "question", empty=task == "report"),
         text_fault(answer, "answer"),
         text_fault(row.get("indication", ""), "indication", empty=True),
-    ) if fault]  # fmt: skip
+    )
+    faults += filter(None, texts)
     if task not in TASKS:
         faults.append("the task is neither report nor vqa.")
     for key in ("type", "case"):

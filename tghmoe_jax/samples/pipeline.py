@@ -161,8 +161,9 @@ class TrainBatches(grain.transforms.Map):
         counts, weights = self.source.counts(kind), self.source.weights
         start = 0
         if weights:
-            turns = [i for i, (weight, count) in enumerate(zip(weights, counts, strict=True)) if count
-                     for _ in range(weight // math.gcd(*weights))]  # fmt: skip
+            unit = math.gcd(*weights)
+            shares = [weight // unit if count else 0 for weight, count in zip(weights, counts, strict=True)]
+            turns = [part for part, share in enumerate(shares) for _ in range(share)]
             turn, place = divmod(number, len(turns))
             chosen = turns[place]
             number = turn * turns.count(chosen) + turns[:place].count(chosen)
