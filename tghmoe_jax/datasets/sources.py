@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.datasets.registry import DATASETS
 from tghmoe_jax.drawn import binding
+from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.drawn.phantom_report import parse_findings
 from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.drawn.scenes import ScenesSource
@@ -13,6 +14,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Source
 
 DRAWN = ("phantom", "scenes")  # data sets that are made, not read
+HARD_WORDINGS = tuple(ADVERSARIAL)  # of a phantom: ways of asking that training never holds
 
 
 def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
