@@ -152,6 +152,7 @@ def test_nothing_that_names_a_patient_is_left_or_told(tmp_path):
         assert ct.SECRET.encode() not in content and ct.UID.encode() not in content, name
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_to_the_very_same_files(scans, unbroken, tmp_path):
     """Killed at random places of its own writing, then, with two workers, at a random time; one kill after another."""
     wanted, folder, kills, sets = contents(unbroken), tmp_path / "0", 0, 0

@@ -4,8 +4,8 @@
     python -m tghmoe_jax.prepare --check manifest.jsonl [--root DIR]      is a manifest ready to be prepared?
 
 The result (default runs/data/<name>-<slices>x<size>) is what `--config.data.root` of a training names. A killed run is
-gone on with by the same command. Exit codes: 0 done, 2 something the user can mend (one sentence on stderr; --debug
-adds the traceback).
+resumed by the same command. Exit codes: 0 done, 2 an error that the user can fix (one sentence on stderr; --debug adds
+the traceback).
 """
 
 import os

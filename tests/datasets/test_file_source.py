@@ -14,9 +14,11 @@ from tghmoe_jax.datasets import file_source as module
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets.file_source import TEST_REQUEST, FileSource
 from tghmoe_jax.datasets.items import Dataset, Item
-from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
+from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.drawn.phantom_wordings import UNSEEN
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import augment, pipeline
+from tghmoe_jax.samples.prompts import REPORT_REQUESTS
 from tghmoe_jax.samples.questions import ItemSource, Question
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.volume import Volume
@@ -115,7 +117,7 @@ def test_reports_are_asked_for_in_wordings_of_training_and_in_one_when_tested(ma
     rng = np.random.default_rng(0)
     train, test = FileSource(data, "train"), FileSource(data, "test")
     asked = {train.item("report", i % 7, rng)[1].question for i in range(200)}
-    assert asked == set(SEEN.requests) and not asked & set(UNSEEN.requests)
+    assert asked == set(REPORT_REQUESTS) and not asked & set(UNSEEN.requests)
     assert {test.item("report", i, rng)[1].question for i in range(4)} == {TEST_REQUEST}
     assert [test.item("closed", i, rng) for i in range(2)] == [
         (0, Question("vqa", "closed", "edge", f"Closed {q} m7?", ("yes", "no"), "yes")) for q in range(2)
@@ -154,6 +156,16 @@ def test_processes_share_the_batch_and_read_their_own_volumes_only(make, tokeniz
     assert read_in_all >= 7
     skipped = whole.pop("skipped")
     assert skipped == [] and same(whole, {key: np.concatenate([p[key] for p in parts], axis=1) for key in whole})
+
+
+def test_binding_rows_stand_beside_any_volume_of_a_file_set(make, tokenizer):
+    source = make_source(make(), "train", 0)
+    spec = dataclasses.replace(batches(source, tokenizer).spec, mixture=(("closed", 1), ("binding", 1)))
+    rows = pipeline.TrainBatches(source, tokenizer, spec, 3, range(spec.columns)).rows(0)
+    assert [q.type for _, q in rows] == ["edge", "binding"] * 8
+    assert len({index for index, q in rows if q.type == "binding"}) > 3
+    batch = next(pipeline.train_iterator(source, tokenizer, spec, 3, 1))
+    assert batch["skipped"] == [] and (batch["task"] == 1).all()
 
 
 def test_weights_share_each_kind_among_data_sets(make, tokenizer):

@@ -226,7 +226,7 @@ def test_tables_of_names_are_read_either_way_round(tmp_path, name, text):
     [
         ("text", "does not name a volume and a mask"),
         ({"mask": None}, "does not name a volume and a mask"),
-        ({"split": "dev"}, "its split is none of"),
+        ({"split": "dev"}, "its split is not one of"),
         ({"case": "case0", "split": "train"}, "stands in another split"),
         ({"parts": -1}, "its parts are no whole number"),
         ({"parts": 10**9}, "its parts are no whole number"),

@@ -42,6 +42,7 @@ def test_no_body_has_proportions_of_the_first_style():
         assert own[1] < first[0] or own[0] > first[1]
 
 
+@pytest.mark.slow
 def test_every_lesion_shows_where_its_truth_says(monkeypatch):
     shown = phantom2.draw_lesion
     kinds = set()

@@ -8,8 +8,7 @@ from tghmoe_jax.drawn import binding, scenes_text
 from tghmoe_jax.drawn.scenes import AUX_NAMES, SPLITS, ScenesSource
 from tghmoe_jax.drawn.scenes_draw import DOT, TEXTURES
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, PLACES
-from tghmoe_jax.drawn.scenes_text import CAPTION_WORDS, SCENE_TYPES
-from tghmoe_jax.drawn.scenes_wording import CAPTION_REQUESTS, QUESTIONS
+from tghmoe_jax.drawn.scenes_text import CAPTION_REQUESTS, CAPTION_WORDS, QUESTIONS, SCENE_TYPES
 from tghmoe_jax.errors import UserError
 
 SOURCE = ScenesSource("train", 100_000)

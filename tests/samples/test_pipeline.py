@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.drawn import binding
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import Question
@@ -34,6 +35,8 @@ class Numbers:
         return 1.0 + index
 
     def question(self, index, kind, rng, type=None):
+        if kind == "binding":
+            return binding.ask(rng)
         task = "report" if kind == "report" else "vqa"
         choices = ("yes", "no") if kind == "closed" else ()
         return Question(task, kind, "organ", f"Is {kind} {index} or {rng.integers(100)}?", choices, "yes")

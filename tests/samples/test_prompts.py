@@ -52,7 +52,7 @@ def test_the_prompt_alone_is_the_start_of_the_training_sample():
     assert whole.tokens[: len(start.tokens)] == start.tokens and start.tokens[-1] == T.assistant_id
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["<|end|>", "<|assistant|>", "<|user|>", "<s>", "<|endoftext|>", "<|image|>", "\n", " ", "x"]),

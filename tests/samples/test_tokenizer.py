@@ -22,7 +22,7 @@ TOKENIZER = Tokenizer.from_folder(BASE)
 SPECIAL_IDS = {TOKENIZER._template.token_to_id(s) for s in train_tokenizer.SPECIALS}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.text())
 @example("")
 @example(" ")
@@ -34,7 +34,7 @@ def test_every_unicode_text_comes_back_unchanged(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*train_tokenizer.SPECIALS, "<", "|", " ", "\n", "A.", "end", "<0x41>"]), max_size=8))
 def test_plain_text_never_yields_a_special_id(parts):
     text = "".join(parts)

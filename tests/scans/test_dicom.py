@@ -394,8 +394,12 @@ def test_missing_tag_is_refused(tmp_path, keyword, words):
     [
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour"),
         ({"RescaleType": "US"}, "another unit than HU"),
-        ({"RescaleSlope": 0}, "not positive"),
-        ({"PixelSpacing": [0, 0]}, "not positive"),
+        ({"RescaleSlope": 0}, "a rescale slope that is not positive"),
+        ({"RescaleSlope": -1, "RescaleIntercept": 1024}, "a rescale slope that is not positive"),
+        ({"RescaleSlope": "nan"}, "no rescale slope"),
+        ({"RescaleSlope": "inf"}, "no rescale slope"),
+        ({"PixelSpacing": [0, 0]}, "a pixel spacing that is not positive"),
+        ({"PixelSpacing": [1.5, -1.5]}, "a pixel spacing that is not positive"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "right angles"),
         ({"ImageOrientationPatient": [1, 0, 0]}, "no slice orientation"),
         ({"NumberOfFrames": 3}, "multi-frame"),
@@ -404,6 +408,7 @@ def test_missing_tag_is_refused(tmp_path, keyword, words):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 def test_unfit_tag_is_refused(tmp_path, values, words):
     assert words in refusal(_edited(tmp_path / "series", _set(**values)))
 

@@ -1,6 +1,6 @@
 """Whatever the bytes of a header, reading ends soon, stays small, and gives a volume or one sentence.
 
-FUZZ_EXAMPLES sets how many files each test makes:
+FUZZ_EXAMPLES sets how many files each test makes, else the profile of hypothesis does:
 
     FUZZ_EXAMPLES=1500 pytest tests/scans/test_fuzz.py --hypothesis-seed=7
 """
@@ -26,7 +26,7 @@ from tghmoe_jax.scans.reading import read_volume
 SHAPE = (5, 34, 36)
 MOST_SECONDS, MOST_BYTES = 10, 2**30
 fuzz = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 100)),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", settings.default.max_examples)),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -21,6 +21,10 @@ def _volume(array, spacing=(3.0, 1.5, 1.5), unit="HU"):
     return Volume(np.asarray(array, np.float32), unit, spacing, "LPS", None, ())
 
 
+def rounded(volume):
+    return np.rint(volume.array).astype(np.int16)
+
+
 # -------------------------------------------------------------------------------------------------------- windows
 
 
@@ -28,7 +32,7 @@ def _volume(array, spacing=(3.0, 1.5, 1.5), unit="HU"):
 def test_window_spans_all_grey_levels_and_clips_beyond(name):
     centre, width = WINDOWS[name]
     low, high = centre - width / 2, centre + width / 2
-    values = np.array([[[low - 500, low, centre, high, high + 500]]])
+    values = np.array([[[low - 500, low, centre, high, high + 500]]], np.int16)
     channels = to_channels(values, f"repeat:{name}")
     assert channels.dtype == np.uint8 and channels.shape == (1, 1, 5, 3)
     assert channels[0, 0, :, 0].tolist() in ([0, 0, 127, 255, 255], [0, 0, 128, 255, 255])
@@ -43,18 +47,24 @@ def test_three_windows_are_lung_mediastinum_bone_in_this_order():
 
 
 @given(st.lists(st.integers(-3024, 4095), min_size=2, max_size=30))
-@settings(max_examples=50, deadline=None)
-def test_channels_rise_with_hu_whatever_the_dtype(values):
+@settings(deadline=None)
+def test_channels_rise_with_hu(values):
     hu = np.sort(np.array(values, np.int16)).reshape(1, 1, -1)
     channels = to_channels(hu)
     assert np.all(np.diff(channels.astype(int), axis=2) >= 0)
-    np.testing.assert_array_equal(channels, to_channels(hu.astype(np.float64)))
+    np.testing.assert_array_equal(channels, to_channels(np.ascontiguousarray(hu[..., ::-1]))[..., ::-1, :])
+
+
+def test_channels_are_made_of_whole_values_only():
+    np.testing.assert_array_equal(to_channels(np.full((1, 2, 2), 77, np.uint8)), np.full((1, 2, 2, 3), 77))
+    with pytest.raises(ValueError, match="int16 HU or uint8, not of float32"):
+        to_channels(np.zeros((1, 2, 2), np.float32))
 
 
 @pytest.mark.parametrize("channels", ["windows", "repeat:skin", "repeat:", "bone", ""])
 def test_unknown_channels_are_refused(channels):
     with pytest.raises(UserError, match=r"windows3 or repeat:<window>"):
-        to_channels(np.zeros((1, 2, 2)), channels)
+        to_channels(np.zeros((1, 2, 2), np.int16), channels)
 
 
 # ------------------------------------------------------------------------------------------------------ resampling
@@ -205,7 +215,7 @@ def test_a_volume_without_spacing_is_stretched_but_never_resampled_in_millimetre
 def test_prepared_slices_are_windowed_after_resampling():
     volume = _volume(patient((20, 40, 40)))
     prepared = prepare_slices(volume, 8, 32, "windows3")
-    np.testing.assert_array_equal(prepared.slices, to_channels(resample(volume, 8, 32).array))
+    np.testing.assert_array_equal(prepared.slices, to_channels(rounded(resample(volume, 8, 32))))
     assert prepared.slices.dtype == np.uint8 and prepared.slices.shape == (8, 32, 32, 3)
     assert prepared.slice_mask.dtype == np.bool_ and prepared.slice_mask.all()
     assert prepared.spacing_mm == (7.5, 1.875, 1.875)
@@ -216,7 +226,7 @@ def test_missing_depth_is_masked_at_the_end_and_not_invented():
     volume = _volume(patient((6, 32, 32)))
     prepared = prepare_slices(volume, 16, 32)
     assert prepared.slice_mask.tolist() == [True] * 6 + [False] * 10
-    np.testing.assert_array_equal(prepared.slices[:6], to_channels(volume.array))
+    np.testing.assert_array_equal(prepared.slices[:6], to_channels(rounded(volume)))
     assert not prepared.slices[6:].any()
     assert prepared.spacing_mm[0] == 3.0
     assert any("10 slices masked" in line for line in prepared.history)

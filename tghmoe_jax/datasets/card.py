@@ -16,7 +16,10 @@ def card(
     """Counts by split, ranges over volumes. `rows` are the index rows of `prepared`; lengths in mm, HU of the grid."""
     spacing = np.array([row["source_spacing_mm"] for row in rows.values() if row["source_spacing_mm"]])
     hu = np.array([row["hu_range"] for row in rows.values() if row["hu_range"]])
-    counted = lambda field: dict(sorted(Counter(row[field] or "none" for row in rows.values()).items()))  # noqa: E731
+
+    def counted(field: str) -> dict[str, int]:
+        return dict(sorted(Counter(row[field] or "none" for row in rows.values()).items()))
+
     return {
         "name": name,
         "slices": parameters["data.slices"],

@@ -16,16 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
-    Paths,
-    finish,
+    Gathered,
     index_file,
+    named_files,
     one_line,
     read_csv,
     read_json,
     read_lines,
     text_fault,
 )
-from tghmoe_jax.datasets.items import Dataset, Item, Rejected
+from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.datasets.llava_json import bracketed_choices, chosen, turns, volume_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
@@ -79,9 +79,7 @@ def open_ct_rate(root: Path, manifest: str = "") -> Dataset:
     for kind, read in (("reports", index.read_reports), ("vqa", index.read_vqa), ("labels", index.read_labels)):
         for path in files[kind]:
             read(path)
-    finish("ct_rate", index.items, index.rejected, str(root))
-    read_one = functools.partial(read_ct_rate, root, index.stated)
-    return Dataset("ct_rate", root, tuple(index.items), tuple(index.rejected), read_one)
+    return index.dataset(functools.partial(read_ct_rate, root, index.stated))
 
 
 def read_ct_rate(root: Path, stated: Mapping[str, Stated], key: str) -> Volume:
@@ -93,9 +91,9 @@ def read_ct_rate(root: Path, stated: Mapping[str, Stated], key: str) -> Volume:
     read = volume.spacing_mm or (math.nan,) * 3
     table = (said.z_mm, *(said.xy_mm or (None, None)))
     if any(b is not None and not abs(a - b) <= SPACING_TOLERANCE * b for a, b in zip(read, table, strict=True)):
-        told = [" x ".join("?" if value is None else f"{value:.4g}" for value in values) for values in (read, table)]
+        both = [" x ".join("?" if value is None else f"{value:.4g}" for value in values) for values in (read, table)]
         raise UserError(
-            f"{key} states voxels of {told[0]} mm (z, y, x) in its header and {told[1]} mm in the metadata table: "
+            f"{key} states voxels of {both[0]} mm (z, y, x) in its header and {both[1]} mm in the metadata table: "
             "download the volume again from the folder whose name ends in _fixed."
         )
     if said.slope is None or said.intercept is None:
@@ -111,14 +109,14 @@ def _files(root: Path, base: str, manifest: str) -> dict[str, list[Path]]:
         candidates = [(root / base / name, root / base / PurePosixPath(name).name) for name in names]
         found[kind] = [path for group in candidates if (path := next((p for p in group if p.is_file()), None))]
     asked = ("reports", "vqa", "labels")
-    named = [name.strip() for name in manifest.split(",") if name.strip()]
+    named = named_files(manifest)
     if named:
         found |= {kind: [] for kind in asked}
         for name in named:
             path = index_file(root, name)
             kind = next((kind for kind in asked if kind in path.name.lower()), None)
             if kind is None:
-                raise UserError(f"{path} is none of CT-RATE's reports, vqa or labels: name it as it is published.")
+                raise UserError(f"{path} is not one of CT-RATE's reports, vqa or labels: name it as it is published.")
             found[kind].append(path)
     if not any(found[kind] for kind in asked):
         raise UserError(
@@ -128,16 +126,14 @@ def _files(root: Path, base: str, manifest: str) -> dict[str, list[Path]]:
     return found
 
 
-class _Index:
+class _Index(Gathered):
     """What the tables say, gathered file by file."""
 
     def __init__(self, root: Path, base: str):
-        self.items: list[Item] = []
-        self.rejected: list[Rejected] = []
+        super().__init__("ct_rate", root)
         self.stated: dict[str, Stated] = {}
-        self._left_out: dict[str, str] = {}  # volume -> why none of its items is used
+        self._left_out: dict[str, str] = {}  # volume -> why its items are not used
         self._reported: set[str] = set()
-        self._paths = Paths(root)
         self._folders = {}
         for split in SPLITS:
             places = (f"{base}{split}_fixed/", f"{split}_fixed/", f"{base}{split}/", f"{split}/")
@@ -154,7 +150,7 @@ class _Index:
         for line, row in read_csv(path, ("VolumeName", "XYSpacing", "ZSpacing"), self.rejected):
             found = _NAME.fullmatch(row["VolumeName"].strip())
             if not found:
-                self._reject(path, line, "the volume's name is none of CT-RATE.")
+                self.add(f"{path.name}:{line}", "the volume's name is not one of CT-RATE.")
                 continue
             name = found[0].removesuffix(".nii.gz")
             try:
@@ -169,7 +165,7 @@ class _Index:
             except ValueError:
                 reason = "the metadata table states a spacing, slope or intercept that is no number."
                 self._left_out.setdefault(name, reason)
-                self._reject(path, line, reason)
+                self.add(f"{path.name}:{line}", reason)
 
     def read_reports(self, path: Path) -> None:
         for line, row in read_csv(path, ("VolumeName", "Findings_EN", "Impressions_EN"), self.rejected):
@@ -180,11 +176,9 @@ class _Index:
             fault = fault or (None if given else "neither findings nor impression are given.")
             fault = fault or text_fault(answer, "report")
             fault = fault or ("the volume has a report already." if key in self._reported else None)
-            if fault:
-                self._reject(path, line, fault)
-            else:
+            self.add(f"{path.name}:{line}", fault or Item(key, split, case, "report", "report", "", answer))
+            if not fault:
                 self._reported.add(key)
-                self.items.append(Item(key, split, case, "report", "report", "", answer))
 
     def read_vqa(self, path: Path) -> None:
         entries = read_json(path)
@@ -192,11 +186,7 @@ class _Index:
             raise UserError(f"{path} is no list of conversations: it is not a VQA file of CT-RATE.")
         in_tables = frozenset(self._reported)
         for number, entry in enumerate(entries):
-            for item in self._conversation(entry, in_tables):
-                if isinstance(item, str):
-                    self.rejected.append(Rejected(f"{path.name}[{number}]", item))
-                else:
-                    self.items.append(item)
+            self.add(f"{path.name}[{number}]", *self._conversation(entry, in_tables))
 
     def _conversation(self, entry: Any, in_tables: frozenset[str]) -> Iterator[Item | str]:
         if not isinstance(entry, dict):
@@ -234,7 +224,7 @@ class _Index:
             if not fault and not values.keys() or set(values.values()) - {"0", "1", "0.0", "1.0"}:
                 fault = fault or "a label is neither 0 nor 1."
             if fault:
-                self._reject(path, line, fault)
+                self.add(f"{path.name}:{line}", fault)
                 continue
             for finding, value in values.items():
                 held = answers.setdefault(finding, {"Yes": [], "No": []})
@@ -251,14 +241,11 @@ class _Index:
         """(key, case, split, why it cannot be used) of a volume's name."""
         found = _NAME.fullmatch(name.strip())
         if not found:
-            return "", "", "", "the volume's name is none of CT-RATE."
+            return "", "", "", "the volume's name is not one of CT-RATE."
         split, patient, scan, _ = found.groups()
         stem, case = found[0].removesuffix(".nii.gz"), f"{split}_{patient}"
         key = f"{self._folders[split]}{case}/{case}_{scan}/{stem}.nii.gz"
-        return key, case, SPLITS[split], self._left_out.get(stem) or self._paths.fault(key)
-
-    def _reject(self, path: Path, line: int, reason: str) -> None:
-        self.rejected.append(Rejected(f"{path.name}:{line}", reason))
+        return key, case, SPLITS[split], self._left_out.get(stem) or self.path_fault(key)
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:

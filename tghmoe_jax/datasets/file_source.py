@@ -1,13 +1,15 @@
 """A data set of files as a source of samples: prepared shards, or the raw files read on the fly, with their own items.
 
-Both ways give the same slices: a volume is resampled and rounded as `prepared.to_grid` does, then windowed.
+Both ways give the same slices: a volume goes through `slices.to_grid` when it is prepared or read, then it is windowed.
 Axis legend: D slices of the model, S pixels.
 """
 
+import functools
 import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,16 @@ from etils import epath
 
 from tghmoe_jax.datasets import leaks, prepared
 from tghmoe_jax.datasets.items import Item
-from tghmoe_jax.datasets.prepared import Grid, PreparedSet
+from tghmoe_jax.datasets.prepared import PreparedSet
 from tghmoe_jax.datasets.registry import open_dataset
-from tghmoe_jax.drawn.phantom_wordings import SEEN
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.prompts import REPORT_REQUESTS
 from tghmoe_jax.samples.questions import Kind, Question
+from tghmoe_jax.scans.scan import low_high
+from tghmoe_jax.scans.slices import Grid, to_grid
+from tghmoe_jax.scans.volume import Volume
 
-TEST_REQUEST = SEEN.requests[0]  # one wording for every report that is scored
+TEST_REQUEST = REPORT_REQUESTS[0]  # one wording for every report that is scored
 KINDS: tuple[Kind, ...] = ("report", "open", "closed")
 _KEPT = 16  # grids kept: an evaluation asks about one volume many times
 
@@ -31,12 +36,15 @@ class FileSource:
 
     `name` and `root` may be lists of the same length, separated by commas; `weights` then says how many samples of each
     kind come from each (empty: as many as it has items). A root is a prepared set or, where only one is named, a raw
-    one. UserError names the flag where the split holds nothing.
+    one. `made_up` answers kinds of samples that are no items and that any volume may stand beside. UserError names the
+    flag where the split holds nothing.
     """
 
     aux_names = ()
 
-    def __init__(self, data: Mapping[str, Any], split: str):
+    def __init__(
+        self, data: Mapping[str, Any], split: str, made_up: Mapping[str, Callable[..., Question]] = MappingProxyType({})
+    ):
         names = [name.strip() for name in data["name"].split(",")]
         roots = [root.strip() for root in str(data["root"]).split(",")]
         self.weights = tuple(data.get("weights") or ())
@@ -47,7 +55,7 @@ class FileSource:
             )
         if any(weight < 1 for weight in self.weights):
             raise UserError(f"--config.data.weights={self.weights} holds a number below 1; leave that data set out.")
-        self.data, self.split = data, split
+        self.data, self.split, self.made_up = data, split, dict(made_up)
         parts = [_open(data, name, root, alone=len(names) == 1) for name, root in zip(names, roots, strict=True)]
         self._read = [part[1] for part in parts]
         self.rows: list[Mapping[str, Any]] = []  # index rows of this split's volumes, where the sets are prepared
@@ -67,9 +75,9 @@ class FileSource:
                     self.rows += [rows[item.volume]] if rows else []
                 items[item.kind][number].append((index[item.volume], item))
         if not self.volumes:
-            mend = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
+            remedy = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
             raise UserError(
-                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{mend}."
+                f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{remedy}."
             )
         self._counts = {kind: tuple(map(len, lists)) for kind, lists in items.items()}
         # Training takes the sets one after another (see `pipeline`), a test asks them in turns.
@@ -90,7 +98,8 @@ class FileSource:
     def item(self, kind: Kind, index: int, rng: np.random.Generator) -> tuple[int, Question]:
         """Item `index` of a kind: its volume and request. `rng` words a report request in training; tests have one."""
         volume, item = self._items[kind][index]
-        request = SEEN.requests[rng.integers(len(SEEN.requests))] if self.split == "train" else TEST_REQUEST
+        training = self.split == "train"
+        request = REPORT_REQUESTS[rng.integers(len(REPORT_REQUESTS))] if training else TEST_REQUEST
         return volume, item.asked(request)
 
     def case(self, index: int) -> int:
@@ -127,8 +136,8 @@ class FileSource:
         return self._kept[index]
 
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
-        """Nothing is drawn here: see `item`."""
-        raise NotImplementedError("the items of a data set of files are given, not drawn")
+        """A question of a kind in `made_up`, whatever the volume; items are given, not drawn: see `item`."""
+        return self.made_up[kind](rng)
 
     def aux(self, index: int) -> np.ndarray:
         """float32 (0,)."""
@@ -142,16 +151,16 @@ class FileSource:
         """See `samples.Source`; empty for a raw data set, whose volumes nobody has measured."""
         if not self.rows:
             return {}
-        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
-        ranges: dict[str, Any] = {"slices": [int(v) for v in pair([row["shape"][0] for row in self.rows])]}
+        counts = [row["shape"][0] for row in self.rows]
+        ranges: dict[str, Any] = {"slices": [min(counts), max(counts)]}
         spacing = np.array([row["spacing_mm"] for row in self.rows if row["spacing_mm"]])
         if len(spacing):
             ranges |= {
-                "spacing_mm": [pair(column) for column in spacing.T],
-                "field_of_view_mm": pair(spacing[:, 1] * self.data["size"]),
+                "spacing_mm": [low_high(column) for column in spacing.T],
+                "field_of_view_mm": low_high(spacing[:, 1] * self.data["size"]),
             }
         hu = [row["hu_range"] for row in self.rows if row["hu_range"]]
-        return ranges | ({"hu": pair(hu)} if hu else {})
+        return ranges | ({"hu": low_high(hu)} if hu else {})
 
     def group(self, index: int) -> str:
         """No strata: there is no control within a body section."""
@@ -165,7 +174,7 @@ class FileSource:
 def _open(
     data: Mapping[str, Any], name: str, root: str, alone: bool
 ) -> tuple[Iterable[Item], Callable[[str], Grid], Mapping[str, Mapping], set[tuple[str, str]]]:
-    """Items, the reader of a key, the index rows (none of a raw set), and the (split, key) left out as leaks."""
+    """Items, the reader of a key, the index rows (empty for a raw set), and the (split, key) left out as leaks."""
     drop = data.get("drop_leaks", "none")
     if prepared.read_parameters(root) is not None:
         found = PreparedSet(root, data["slices"], data["size"])
@@ -177,19 +186,16 @@ def _open(
         return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
     if not alone or drop != "none":
         why = f"--config.data.drop_leaks={drop}" if drop != "none" else "a list of data sets"
-        raise UserError(f"{why} needs prepared sets and {root or 'data.root'} is none; run tghmoe_jax.prepare first.")
+        raise UserError(
+            f"{why} needs prepared sets and {root or 'data.root'} is not one; run tghmoe_jax.prepare first."
+        )
     dataset = open_dataset(data)
-    return dataset.items, _Raw(dataset.read, data["slices"], data["size"]), {}, set()
+    return dataset.items, functools.partial(_read_raw, dataset.read, data["slices"], data["size"]), {}, set()
 
 
-class _Raw:
-    """Reads a raw volume as it would be stored."""
-
-    def __init__(self, read: Callable, slices: int, size: int):
-        self.read, self.slices, self.size = read, slices, size
-
-    def __call__(self, key: str) -> Grid:
-        return prepared.to_grid(self.read(key), self.slices, self.size)[0]
+def _read_raw(read: Callable[[str], Volume], slices: int, size: int, key: str) -> Grid:
+    """A raw volume as it would be stored."""
+    return to_grid(read(key), slices, size)
 
 
 def _in_turns(lists: Iterable[list]) -> Iterable:

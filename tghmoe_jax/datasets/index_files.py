@@ -1,17 +1,19 @@
-"""Index files of data sets (JSON, CSV, plain lines), read with bounds and told by line; what all data sets share."""
+"""Index files of data sets (JSON, CSV, plain lines), read within bounds, faults named by line; what all sets share."""
 
 import csv
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tghmoe_jax.datasets.items import Rejected
+from tghmoe_jax.datasets.items import Dataset, Item, Rejected
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.volume import Volume
 
 MAX_JSON = 4 * 2**30  # bytes; CT-RATE's training questions are the largest published file, near 1.5 GiB
 MAX_LINE = 2**20  # characters; longer is damage, not text
@@ -35,6 +37,11 @@ def index_file(root: Path, name: str) -> Path:
                 raise UserError(f"{path} may not be read: change its permissions.")
             return path
     raise UserError(f"--config.data.manifest={name} is no file, nor one under {root}: name the data set's index file.")
+
+
+def named_files(manifest: str) -> list[str]:
+    """The names that `data.manifest` lists, separated by commas."""
+    return [name.strip() for name in manifest.split(",") if name.strip()]
 
 
 def split_of_name(name: str) -> str | None:
@@ -92,7 +99,7 @@ def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> It
                 what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
                 what = what if missing else "names a column twice"
                 raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
-            line = reader.line_num + 1  # a quoted text may span lines: a row is told by its first
+            line = reader.line_num + 1  # a quoted text may span lines: a row is named by its first
             for fields in reader:
                 if len(fields) == len(header):
                     yield line, dict(zip(header, fields, strict=True))
@@ -154,24 +161,41 @@ def text_fault(text: Any, what: str, empty: bool = False) -> str | None:
     return None
 
 
-class Paths:
-    """Checks the relative paths of an index once each: `fault(path)` is None or why it cannot be read."""
-
-    def __init__(self, root: Path):
-        self._root, self._known = root, {}
-
-    def fault(self, path: str) -> str | None:
-        if path not in self._known:
-            try:
-                inside(self._root, path)
-                self._known[path] = None
-            except UserError as error:
-                self._known[path] = str(error)
-        return self._known[path]
+# ------------------------------------------------------------------------------------------------------ gathering
 
 
-def finish(name: str, items: Sequence, rejected: Sequence[Rejected], where: str) -> None:
-    """UserError where nothing of a data set is left."""
-    if not items:
-        first = f" (the first of {len(rejected)}: {rejected[0].reason.rstrip('.')})" if rejected else ""
-        raise UserError(f"{where} holds no usable item of the data set {name}{first}: check --config.data.root.")
+class Gathered:
+    """The items of a data set while its index files are read, and what is left out: where it stands, and why."""
+
+    def __init__(self, name: str, root: Path):
+        self.name, self.root = name, root
+        self.items: list[Item] = []
+        self.rejected: list[Rejected] = []
+        self.path_fault = functools.cache(self._path_fault)
+
+    def add(self, where: str, *found: Item | str) -> None:
+        """Keeps an item; a text is the reason why there is none."""
+        for one in found:
+            if isinstance(one, str):
+                self.rejected.append(Rejected(where, one))
+            else:
+                self.items.append(one)
+
+    def dataset(self, read: Callable[[str], Volume]) -> Dataset:
+        """The whole data set. UserError where nothing of it is left."""
+        if not self.items:
+            first = ""
+            if self.rejected:
+                first = f" (the first of {len(self.rejected)}: {self.rejected[0].reason.rstrip('.')})"
+            raise UserError(
+                f"{self.root} holds no usable item of the data set {self.name}{first}: check --config.data.root."
+            )
+        return Dataset(self.name, self.root, tuple(self.items), tuple(self.rejected), read)
+
+    def _path_fault(self, path: str) -> str | None:
+        """Why a relative path of an index cannot be read; None where it can."""
+        try:
+            inside(self.root, path)
+        except UserError as error:
+            return str(error)
+        return None

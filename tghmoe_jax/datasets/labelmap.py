@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.index_files import finish, index_file, read_csv, read_json, split_of_case
-from tghmoe_jax.datasets.items import SPLITS, Dataset, Item, Rejected
-from tghmoe_jax.datasets.masks import Mask, read_mask
+from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_json, split_of_case
+from tghmoe_jax.datasets.items import SPLITS, Dataset, Item
+from tghmoe_jax.datasets.masks import LabelMap, read_mask
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
@@ -135,22 +135,21 @@ def open_labelmap(root: Path, manifest: str = "") -> Dataset:
 
     `manifest` names an index; empty: the TotalSegmentator layout. A scan whose mask cannot be used goes to `rejected`.
     """
-    rejected: list[Rejected] = []
-    scans = list(_listed(root, index_file(root, manifest), rejected) if manifest else _folders(root))
+    gathered = Gathered("labelmap", root)
+    scans = list(_listed(gathered, index_file(root, manifest)) if manifest else _folders(root))
     reports: list[Item] = []
     asked: list[Item] = []
     # Threads: reading masks is unpacking, for which Python leaves the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for scan, found in zip(scans, pool.map(functools.partial(_items, root), scans), strict=True):
             if isinstance(found, UserError):
-                rejected.append(Rejected(scan.volume, str(found)))
+                gathered.add(scan.volume, str(found))
             else:
                 reports += found[0]
                 asked += found[1]
     closed = balanced(asked)
-    items = [*reports, *closed, *(dataclasses.replace(item, choices=()) for item in closed)]
-    finish("labelmap", items, rejected, str(root))
-    return Dataset("labelmap", root, tuple(items), tuple(rejected), functools.partial(read_labelmap, root))
+    gathered.items = [*reports, *closed, *(dataclasses.replace(item, choices=()) for item in closed)]
+    return gathered.dataset(functools.partial(read_labelmap, root))
 
 
 def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item]] | UserError:
@@ -213,9 +212,9 @@ def _folders(root: Path) -> Iterator[_Scan]:
         yield _Scan(f"{case}/ct.nii.gz", f"{case}/segmentations", None, case, split_of_case(case), 0)
 
 
-def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]:
+def _listed(gathered: Gathered, path: Path) -> Iterator[_Scan]:
     if path.suffix.lower() == ".csv":
-        rows = [(f"{path.name}:{line}", row) for line, row in read_csv(path, COLUMNS, rejected)]
+        rows = [(f"{path.name}:{line}", row) for line, row in read_csv(path, COLUMNS, gathered.rejected)]
     else:
         entries = read_json(path)
         if not isinstance(entries, list):
@@ -228,21 +227,21 @@ def _listed(root: Path, path: Path, rejected: list[Rejected]) -> Iterator[_Scan]
         parts, case = str(texts.get("parts") or 0), str(texts.get("case") or texts.get("volume"))
         split = str(texts.get("split") or split_of_case(case))
         if not texts:
-            rejected.append(Rejected(where, "it does not name a volume and a mask."))
+            gathered.add(where, "it does not name a volume and a mask.")
         elif split not in SPLITS:
-            rejected.append(Rejected(where, f"its split is none of {', '.join(SPLITS)}."))
+            gathered.add(where, f"its split is not one of {', '.join(SPLITS)}.")
         elif splits.setdefault(case, split) != split:
-            rejected.append(Rejected(where, "its case stands in another split already."))
+            gathered.add(where, "its case stands in another split already.")
         elif not (parts.isascii() and parts.isdigit() and len(parts) < 6 and int(parts) <= MAX_PARTS):
-            rejected.append(Rejected(where, f"its parts are no whole number up to {MAX_PARTS}."))
+            gathered.add(where, f"its parts are no whole number up to {MAX_PARTS}.")
         elif texts["volume"] in listed:
-            rejected.append(Rejected(where, "its volume is listed already."))
+            gathered.add(where, "its volume is listed already.")
         else:
             listed.add(texts["volume"])
             yield _Scan(texts["volume"], texts["mask"], texts.get("labels") or None, case, split, int(parts))
 
 
-def _check_sides(mask: Mask, name: str) -> None:
+def _check_sides(mask: LabelMap, name: str) -> None:
     """Refuses a mask whose names of left and right contradict the geometry of its file.
 
     Most pairs must be crossed: one alone may be (a kidney that lies on the other side).
@@ -264,7 +263,7 @@ def _check_sides(mask: Mask, name: str) -> None:
 class _Shown:
     """What a part of a scan shows of each structure: volume, centre and contact with the edge, in patient axes."""
 
-    def __init__(self, mask: Mask, part: Part):
+    def __init__(self, mask: LabelMap, part: Part):
         array = mask.array[tuple(slice(low, high) for low, high in part.box)]
         self.part, self.names, self._spacing, self._shape = (
             part,

@@ -11,16 +11,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
-    Paths,
-    finish,
+    Gathered,
     index_file,
+    named_files,
     one_line,
     read_json,
     split_of_case,
     split_of_name,
     text_fault,
 )
-from tghmoe_jax.datasets.items import Dataset, Item, Rejected
+from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import LETTERS, TYPES
 from tghmoe_jax.scans.paths import inside
@@ -40,12 +40,10 @@ def open_llava(root: Path, manifest: str = "") -> Dataset:
     The split is what a file's name says (`..._train.json`), else a hash of the case. Every turn is an item of its own.
     A file whose name says `cap`, `caption` or `report` holds report requests, asked in the project's own wordings.
     """
-    names = [name.strip() for name in manifest.split(",") if name.strip()]
+    names = named_files(manifest)
     if not names:
         raise UserError("--config.data.name=llava needs --config.data.manifest: name its JSON files.")
-    items: list[Item] = []
-    rejected: list[Rejected] = []
-    paths = Paths(root)
+    gathered = Gathered("llava", root)
     for name in names:
         path = index_file(root, name)
         entries = read_json(path)
@@ -53,26 +51,22 @@ def open_llava(root: Path, manifest: str = "") -> Dataset:
             raise UserError(f"{path} is no list of conversations: it is not a LLaVA-style JSON.")
         report = bool(REPORT_WORDS & set(re.split(r"[^a-z]+", path.stem.lower())))
         for number, entry in enumerate(entries):
-            for item in _items(entry, split_of_name(path.stem), report, paths):
-                if isinstance(item, str):
-                    rejected.append(Rejected(f"{path.name}[{number}]", item))
-                else:
-                    items.append(item)
-    finish("llava", items, rejected, str(root))
-    return Dataset("llava", root, tuple(items), tuple(rejected), functools.partial(_read, root))
+            found = _items(entry, split_of_name(path.stem), report, gathered)
+            gathered.add(f"{path.name}[{number}]", *found)
+    return gathered.dataset(functools.partial(_read, root))
 
 
 def _read(root: Path, key: str) -> Volume:
     return read_volume(inside(root, key))
 
 
-def _items(entry: Any, split: str | None, report: bool, paths: Paths) -> Iterator[Item | str]:
+def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> Iterator[Item | str]:
     """The items of an entry, or a sentence for what is wrong with it or with one of its turns."""
     if not isinstance(entry, dict):
         yield "it is no object with conversations and a volume."
         return
     volume = volume_of(entry)
-    fault = paths.fault(volume) if volume else "it does not name exactly one volume, and no pictures."
+    fault = gathered.path_fault(volume) if volume else "it does not name exactly one volume, and no pictures."
     if fault:
         yield fault
         return
@@ -118,7 +112,7 @@ def case_of(volume: str) -> str:
 
 
 def turns(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str] | str]:
-    """(question, answer, type) of each pair of turns, image tags removed; a sentence for a pair that is none."""
+    """(question, answer, type) of each pair of turns, image tags removed; a sentence for a pair that is not one."""
     spoken = entry.get("conversations")
     if not isinstance(spoken, list) or not spoken or not all(isinstance(turn, dict) for turn in spoken):
         yield "it has no conversations."
@@ -171,7 +165,7 @@ def chosen(choices: Sequence[str], answer: str, letter: Any = None) -> tuple[str
     else:
         index = plain.index(text.casefold().rstrip(". ")) if text.casefold().rstrip(". ") in plain else -1
         if index < 0:
-            return answer, "its answer is none of its choices."
+            return answer, "its answer is not one of its choices."
     if plain.count(plain[index]) > 1:
         return answer, "the text of its answer stands at two choices."
     return choices[index], None

@@ -5,15 +5,16 @@ relative to it. The split is the publisher's, by volume: one case may stand in s
 finds. Formats: docs/data-sets.md.
 """
 
+import dataclasses
 import functools
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
-    Paths,
-    finish,
+    Gathered,
     index_file,
+    named_files,
     one_line,
     read_csv,
     read_json,
@@ -21,7 +22,7 @@ from tghmoe_jax.datasets.index_files import (
     split_of_name,
     text_fault,
 )
-from tghmoe_jax.datasets.items import Dataset, Item, Rejected
+from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import LETTERS, TYPES
 from tghmoe_jax.scans.paths import inside
@@ -50,7 +51,7 @@ def open_m3d(root: Path, manifest: str = "") -> Dataset:
     Every question is asked twice, with its choices and openly. UserError for a file of another format; a bad row goes
     to `rejected`.
     """
-    names = [name.strip() for name in manifest.split(",") if name.strip()]
+    names = named_files(manifest)
     if not names:
         names = [found for group in DEFAULTS if (found := next((n for n in group if (root / n).is_file()), None))]
     if not names:
@@ -58,20 +59,17 @@ def open_m3d(root: Path, manifest: str = "") -> Dataset:
             f"{root} holds neither M3D_Cap_npy/M3D_Cap.json nor M3D-VQA/M3D_VQA_train.csv: name the folder that holds "
             "them, or the index files with --config.data.manifest."
         )
-    items: list[Item] = []
-    rejected: list[Rejected] = []
-    paths = Paths(root)
+    gathered = Gathered("m3d", root)
     for name in names:
         file, _, key = name.partition("#")
         path = index_file(root, file)
         if path.suffix == ".json":
-            _captions(root, path, key or "test", paths, items, rejected)
+            _captions(gathered, path, key or "test")
         elif "_yn_" in path.name:
-            _yes_no(path, paths, items, rejected)
+            _yes_no(gathered, path)
         else:
-            _questions(path, paths, items, rejected)
-    finish("m3d", items, rejected, str(root))
-    return Dataset("m3d", root, tuple(items), tuple(rejected), functools.partial(read_m3d, root))
+            _questions(gathered, path)
+    return gathered.dataset(functools.partial(read_m3d, root))
 
 
 def read_m3d(root: Path, key: str) -> Volume:
@@ -102,18 +100,17 @@ def _case(image: str) -> str | None:
     return folder if re.fullmatch(r"\d{6}", folder) else None
 
 
-def _image_fault(image: Any, paths: Paths) -> str | None:
+def _image_fault(gathered: Gathered, image: Any) -> str | None:
     if not isinstance(image, str) or not image:
         return "it names no image."
-    return paths.fault(image) or (None if _case(image) else "the folder of its image is no six-digit case.")
+    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is no six-digit case.")
 
 
 # ------------------------------------------------------------------------------------------------------- captions
 
 
-def _captions(
-    root: Path, path: Path, test: str, paths: Paths, items: list[Item], rejected: list[Rejected]
-) -> None:  # fmt: skip
+def _captions(gathered: Gathered, path: Path, test: str) -> None:
+    root = gathered.root
     splits = read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(rows, list) for rows in splits.values()):
         raise UserError(f"{path} is no object of splits with lists of image and text: it is not M3D_Cap.json.")
@@ -122,7 +119,7 @@ def _captions(
     chosen = {key: split for key, split in CAPTION_SPLITS.items() if split != "test" and key in splits}
     chosen |= {test: "test"} if test in splits else {}
     if not chosen:
-        raise UserError(f"{path} has none of the splits train, validation and test: it is not M3D_Cap.json.")
+        raise UserError(f"{path} lacks the splits train, validation and test: it is not M3D_Cap.json.")
     texts: dict[str, str | UserError] = {}
     prefix = None
     for key, split in chosen.items():
@@ -132,16 +129,13 @@ def _captions(
             if prefix is None and isinstance(image, str):
                 prefix = _prefix(root, path, image)
             image, text = ((prefix or "") + v if isinstance(v, str) and v else v for v in (image, text))
-            fault = _image_fault(image, paths) or text_fault(text, "path of its text")
+            fault = _image_fault(gathered, image) or text_fault(text, "path of its text")
             if not fault:
                 if text not in texts:
                     texts[text] = _report(root, text)
                 report = texts[text]
                 fault = str(report) if isinstance(report, UserError) else text_fault(report, "report")
-            if fault:
-                rejected.append(Rejected(where, fault))
-            else:
-                items.append(Item(image, split, _case(image), "report", "report", "", report))
+            gathered.add(where, fault or Item(image, split, _case(image), "report", "report", "", report))
 
 
 def _prefix(root: Path, path: Path, image: str) -> str:
@@ -164,27 +158,27 @@ def _report(root: Path, text: str) -> str | UserError:
 # ------------------------------------------------------------------------------------------------------ questions
 
 
-def _questions(path: Path, paths: Paths, items: list[Item], rejected: list[Rejected]) -> None:
+def _questions(gathered: Gathered, path: Path) -> None:
     split = _split(path)
-    for line, row in read_csv(path, COLUMNS, rejected):
+    for line, row in read_csv(path, COLUMNS, gathered.rejected):
         image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
         choices = tuple(one_line(row[column]) for column in CHOICES)
         letter = row["Answer Choice"].strip().rstrip(".").upper()
         kind = row["Question Type"].strip()
-        fault = _image_fault(image, paths) or text_fault(question, "question") or text_fault(answer, "answer")
+        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
         fault = fault or next((f for c in choices if (f := text_fault(c, "choice"))), None)
         if not fault and kind not in ("1", "2", "3", "4", "5"):
-            fault = "its question type is none of 1 to 5."
+            fault = "its question type is not one of 1 to 5."
         if not fault and (len(letter) != 1 or letter not in LETTERS):
-            fault = "its answer choice is none of A to D."
+            fault = "its answer choice is not one of A to D."
         if not fault:
             fault = _choice_fault(choices, answer, letter)
         if fault:
-            rejected.append(Rejected(f"{path.name}:{line}", fault))
+            gathered.add(f"{path.name}:{line}", fault)
             continue
         asked = Item(image, split, _case(image), "vqa", TYPES[int(kind) - 1], question, answer)
-        items.append(Item(**{**vars(asked), "answer": choices[LETTERS.index(letter)], "choices": choices}))
-        items.append(asked)
+        closed = dataclasses.replace(asked, answer=choices[LETTERS.index(letter)], choices=choices)
+        gathered.add(f"{path.name}:{line}", closed, asked)
 
 
 def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | None:
@@ -197,20 +191,18 @@ def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | N
     return None
 
 
-def _yes_no(path: Path, paths: Paths, items: list[Item], rejected: list[Rejected]) -> None:
+def _yes_no(gathered: Gathered, path: Path) -> None:
     """The unreviewed yes or no questions: open ones, as M3D trains on them."""
     split = _split(path)
-    for line, row in read_csv(path, YES_NO_COLUMNS, rejected):
+    for line, row in read_csv(path, YES_NO_COLUMNS, gathered.rejected):
         image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
-        fault = _image_fault(image, paths) or text_fault(question, "question") or text_fault(answer, "answer")
+        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
         if not fault and not re.match(r"(yes|no)\b", answer, re.IGNORECASE):
             fault = "its answer is neither yes nor no."
         kind = row.get("Question Type", "").strip()
         type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else "yes-no"
-        if fault:
-            rejected.append(Rejected(f"{path.name}:{line}", fault))
-        else:
-            items.append(Item(image, split, _case(image), "vqa", type_, question, answer))
+        item = fault or Item(image, split, _case(image), "vqa", type_, question, answer)
+        gathered.add(f"{path.name}:{line}", item)
 
 
 def _split(path: Path) -> str:

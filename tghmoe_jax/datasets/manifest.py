@@ -1,7 +1,7 @@
 """The project's own manifest: a user's scans and texts as JSON lines (docs/own-data.md).
 
 One object a line: `volume` (path below the root), `question`, `answer`, and optionally `choices`, `task`, `type`,
-`case`, `split`, `indication`. It is strict: whatever is wrong is told by line, and nothing is guessed or repaired.
+`case`, `split`, `indication`. It is strict: whatever is wrong is reported by line, and nothing is guessed or repaired.
 Problems never quote a value, which may be a patient's. `folder#series=2` is one series of a DICOM folder or DICOMDIR
 that holds several, counted as the readers list them.
 """
@@ -49,7 +49,7 @@ class ManifestReport:
             numbers = [len({i.volume for i in of}), len({i.case for i in of}), *(counts[split, kind] for kind in kinds)]
             lines.append(f"{split:12}" + "".join(f"{number:9}" for number in numbers))
         many = len(self.problems)
-        verdict = f"{many} problem{'s' if many > 1 else ''}: mend the lines above." if many else "no problem found."
+        verdict = f"{many} problem{'s' if many > 1 else ''}: correct the lines above." if many else "no problem found."
         return "\n".join([*lines, f"{self.path}: {len(self.items)} items, {verdict}"])
 
 
@@ -146,17 +146,18 @@ def _object(text: str) -> dict[str, Any] | str:
 
 def _faults(row: dict[str, Any]) -> list[str]:
     """All that is wrong with a line by itself."""
-    faults = [f"the key {key!r:.60} is unknown; known are {', '.join((*REQUIRED, *OPTIONAL))}." for key in row
-              if key not in REQUIRED + OPTIONAL]  # fmt: skip
+    known = (*REQUIRED, *OPTIONAL)
+    faults = [f"the key {key!r:.60} is unknown; known are {', '.join(known)}." for key in row if key not in known]
     faults += [f"the key {key} is missing." for key in REQUIRED if key not in row]
     question, answer, choices = row.get("question", "?"), row.get("answer", "?"), row.get("choices", [])
     task = row.get("task", "vqa" if question else "report")
-    faults += [fault for fault in (
+    texts = (
         text_fault(row.get("volume", "?"), "volume"),
         text_fault(question, "question", empty=task == "report"),
         text_fault(answer, "answer"),
         text_fault(row.get("indication", ""), "indication", empty=True),
-    ) if fault]  # fmt: skip
+    )
+    faults += filter(None, texts)
     if task not in TASKS:
         faults.append("the task is neither report nor vqa.")
     for key in ("type", "case"):
@@ -165,7 +166,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
         if fault or len(value) > MAX_NAME:
             faults.append(fault or f"the {key} has more than {MAX_NAME} characters.")
     if row.get("split", "train") not in SPLITS:
-        faults.append(f"the split is none of {', '.join(SPLITS)}.")
+        faults.append(f"the split is not one of {', '.join(SPLITS)}.")
     if "choices" in row:
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
             faults.append(f"the choices are no list of 2 to {len(LETTERS)} texts.")
@@ -174,7 +175,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
         elif len(set(choices)) != len(choices):
             faults.append("a choice stands twice.")
         elif answer not in choices:
-            faults.append("the answer is none of the choices, letter by letter.")
+            faults.append("the answer is not one of the choices, letter by letter.")
         if task == "report":
             faults.append("a report has no choices.")
     return faults

@@ -8,7 +8,6 @@
     durations.json    the only file that differs between two preparations of one set
 
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
-Axis legend: N slices of the grid, D slices of the model, S pixels.
 """
 
 import dataclasses
@@ -25,8 +24,7 @@ from etils import epath
 
 from tghmoe_jax.datasets.items import Item
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.slices import resample, window_names, window_table
-from tghmoe_jax.scans.volume import Volume
+from tghmoe_jax.scans.slices import Grid
 
 FORMAT = 1  # of everything in the folder
 SHARD = 256  # volumes a shard, rejected ones counted
@@ -34,36 +32,6 @@ DTYPES = {"HU": np.int16, "unit-interval": np.uint8}
 WRITE = "group_size:1,zstd:1"  # one record is read at a time; level 1 halves a CT and reads at 0.8 GB/s a core
 READ = "readahead_buffer_size:0,max_parallelism:0"  # random access
 OPEN_READERS = 256  # below the usual limit of open files
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """A volume on the model's grid: values (N, S, S), int16 HU or uint8 unit interval; spacing_mm (z, y, x) or None."""
-
-    values: np.ndarray
-    spacing_mm: tuple[float, float, float] | None
-
-    def slices(self, count: int, channels: str) -> tuple[np.ndarray, np.ndarray]:
-        """The model's slices uint8 (D, S, S, 3) with HU windowed, and the mask bool (D,) of real ones; D = `count`."""
-        windows = window_names(channels)
-        real, size = self.values.shape[:2]
-        out = np.zeros((count, size, size, 3), np.uint8)
-        if self.values.dtype == np.uint8:
-            for channel in range(3):  # five times as fast as one assignment
-                out[:real, ..., channel] = self.values
-        else:  # row i of the table belongs to the HU whose unsigned bits are i
-            np.take(window_table(windows), self.values.view(np.uint16), axis=0, out=out[:real], mode="clip")
-        return out, np.arange(count) < real
-
-
-def to_grid(volume: Volume, slices: int, size: int) -> tuple[Grid, Volume]:
-    """A canonical volume as it is stored, and the resampled volume that it was rounded from."""
-    resampled = resample(volume, slices, size)
-    if volume.unit == "HU":
-        values = np.clip(np.rint(resampled.array), -(2**15), 2**15 - 1)
-    else:
-        values = np.rint(np.clip(resampled.array, 0, 1) * 255)
-    return Grid(values.astype(DTYPES[volume.unit]), resampled.spacing_mm), resampled
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -139,7 +107,7 @@ class PreparedSet:
         self.parameters = read_parameters(folder)
         if self.parameters is None or not (self.folder / "card.json").is_file():
             raise UserError(
-                f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it goes on)."
+                f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it resumes)."
             )
         if self.parameters.get("format") != FORMAT:
             raise UserError(f"{folder} was prepared by another version of this project; prepare it into a new folder.")
@@ -178,8 +146,8 @@ class PreparedSet:
         if fault:
             broken = shard_file(self.folder, row["shard"], ".*")
             raise UserError(f"volume {key} in {broken} is damaged ({fault}); delete those files and prepare again.")
-        spacing = row["spacing_mm"]
-        return Grid(np.frombuffer(record, dtype.newbyteorder("<")).reshape(shape), spacing and tuple(spacing))
+        values = np.frombuffer(record, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+        return Grid(values, row["spacing_mm"] and tuple(row["spacing_mm"]), tuple(row["history"]))
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         if shard not in self._readers:

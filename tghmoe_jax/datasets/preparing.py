@@ -1,4 +1,4 @@
-"""A data set of files -> a prepared set (see `prepared`): in parallel, and to be gone on with after a kill.
+"""A data set of files -> a prepared set (see `prepared`): in parallel, and resumed after a kill.
 
 A volume that is done lies in `.work` under its number in the plan, whole or not at all; when all of a shard are there
 they are packed. What is written is a function of the data set and the sizes alone: neither the number of workers nor
@@ -34,6 +34,7 @@ from tghmoe_jax.datasets.prepared import write_atomic
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
 
 WORK = ".work"
@@ -79,7 +80,7 @@ def prepare(
             return result
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror or type(error).__name__}); mend that and run the command "
+            f"{folder} cannot be written ({error.strerror or type(error).__name__}); fix that and run the command "
             "again: what is prepared stays."
         ) from error
 
@@ -202,9 +203,9 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
     content, row = b"", {"volume": key}
     try:
         volume = dataset.read(key)
-        grid, resampled = prepared.to_grid(volume, slices, size)
+        grid = to_grid(volume, slices, size)
         record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
-        row |= _provenance(dataset.root, key, volume, resampled, grid, record)
+        row |= _provenance(dataset.root, key, volume, grid, record)
         content = leaks.signature(grid.values).tobytes() + record
     except UserError as error:
         row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
@@ -214,14 +215,13 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
     return number, "rejected" in row, time.monotonic() - begun
 
 
-def _provenance(root: Path, key: str, volume: Volume, resampled: Volume, grid: prepared.Grid, record: bytes) -> dict:
-    hu = volume.unit == "HU"
+def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes) -> dict:
     return {
         "place": None, "shape": list(grid.values.shape), "unit": volume.unit, "crc32": zlib.crc32(record),
         "sha256": hashlib.sha256(record).hexdigest(), "source_sha256": source_digest(root, key, volume),
         "source_shape": list(volume.array.shape), "source_spacing_mm": volume.spacing_mm,
         "spacing_mm": grid.spacing_mm, "orientation": volume.orientation, "window": volume.window,
-        "hu_range": [int(grid.values.min()), int(grid.values.max())] if hu else None, "history": resampled.history,
+        "hu_range": grid.hu_range, "history": grid.history,
         "versions": {"tghmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in READERS},
     }  # fmt: skip
 
@@ -270,16 +270,16 @@ class _Progress:
 
     def __init__(self, total: int, done: int, say: Callable[[str], None]):
         self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
-        self.begun = self.told = time.monotonic()
+        self.begun = self.reported = time.monotonic()
         if done:
             say(f"{done} of {total} volumes are there already")
 
     def one(self, rejected: bool) -> None:
         self.done += 1
         self.rejected += rejected
-        if time.monotonic() - self.told >= REPORT_SECONDS:
-            self.told = time.monotonic()
-            rate = (self.done - self.first) / (self.told - self.begun)
+        if time.monotonic() - self.reported >= REPORT_SECONDS:
+            self.reported = time.monotonic()
+            rate = (self.done - self.first) / (self.reported - self.begun)
             left = int((self.total - self.done) / rate)
             self.say(
                 f"{self.done} of {self.total} volumes, {self.rejected} rejected, {rate:.1f} a second, "

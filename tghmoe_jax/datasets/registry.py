@@ -12,14 +12,13 @@ from tghmoe_jax.datasets.m3d import open_m3d
 from tghmoe_jax.datasets.manifest import open_manifest
 from tghmoe_jax.errors import UserError
 
-_OPENERS: dict[str, Callable[[Path, str], Dataset]] = {
+DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "m3d": open_m3d,
     "ct_rate": open_ct_rate,
     "llava": open_llava,
     "labelmap": open_labelmap,
     "manifest": open_manifest,
 }
-DATASETS = tuple(_OPENERS)
 
 
 def open_dataset(data: Mapping[str, Any]) -> Dataset:
@@ -29,10 +28,10 @@ def open_dataset(data: Mapping[str, Any]) -> Dataset:
     name, a root that is no folder, an index file of another format and a data set of which nothing is usable.
     """
     name, root = data["name"], str(data["root"])
-    if name not in _OPENERS:
+    if name not in DATASETS:
         raise UserError(f"--config.data.name={name} is no data set of files: use one of {', '.join(DATASETS)}.")
     if not root or not Path(root).is_dir():
         raise UserError(
             f"--config.data.root={root} is no folder: name the local folder that holds the data set {name}."
         )
-    return _OPENERS[name](Path(root), str(data.get("manifest") or ""))
+    return DATASETS[name](Path(root), str(data.get("manifest") or ""))

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.datasets.registry import DATASETS
+from tghmoe_jax.drawn import binding
+from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.drawn.phantom_report import parse_findings
 from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.drawn.scenes import ScenesSource
@@ -12,6 +14,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Source
 
 DRAWN = ("phantom", "scenes")  # data sets that are made, not read
+HARD_WORDINGS = tuple(ADVERSARIAL)  # of a phantom: ways of asking that training never holds
 
 
 def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
@@ -29,7 +32,7 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen", st
             split, count, size=data["size"], wording=wording, pictures=data["slices"] > 0, more_types=HARD_TYPES
         )
     if set(name.strip() for name in data["name"].split(",")) <= set(DATASETS):
-        return FileSource(data, split)
+        return FileSource(data, split, {"binding": binding.ask})
     raise UserError(
         f"--config.data.name={data['name']} is unknown; use phantom, scenes or a list of {', '.join(DATASETS)}."
     )

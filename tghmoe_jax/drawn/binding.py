@@ -7,10 +7,13 @@ import dataclasses
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick, shuffled
+from tghmoe_jax.drawn.phantom import PLANES
+from tghmoe_jax.drawn.phantom_anatomy import PHASES
 from tghmoe_jax.drawn.phantom_text import ANSWER_PHRASES
 from tghmoe_jax.drawn.scenes_draw import MARKS, SHAPES, TEXTURES
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES
-from tghmoe_jax.drawn.scenes_text import pick, shuffled
+from tghmoe_jax.drawn.wordings import TEXTS
 from tghmoe_jax.samples.questions import LETTERS, Question
 
 SCENE_PHRASES = tuple(
@@ -37,36 +40,15 @@ CT_ADJECTIVES = tuple(
     """.split()
 )
 PHASE_PHRASES = (
-    "non-contrast phase",
-    "arterial phase",
-    "portal venous phase",
-    "delayed phase",
-    "axial plane",
-    "coronal plane",
-    "sagittal plane",
-    "oblique plane",
-    "lung window",
-    "bone window",
+    *(f"{phase} phase" for phase in PHASES),
+    *(f"{plane} plane" for plane in PLANES),
+    *("lung window", "bone window"),
 )
 COMMON_PHRASES = tuple(dict.fromkeys((*SCENE_PHRASES, *ANSWER_PHRASES, *PHASE_PHRASES)))
 WORDS = tuple(sorted({phrase for phrase in COMMON_PHRASES if " " not in phrase}))
 EASY = 0.5  # share of training items with fewer options or words: they show first what a letter is for
 
-REQUESTS: dict[str, tuple[str, ...]] = {
-    "seen": (
-        "The answer is {x}. Which letter?",
-        "Which letter is {x}?",
-        "It is {x}. Which option is this?",
-        "Which option is {x}?",
-        "Name the letter of {x}.",
-        "What is the letter of {x}?",
-        "This shows {x}. Which letter?",
-        "The finding is {x}.",
-        "Answer: {x}. Which option is it?",
-        "Choose {x}.",
-    ),
-    "unseen": ("Select the choice that says {x}.", "Find {x} in the list."),
-}
+REQUESTS: dict[str, tuple[str, ...]] = TEXTS["binding"]
 
 
 def ask(rng: np.random.Generator, wording: str = "seen", easy: float = EASY) -> Question:

@@ -76,7 +76,7 @@ class Plan:
     """A volume before it is drawn: cheap, so that truth can be counted over thousands of seeds.
 
     `scanned_mm` is the middle and half length of the scanned z range, `placed` the (lesion, centre in the nominal body,
-    radius in mm), and `rng` the generator that goes on to vary the drawing.
+    radius in mm), and `rng` the generator that then varies the drawing.
     """
 
     truth: Truth

@@ -16,6 +16,7 @@ from tghmoe_jax.drawn.phantom_anatomy import PHASES, Frame
 from tghmoe_jax.drawn.phantom_lesions import Lesion
 from tghmoe_jax.drawn.phantom_report import Sentences, report
 from tghmoe_jax.drawn.phantom_wordings import Wording
+from tghmoe_jax.drawn.wordings import TEXTS
 
 HABITUS = ((0.90, 0.94), (0.86, 0.91), (0.92, 0.96))  # outside the first style's on all three axes
 PHASE_HU = {  # by contrast phase: non-contrast, arterial, portal venous, delayed
@@ -235,37 +236,8 @@ def draw_lesion(s: Sketch, lesion: Lesion, centre, radii: np.ndarray) -> None:
             raise ValueError(f"no drawing for {lesion.lesion}")
 
 
-SENTENCES = Sentences(
-    technique=(
-        "Examination: CT {section}, {plane} images, {phase} phase.",
-        "{plane} images of the {section}, acquired in the {phase} phase.",
-        "Technique: {phase} CT, {section}, {plane} reformat.",
-    ),
-    finding=(
-        "The study reveals {a_lesion} within the {where}.",
-        "{a_lesion} occupies the {where}.",
-        "Within the {where}, {a_lesion} is noted.",
-    ),
-    negative=(
-        "{organ} and {other} unremarkable.",
-        "The {organ} looks normal, as does the {other}.",
-        "Neither {phrase} nor {other_phrase}.",
-    ),
-    healthy=("Unremarkable CT of the {section}.", "Normal {section}."),
-)
 WORDING = Wording(
-    questions={
-        "plane": ("Which reformat are we looking at?", "The images were reconstructed in what plane?"),
-        "phase": ("At what stage of enhancement was the patient imaged?", "How long after contrast were images taken?"),
-        "organ": ("Which of the organs is diseased?", "Pick the organ that is not normal."),
-        "abnormality": ("Which disease process is demonstrated?", "What kind of lesion do you see?"),
-        "location": ("Whereabouts does the {lesion} lie?", "Give the site of the {lesion}."),
-    },
-    requests=(
-        "Compose the radiologist's report for these images.",
-        "Put the results of this examination into words.",
-        "Write up this case.",
-        "Full report, please.",
-    ),
-    report=functools.partial(report, sentences=SENTENCES),
+    TEXTS["second"]["questions"],
+    TEXTS["second"]["requests"],
+    functools.partial(report, sentences=Sentences(**TEXTS["second"]["sentences"])),
 )

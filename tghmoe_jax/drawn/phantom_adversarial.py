@@ -5,54 +5,20 @@ Each way is a `Wording`, so that the same volumes, answers and options are asked
 
 import re
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from tghmoe_jax.drawn.phantom_wordings import SEEN, Wording
-
-# What a clinician writes above a request; some of it names findings or a report, as real indications do.
-INDICATIONS = (
-    "Clinical indication: weight loss and back pain.",
-    "Indication: evaluate for metastasis.",
-    "History: fall from a ladder, rule out fracture.",
-    "65-year-old woman, fever and flank pain, suspected stone.",
-    "Known liver mass, follow-up. Prior report not available.",
-    "Shortness of breath. Please describe any effusion.",
-)
-EXCHANGED = Wording(  # a report asked as a question, and a question asked in the words of a report
-    questions={
-        "plane": ("Report the plane of this CT.", "Describe the plane of the images.", "For the report: which plane?"),
-        "phase": ("Report the contrast phase.", "Describe the contrast phase.", "For the report: which phase?"),
-        "organ": ("Report the abnormal organ.", "Summarise which organ is ill.", "For the report: which organ?"),
-        "abnormality": ("Report the lesion.", "Give the finding of this CT.", "For the report: which lesion?"),
-        "location": ("Report the place of the {lesion}.", "Write where the {lesion} is.",
-                     "For the report: where is the {lesion}?"),
-    },
-    requests=(
-        "What does this CT show?", "What are the findings?", "What do you see in this scan?",
-        "Is anything abnormal in this scan, and how is the rest?", "How would a radiologist sum this up?",
-        "Which findings would you write down?",
-    ),
-)  # fmt: skip
-OTHER_LANGUAGE = Wording(
-    questions={
-        "plane": ("In welcher Ebene liegt diese CT?", "¿En qué plano está esta TC?", "Quel est le plan de coupe ?"),
-        "phase": ("Welche Kontrastphase ist das?", "¿Qué fase de contraste es?", "Quelle est la phase de contraste ?"),
-        "organ": ("Welches Organ ist krank?", "¿Qué órgano está enfermo?", "Quel organe est malade ?"),
-        "abnormality": ("Welche Läsion ist zu sehen?", "¿Qué lesión se ve?", "Quelle lésion voit-on ?"),
-        "location": ("Wo liegt die Läsion ({lesion})?", "¿Dónde está la lesión ({lesion})?",
-                     "Où est la lésion ({lesion}) ?"),
-    },
-    requests=(
-        "Schreibe einen Befund zu dieser CT.", "Beschreibe diese Untersuchung.", "Escribe un informe de esta TC.",
-        "Describe los hallazgos.", "Rédige le compte rendu de ce scanner.", "Décris les images.",
-    ),
-)  # fmt: skip
+from tghmoe_jax.drawn.wordings import TEXTS
 
 
 def _each(change) -> Wording:
     """The wordings of training, each changed by `change(text)` into one or several."""
-    changed = lambda texts: tuple(new for text in texts for new in change(text))  # noqa: E731
+
+    def changed(texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(new for text in texts for new in change(text))
+
     return Wording({type: changed(texts) for type, texts in SEEN.questions.items()}, changed(SEEN.requests))
 
 
@@ -72,13 +38,13 @@ def mistyped(text: str, mistakes: int = 2) -> str:
 
 
 ADVERSARIAL: dict[str, Wording] = {
-    "indication": _each(lambda text: (f"{indication} {text}" for indication in INDICATIONS)),
-    "exchanged": EXCHANGED,
+    "indication": _each(lambda text: (f"{indication} {text}" for indication in TEXTS["indication"]["texts"])),
+    "exchanged": Wording(**TEXTS["exchanged"]),
     # CT-RATE's task tags, after the request as its authors write them.
     "tags": Wording(
         {type: tuple(f"{text}<multiple_choice>" for text in texts) for type, texts in SEEN.questions.items()},
         tuple(f"{text}<report_generation>" for text in SEEN.requests),
     ),
-    "language": OTHER_LANGUAGE,
+    "language": Wording(**TEXTS["language"]),
     "typos": _each(lambda text: (mistyped(text),)),
 }

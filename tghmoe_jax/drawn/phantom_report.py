@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.phantom import Truth
 from tghmoe_jax.drawn.phantom_lesions import KINDS, KINDS_BY_SECTION, ORGANS_BY_SECTION, Lesion
+from tghmoe_jax.drawn.wordings import TEXTS
 
 
 class Sentences(NamedTuple):
@@ -21,42 +23,7 @@ class Sentences(NamedTuple):
     healthy: tuple[str, ...]  # {section}
 
 
-FIRST = Sentences(
-    technique=(
-        "{plane} {phase} CT of the {section}.",
-        "{section} CT, {plane} plane, {phase} phase.",
-        "CT of the {section} in the {plane} plane, {phase} phase.",
-        "{phase} CT of the {section}, {plane} view.",
-        "This is a {plane} CT of the {section}, {phase} phase.",
-        "{section} CT in the {phase} phase, {plane} view.",
-        "{plane} view of the {section}, {phase} phase.",
-        "{phase} phase {section} CT in the {plane} plane.",
-    ),
-    finding=(
-        "There is {a_lesion} in the {where}.",
-        "{a_lesion} is seen in the {where}.",
-        "The {where} shows {a_lesion}.",
-        "{a_lesion} lies in the {where}.",
-        "The {where} contains {a_lesion}.",
-        "{a_lesion} is present in the {where}.",
-        "In the {where} there is {a_lesion}.",
-    ),
-    negative=(
-        "The {organ} and {other} are normal.",
-        "No abnormality of the {organ} or {other}.",
-        "The {organ} and the {other} are clear.",
-        "No {phrase} or {other_phrase}.",
-        "There is no {phrase} and no {other_phrase}.",
-        "The {organ} is normal, with no {other_phrase}.",
-        "{organ} and {other} without abnormality.",
-    ),
-    healthy=(
-        "No abnormality is seen in this scan.",
-        "No lesion is seen in the {section}.",
-        "The CT of the {section} is normal.",
-        "All organs of the {section} are normal.",
-    ),
-)
+FIRST = Sentences(**TEXTS["seen"]["sentences"])
 
 
 def where(lesion: Lesion) -> str:
@@ -66,17 +33,13 @@ def where(lesion: Lesion) -> str:
 
 def report(truth: Truth, rng: np.random.Generator, sentences: Sentences = FIRST) -> str:
     """A report of 20 to 50 words: technique, one sentence for each finding, then one or two negative statements."""
-
-    def pick(options: tuple[str, ...]) -> str:
-        return options[rng.integers(len(options))]
-
-    written = [pick(sentences.technique).format(plane=truth.plane, phase=truth.phase, section=truth.section)]
+    written = [pick(rng, sentences.technique).format(plane=truth.plane, phase=truth.phase, section=truth.section)]
     for i in rng.permutation(len(truth.lesions)):
         lesion = truth.lesions[i]
         article = "an" if lesion.lesion[0] in "aeiou" else "a"
-        written.append(pick(sentences.finding).format(a_lesion=f"{article} {lesion.lesion}", where=where(lesion)))
+        written.append(pick(rng, sentences.finding).format(a_lesion=f"{article} {lesion.lesion}", where=where(lesion)))
     if not truth.lesions:
-        written.append(pick(sentences.healthy).format(section=truth.section))
+        written.append(pick(rng, sentences.healthy).format(section=truth.section))
 
     ill = {lesion.organ for lesion in truth.lesions}
     well = [o for o in ORGANS_BY_SECTION[truth.section] if o not in ill]
@@ -84,19 +47,19 @@ def report(truth: Truth, rng: np.random.Generator, sentences: Sentences = FIRST)
     wanted = max(1, 2 - len(truth.lesions) // 2)
     for organ, other in list(zip(well[::2], well[1::2], strict=False))[:wanted]:
         written.append(
-            pick(sentences.negative).format(
+            pick(rng, sentences.negative).format(
                 organ=organ,
                 other=other,
-                phrase=_phrase(truth.section, organ, rng),
-                other_phrase=_phrase(truth.section, other, rng),
+                phrase=phrase_of(truth.section, organ, rng),
+                other_phrase=phrase_of(truth.section, other, rng),
             )
         )
     return " ".join(s[0].upper() + s[1:] for s in written)
 
 
-def _phrase(section: str, organ: str, rng: np.random.Generator) -> str:
-    phrases = [k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ]
-    return phrases[rng.integers(len(phrases))]
+def phrase_of(section: str, organ: str, rng: np.random.Generator) -> str:
+    """What a lesion of an organ is called, one of its kinds."""
+    return pick(rng, [k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ])
 
 
 # The parser reads any text, a model's too: only what is plainly asserted counts.

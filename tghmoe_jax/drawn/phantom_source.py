@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.drawn import phantom, phantom2
+from tghmoe_jax.drawn import binding, phantom, phantom2
 from tghmoe_jax.drawn.phantom import GENERATOR, Truth
 from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.drawn.phantom_text import AUX_NAMES, aux_targets, lesion_labels, make_question
 from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Kind, Question, cell_grid, touched
-from tghmoe_jax.scans.slices import window_names, window_table
+from tghmoe_jax.scans.scan import low_high
+from tghmoe_jax.scans.slices import to_channels, window_names
 
 STYLES = {"first": phantom.draw, "second": phantom2.draw}  # training draws the first style only
 WORDINGS = {"seen": SEEN, "unseen": UNSEEN, "second": phantom2.WORDING, **ADVERSARIAL}  # training asks in `seen` only
@@ -66,7 +67,8 @@ class PhantomSource:
                 f"use at least {COARSEST[0]} slices of {COARSEST[1]} pixels."
             )
         self.wording = WORDINGS[wording]
-        self.table = window_table(window_names(channels))
+        window_names(channels)  # refused here, not at the first volume
+        self.channels = channels
         folder = prepare(Path(root), split, count, seed, tuple(grid), style, processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "truth.jsonl", encoding="utf-8") as lines:
@@ -77,7 +79,7 @@ class PhantomSource:
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (D, H, W, 3), and the mask bool (D,): every phantom slice is real."""
-        levels = self.table[self.volumes[index].view(np.uint16)]
+        levels = to_channels(self.volumes[index], self.channels)
         return levels, np.ones(len(levels), bool)
 
     def slice_spacing(self, index: int) -> float:
@@ -86,6 +88,8 @@ class PhantomSource:
 
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
         """A request about volume `index`; without `type` all five question types are equally likely."""
+        if kind == "binding":
+            return binding.ask(rng)
         return make_question(self.truths[index], kind, rng, type, self.wording)
 
     def aux(self, index: int) -> np.ndarray:
@@ -106,12 +110,11 @@ class PhantomSource:
         spacing = np.array([truth.spacing_mm for truth in self.truths])
         view = spacing[:, 1:] * self.volumes.shape[2:]
         few = self.volumes[:: max(1, len(self.volumes) // 200)]
-        pair = lambda values: [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]  # noqa: E731
         return {
-            "spacing_mm": [pair(column) for column in spacing.T],
+            "spacing_mm": [low_high(column) for column in spacing.T],
             "slices": [int(self.volumes.shape[1])] * 2,
-            "field_of_view_mm": pair(view),
-            "hu": pair(few),
+            "field_of_view_mm": low_high(view),
+            "hu": low_high(few),
         }
 
     def group(self, index: int) -> str:

@@ -6,6 +6,7 @@ shown, each is true equally often (given the question's words and the body secti
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.phantom import LESION_COUNTS, PLANES, Truth
 from tghmoe_jax.drawn.phantom_anatomy import PHASES
 from tghmoe_jax.drawn.phantom_lesions import (
@@ -17,7 +18,7 @@ from tghmoe_jax.drawn.phantom_lesions import (
     Lesion,
     kind_of,
 )
-from tghmoe_jax.drawn.phantom_report import where
+from tghmoe_jax.drawn.phantom_report import phrase_of, where
 from tghmoe_jax.drawn.phantom_wordings import SEEN, Wording
 from tghmoe_jax.samples.questions import TYPES, Question
 
@@ -74,9 +75,9 @@ def make_question(
 ) -> Question:
     """A request about a volume; `open` and `closed` ones are of `type`, or of any of the five types equally often."""
     if kind == "report":
-        return Question("report", "report", "report", _pick(wording.requests, rng), (), wording.report(truth, rng))
-    type = type or _pick(TYPES, rng)
-    text = _pick(wording.questions[type], rng)
+        return Question("report", "report", "report", pick(rng, wording.requests), (), wording.report(truth, rng))
+    type = type or pick(rng, TYPES)
+    text = pick(rng, wording.questions[type])
     if type == "plane":
         answer, options = truth.plane, list(PLANES)
     elif type == "phase":
@@ -87,7 +88,7 @@ def make_question(
         answer, options = _organ_or_abnormality(type, truth, rng)
     if kind == "open":
         return Question("vqa", "open", type, text, (), answer)
-    return Question("vqa", "closed", type, text, tuple(options[i] for i in rng.permutation(len(options))), answer)
+    return Question("vqa", "closed", type, text, shuffled(rng, options), answer)
 
 
 def _organ_or_abnormality(type: str, truth: Truth, rng: np.random.Generator) -> tuple[str, list[str]]:
@@ -95,9 +96,7 @@ def _organ_or_abnormality(type: str, truth: Truth, rng: np.random.Generator) -> 
     section = truth.section
 
     def name(organ: str) -> str:
-        if type == "organ":
-            return organ
-        return _pick([k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ], rng)
+        return organ if type == "organ" else phrase_of(section, organ, rng)
 
     ill = {lesion.organ for lesion in truth.lesions}
     well = [o for o in ORGANS_BY_SECTION[section] if o not in ill]
@@ -117,12 +116,8 @@ def _location(text: str, truth: Truth, rng: np.random.Generator) -> tuple[str, s
         lesion = truth.lesions[rng.integers(len(truth.lesions))]
         kind, answer = kind_of(lesion.kind, truth.section), where(lesion)
     else:
-        organ = _pick(ORGANS_BY_SECTION[truth.section], rng)
-        kind, answer = _pick([k for k in KINDS_BY_SECTION[truth.section] if k.organ == organ], rng), NONE
+        organ = pick(rng, ORGANS_BY_SECTION[truth.section])
+        kind, answer = pick(rng, [k for k in KINDS_BY_SECTION[truth.section] if k.organ == organ]), NONE
     others = [o for o in (NONE, *(f"{place} {kind.organ}" for place in kind.places)) if o != answer]
     others.pop(rng.integers(len(others)))  # five answers are equally frequent, any four of them are shown
     return text.format(lesion=kind.phrase), answer, [answer, *others]
-
-
-def _pick(options, rng: np.random.Generator):
-    return options[rng.integers(len(options))]

@@ -9,11 +9,11 @@ import functools
 
 import numpy as np
 
-from tghmoe_jax.drawn.binding import EASY, fewer_choices
-from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, Item, draw
+from tghmoe_jax.drawn import binding
+from tghmoe_jax.drawn.chance import pick
+from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, TEXTURES, UNIT, SceneItem, draw
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, PLACES, SIDES, SIZES, Scene, sample
-from tghmoe_jax.drawn.scenes_text import OPEN_TYPES, SCENE_TYPES, ask, caption, pick
-from tghmoe_jax.drawn.scenes_wording import CAPTION_REQUESTS
+from tghmoe_jax.drawn.scenes_text import CAPTION_REQUESTS, OPEN_TYPES, SCENE_TYPES, ask, caption
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Kind, Question, cell_grid, touched
 
@@ -92,6 +92,8 @@ class ScenesSource:
     def question(self, index: int, kind: Kind, rng: np.random.Generator, type: str | None = None) -> Question:
         """A request about picture `index`; without `type`, `rng` draws it: in training from `more_types` too, and half
         of the closed ones with fewer options."""
+        if kind == "binding":
+            return binding.ask(rng)
         if kind == "report":
             request = pick(rng, CAPTION_REQUESTS[self.wording])
             return Question("report", "report", "report", request, (), caption(self.scene(index), rng))
@@ -99,8 +101,8 @@ class ScenesSource:
         drawn = SCENE_TYPES + self.more_types + (OPEN_TYPES if self.more_types and kind == "open" else ())
         type = type or pick(rng, drawn if training else SCENE_TYPES)
         question = ask(self.scene(index), kind, rng, type, self.wording)
-        easy = training and kind == "closed" and rng.random() < EASY
-        return fewer_choices(question, rng) if easy else question
+        easy = training and kind == "closed" and rng.random() < binding.EASY
+        return binding.fewer_choices(question, rng) if easy else question
 
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,), 1 where the label of `aux_names` holds."""
@@ -134,7 +136,7 @@ class ScenesSource:
         return frozenset()
 
 
-def _item_labels(item: Item) -> list[int]:
+def _item_labels(item: SceneItem) -> list[int]:
     """Indices into AUX_NAMES of what one shape makes true."""
     names = [
         f"shape:{item.shape}",

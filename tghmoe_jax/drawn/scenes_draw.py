@@ -30,7 +30,7 @@ class Mark:
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class SceneItem:
     """One shape of a scene. `centre` is (row, column), `place` one of nine."""
 
     shape: str
@@ -84,7 +84,7 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     raise ValueError(shape)
 
 
-def draw(items: list[Item], look: Look, size: int = UNIT) -> np.ndarray:
+def draw(items: list[SceneItem], look: Look, size: int = UNIT) -> np.ndarray:
     """The picture, uint8 (S, S, 3). Pure: the same scene gives the same pixels."""
     scale = size / UNIT
     picture = _background(look, size)

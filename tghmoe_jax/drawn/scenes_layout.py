@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Item, Look, Mark
+from tghmoe_jax.drawn.chance import pick
+from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Look, Mark, SceneItem
 
 COUNTS = ("one", "two", "three", "four")
 SIZES = {
@@ -14,17 +15,7 @@ SIZES = {
     "medium": (9.5, 11.0),
     "large": (14.5, 17.0),
 }  # radius in pixels of 64
-PLACES = (
-    "upper left",
-    "upper centre",
-    "upper right",
-    "middle left",
-    "middle centre",
-    "middle right",
-    "lower left",
-    "lower centre",
-    "lower right",
-)
+PLACES = tuple(f"{row} {column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right"))
 # Of a mark in its shape, in words of their own: a visual token that holds both places is no riddle.
 SIDES = ("west", "east", "north", "south", "core")
 COLOURS = {
@@ -47,11 +38,7 @@ NO_MARK = 0.15  # of the shapes that could hold one
 CONTRAST = 60  # least difference between a shape and what is behind it, in the channel where it is greatest
 
 _CENTRES = ((12.0, 18.0), (29.0, 35.0), (45.0, 51.0))  # rows or columns of the three bands of places
-_OFFSETS = {
-    "disc": (0.52, 0.52),
-    "square": (0.5, 0.5),
-    "triangle": (0.3, 0.34),
-}
+_OFFSETS = {"disc": (0.52, 0.52), "square": (0.5, 0.5), "triangle": (0.3, 0.34)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +46,14 @@ class Scene:
     """A picture's content; the first item is the one most questions are about."""
 
     look: Look
-    items: tuple[Item, ...]
+    items: tuple[SceneItem, ...]
 
-    def unique_shapes(self) -> list[Item]:
+    def unique_shapes(self) -> list[SceneItem]:
         """Items that their shape's name alone identifies."""
         names = [i.shape for i in self.items]
         return [i for i in self.items if names.count(i.shape) == 1]
 
-    def unique_colours(self) -> list[Item]:
+    def unique_colours(self) -> list[SceneItem]:
         """Items that their colour alone identifies."""
         names = [i.colour for i in self.items]
         return [i for i in self.items if names.count(i.colour) == 1]
@@ -77,7 +64,7 @@ def sample(rng: np.random.Generator) -> Scene:
     mode = int(rng.random() < 0.35)  # coloured or grey
     look = _look(rng, mode)
     count = 1 + int(rng.choice(len(COUNTS), p=COUNT_CHANCES))
-    items: list[Item] = []
+    items: list[SceneItem] = []
     free = [PLACES[i] for i in rng.permutation(len(PLACES))]
     while len(items) < count:
         items.append(_item(rng, mode, look, items, free))
@@ -86,14 +73,14 @@ def sample(rng: np.random.Generator) -> Scene:
     return Scene(look, tuple(items))
 
 
-def level_name(item: Item) -> str:
+def level_name(item: SceneItem) -> str:
     """The name of a grey item's brightness; empty for a coloured one or one between two names."""
     if max(item.levels) - min(item.levels) > 30:
         return ""
     return next((name for name, level in GREYS.items() if abs(item.brightness - level) < 22), "")
 
 
-def extremes(items: Sequence[Item]) -> dict[str, Item]:
+def extremes(items: Sequence[SceneItem]) -> dict[str, SceneItem]:
     """The clearly brightest and the clearly darkest item, where all items differ in shape."""
     if len(items) < 2 or len({i.shape for i in items}) < len(items):
         return {}
@@ -106,7 +93,7 @@ def extremes(items: Sequence[Item]) -> dict[str, Item]:
     return found
 
 
-def _repainted(rng: np.random.Generator, look: Look, item: Item) -> Item:
+def _repainted(rng: np.random.Generator, look: Look, item: SceneItem) -> SceneItem:
     """The item in a grey level that has a name, so that the scene has an answer about brightness."""
     levels, colour = _colour(rng, 1, look)
     mark = _mark(rng, item.shape, item.size, item.centre, item.radius, levels)
@@ -135,7 +122,7 @@ def _look(rng: np.random.Generator, mode: int) -> Look:
     )
 
 
-def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], free: list[str]) -> Item:
+def _item(rng: np.random.Generator, mode: int, look: Look, items: list[SceneItem], free: list[str]) -> SceneItem:
     """A further item that overlaps none of `items`; takes its place out of `free`."""
     first = not items
     names = list(SIZES)
@@ -152,11 +139,11 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[Item], fr
                     shape = DOT
                 else:
                     taken = items[0].shape if items else ""
-                    shape = _pick(rng, [s for s in (SOLID if holder else SHAPES) if s != taken])
+                    shape = pick(rng, [s for s in (SOLID if holder else SHAPES) if s != taken])
                 levels, colour = _colour(rng, mode, look)
                 turn = _turn(rng, shape)
                 mark = _mark(rng, shape, size, (row, column), radius, levels)
-                return Item(shape, size, place, colour, (row, column), radius, turn, levels, mark)
+                return SceneItem(shape, size, place, colour, (row, column), radius, turn, levels, mark)
         size = names[names.index(size) - 1]  # a tiny one always fits somewhere
 
 
@@ -178,8 +165,8 @@ def _colour(rng: np.random.Generator, mode: int, look: Look) -> tuple[tuple[floa
             name = tuple(GREYS)[rng.choice(len(GREYS), p=GREY_ODDS)]
             levels, name = np.full(3, GREYS[name]) + rng.uniform(-10, 10), name.split()[-1]
         else:
-            name = _pick(rng, tuple(COLOURS))
-            base = GREYS[_pick(rng, ("dark grey", "light grey"))] if name == "grey" else COLOURS[name]
+            name = pick(rng, tuple(COLOURS))
+            base = GREYS[pick(rng, ("dark grey", "light grey"))] if name == "grey" else COLOURS[name]
             levels = base + rng.uniform(-14, 14, 3)
         if all(np.abs(levels - behind).max() >= CONTRAST for behind in (look.levels, look.other)):
             break
@@ -198,7 +185,7 @@ def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
     ]
     odds = np.array([1.5 if k.endswith("spot") else 1.0 for k in kinds])  # one of the two spots is often ruled out
     kind = kinds[rng.choice(len(kinds), p=odds / odds.sum())]
-    side = _pick(rng, SIDES)
+    side = pick(rng, SIDES)
     along, across = _OFFSETS[shape]
     down = {"north": -across, "south": across}.get(side, 0.0) * radius
     right = {"west": -along, "east": along}.get(side, 0.0) * radius
@@ -212,7 +199,3 @@ def _mark(rng, shape, size, centre, radius, levels) -> Mark | None:
         mark_radius = float(np.clip(0.36 * radius, 3.6, 5.6))
     level = rng.uniform(232, 255, 3) if bright else rng.uniform(0, 22, 3)
     return Mark(kind, side, (centre[0] + down, centre[1] + right), mark_radius, tuple(level.tolist()))
-
-
-def _pick(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]

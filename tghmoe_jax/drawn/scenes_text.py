@@ -6,9 +6,10 @@ words, each option shown is true about equally often, and the letters are shuffl
 
 import numpy as np
 
-from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, Item
+from tghmoe_jax.drawn.chance import pick, shuffled
+from tghmoe_jax.drawn.scenes_draw import DOT, MARKS, SHAPES, SOLID, TEXTURES, SceneItem
 from tghmoe_jax.drawn.scenes_layout import COLOURS, COUNTS, GREYS, PLACES, SIDES, SIZES, Scene, extremes, level_name
-from tghmoe_jax.drawn.scenes_wording import QUESTIONS
+from tghmoe_jax.drawn.wordings import TEXTS
 from tghmoe_jax.samples.questions import Question
 
 SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside")
@@ -28,6 +29,9 @@ PLACE_ODDS = {
 }
 SIZE_PICK = {"tiny": 2.2, "small": 2.2, "medium": 0.85, "large": 1.1}  # which size of a picture is asked about
 
+# By wording: `seen` for training, `unseen` never in training.
+QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = TEXTS["scenes"]["questions"]
+CAPTION_REQUESTS: dict[str, tuple[str, ...]] = TEXTS["scenes"]["captions"]
 CAPTION_WORDS = 28  # words and full stops of a caption
 
 
@@ -137,13 +141,13 @@ _ASKERS = {
 }
 
 
-def _named(scene: Scene) -> list[Item]:
+def _named(scene: Scene) -> list[SceneItem]:
     """Items that can be named without their place; the first item always can."""
     by_shape, by_colour = scene.unique_shapes(), scene.unique_colours()
     return [i for i in scene.items if any(i is j for j in (*by_shape, *by_colour))]
 
 
-def _described(scene: Scene, item: Item, rng: np.random.Generator, asked: str) -> str:
+def _described(scene: Scene, item: SceneItem, rng: np.random.Generator, asked: str) -> str:
     """A phrase that fits this item only and does not name what is asked."""
     ways = []
     if asked != "shape" and any(item is i for i in scene.unique_shapes()):
@@ -183,16 +187,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
             break
         text.append(sentence[0].upper() + sentence[1:])
     return " ".join(text)
-
-
-def pick(rng: np.random.Generator, options):
-    """One of the options, each equally likely."""
-    return options[int(rng.integers(len(options)))]
-
-
-def shuffled(rng: np.random.Generator, options: list[str]) -> tuple[str, ...]:
-    """The options in random order."""
-    return tuple(options[i] for i in rng.permutation(len(options)))
 
 
 def _others(rng: np.random.Generator, odds, answer: str, near=()) -> list[str]:

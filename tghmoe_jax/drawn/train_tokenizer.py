@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from tghmoe_jax.drawn import binding
+from tghmoe_jax.drawn import binding, wordings
 from tghmoe_jax.drawn.phantom_report import FIRST
 from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.drawn.scenes import ScenesSource
@@ -32,43 +32,7 @@ BYTES = tuple(f"<0x{b:02X}>" for b in range(256))
 PIECES = rf" ?[{LETTERS}]\.(?=\s|$)| ?\p{{L}}+| ?\p{{N}}|[^\p{{L}}\p{{N}}]"
 TEXTS = 6000  # sampled questions and captions
 
-# Words of real reports, most of which the generated texts lack: the pieces of words are learned from them.
-CT_WORDS = """
-abdomen abdominal abnormal abscess acute adenopathy adjacent adrenal airspace alveolar anatomy anechoic aneurysm
-angiography anterior aorta aortic apical appearance appendix arch artery arterial ascending ascites aspect atelectasis
-atherosclerotic atrium atrophy attenuation axial axillary base basal benign bilateral biliary bladder bone bony bowel
-brain bronchi bronchial bronchiectasis bronchus calcification calcified calculus cancer carcinoma cardiac cardiomegaly
-carina cava cavity cecum central cervical chest cholecystectomy chronic cirrhosis clear coeliac collection colon
-common compatible compression computed consistent consolidation contour contrast coronal coronary cortex cortical
-cranial cyst cystic defect degenerative delayed density descending diameter diaphragm diffuse dilatation dilated disc
-disease displacement distal distended diverticula diverticulosis dorsal duct duodenum edema effusion embolism
-emphysema enhancement enhancing enlarged enlargement entire esophagus evaluation evidence examination extent external
-extrahepatic fat fatty femoral femur fibrosis fibrotic field findings fissure fluid focal focus foramen fracture free
-gallbladder gallstone ganglion gastric gland glass gross ground head healed heart hematoma hemangioma hemorrhage
-hepatic hepatomegaly hernia hiatal hilar hilum hydronephrosis hyperdense hypodense hypertrophy iliac image imaging
-impression increased indeterminate inferior infiltration inflammation inflammatory inguinal injection intact
-interstitial intestine intrahepatic intravenous joint kidney large lateral left lesion level ligament likely limited
-linear lingula liver lobe lobular lobulated local loop lower lumbar lumen lung lymph lymphadenopathy lymphoma main
-malignant mass medial median mediastinal mediastinum mesenteric metastases metastasis metastatic mid middle mild
-minimal moderate mucosal multiple muscle narrowing necrosis neck nephrolithiasis nodal node nodular nodule nonspecific
-normal obstruction obstructive opacity organ osseous osteophyte ovary pancreas pancreatic paracardiac parenchyma
-parenchymal partial patchy pathological patient pelvic pelvis pericardial perihilar peripheral peritoneal phase plane
-plaque pleura pleural pneumonia pneumothorax polyp portal position posterior prominent prostate proximal pulmonary
-rectum region renal retroperitoneal rib right round sacral sagittal scan scarring sclerotic section segment septal
-series severe shape sigmoid significant size slice small soft spinal spine spleen splenic splenomegaly stable stenosis
-stent stomach stone structure subcutaneous subpleural superior surgical suspicious swelling symmetric thickened
-thickening thickness thoracic thorax thrombosis thrombus thyroid tissue tomography trachea tracheal trauma tumor
-uncinate unenhanced unremarkable upper ureter urinary uterus vein vena venous ventricle ventricular vertebra vertebrae
-vertebral vessel view visualized volume wall window within
-""".split()
-COMMON_WORDS = """
-a about after again all also an and any are as at be been before behind between both but by can change compared does
-due each either for found from further has have here how if in into is it its likely may measuring more most near new
-no not of on one only or other out over patient please possible present previous same seen shown should since so some
-such than that the their there these they this to two under unchanged was were what when where which who why with
-within without would yes you cm mm CT HU MRI answer ask choose describe explain find give list name report say show
-study summary tell text think write
-""".split()
+CT_WORDS, COMMON_WORDS = (wordings.TEXTS["tokenizer"][words].split() for words in ("radiology", "common"))
 
 
 def embedded_words() -> list[str]:

@@ -15,7 +15,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from tghmoe_jax.drawn import binding
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.augment import Augment
@@ -138,10 +137,10 @@ class TrainBatches(grain.transforms.Map):
         """(volume, question) of a slot, or of the item that comes `further` later in the order of its kind."""
         rng = np.random.default_rng([self.seed, _RNG_QUESTION, step, slot])
         kind = self.spec.pattern[slot % len(self.spec.pattern)]
-        if kind != "binding" and isinstance(self.source, ItemSource):
+        if isinstance(self.source, ItemSource) and kind not in self.source.made_up:
             return self.source.item(kind, self._item(kind, self._number(step, slot) + further), rng)
         index = self._volume(step * self.spec.rows + slot + further)
-        return index, binding.ask(rng) if kind == "binding" else self.source.question(index, kind, rng)
+        return index, self.source.question(index, kind, rng)
 
     def _number(self, step: int, slot: int) -> int:
         """How many samples of the slot's kind stand before it in the run."""
@@ -162,8 +161,9 @@ class TrainBatches(grain.transforms.Map):
         counts, weights = self.source.counts(kind), self.source.weights
         start = 0
         if weights:
-            turns = [i for i, (weight, count) in enumerate(zip(weights, counts, strict=True)) if count
-                     for _ in range(weight // math.gcd(*weights))]  # fmt: skip
+            unit = math.gcd(*weights)
+            shares = [weight // unit if count else 0 for weight, count in zip(weights, counts, strict=True)]
+            turns = [part for part, share in enumerate(shares) for _ in range(share)]
             turn, place = divmod(number, len(turns))
             chosen = turns[place]
             number = turn * turns.count(chosen) + turns[:place].count(chosen)
@@ -187,7 +187,7 @@ class TrainBatches(grain.transforms.Map):
                 continue
             return index, question
         raise UserError(
-            f"{MOST_IN_A_ROW} items in a row cannot be used, the last because: {skipped[-1][1]} Mend the data set."
+            f"{MOST_IN_A_ROW} items in a row cannot be used, the last because: {skipped[-1][1]} Correct the data set."
         )
 
 
@@ -209,7 +209,7 @@ def train_iterator(
     """
     if isinstance(source, ItemSource):
         for kind in dict.fromkeys(spec.pattern):
-            if kind != "binding" and not sum(source.counts(kind)):
+            if kind not in source.made_up and not sum(source.counts(kind)):
                 raise UserError(
                     f"--config.data.mixture.{kind} is above 0 and the training set holds no {kind} item; set it to 0."
                 )
@@ -241,8 +241,8 @@ class BadItems:
         self.seen += rows + len(skipped)
         if self.bad > self.bound * max(self.seen, FEWEST_SEEN):
             raise UserError(
-                f"{self.bad} of {self.seen} items cannot be used, the last because: {skipped[-1][1].rstrip('.')}; mend "
-                f"the data, or allow a larger share than --config.max_bad_fraction={self.bound}."
+                f"{self.bad} of {self.seen} items cannot be used, the last because: {skipped[-1][1].rstrip('.')}; "
+                f"correct the data, or allow a larger share than --config.max_bad_fraction={self.bound}."
             )
 
 

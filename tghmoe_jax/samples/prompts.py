@@ -104,3 +104,37 @@ def batch(encoded: Sequence[Encoded], length: int, pad_id: int) -> dict[str, np.
         arrays["question_mask"][row, :n] = e.question_mask
         arrays["loss_mask"][row, :n] = e.loss_mask
     return arrays
+
+
+# How a report is asked for in training; a test asks in the first of these.
+REPORT_REQUESTS: tuple[str, ...] = (
+    "Write a report for this CT.",
+    "Report the findings of this scan.",
+    "What are the findings of this CT?",
+    "Describe this CT.",
+    "Describe the findings in the image.",
+    "Give a report of this scan.",
+    "Please write the report.",
+    "Please describe the scan.",
+    "Write the findings of this CT.",
+    "Give the findings of the image.",
+    "What does this CT show? Write a report.",
+    "Please report this image.",
+    "Generate a report for this scan.",
+    "Report this CT.",
+    "Write a caption for this scan.",
+    "Summarise the findings.",
+    "Give a summary of this study.",
+    "Draft a report of the examination.",
+    "Dictate a report.",
+    "Provide a summary of the images.",
+    "Provide the interpretation of this CT.",
+    "Tell me everything you see in this scan.",
+    "Could you write a report about this study?",
+    "Could you describe the images?",
+    "Observe the volume and write a report.",
+    "Tell me the findings in a few sentences.",
+    "Draft a text about this volume for a colleague.",
+    "Write a radiology report.",
+    "Dictate what you observe.",
+)

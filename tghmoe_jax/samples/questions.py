@@ -4,7 +4,7 @@ Axis legend: D slices, S pixels, A auxiliary labels.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -95,6 +95,7 @@ class ItemSource(Source, Protocol):
     """
 
     weights: tuple[int, ...]
+    made_up: Mapping[str, Callable[[np.random.Generator], Question]]  # kinds that are no items: see `question`
 
     def counts(self, kind: Kind) -> tuple[int, ...]:
         """Items of a kind in each data set; their indices run on from one to the next."""

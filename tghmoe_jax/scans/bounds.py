@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tghmoe_jax.errors import UserError
 
-__all__ = ["MAX_PACKING", "check_stored_size", "plain_file"]
+__all__ = ["DEFLATE", "MAX_PACKING", "check_stored_size", "plain_file"]
 
 MAX_PACKING = 200  # scans are noisy: packed files hold 2 to 10 bytes for each of theirs, deflate's bombs 1,000
 SMALL = 2**26  # 64 MiB: below, only deflate's own limit counts, as synthetic volumes may pack well
@@ -29,11 +29,11 @@ def plain_file(path: Path) -> io.BufferedReader:
     return _Bounded(path)
 
 
-def check_stored_size(stated: int, size: int, packed: bool, name: str) -> None:
+def check_stored_size(stated: int, size: int, packed: bool, name: str, most_packing: int = MAX_PACKING) -> None:
     """Refuse a header that states more bytes than a file of `size` bytes holds, or packs as only a bomb does."""
     if stated > (size * DEFLATE + 2**16 if packed else size):
         raise UserError(f"{name} is cut short: its header states {stated} bytes and it has {size}; copy it again.")
-    if packed and stated > max(SMALL, size * MAX_PACKING):
+    if packed and stated > max(SMALL, size * most_packing):
         raise UserError(
             f"{name} unpacks from {size} to {stated} bytes, as no scan does: name a scan of real measurements, "
             "or save it unpacked."

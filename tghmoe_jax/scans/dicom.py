@@ -82,14 +82,30 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
+def read_geometry(path: Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
+    """Where the grid of one CT series lies, no pixel read: shape, axes (3, 3) whose row i is the step in mm (LPS) of
+    stored axis i, and the position (3,) of the first voxel. UserError as `read_dicom`."""
+    with _quiet():
+        slices = _stack(series_at(path, None), path)
+    return (len(slices), *slices[0].shape), _axes(slices), slices[0].position
+
+
+def _stack(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> list[_Slice]:
+    return _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+
+
+def _axes(slices: list[_Slice]) -> np.ndarray:
+    first = slices[0]
+    step = (slices[-1].position - first.position) / (len(slices) - 1)
+    return np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
+
+
 def _read(path: Path, series: int | None) -> Volume:
     datasets = series_at(path, series)
-    slices = _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+    slices = _stack(datasets, path)
     first = slices[0]
     check_shape((len(slices), *first.shape), str(path))
-    step = (slices[-1].position - first.position) / max(len(slices) - 1, 1)
-    axes = np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
-    grid = canonical_grid(axes, str(path))
+    grid = canonical_grid(_axes(slices), str(path))
     shape = grid.shape((len(slices), *first.shape))
     check_canonical_shape(shape, str(path))
     _check_stored(datasets, path)
@@ -149,8 +165,8 @@ def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 0.01:
         raise UserError(f"{path} states an orientation that is not two unit vectors at right angles: export it again.")
-    if slope == 0 or min(spacing) <= 0:
-        what = "a rescale slope" if slope == 0 else "a pixel spacing"
+    if slope <= 0 or min(spacing) <= 0:
+        what = "a rescale slope" if slope <= 0 else "a pixel spacing"
         raise UserError(f"{path} states {what} that is not positive: export the original CT series.")
     padding = tag(header, "PixelPaddingValue")
     return _Slice(
@@ -249,7 +265,7 @@ def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> N
             raise UserError(f"{path} holds a slice of {bits or 'no'} bits a pixel: export the original CT series.")
         stated += (frames_of(header) or 1) * whole(header, "Rows") * whole(header, "Columns") * bits // 8
         size += file.stat().st_size
-    # All are judged as packed: a single slice without its pixels is told with its place in the stack.
+    # All are judged as packed: a single slice without its pixels is reported with its place in the stack.
     check_stored_size(stated, size, True, str(path))
 
 

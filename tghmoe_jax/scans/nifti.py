@@ -1,10 +1,11 @@
 """NIfTI scans (.nii, .nii.gz) to canonical volumes in HU.
 
-Voxels are read plane by plane straight into their canonical place, so a scan is never held twice. Extensions and free
-text of the header are never read: they may hold the patient's name.
+Voxels are read slab by slab through nibabel's array proxy, straight into their canonical place, so a scan is never held
+twice. Extensions and free text of the header are never read: they may hold the patient's name.
 """
 
 import contextlib
+import dataclasses
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ import nibabel as nib
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import check_stored_size, plain_file
+from tghmoe_jax.scans.bounds import MAX_PACKING, check_stored_size, plain_file
 from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
 
 _TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
-_BROKEN = (OSError, EOFError, zlib.error)
+_BROKEN = (OSError, EOFError, ValueError, zlib.error)
 _KINDS = {348: (nib.Nifti1Header, 352), 540: (nib.Nifti2Header, 544)}  # by size; the least offset of the voxels
 _SINGLE, _PAIRED = (b"n+1", b"n+2"), (b"ni1", b"ni2")
 MAX_OFFSET = 2**24  # what lies between header and voxels: extensions, never more than some kilobytes
@@ -35,76 +36,92 @@ def read_nifti(path: Path) -> Volume:
     orientation and a spacing, for a sform and a qform that differ by a flip, another order of axes or 30 degrees, and
     for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume.
     """
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is an empty file: copy or export it again.")
-    with _opened(path) as (file, packed):
-        header, least = _header(file, path)
-        shape = _shape(header, path)
-        dtype = _dtype(header, path)
-        axes, warnings = _axes(header, path)
-        slope, inter = _scaling(header, path)
-        offset = float(header["vox_offset"])
-        if not least <= offset <= MAX_OFFSET:
-            raise UserError(f"{path} states that its voxels start at byte {offset:g}: copy or export it again.")
-        check_stored_size(int(offset) + int(np.prod(shape)) * dtype.itemsize, size, packed, str(path))
-        grid = canonical_grid(axes, str(path))
-        check_canonical_shape(grid.shape(shape), str(path))
-        array = np.empty(grid.shape(shape), np.float32)
-        try:
-            _skip(file, int(offset) - header.sizeof_hdr)
-            _fill(grid.as_stored(array), file, dtype, slope, inter)
-            rest = len(file.read(_TRAILING + 1))  # to the end of the file, where gzip proves its check sum
-        except _BROKEN:
-            raise UserError(f"{path} is cut short or damaged: copy or export it again.") from None
-    if rest > _TRAILING:
-        raise UserError(f"{path} holds more voxels than its header states: copy or export it again.")
-    warnings += check_hu(array, str(path))
-    sizes = " x ".join(str(n) for n in shape)
+    with open_nifti(path) as stored:
+        grid = canonical_grid(stored.axes, str(path))
+        check_canonical_shape(grid.shape(stored.shape), str(path))
+        array = np.empty(grid.shape(stored.shape), np.float32)
+        view = grid.as_stored(array)
+        for first, part in stored.slabs():
+            with np.errstate(over="ignore"):  # what is no number is refused with the volume
+                view[..., first : first + part.shape[-1]] = part
+    warnings = stored.warnings + check_hu(array, str(path))
+    sizes = " x ".join(str(n) for n in stored.shape)
     history = (
-        f"NIfTI, {sizes} {dtype}, spacing from the affine",
-        f"HU as stored, scl_slope {slope:g} and scl_inter {inter:g} applied once",
+        f"NIfTI, {sizes} {stored.dtype}, spacing from the affine",
+        f"HU as stored, scl_slope {stored.slope:g} and scl_inter {stored.inter:g} applied once",
         *grid.notes,
     )
     return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
 
 
-# ---------------------------------------------------------------------------------------------------------- stream
+# --------------------------------------------------------------------------------------------------------- opening
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenNifti:
+    """An open file whose header was judged: stored shape, dtype and scaling, and where the grid lies.
+
+    axes (3, 3): row i is the step in mm (LPS) of stored axis i; origin (3,) is the position of voxel 0.
+    """
+
+    path: Path
+    file: BinaryIO
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    inter: float
+    axes: np.ndarray
+    origin: np.ndarray
+    warnings: tuple[str, ...]
+
+    def slabs(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first plane, scaled values) of some planes of the last axis at a time. UserError for a damaged file."""
+        proxy = nib.arrayproxy.ArrayProxy(self.file, (self.shape, self.dtype, self.offset), mmap=False)
+        step = max(1, _CHUNK // (self.shape[0] * self.shape[1] * self.dtype.itemsize))
+        for first in range(0, self.shape[-1], step):
+            with self._damage():
+                part = proxy[..., first : first + step]
+            with np.errstate(over="ignore", invalid="ignore"):
+                plain = (self.slope, self.inter) == (1.0, 0.0)
+                yield first, part if plain else part * np.float64(self.slope) + self.inter
+        with self._damage():
+            rest = len(self.file.read(_TRAILING + 1))  # to the end of the file, where gzip proves its check sum
+        if rest > _TRAILING:
+            raise UserError(f"{self.path} holds more voxels than its header states: copy or export it again.")
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except _BROKEN:
+            raise UserError(f"{self.path} is cut short or damaged: copy or export it again.") from None
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """The stream of the file, unpacked where its content (not its name) is gzip; and whether it is."""
-    with plain_file(path) as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if not packed:
-            yield raw, False
-            return
-        with gzip.GzipFile(fileobj=raw) as file:
-            yield file, True
+def open_nifti(path: Path, most_packing: int = MAX_PACKING) -> Iterator[OpenNifti]:
+    """A file, unpacked where its content (not its name) is gzip, by `most_packing` at most. UserError for a bad header.
 
-
-def _skip(file: BinaryIO, count: int) -> None:
-    while count > 0:
-        got = len(file.read(min(count, _CHUNK)))
-        if not got:
-            raise EOFError
-        count -= got
-
-
-def _fill(stored: np.ndarray, file: BinaryIO, dtype: np.dtype, slope: float, inter: float) -> None:
-    """Writes the file's voxels into an array of their stored shape, some planes of the last axis at a time."""
-    plane = stored[..., 0].size * dtype.itemsize
-    step = max(1, _CHUNK // plane)
-    for first in range(0, stored.shape[-1], step):
-        part = stored[..., first : first + step]
-        data = file.read(part.shape[-1] * plane)
-        if len(data) < part.shape[-1] * plane:
-            raise EOFError
-        values = np.frombuffer(data, dtype).reshape(part.shape, order="F")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused with the volume
-            part[...] = values if (slope, inter) == (1.0, 0.0) else values * np.float64(slope) + inter
+    No memory is taken for voxels that the file cannot hold.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is an empty file: copy or export it again.")
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(plain_file(path))
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        file = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
+        header, least = _header(file, path)
+        shape, dtype = _shape(header, path), _dtype(header, path)
+        axes, origin, warnings = _placement(header, path)
+        slope, inter = _scaling(header, path)
+        offset = float(header["vox_offset"])
+        if not least <= offset <= MAX_OFFSET:
+            raise UserError(f"{path} states that its voxels start at byte {offset:g}: copy or export it again.")
+        stated = int(offset) + int(np.prod(shape)) * dtype.itemsize
+        check_stored_size(stated, size, packed, str(path), most_packing)
+        yield OpenNifti(path, file, shape, dtype, int(offset), slope, inter, axes, origin, warnings)
 
 
 # ---------------------------------------------------------------------------------------------------------- header
@@ -123,7 +140,7 @@ def _header(file: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, int]:
             raise UserError(f"{path} is half of a pair (.hdr and .img): save the scan as one .nii or .nii.gz file.")
         if int(header["sizeof_hdr"]) == size and magic in _SINGLE:
             return header, least
-    except (*_BROKEN, ValueError, nib.wrapstruct.WrapStructError) as error:
+    except (*_BROKEN, nib.wrapstruct.WrapStructError) as error:
         if isinstance(error, UserError):
             raise
     raise UserError(f"{path} is not a NIfTI file: name a .nii or .nii.gz scan, or a DICOM folder.")
@@ -163,8 +180,8 @@ def _scaling(header: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     return slope, inter
 
 
-def _axes(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The world step (LPS, mm) of each stored axis, as rows, and the warnings of a sform and qform that differ."""
+def _placement(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Axes and origin as in `OpenNifti`, and the warnings of a sform and qform that differ."""
     sform, sform_code = header.get_sform(coded=True)
     try:
         with np.errstate(all="ignore"):
@@ -185,8 +202,8 @@ def _axes(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, tuple[str, 
         scale = _TO_MM[header.get_xyzt_units()[0]]
     except KeyError:
         raise UserError(f"{path} states an unknown unit of length: set its spacing to mm (xyzt_units 2).") from None
-    axes = affine[:3, :3].T * _RAS_TO_LPS * scale
-    return axes, _compared(sform, qform, scale, path) if sform_code > 0 and qform_code > 0 else ()
+    warnings = _compared(sform, qform, scale, path) if sform_code > 0 and qform_code > 0 else ()
+    return affine[:3, :3].T * _RAS_TO_LPS * scale, affine[:3, 3] * _RAS_TO_LPS * scale, warnings
 
 
 def _compared(sform: np.ndarray, qform: np.ndarray, scale: float, path: Path) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ def read_pictures(path: Path) -> Volume:
         left = len(sizes) - len(kept)
         history.append(f"{left} of {len(sizes)} pictures left out, as their size is not the most common one")
         warnings.append(f"slices: {history[-1]}")
-    return Volume(array, "unit-interval", None, "as stored", "unknown, cut by its source", tuple(history),
-                  tuple(warnings))  # fmt: skip
+    window = "unknown, cut by its source"
+    return Volume(array, "unit-interval", None, "as stored", window, tuple(history), tuple(warnings))
 
 
 def _size(file: Path, number: int, path: Path) -> tuple[int, int]:

@@ -15,7 +15,7 @@ def read_volume(path: str | Path, series: int | None = None) -> Volume:
     folder of numbered pictures (M3D's raw form).
 
     `series` chooses, counting from 1, among the series of a DICOM folder. Raises UserError in one sentence that names
-    the path and the mend; see the readers for what they refuse.
+    the path and the remedy; see the readers for what they refuse.
     """
     path = Path(path)
     name = path.name.lower()

@@ -4,7 +4,7 @@ Axis legend: D slices of the model, S pixels of a slice.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ def read_scan(
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
     return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)))
+
+
+def low_high(values: np.ndarray | Sequence[float]) -> list[float]:
+    """The limits of values as `input_ranges` stores them: two decimals."""
+    return [round(float(np.min(values)), 2), round(float(np.max(values)), 2)]
 
 
 def range_warnings(prepared: Prepared, ranges: Mapping[str, Any] | None) -> list[str]:

@@ -57,7 +57,7 @@ def axis_letters(axes: np.ndarray) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class AxisOrder:
     """How stored axes become the canonical ones, known before a voxel is read.
 
     order[i] is the stored axis of canonical axis i; flips[i] tells whether it runs backwards; spacing_mm is (z, y, x).
@@ -78,7 +78,7 @@ class Grid:
         return canonical[steps].transpose(np.argsort(self.order))
 
 
-def canonical_grid(axes: np.ndarray, name: str) -> Grid:
+def canonical_grid(axes: np.ndarray, name: str) -> AxisOrder:
     """The permutation and flips (never an interpolation) to the nearest S, P, L order.
 
     `axes` (3, 3): row i is the world step in mm of stored axis i. The choice depends on the world vectors alone, not on
@@ -118,7 +118,7 @@ def canonical_grid(axes: np.ndarray, name: str) -> Grid:
     notes = [f"axes {axis_letters(axes)} -> SPL (slices, rows, columns), not interpolated"]
     if tilt > 0.5:
         notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
-    return Grid(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
+    return AxisOrder(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
 
 
 def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple, tuple[str, ...]]:
