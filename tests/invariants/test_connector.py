@@ -128,8 +128,7 @@ def test_emitted_length_is_the_formulas(slabs, pool):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"spatial_pool": 2}, {"newline": False}, {"global_view": False}, {"layout": "flat"},
-     {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
+    [{"spatial_pool": 2}, {"layout": "flat"}, {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
 )  # fmt: skip
 def test_emitted_length_is_the_formulas_for_every_switch(changes):
     """I24 for the connector's switches; `flat` is pooled patches alone."""
@@ -166,17 +165,17 @@ def test_inflated_patches_equal_2d_patches_where_depth_is_constant(mode, depth):
     assert tiny.distance(tiny.features(deep, params, varying), expected) > 0.05
 
 
-@pytest.mark.parametrize("changes", [{}, {"newline": False}, {"global_view": False}, {"layout": "flat"}])
+@pytest.mark.parametrize("changes", [{}, {"layout": "flat"}])
 def test_cells_follow_the_layout_of_the_visual_tokens(changes):
     """A label's cells fall on the tokens of those cells; the global view gets whole columns, separators only all."""
     model = tiny.model(**changes)
     slabs, side = 3, 2
     cells = np.random.default_rng(0).random((2, slabs, side, side, 5)) < 0.4
     cells[..., 0], cells[..., 1] = True, False
-    found = np.asarray(cells_to_tokens(cells, model.cfg.connector))
+    found = np.asarray(cells_to_tokens(cells, model.cfg.flat))
     assert found.shape == (2, model.cfg.visual_tokens(slabs), 5)
     assert found[..., 0].all() and not found[..., 1].any()
-    step = side + (model.cfg.connector.newline and model.cfg.connector.layout != "flat")
+    step = side + (not model.cfg.flat)
     for slab, i, j in np.ndindex(slabs, side, side):
         assert np.array_equal(found[:, (slab * side + i) * step + j], cells[:, slab, i, j])
     if not changes:

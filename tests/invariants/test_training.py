@@ -11,7 +11,7 @@ import pytest
 from configs import common
 from tests import tiny
 from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
-from tghmoe_jax.models.mllm import Encoded, Output
+from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training import losses
@@ -157,7 +157,7 @@ def test_loss_falls_on_the_answer_its_end_and_eos_and_nowhere_else():
 
     def total(logits):
         weight = jnp.sum(losses.answer_weights(batch, tiny.WEIGHTS, prefix))
-        blank = Encoded(None, None, None, None, {})
+        blank = EncodedVolume(None, None, None, None, {})
         return losses.loss(Output(logits, None, blank), batch, tiny.WEIGHTS, prefix, weight, 1)[0]
 
     value, slope = jax.value_and_grad(total)(logits)

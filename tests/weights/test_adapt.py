@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tghmoe_jax.bases.phi3v import import_phi3v
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.weights import adapt
 
@@ -13,7 +13,7 @@ LAYERS, G, E, R = (0, 2), 2, 4, 256
 
 @pytest.fixture
 def base(config, checkpoint):
-    return import_phi3v(checkpoint, config)
+    return phi3v.FAMILY.to_flax(checkpoint, config)
 
 
 def with_experts(flat, groups, depth=2):

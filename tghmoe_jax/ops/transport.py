@@ -23,10 +23,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from tghmoe_jax.ops.choices import TRANSPORTS
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts, combine, ffn, gather_rows, ranks, sources
 from tghmoe_jax.ops.platform import platform
-
-TRANSPORTS = ("all_to_all", "gather", "ragged")
 
 
 def apply_sharded_experts(
