@@ -1,6 +1,5 @@
 """I9 to I17: what must hold of TGH-MoE at upcycling, under its dispatches, in its losses and between its groups."""
 
-import dataclasses
 import functools
 
 import jax
@@ -234,7 +233,7 @@ def stage_1(topology="nested"):
 
 def stage_2(topology="nested", **tgh):
     model = stage_1(topology)
-    return model.clone(cfg=dataclasses.replace(model.cfg, tgh=dataclasses.replace(model.cfg.tgh, groups=2, **tgh)))
+    return model.clone(cfg=model.cfg.with_tgh(groups=2, **tgh))
 
 
 @pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])

@@ -1,6 +1,5 @@
 """I26 to I29, and the update of I16: what training may change, what carries loss, and that it learns."""
 
-import dataclasses
 import functools
 
 import jax
@@ -26,7 +25,7 @@ def start(*args, **kw):
 
 
 def stage2_of(model):
-    return model.clone(cfg=dataclasses.replace(model.cfg, tgh=dataclasses.replace(model.cfg.tgh, groups=2)))
+    return model.clone(cfg=model.cfg.with_tgh(groups=2))
 
 
 @pytest.fixture(scope="module")

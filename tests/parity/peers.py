@@ -8,7 +8,7 @@ import torch
 from flax import traverse_util
 
 from configs.common import get_config
-from tghmoe_jax.bases.base import Base, describe
+from tghmoe_jax.bases.base import LoadedBase, describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -31,7 +31,7 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def our_model(base: Base, prefix: int):
+def our_model(base: LoadedBase, prefix: int):
     """The base without any 3D part, as a function of (method, *arguments, static=()); every tensor of it is used."""
     section = get_config().model
     section.update({"patch_depth": 1, "attn3d_layers": ()})
