@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.models.config import ALLOWED
 from tghmoe_jax.models.connector import Connector, cells_to_tokens, merge_patches, pool_depth
-from tghmoe_jax.weights import adapt
 
 
 def connector(model, params, features, mask):
@@ -148,7 +148,7 @@ def test_spatial_pooling_is_the_mean_of_neighbouring_cells():
     tiny.close(tokens, project(params, merged.mean(axis=(2, 3))))
 
 
-@pytest.mark.parametrize("mode", adapt.INFLATIONS)
+@pytest.mark.parametrize("mode", ALLOWED["inflation"])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_inflated_patches_equal_2d_patches_where_depth_is_constant(mode, depth):
     """I25: through the model's own patch embedding, slabs of repeated slices; a varying slab differs."""

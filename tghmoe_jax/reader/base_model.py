@@ -70,13 +70,14 @@ def load(folder: str | Path) -> BaseModel:
     """
     base = load_base(folder, flag="--base")
     tokenizer = Tokenizer.from_folder(base.folder)
-    if tokenizer.vocab_size > base.config["vocab_size"]:
+    facts = describe(base.config)
+    if tokenizer.vocab_size > facts.decoder.vocab:
         raise UserError(
             f"--base={folder}: the tokeniser has {tokenizer.vocab_size} tokens and the model only "
-            f"{base.config['vocab_size']}; use the tokeniser files of the same base."
+            f"{facts.decoder.vocab}; use the tokeniser files of the same base."
         )
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.plain(describe(base.config), prefix))
+    model = MLLM(model_config.plain(facts, prefix))
     size = model.cfg.tower.image_size
     batch = dummy_batch({"slices": 1, "size": size, "text_length": prefix + 2})
     tree = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
