@@ -8,6 +8,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from benchmarks.measure import ROOT
+from tghmoe_jax.bases.base import describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -43,7 +44,7 @@ def ours(
     section["tgh"] |= {"layers": ()}
     vision = config["vision_config"]
     section["depth_rope"] |= {"rotary_dim": min(64, vision["hidden_size"] // vision["num_attention_heads"])}
-    model = generation.inference(MLLM(model_config.build(config, section, prefix_length=prefix)))
+    model = generation.inference(MLLM(model_config.build(describe(config), section, prefix_length=prefix)))
     shapes = loading.param_shapes(model, {"slices": 8, "size": size, "text_length": prefix + 8})
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     loaded, report = adapt.assemble(wanted, leaves)
@@ -68,11 +69,12 @@ def compiled_tower(model: MLLM, variables: dict, slices: np.ndarray) -> Callable
 
 def tower_flops(model, slices: int) -> float:
     """Useful FLOPs of the tower alone (see tghmoe_jax/tools/flops.py)."""
-    v, tokens = model.cfg.vision, model.cfg.slabs(slices) * (model.cfg.vision.grid**2 + 1)
-    total = 2.0 * (tokens - model.cfg.slabs(slices)) * v.patch_depth * v.patch_size**2 * 3 * v.width
+    cfg, v, volume = model.cfg, model.cfg.tower, model.cfg.volume
+    tokens = cfg.slabs(slices) * v.tokens
+    total = 2.0 * (tokens - cfg.slabs(slices)) * volume.patch_depth * v.patch_size**2 * 3 * v.width
     for layer in range(v.executed):
         total += 2.0 * tokens * (4 * v.width**2 + 2 * v.width * v.ffn)
-        kind = v.attn3d_kind if layer in v.attn3d_layers else "2d"
-        pairs = flops.vision_pairs(v, kind, model.cfg.slabs(slices), v.grid**2 + 1, "plain")[0]
+        kind = volume.attn3d_kind if layer in volume.attn3d_layers else "2d"
+        pairs = flops.vision_pairs(cfg, kind, cfg.slabs(slices), "plain")[0]
         total += 4.0 * v.width * pairs
     return total

@@ -17,6 +17,7 @@ from tghmoe_jax.tools import aot  # first: it keeps jax from the chips of this m
 import jax  # isort: skip
 import jax.numpy as jnp
 
+from benchmarks import models
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.tgh_moe import MoE
@@ -32,8 +33,10 @@ def examine(topology: str, expert: int = 4, groups: int = 2, transport: str = "a
     """FLOPs of a chip and who exchanges tokens. UserError or ValueError for what does not fit."""
     _, devices = aot.open_topology(topology)
     mesh = make_mesh(1, -1, expert, devices, EXPERTS)
-    cfg = TGH(groups=groups, experts=EXPERTS, top_k=TOP_K, transport=transport, dispatch="ragged")
-    layer = MoE(cfg, groups, EXPERTS, TOP_K, FFN, jnp.dtype("float32"))
+    cfg = TGH(**models.experiment("stage1.py").model.tgh.to_dict() | {
+        "groups": groups, "experts": EXPERTS, "top_k": TOP_K, "transport": transport, "dispatch": "ragged",
+        "capacity_factor": 1.25})  # fmt: skip
+    layer = MoE(cfg, groups, EXPERTS, TOP_K, FFN, "quick_gelu", jnp.dtype("float32"))
     batch, tokens = ROWS * mesh.size, slabs * SLAB
     shape = lambda s, dtype, p: jax.ShapeDtypeStruct(s, dtype, sharding=jax.NamedSharding(mesh, p))  # noqa: E731
     rows = jax.P(mesh.axis_names)

@@ -34,4 +34,4 @@ def ported(peer: LlavaForConditionalGeneration) -> tuple[dict, dict[str, np.ndar
     """The peer's config.json in this project's flat form, and its weights as canonical leaves."""
     config = llava.flatten(peer.config.to_dict())
     tensors = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
-    return config, llava.import_llava(tensors, config)
+    return config, llava.FAMILY.to_flax(tensors, config)

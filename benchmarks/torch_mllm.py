@@ -50,7 +50,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, T, W), all of it valid but for what pads its end -> the last hidden states."""
-        turn = angles(x.shape[1], self.cfg.rope_theta, self.cfg.head_size)
+        turn = angles(x.shape[1], self.cfg.ropes[0].theta, self.cfg.head_size)
         for layer in range(self.cfg.layers):
             x = getattr(self, f"block_{layer}")(x, turn)
         return self.final_norm(x)
@@ -61,7 +61,7 @@ class Connector(nn.Module):
 
     def __init__(self, cfg: Model):
         super().__init__()
-        width, self.grid = 4 * cfg.vision.width, cfg.vision.grid
+        width, self.grid = 4 * cfg.tower.width, cfg.tower.grid
         self.sub_newline, self.glb_newline = (nn.Parameter(torch.empty(width)) for _ in "sg")
         self.fc1, self.fc2 = nn.Linear(width, cfg.decoder.width), nn.Linear(cfg.decoder.width, cfg.decoder.width)
 

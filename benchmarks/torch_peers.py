@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models.config import Model
-from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
 
 
 def leaf_name(name: str, module: nn.Module) -> str:
@@ -106,7 +106,7 @@ class MoE(nn.Module):
 
     def __init__(self, cfg: Model, parts: int):
         super().__init__()
-        t, v = cfg.tgh, cfg.vision
+        t, v = cfg.tgh, cfg.tower
         self.cfg, self.parts = t, parts
         self.router = Router(t.groups, v.width, t.hidden, t.experts)
         self.experts = nn.ModuleList(Mlp(v.width, v.ffn) for _ in range(t.groups * t.experts))
@@ -148,10 +148,10 @@ class MoE(nn.Module):
 class VisionBlock(nn.Module):
     def __init__(self, cfg: Model, layer: int, parts: int):
         super().__init__()
-        v = cfg.vision
+        v = cfg.tower
         self.ln1, self.ln2 = (nn.LayerNorm(v.width, eps=v.eps) for _ in "12")
         self.attn = Attention(v.width, v.heads, v.heads, v.width // v.heads, bias=True)
-        self.joint, self.sparse = layer in v.attn3d_layers, layer in cfg.tgh.layers
+        self.joint, self.sparse = layer in cfg.volume.attn3d_layers, layer in cfg.tgh.layers
         if self.sparse:
             self.moe = MoE(cfg, parts)
         else:
@@ -173,9 +173,9 @@ class Tower(nn.Module):
 
     def __init__(self, cfg: Model, parts: int = 1):
         super().__init__()
-        v = self.cfg = cfg.vision
+        v, self.cfg = cfg.tower, cfg
         self.cls, self.pos = nn.Parameter(torch.empty(v.width)), nn.Parameter(torch.empty(v.grid**2 + 1, v.width))
-        self.patch = nn.Linear(v.patch_depth * v.patch_size**2 * 3, v.width, bias=False)
+        self.patch = nn.Linear(cfg.volume.patch_depth * v.patch_size**2 * 3, v.width, bias=False)
         self.pre_ln = nn.LayerNorm(v.width, eps=v.eps)
         for layer in range(v.executed):
             setattr(self, f"block_{layer}", VisionBlock(cfg, layer, parts))
@@ -184,13 +184,13 @@ class Tower(nn.Module):
 
     def forward(self, slices: torch.Tensor, t=None, group=None):
         """slices (B, S, H, W, 3) in 0..1 -> features (B, D, P, C), and the losses of each layer's experts."""
-        v, (batch, count) = self.cfg, slices.shape[:2]
-        slabs, p = count // v.patch_depth, v.patch_size
+        v, depth, (batch, count) = self.cfg.tower, self.cfg.volume.patch_depth, slices.shape[:2]
+        slabs, p = count // depth, v.patch_size
         x = ((slices - self.mean) / self.std).to(self.patch.weight.dtype)
-        x = x.view(batch, slabs, v.patch_depth, v.grid, p, v.grid, p, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        x = x.view(batch, slabs, depth, v.grid, p, v.grid, p, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
         x = self.patch(x.reshape(batch, slabs, v.grid**2, -1))
         x = self.pre_ln(torch.cat([self.cls.expand(batch, slabs, 1, -1), x], dim=2) + self.pos)
-        r = v.depth_rope
+        r = self.cfg.volume.depth_rope
         turn = [a.to(x.dtype) for a in angles(slabs, r.base, r.rotary_dim, v.grid**2 + 1)]
         losses = []
         for layer in range(v.executed):

@@ -70,25 +70,23 @@ def get_config() -> ConfigDict:
     c.model.patch_depth = 4
     c.model.inflation = "average"  # average | centre
     c.model.attn3d_layers = (2, 3, 4)
-    c.model.attn3d_kind = "joint"
+    c.model.attn3d_kind = "joint"  # joint | window (of attn3d_window slabs to each side)
     c.model.attn3d_window = 1
-    c.model.depth_embed = "rope"
+    c.model.depth_embed = "rope"  # rope | learned_zero_init | none
     c.model.depth_rope = ConfigDict(
         {"enabled": True, "rotary_dim": 32, "base": 10000.0, "unit": "slice", "reference_mm": 10.0, "scale": 1.0,
          "scale_init": 1.0, "ramp_steps": 0}
     )  # fmt: skip
     c.model.tgh = ConfigDict(
         {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
-         "token_input": "image_text", "task_input": "text", "gate": "renormalised", "hidden": 256,
+         "token_input": "image_text", "task_input": "text", "hidden": 256,
          "dispatch": "capacity",  # dense | capacity | ragged: how a device computes its experts
          "transport": "all_to_all",  # all_to_all | gather | ragged: how tokens reach experts of other devices
          "capacity_factor": 1.5}
     )  # fmt: skip
     c.model.depth_pool = 1
     c.model.spatial_pool = 1
-    c.model.newline = True
-    c.model.global_view = True
-    c.model.layout = "sub_glb_3d"
+    c.model.layout = "sub_glb_3d"  # sub_glb_3d | flat (no newlines, no global view)
     c.model.rope_factor = "auto"
     c.model.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": "attn/(q|v)"})  # of the decoder; 0: none
     c.model.dtype = "float32"

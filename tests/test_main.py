@@ -190,7 +190,7 @@ def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
     assert "reused" in printed and "upcycled" in printed
     assert len(read_metrics(run / "metrics.jsonl")) == 2 and "closed/accuracy" in tiny_run.metrics(run)
     loaded = loading.load_run(run, "")
-    assert "decoder/scan_0_2_1/block_0/attn/q/bias" in loaded.params and loaded.model.cfg.connector.merge == 1
+    assert "decoder/scan_0_2_1/block_0/attn/q/bias" in loaded.params and loaded.model.cfg.projector.merge == 1
     assert not [path for path in loaded.params if "newline" in path]
 
 
@@ -252,7 +252,7 @@ def refused(tiny_folder, tmp_path, monkeypatch, capsys):
         ("stage1.py", "--config.train.steps=many", "--config.train.steps=many"),
         ("stage1.py", "--config.train.steps=1.5", "--config.train.steps=1.5"),
         ("stage1.py", "--config.train=5", "--config.train is provided after"),
-        ("stage1.py", "--config.model.newline=maybe", "--config.model.newline=maybe"),
+        ("stage1.py", "--config.model.aux_findings=maybe", "--config.model.aux_findings=maybe"),
         ("stage1.py", "--config.model.tgh.layers=a,b", "--config.model.tgh.layers"),
         ("stage1.py", "--config.trainable=5", "--config.trainable"),
         ("stage1.py", "--config.eval.items=1", "--config.eval.items=1"),

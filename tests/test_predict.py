@@ -20,7 +20,7 @@ import tghmoe_jax
 from configs import common, pretrain2d
 from tests.scans import ct_fixtures as ct
 from tghmoe_jax import predict
-from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.base import EMBEDDED, describe
 from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
@@ -79,7 +79,7 @@ def write_run(folder: Path, domain: str, groups: int, layers: tuple[int, ...] = 
     write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     tokenizer = Tokenizer.from_folder(folder.parent / f"{folder.name}-tokenizer")
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.build(base, config.model.to_dict(), ((5,), (6, 7)), prefix))
+    model = MLLM(model_config.build(describe(base), config.model.to_dict(), ((5,), (6, 7)), prefix))
     rng = np.random.default_rng(1)
     shapes = loading.param_shapes(model, config.data).items()
     values = {path: rng.normal(path.endswith("scale"), 0.15, leaf.shape) for path, leaf in shapes}

@@ -16,8 +16,8 @@ import pytest
 from flax import traverse_util
 
 from configs import common
-from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
-from tghmoe_jax.bases.phi3v import canonical_shapes
+from tghmoe_jax.bases import phi3v
+from tghmoe_jax.bases.base import EMBEDDED, describe, load_base, save_base
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -53,11 +53,21 @@ def exact_and_quick():
 
 def model(base: dict = CONFIG, tgh: dict | None = None, depth_rope: dict | None = None, **changes) -> MLLM:
     """Two 2D layers, two 3D layers with experts, depth-1 patches, all dropless; `changes` are keys of config.model."""
-    section = common.get_config().model.to_dict()
-    section |= {"patch_depth": 1, "attn3d_layers": (2, 3), **changes}
-    section["tgh"] |= {"layers": (2, 3), "dispatch": "ragged", "hidden": 16} | (tgh or {})
-    section["depth_rope"] |= {"rotary_dim": 8} | (depth_rope or {})
-    return MLLM(model_config.build(base, section, prefix_length=PREFIX))
+    return MLLM(model_config.build(describe(base), section(tgh, depth_rope, **changes), prefix_length=PREFIX))
+
+
+def section(tgh: dict | None = None, depth_rope: dict | None = None, **changes) -> dict:
+    """The `model` section of such a model."""
+    found = common.get_config().model.to_dict()
+    found |= {"patch_depth": 1, "attn3d_layers": (2, 3), **changes}
+    found["tgh"] |= {"layers": (2, 3), "dispatch": "ragged", "hidden": 16} | (tgh or {})
+    found["depth_rope"] |= {"rotary_dim": 8} | (depth_rope or {})
+    return found
+
+
+def tgh(**changes) -> model_config.TGH:
+    """Of a single layer: dropless, the config's own values but for the changes."""
+    return model_config.TGH(**common.get_config().model.tgh.to_dict() | {"dispatch": "ragged"} | changes)
 
 
 def model_2d(**changes) -> MLLM:
@@ -76,7 +86,7 @@ def uniform(tgh: dict | None = None, **changes) -> MLLM:
 @functools.cache
 def shapes(model: MLLM) -> dict[str, tuple[int, ...]]:
     """{leaf path: shape}."""
-    tree = jax.eval_shape(model.init, jax.random.key(0), batch(rows=1, slices=4, size=model.cfg.vision.image_size))
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch(rows=1, slices=4, size=model.cfg.tower.image_size))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
 
 
@@ -225,7 +235,7 @@ def start(model: MLLM, params, trainable, steps: int = 4, **optimiser) -> tuple[
     params = {path: jnp.asarray(leaf) for path, leaf in params.items()}
     trained = {path: params[path] for path in params if trains[path]}
     frozen = {path: params[path] for path in params if not trains[path]}
-    return TrainState(jnp.int32(0), trained, frozen, jit(tx.init)(trained)), make_step(model, WEIGHTS, tx, seed=0)
+    return TrainState(jnp.int32(0), trained, frozen, jit(tx.init)(trained)), make_step(model, WEIGHTS, tx)
 
 
 def microbatches(batch: dict[str, np.ndarray], count: int = 2) -> dict[str, np.ndarray]:
@@ -248,6 +258,6 @@ def base(folder: Path, config: dict = CONFIG):
     """The embedded base where the package holds its weights, else a random one written to `folder` and read back."""
     if config is CONFIG and (EMBEDDED / "model.safetensors").is_file():
         return load_base("embedded")
-    random = {name: leaf(name, shape, 0) for name, shape in canonical_shapes(config).items()}
+    random = {name: leaf(name, shape, 0) for name, shape in phi3v.FAMILY.shapes(config).items()}
     save_base(folder, random, config, dtype="float32")
     return load_base(folder)

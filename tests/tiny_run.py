@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import pretrain2d
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import EMBEDDED, save_base
-from tghmoe_jax.bases.phi3v import canonical_shapes
 from tghmoe_jax.samples.tokenizer import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ BASE = pretrain2d.BASE | {
 def write_base(folder: Path) -> Path:
     """A random 2D base with the embedded tokeniser."""
     params = {}
-    for name, shape in canonical_shapes(BASE).items():
+    for name, shape in phi3v.FAMILY.shapes(BASE).items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         params[name] = rng.normal(float(name.endswith("scale")), 0.15, shape).astype(np.float32)
     save_base(folder, params, BASE)

@@ -63,7 +63,10 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
     copy_tokenizer(base.folder, target)
     stored = storage.read_tensors(base.folder)
     names = base.params if published else FAMILIES[base.family].to_checkpoint(base.params, base.config)
-    count = lambda tensors: sum(math.prod(t.shape) for t in tensors.values())  # noqa: E731
+
+    def count(tensors) -> int:
+        return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
     lines = [
         f"{base.family}: {len(stored)} tensors in {source}",
         f"reused   {len(names):>6} tensors {count(base.params) / 1e6:>12.3f} M parameters",

@@ -197,7 +197,7 @@ class Predictor:
     def read(self, path: str | Path, series: int | None = None) -> Scan:
         """The scan as the run's config prepares it. UserError as `data.scan.read_scan` raises it."""
         scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series)
-        rope = self.model.cfg.vision.depth_rope
+        rope = self.model.cfg.volume.depth_rope
         if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
             raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
         return scan

@@ -72,7 +72,7 @@ def here(kind: str, slices: int, small: bool, runs: int) -> dict:
     rng = np.random.default_rng(0)
     leaves = {
         name: np.float32(0.02) * rng.standard_normal(shape, np.float32)
-        for name, shape in phi3v.canonical_shapes(config).items()
+        for name, shape in phi3v.FAMILY.shapes(config).items()
     }
     joint = tuple(range(layers // 2, layers - 1))  # as `configs/stage1.py:phi3v` has them
     model, variables = models.ours(config, leaves, size, patch_depth=2, attn3d_layers=joint, attn3d_kind=kind)

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import models
 from benchmarks.measure import Row, alternate, must_agree
 from tghmoe_jax.models.config import TGH
-from tghmoe_jax.models.tgh_moe import MoE, quick_gelu
+from tghmoe_jax.models.tgh_moe import MoE
+from tghmoe_jax.ops.activations import quick_gelu
 
 BOUND = 1.2
 # Of the dispatches, that of the full-scale preset is bounded; capacity computes a fixed number of slots more.
@@ -50,8 +52,9 @@ def run(small: bool, runs: int) -> list[Row]:
 
     rows = []
     for name, groups, dispatch, bound in ROWS:
-        cfg = TGH(groups=groups, dispatch=dispatch, capacity_factor=1.25, hidden=32)
-        layer = MoE(cfg, groups, cfg.experts, cfg.top_k, sizes.ffn, jnp.dtype("float32"))
+        cfg = TGH(**models.experiment("stage1.py").model.tgh.to_dict() | {
+            "groups": groups, "dispatch": dispatch, "capacity_factor": 1.25, "hidden": 32})  # fmt: skip
+        layer = MoE(cfg, groups, cfg.experts, cfg.top_k, sizes.ffn, "quick_gelu", jnp.dtype("float32"))
         valid, t = jnp.ones(u.shape[:2], bool), normal(sizes.rows, cfg.hidden)
         group = jnp.arange(sizes.rows) % groups
         params = layer.init(jax.random.key(0), u[:, :2], valid[:, :2], t, group)["params"]

@@ -8,8 +8,7 @@ import numpy as np
 from benchmarks import models, port
 from benchmarks.measure import Row, alternate, better, must_agree, prepare_torch
 from benchmarks.torch_peers import Tower, load
-from tghmoe_jax.bases.phi3v import CLIP_L_336
-from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
+from tghmoe_jax.bases.phi3v import CLIP_L_336, CLIP_MEAN, CLIP_STD
 
 SLICES = 8
 BOUNDS = {"2D": 1.0, "mixed 2D/3D": 0.9}

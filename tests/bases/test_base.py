@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import load_base, save_base
-from tghmoe_jax.bases.phi3v import import_phi3v
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.weights.storage import read_tensors, write_tensors
 
@@ -31,7 +31,7 @@ def test_a_base_is_loaded_and_written_back_bit_for_bit(folder, config, checkpoin
 
 
 def test_a_model_of_patch_depth_1_is_saved_as_its_2d_base_in_bf16(folder, config, checkpoint, tmp_path_factory):
-    flat = import_phi3v(checkpoint, config)
+    flat = phi3v.FAMILY.to_flax(checkpoint, config)
     trained = flat | {
         "vision/patch/kernel": flat["vision/patch/kernel"][None],
         "task_router/proj/bias": np.zeros(256, np.float32),
@@ -46,7 +46,7 @@ def test_a_model_of_patch_depth_1_is_saved_as_its_2d_base_in_bf16(folder, config
 
 
 def test_nothing_is_written_where_the_model_is_not_2d(config, checkpoint, tmp_path):
-    flat = import_phi3v(checkpoint, config) | {"vision/block_0/moe/experts/fc1/bias": np.zeros((1, 4, 20))}
+    flat = phi3v.FAMILY.to_flax(checkpoint, config) | {"vision/block_0/moe/experts/fc1/bias": np.zeros((1, 4, 20))}
     with pytest.raises(UserError, match="unknown vision/block_0/moe/experts/fc1/bias"):
         save_base(tmp_path / "new", flat, config)
     assert not (tmp_path / "new").exists()

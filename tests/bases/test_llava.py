@@ -55,16 +55,16 @@ def test_export_of_import_is_bitwise_the_checkpoint(generation, kind, dtype):
     config = llava.flatten(published(kind))
     tensors = checkpoint(config, generation, dtype)
     assert llava.generation_of(tensors, config) == generation
-    flat = llava.import_llava(tensors, config)
-    assert {path: leaf.shape for path, leaf in flat.items()} == llava.canonical_shapes(config)
-    again = llava.export_llava(flat, config | {"generation": generation})
+    flat = llava.FAMILY.to_flax(tensors, config)
+    assert {path: leaf.shape for path, leaf in flat.items()} == llava.FAMILY.shapes(config)
+    again = llava.FAMILY.to_checkpoint(flat, config | {"generation": generation})
     assert again.keys() == tensors.keys()
     assert all(again[name].tobytes() == tensors[name].tobytes() for name in tensors)
 
 
 def test_all_generations_give_the_same_tree():
     config = llava.flatten(published("qwen2"))
-    trees = [llava.import_llava(checkpoint(config, one), config) for one in llava.GENERATIONS]
+    trees = [llava.FAMILY.to_flax(checkpoint(config, one), config) for one in llava.GENERATIONS]
     for tree in trees[1:]:
         assert tree.keys() == trees[0].keys() and all(np.array_equal(tree[path], trees[0][path]) for path in tree)
 
@@ -91,7 +91,7 @@ def test_names_are_those_of_files_in_the_wild():
 def test_the_full_7b_has_its_published_number_of_parameters():
     flat = llava.flatten(LLAVA_1_5)
     assert (flat["hidden_size"], flat["num_hidden_layers"], flat["intermediate_size"]) == (4096, 32, 11008)
-    shapes = llava.canonical_shapes(flat)
+    shapes = llava.FAMILY.shapes(flat)
     assert sum(map(math.prod, shapes.values())) == 7_063_427_072
     assert llava.flatten(flat) == flat  # a run's own record of it reads the same
 
@@ -144,19 +144,19 @@ def test_names_of_another_generation_are_exported_again(tmp_path):
 
 def test_a_tie_that_only_the_top_level_states_counts():
     config = published("qwen2") | {"tie_word_embeddings": True}
-    assert "decoder/lm_head/kernel" not in llava.canonical_shapes(llava.flatten(config))
+    assert "decoder/lm_head/kernel" not in llava.FAMILY.shapes(llava.flatten(config))
 
 
 def test_a_tied_head_may_be_written_out_but_must_agree():
     config = llava.flatten(published("qwen2", tie_word_embeddings=True))
     tensors = checkpoint(config, "G2")
     assert "lm_head.weight" not in tensors
-    expected = llava.import_llava(tensors, config)
+    expected = llava.FAMILY.to_flax(tensors, config)
     tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].copy()
-    assert llava.import_llava(tensors, config).keys() == expected.keys()
+    assert llava.FAMILY.to_flax(tensors, config).keys() == expected.keys()
     tensors["lm_head.weight"][0, 0] += 1
     with pytest.raises(UserError, match="lm_head.weight differs"):
-        llava.import_llava(tensors, config)
+        llava.FAMILY.to_flax(tensors, config)
 
 
 def test_a_window_bounds_the_positions_and_longrope_keeps_its_factors():
@@ -183,7 +183,7 @@ def test_all_problems_are_raised_together_with_their_names():
     del tensors["multi_modal_projector.linear_2.bias"]
     tensors["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3)  # a buffer
     with pytest.raises(UserError, match="3 problems") as error:
-        llava.import_llava(tensors, config)
+        llava.FAMILY.to_flax(tensors, config)
     for part in ("unknown vision_tower.extra", "language_model.model.norm.weight has shape (25,)",
                  "missing multi_modal_projector.linear_2.bias"):  # fmt: skip
         assert part in str(error.value)

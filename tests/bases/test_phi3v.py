@@ -33,7 +33,7 @@ def as_port(name: str) -> str:
 
 def test_full_size_has_592_names_and_4146621440_parameters():
     table = phi3v.entries(FULL)
-    shapes = phi3v.canonical_shapes(FULL)
+    shapes = phi3v.FAMILY.shapes(FULL)
     assert len({entry.name for entry in table}) == 592
     assert sum(math.prod(entry.torch_shape) for entry in table) == 4_146_621_440
     assert sum(map(math.prod, shapes.values())) == 4_146_621_440
@@ -44,14 +44,14 @@ def test_full_size_has_592_names_and_4146621440_parameters():
 def test_full_size_imports_without_memory():
     zero = np.zeros((), ml_dtypes.bfloat16)
     fakes = {entry.name: np.broadcast_to(zero, entry.torch_shape) for entry in phi3v.entries(FULL)}
-    flat = phi3v.import_phi3v(fakes, FULL)
-    assert {path: leaf.shape for path, leaf in flat.items()} == phi3v.canonical_shapes(FULL)
+    flat = phi3v.FAMILY.to_flax(fakes, FULL)
+    assert {path: leaf.shape for path, leaf in flat.items()} == phi3v.FAMILY.shapes(FULL)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_export_of_import_is_bitwise_the_checkpoint(config, checkpoint, dtype):
     checkpoint = {name: tensor.astype(dtype) for name, tensor in checkpoint.items()}
-    exported = phi3v.export_phi3v(phi3v.import_phi3v(checkpoint, config), config)
+    exported = phi3v.FAMILY.to_checkpoint(phi3v.FAMILY.to_flax(checkpoint, config), config)
     assert list(exported) == list(checkpoint)
     for name, tensor in checkpoint.items():
         assert exported[name].dtype == dtype
@@ -64,14 +64,14 @@ def test_both_generations_of_names_give_the_same_tree(config, checkpoint, inner)
     if not inner:
         renamed = {name.replace("vision_model.vision_model.", "vision_model."): t for name, t in renamed.items()}
     assert set(renamed) & set(checkpoint) == {"lm_head.weight"}
-    expected, flat = phi3v.import_phi3v(checkpoint, config), phi3v.import_phi3v(renamed, config)
+    expected, flat = phi3v.FAMILY.to_flax(checkpoint, config), phi3v.FAMILY.to_flax(renamed, config)
     assert list(flat) == list(expected)
     assert all(np.array_equal(flat[path], expected[path]) for path in flat)
 
 
 def test_fused_rows_and_heads_compute_the_same_projections(config, checkpoint):
     """Against torch's own convention, x @ W.T with contiguous q, k, v rows and heads, written without the table."""
-    flat = phi3v.import_phi3v(checkpoint, config)
+    flat = phi3v.FAMILY.to_flax(checkpoint, config)
     x = np.random.default_rng(1).standard_normal((5, 24)).astype(np.float32)
     fused = x @ checkpoint["model.layers.1.self_attn.qkv_proj.weight"].T  # (5, 4*6 + 2*6 + 2*6)
     for part, heads, start in (("q", 4, 0), ("k", 2, 24), ("v", 2, 36)):
@@ -85,7 +85,7 @@ def test_fused_rows_and_heads_compute_the_same_projections(config, checkpoint):
 
 
 def test_clip_heads_biases_and_output_projection(config, checkpoint):
-    flat = phi3v.import_phi3v(checkpoint, config)
+    flat = phi3v.FAMILY.to_flax(checkpoint, config)
     prefix, ours = phi3v.CLIP.format(i=2), "vision/block_2/attn/"
     x = np.random.default_rng(2).standard_normal((5, 12)).astype(np.float32)
     k = x @ checkpoint[prefix + "self_attn.k_proj.weight"].T + checkpoint[prefix + "self_attn.k_proj.bias"]
@@ -97,7 +97,7 @@ def test_clip_heads_biases_and_output_projection(config, checkpoint):
 
 
 def test_patch_kernel_is_a_cross_correlation_over_rows_and_columns(config, checkpoint):
-    flat = phi3v.import_phi3v(checkpoint, config)
+    flat = phi3v.FAMILY.to_flax(checkpoint, config)
     patch = np.random.default_rng(3).standard_normal((7, 7, 3)).astype(np.float32)  # rows, columns, channels
     torch_kernel = checkpoint[phi3v.TOWER + "embeddings.patch_embedding.weight"]
     expected = np.array([(torch_kernel[c] * patch.transpose(2, 0, 1)).sum() for c in range(12)])
@@ -110,7 +110,7 @@ def test_all_problems_are_raised_together_with_their_names(config, checkpoint):
     checkpoint["lm_head.weight"] = np.zeros((49, 24), np.float32)
     del checkpoint["model.embed_tokens.weight"], checkpoint["model.layers.0.mlp.down_proj.weight"]
     with pytest.raises(UserError) as error:
-        phi3v.import_phi3v(checkpoint, config)
+        phi3v.FAMILY.to_flax(checkpoint, config)
     for part in (
         "5 problems", "unknown model.layers.9.input_layernorm.weight", "model.language_model.norm.weight doubles",
         "lm_head.weight has shape (49, 24), not (50, 24)", "missing model.embed_tokens.weight",
@@ -120,23 +120,23 @@ def test_all_problems_are_raised_together_with_their_names(config, checkpoint):
 
 
 def test_buffers_are_ignored_and_the_embedding_alias_must_agree(config, checkpoint):
-    expected = phi3v.import_phi3v(checkpoint, config)
+    expected = phi3v.FAMILY.to_flax(checkpoint, config)
     checkpoint[phi3v.TOWER + "embeddings.position_ids"] = np.arange(17)[None]
     checkpoint["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
     checkpoint[phi3v.ALIAS[0]] = checkpoint["model.embed_tokens.weight"].copy()
-    assert list(phi3v.import_phi3v(checkpoint, config)) == list(expected)
+    assert list(phi3v.FAMILY.to_flax(checkpoint, config)) == list(expected)
     checkpoint[phi3v.ALIAS[0]][3, 4] += 1
     with pytest.raises(UserError, match="differs from model.embed_tokens.weight"):
-        phi3v.import_phi3v(checkpoint, config)
+        phi3v.FAMILY.to_flax(checkpoint, config)
 
 
 def test_export_names_every_leaf_that_is_not_of_the_2d_model(config, checkpoint):
-    flat = phi3v.import_phi3v(checkpoint, config)
+    flat = phi3v.FAMILY.to_flax(checkpoint, config)
     flat["vision/block_0/moe/experts/fc1/bias"] = np.zeros((1, 4, 20), np.float32)
     flat["vision/cls"] = np.zeros(13, np.float32)
     del flat["decoder/final_norm/scale"]
     with pytest.raises(UserError, match=r"3 problems.*moe/experts/fc1/bias.*missing decoder/final_norm.*\(13,\)"):
-        phi3v.export_phi3v(flat, config)
+        phi3v.FAMILY.to_checkpoint(flat, config)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import tiny
 from tests.ops.test_experts import draw
-from tghmoe_jax.models.config import TGH
 from tghmoe_jax.models.tgh_moe import MoE
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
 from tghmoe_jax.ops.transport import apply_sharded_experts
@@ -81,7 +81,7 @@ def gradients(function, cotangent, choice):
 def partners(data: int, fsdp: int, expert: int) -> list[list[int]]:
     """The sets of devices that exchange tokens in a layer of 2 groups of 4 experts, forward and backward."""
     mesh = make_mesh(data, fsdp, expert, experts=4)
-    layer = MoE(TGH(groups=2, experts=4, transport="all_to_all"), 2, 4, 2, 8, jnp.dtype("float32"))
+    layer = MoE(tiny.tgh(groups=2), 2, 4, 2, 8, "quick_gelu", jnp.dtype("float32"))
     batch = (np.zeros((16, 3, 4), np.float32), np.ones((16, 3), bool), np.zeros((16, 5), np.float32))
     batch = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*batch, np.arange(16, dtype=np.int32) % 2)]
     params = jax.eval_shape(layer.init, jax.random.key(0), *batch)
@@ -101,8 +101,9 @@ def partners(data: int, fsdp: int, expert: int) -> list[list[int]]:
 def without_a_group() -> dict:
     """A layer of 2 groups of 4 experts whose samples go to both groups, on 8 devices that split both: distances from
     the layer on one device with every expert computed for every token."""
-    layer = MoE(TGH(groups=2, experts=4, task_input="none", capacity_factor=4.0), 2, 4, 2, 8, jnp.dtype("float32"))
-    oracle = layer.clone(cfg=dataclasses.replace(layer.cfg, dispatch="dense"))
+    cfg = dataclasses.replace(tiny.tgh(groups=2), task_input="none", transport="all_to_all", capacity_factor=4.0)
+    layer = MoE(cfg, 2, 4, 2, 8, "quick_gelu", jnp.dtype("float32"))
+    oracle = layer.clone(cfg=dataclasses.replace(cfg, dispatch="dense"))
     rng = np.random.default_rng(3)
     u, t = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 3, 4), (16, 5)))
     rest = (np.arange(48).reshape(16, 3) % 7 > 0, t, np.arange(16, dtype=np.int32) % 2)

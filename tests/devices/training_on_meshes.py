@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from configs import stage1, stage2
 from tests import tiny
 from tghmoe_jax import train as train_loop
+from tghmoe_jax.bases.base import describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -51,7 +52,7 @@ def config_of(stage: int, transport: str = "all_to_all", experts: int = EXPERTS)
 def program_of(config, mesh) -> program.Program:
     spec = program.batch_spec(config, mesh)
     cfg = model_config.build(
-        tiny.CONFIG, config.model.to_dict(), prefix_length=tiny.PREFIX, group_shares=spec.task_shares
+        describe(tiny.CONFIG), config.model.to_dict(), prefix_length=tiny.PREFIX, group_shares=spec.task_shares
     )
     return program.build(config, MLLM(cfg), spec, mesh)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.models.config import ALLOWED
 from tghmoe_jax.models.connector import Connector, cells_to_tokens, merge_patches, pool_depth
-from tghmoe_jax.weights import adapt
 
 
 def connector(model, params, features, mask):
@@ -128,8 +128,7 @@ def test_emitted_length_is_the_formulas(slabs, pool):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"spatial_pool": 2}, {"newline": False}, {"global_view": False}, {"layout": "flat"},
-     {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
+    [{"spatial_pool": 2}, {"layout": "flat"}, {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
 )  # fmt: skip
 def test_emitted_length_is_the_formulas_for_every_switch(changes):
     """I24 for the connector's switches; `flat` is pooled patches alone."""
@@ -149,7 +148,7 @@ def test_spatial_pooling_is_the_mean_of_neighbouring_cells():
     tiny.close(tokens, project(params, merged.mean(axis=(2, 3))))
 
 
-@pytest.mark.parametrize("mode", adapt.INFLATIONS)
+@pytest.mark.parametrize("mode", ALLOWED["inflation"])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_inflated_patches_equal_2d_patches_where_depth_is_constant(mode, depth):
     """I25: through the model's own patch embedding, slabs of repeated slices; a varying slab differs."""
@@ -166,17 +165,17 @@ def test_inflated_patches_equal_2d_patches_where_depth_is_constant(mode, depth):
     assert tiny.distance(tiny.features(deep, params, varying), expected) > 0.05
 
 
-@pytest.mark.parametrize("changes", [{}, {"newline": False}, {"global_view": False}, {"layout": "flat"}])
+@pytest.mark.parametrize("changes", [{}, {"layout": "flat"}])
 def test_cells_follow_the_layout_of_the_visual_tokens(changes):
     """A label's cells fall on the tokens of those cells; the global view gets whole columns, separators only all."""
     model = tiny.model(**changes)
     slabs, side = 3, 2
     cells = np.random.default_rng(0).random((2, slabs, side, side, 5)) < 0.4
     cells[..., 0], cells[..., 1] = True, False
-    found = np.asarray(cells_to_tokens(cells, model.cfg.connector))
+    found = np.asarray(cells_to_tokens(cells, model.cfg.flat))
     assert found.shape == (2, model.cfg.visual_tokens(slabs), 5)
     assert found[..., 0].all() and not found[..., 1].any()
-    step = side + (model.cfg.connector.newline and model.cfg.connector.layout != "flat")
+    step = side + (not model.cfg.flat)
     for slab, i, j in np.ndindex(slabs, side, side):
         assert np.array_equal(found[:, (slab * side + i) * step + j], cells[:, slab, i, j])
     if not changes:

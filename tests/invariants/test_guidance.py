@@ -160,7 +160,7 @@ def test_routing_is_the_same_for_scanned_and_single_layers(monkeypatch):
     leaves, batch = tiny.canonical(scanned), tiny.batch()
     expected = tiny.tower(scanned, tiny.stacked(scanned, leaves), batch, batch["task"])
     assert sorted(expected[2]) == [2, 3]
-    monkeypatch.setattr(leaf_names, "segments", lambda specs: [(i, 1, 1) for i in range(len(specs))])
+    monkeypatch.setattr(leaf_names, "segments", lambda specs, *_: [(i, 1, 1) for i in range(len(specs))])
     # Another value of a field that is not used here: nothing compiled or counted for the scanned model is taken again.
     single = scanned.clone(cfg=dataclasses.replace(scanned.cfg, aux_labels=(), prefix_length=tiny.PREFIX + 1))
     params = tiny.stacked(single, leaves)

@@ -1,6 +1,5 @@
 """I9 to I17: what must hold of TGH-MoE at upcycling, under its dispatches, in its losses and between its groups."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import load_base, save_base
-from tghmoe_jax.bases.phi3v import canonical_shapes
-from tghmoe_jax.models.config import TGH
-from tghmoe_jax.models.router import Routing
-from tghmoe_jax.models.tgh_moe import MoE, moe_stats, quick_gelu
+from tghmoe_jax.models.router import TokenRouting
+from tghmoe_jax.models.tgh_moe import MoE, moe_stats
+from tghmoe_jax.ops.activations import quick_gelu
 from tghmoe_jax.training import losses
 from tghmoe_jax.weights import adapt
 
@@ -47,15 +46,15 @@ def layer_params(seed=0, equal_experts=False):
     }  # fmt: skip
 
 
-def apply_layer(params, inputs, top_k=2, gate="renormalised", dispatch="ragged", task_input="text"):
-    cfg = TGH(
-        groups=G, experts=E, top_k=top_k, gate=gate, dispatch=dispatch, capacity_factor=float(G * E),
+def apply_layer(params, inputs, top_k=2, dispatch="ragged", task_input="text"):
+    cfg = tiny.tgh(
+        groups=G, experts=E, top_k=top_k, dispatch=dispatch, capacity_factor=float(G * E),
         task_input=task_input, group_shares=(0.75, 0.25),
     )  # fmt: skip
-    return MoE(cfg, G, E, top_k, F, jnp.float32).apply({"params": params}, *inputs)
+    return MoE(cfg, G, E, top_k, F, "quick_gelu", jnp.float32).apply({"params": params}, *inputs)
 
 
-layer = tiny.jit(apply_layer, static_argnames=("top_k", "gate", "dispatch", "task_input"))
+layer = tiny.jit(apply_layer, static_argnames=("top_k", "dispatch", "task_input"))
 
 
 def dense_ffn(params, u):
@@ -65,17 +64,15 @@ def dense_ffn(params, u):
 
 
 @pytest.mark.parametrize(
-    ("top_k", "gate", "equal"),
-    [(2, "renormalised", True), (3, "noisy", True), (E, "renormalised", True), (E, "unnormalised", True),
-     (2, "unnormalised", False), (1, "renormalised", False)],
-)  # fmt: skip
-def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, gate, equal):
-    """I9: for any router weights when gates are renormalised or k = E; otherwise not (k = 1 keeps its gate)."""
+    ("top_k", "equal"), [(2, True), (3, True), (E, True), (1, False)]
+)
+def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, equal):
+    """I9: for any router weights, since gates are renormalised; k = 1 keeps its gate."""
     given = inputs()
     u, valid = given[:2]
     for seed in range(3):
         params = layer_params(seed, equal_experts=True)
-        y, expected = np.asarray(layer(params, given, top_k, gate)[0]), np.asarray(dense_ffn(params, u))
+        y, expected = np.asarray(layer(params, given, top_k)[0]), np.asarray(dense_ffn(params, u))
         if equal:
             tiny.close(y[valid], expected[valid])
         else:
@@ -135,10 +132,10 @@ def test_without_guidance_every_group_answers_and_their_mean_counts(dispatch):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def routing(logits, top_k) -> Routing:
+def routing(logits, top_k) -> TokenRouting:
     probabilities = jax.nn.softmax(logits, axis=-1)
     gate, choice = jax.lax.top_k(probabilities, top_k)
-    return Routing(choice, gate, probabilities, logits)
+    return TokenRouting(choice, gate, probabilities, logits)
 
 
 @functools.partial(tiny.jit, static_argnums=2)
@@ -202,7 +199,7 @@ def test_no_gradient_flows_through_the_expert_shares():
 
 
 def base_leaves() -> dict[str, np.ndarray]:
-    return {name: tiny.leaf(name, shape, 0) for name, shape in canonical_shapes(tiny.CONFIG).items()}
+    return {name: tiny.leaf(name, shape, 0) for name, shape in phi3v.FAMILY.shapes(tiny.CONFIG).items()}
 
 
 @pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])
@@ -236,7 +233,7 @@ def stage_1(topology="nested"):
 
 def stage_2(topology="nested", **tgh):
     model = stage_1(topology)
-    return model.clone(cfg=dataclasses.replace(model.cfg, tgh=dataclasses.replace(model.cfg.tgh, groups=2, **tgh)))
+    return model.clone(cfg=model.cfg.with_tgh(groups=2, **tgh))
 
 
 @pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])
@@ -279,18 +276,18 @@ def test_at_upcycling_the_lm_loss_moves_experts_but_not_token_routers():
     assert max(np.abs(g).max() for g in routers(found).values()) < 1e-7 * size
 
 
-def test_unnormalised_gates_move_token_routers_at_upcycling():
-    """I14, the other way: without renormalisation equal experts still leave the routers a gradient."""
+def test_a_single_choice_moves_token_routers_at_upcycling():
+    """I14, the other way: the gate of k = 1 is not renormalised, so equal experts still leave routers a gradient."""
     params, given = layer_params(3, equal_experts=True), inputs(3)
 
-    def slope(gate):
+    def slope(top_k):
         """Relative to the experts' gradient: rounding grows with it, and differs between processors."""
-        total = lambda p: jnp.sum(apply_layer(p, given, gate=gate)[0] ** 2)  # noqa: E731
+        total = lambda p: jnp.sum(apply_layer(p, given, top_k=top_k)[0] ** 2)  # noqa: E731
         found = tiny.jit(jax.grad(total))(params)
         size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["experts"]))
         return np.abs(found["router"]["x"]["kernel"]).max() / size
 
-    assert slope("unnormalised") > 1e-2 > 1e-6 > slope("renormalised")
+    assert slope(1) > 1e-2 > 1e-6 > slope(2)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """I26 to I29, and the update of I16: what training may change, what carries loss, and that it learns."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 from configs import common
 from tests import tiny
 from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
-from tghmoe_jax.models.mllm import Encoded, Output
+from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training import losses
@@ -26,7 +25,7 @@ def start(*args, **kw):
 
 
 def stage2_of(model):
-    return model.clone(cfg=dataclasses.replace(model.cfg, tgh=dataclasses.replace(model.cfg.tgh, groups=2)))
+    return model.clone(cfg=model.cfg.with_tgh(groups=2))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +156,7 @@ def test_loss_falls_on_the_answer_its_end_and_eos_and_nowhere_else():
 
     def total(logits):
         weight = jnp.sum(losses.answer_weights(batch, tiny.WEIGHTS, prefix))
-        blank = Encoded(None, None, None, None, {})
+        blank = EncodedVolume(None, None, None, None, {})
         return losses.loss(Output(logits, None, blank), batch, tiny.WEIGHTS, prefix, weight, 1)[0]
 
     value, slope = jax.value_and_grad(total)(logits)

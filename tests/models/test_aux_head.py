@@ -59,7 +59,7 @@ def test_a_token_along_a_labels_words_states_it_and_no_other_label():
 @pytest.mark.parametrize("visible", [True, False])
 def test_a_label_is_read_off_its_cells_unless_none_of_them_is_visible(visible):
     """The second of two slabs holds the label; where padding hides that slab, every visible token may state it."""
-    model = tiny.model(global_view=False)
+    model = tiny.model(layout="flat")
     model = model.clone(cfg=dataclasses.replace(model.cfg, aux_labels=((5,), (6, 7))))
     params = tiny.params(model)
     batch = tiny.batch(rows=2, slices=2)

@@ -2,14 +2,16 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.training.step import depth_scale
 
 SLABS = 4
-KINDS = ["joint", "window", "depth_axial", "divided"]
+KINDS = ["joint", "window"]
 
 
 def model(kind="joint", window=1, layers=tiny.ALL, **changes):
@@ -47,20 +49,6 @@ def test_identical_slabs_without_rotation_equal_a_single_slab_of_any_kind(kind):
     tiny.close(run(model(kind), same, depth_scale=0.0), np.repeat(alone, SLABS, axis=1))
 
 
-def test_depth_axial_mixes_a_place_over_depth_and_nothing_else():
-    """In one layer, a change in one patch of slab 3 reaches the same patch of every slab and no other patch."""
-    axial = model("depth_axial", layers=(0,), base=tiny.CONFIG | {
-        "vision_config": tiny.CONFIG["vision_config"] | {"num_hidden_layers": 2}})  # fmt: skip
-    batch = tiny.batch(slices=SLABS)
-    before = run(axial, batch)
-    changed = batch | {"slices": batch["slices"].copy()}
-    changed["slices"][:, 3, 4:8, 8:12] ^= 255  # row 1, column 2 of the 4 x 4 patches
-    moved = np.abs(run(axial, changed) - before).max(axis=(0, 3)) > 1e-4
-    expected = np.zeros((SLABS, 16), bool)
-    expected[:, 1 * 4 + 2] = True
-    assert np.array_equal(moved, expected)
-
-
 def test_the_kinds_differ_from_one_another():
     found = {kind: run(model(kind)) for kind in KINDS} | {"2d": run(model(layers=()))}
     for one, other in itertools.combinations(found, 2):
@@ -89,6 +77,12 @@ def test_millimetre_positions_follow_each_samples_slice_spacing():
     tiny.close(found[1], run(slabs, batch, depth_scale=0.5)[1])
     with pytest.raises(ValueError, match="needs the slice spacing"):
         mm.apply(tiny.tree(tiny.params(mm)), {key: value for key, value in batch.items() if key != "slice_spacing"})
+
+
+def test_more_slabs_than_learned_depth_positions_are_refused_with_their_key():
+    learned = model(layers=(3,), depth_embed="learned_zero_init")
+    with pytest.raises(UserError, match="^129 slabs are more than the 128 learned depth positions.*model.patch_depth"):
+        jax.eval_shape(learned.init, jax.random.key(0), tiny.batch(rows=1, slices=129))
 
 
 @pytest.mark.parametrize("layers", [(2, 3), (1, 3), (0, 2)])

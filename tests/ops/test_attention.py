@@ -19,14 +19,20 @@ from tghmoe_jax.ops.attention import Mask, _choose, _kernel, attention, splash_b
 def oracle(q, k, v, mask: Mask) -> np.ndarray:
     """One query at a time: softmax over the keys it may see; NaN where it may see none."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
-    out = np.zeros(q.shape)
+    out, start = np.zeros(q.shape), int(mask.query_start or 0)
     share = q.shape[2] // k.shape[2]
     for b, i, n in np.ndindex(q.shape[:3]):
         seen = np.ones(k.shape[1], bool)
         if mask.key_valid is not None:
             seen &= np.asarray(mask.key_valid[b])
         if mask.causal:
-            seen &= np.arange(k.shape[1]) <= i + int(mask.query_start or 0)
+            before = np.arange(k.shape[1]) <= start + i
+            if mask.blocks is not None and mask.blocks[b, start + i] >= 0:
+                before |= mask.blocks[b] == mask.blocks[b, start + i]
+            seen &= before
+        if mask.reach:
+            at = np.arange(start + i + k.shape[1]) if mask.positions is None else mask.positions[b]
+            seen &= at[: k.shape[1]] > at[start + i] - mask.reach
         if mask.slice_tokens:
             slices = np.arange(k.shape[1]) // mask.slice_tokens
             seen &= np.abs(slices - i // mask.slice_tokens) <= mask.window
@@ -80,6 +86,47 @@ def test_both_backends_equal_the_oracle_for_any_shape_and_mask(
         assert np.isfinite(found).all()  # also where a query sees no key
         sees = np.isfinite(expected)
         np.testing.assert_allclose(found[sees], expected[sees], rtol=1e-4, atol=1e-5, err_msg=backend)
+
+
+BLOCKS = np.array(
+    [[-1, 0, 0, 0, 0, 0, -1, -1, 1, 1, 1, -1, -1], [-1, -1, 0, 0, -1, 1, 1, 1, 1, 1, 1, -1, -1]], np.int32
+)
+GAPS = np.array([[1] * 13, [1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1]], bool)  # padding inside the second row
+
+
+@pytest.mark.parametrize("backend", ["plain", "blocked"])
+@pytest.mark.parametrize("queries, start", [(13, None), (13, 0), (4, 7), (1, 12)])  # whole, prefill, and into a cache
+@pytest.mark.parametrize("reach", [0, 3, 6])  # shorter and longer than a block
+@pytest.mark.parametrize("blocks", [None, BLOCKS])
+def test_images_see_themselves_in_both_directions_within_the_sliding_window(backend, queries, start, reach, blocks):
+    """Gemma 3's rule: (causal or of one image) and not farther back than the window, counted in positions."""
+    qkv = draw(np.random.default_rng(4), 2, queries, 13, 2, 2, 4)
+    positions = np.cumsum(GAPS, axis=1).astype(np.int32) - 1
+    for at in (None, positions) if reach else (None,):
+        mask = Mask(key_valid=GAPS, query_start=start if start is None else np.int32(start), causal=True,
+                    blocks=blocks, positions=at, reach=reach)  # fmt: skip
+        expected = oracle(**qkv, mask=mask)
+        sees = np.isfinite(expected)
+        found = run(**qkv, mask=mask, backend=backend, block=3)
+        np.testing.assert_allclose(found[sees], expected[sees], rtol=1e-4, atol=1e-5)
+
+
+def test_splash_refuses_blocks_and_sliding_windows_and_auto_does_without_it(monkeypatch):
+    qkv = draw(np.random.default_rng(5), 2, 13, 13, 1, 1, 4)
+    for mask in (Mask(causal=True, blocks=BLOCKS), Mask(causal=True, reach=3)):
+        with pytest.raises(ValueError, match="splash backend knows no image blocks and no sliding windows"):
+            attention(**qkv, mask=mask, backend="splash")
+    monkeypatch.setattr("tghmoe_jax.ops.attention.platform", lambda: "tpu")
+    long = jax.ShapeDtypeStruct((2, 512, 4, 64), jnp.float32)
+    assert _choose(long, long, Mask(causal=True)) == "splash"
+    assert _choose(long, long, Mask(causal=True, reach=3)) in ("plain", "blocked")
+
+
+def test_scores_are_scaled_by_the_scale_that_is_given():
+    qkv = draw(np.random.default_rng(6), 1, 5, 5, 1, 2, 4)
+    for backend in ("plain", "blocked"):
+        doubled = attention(**qkv | {"q": 2 * qkv["q"]}, backend=backend)
+        np.testing.assert_allclose(attention(**qkv, backend=backend, scale=1.0), doubled, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [set(), {"valid"}, {"causal", "valid"}, {"window", "valid"}])

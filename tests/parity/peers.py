@@ -8,7 +8,7 @@ import torch
 from flax import traverse_util
 
 from configs.common import get_config
-from tghmoe_jax.bases.base import Base
+from tghmoe_jax.bases.base import LoadedBase, describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -31,13 +31,13 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def our_model(base: Base, prefix: int):
+def our_model(base: LoadedBase, prefix: int):
     """The base without any 3D part, as a function of (method, *arguments, static=()); every tensor of it is used."""
     section = get_config().model
     section.update({"patch_depth": 1, "attn3d_layers": ()})
     section.tgh.layers = ()
     section.depth_rope.rotary_dim = 8
-    model = MLLM(model_config.build(base.config, section.to_dict(), prefix_length=prefix))
+    model = MLLM(model_config.build(describe(base.config), section.to_dict(), prefix_length=prefix))
     tree = jax.eval_shape(model.init, jax.random.key(0), batch_of(np.zeros((1, 28, 28, 3), np.float32), [[1] * 8]))
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
     loaded, report = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)

@@ -1,5 +1,6 @@
 """`predict --base` on a LLaVA folder says what Hugging Face's own tokeniser, processor rules and `generate` say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests import tiny
 from tests.parity.peers import VISION, randomised
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.base import EMBEDDED
-from tghmoe_jax.models import config as model_config
+from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models import generation
-from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.reader import base_model
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
@@ -97,9 +98,10 @@ def test_the_answer_about_a_picture_equals_the_peers(folder, tmp_path, question)
 def test_the_single_view_is_the_middle_of_the_picture():
     image = Image.new("RGB", (60, 30), (255, 0, 0))
     image.paste((0, 255, 0), (15, 0, 45, 30))
-    view = pictures.square(image, 30)
+    view, crops = pictures.square(image, 30)
+    assert crops is None
     assert view.shape == (1, 30, 30, 3) and (view[0, :, 2:-2] == (0, 1, 0)).all()
-    assert pictures.square(image.transpose(Image.Transpose.ROTATE_90), 28).shape == (1, 28, 28, 3)
+    assert pictures.square(image.transpose(Image.Transpose.ROTATE_90), 28)[0].shape == (1, 28, 28, 3)
 
 
 def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):
@@ -118,5 +120,5 @@ def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):
     (150, 45, 155),  # 160 would not fit the model
 ])  # fmt: skip
 def test_texts_are_padded_within_their_rope_regime(tokens, others, expected):
-    decoder = model_config.Decoder(original_positions=100, max_positions=200)
+    decoder = dataclasses.replace(tiny.model().cfg.decoder, original_positions=100, max_positions=200)
     assert base_model.padded_length(decoder, tokens, others) == expected

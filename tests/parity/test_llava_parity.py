@@ -20,8 +20,8 @@ from transformers import (
 from tests.parity.peers import VISION, batch_of, our_model, randomised
 from tghmoe_jax.bases import llava
 from tghmoe_jax.bases.base import load_base
+from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
 
 ATOL = 1e-4
 IMAGE, PREFIX, NEW = 59, 4, 64  # the placeholder's id; text before the picture; tokens generated
@@ -113,6 +113,6 @@ def test_export_gives_the_peers_own_files_back_bit_for_bit(pair):
     if config.get("tie_word_embeddings"):
         del state["lm_head.weight"]
     config["generation"] = llava.generation_of(state, config)
-    exported = llava.export_llava(llava.import_llava(state, config), config)
+    exported = llava.FAMILY.to_checkpoint(llava.FAMILY.to_flax(state, config), config)
     assert exported.keys() == state.keys()
     assert all(exported[name].tobytes() == state[name].tobytes() for name in state)

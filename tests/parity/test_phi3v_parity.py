@@ -13,9 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForC
 
 from tests.parity.peers import VISION, batch_of, our_model, randomised
 from tghmoe_jax.bases.base import load_base
-from tghmoe_jax.bases.phi3v import EMBED, TOWER
+from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD, EMBED, TOWER
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.models.vit3d import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.weights.storage import write_tensors
 
 ATOL = 1e-4

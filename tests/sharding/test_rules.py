@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import pretrain2d, stage1, stage2
 from tests import tiny
+from tghmoe_jax.bases.base import describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -19,7 +20,7 @@ AXES = [{"data": 1, "fsdp": 1, "expert": 1}, {"data": 2, "fsdp": 4, "expert": 2}
 
 def tree(config, base) -> dict[str, tuple[int, ...]]:
     """{leaf path: shape} of a config's model."""
-    model = MLLM(model_config.build(base, config.model.to_dict(), aux_labels=((5,), (6, 7), (8,))))
+    model = MLLM(model_config.build(describe(base), config.model.to_dict(), aux_labels=((5,), (6, 7), (8,))))
     return {path: leaf.shape for path, leaf in param_shapes(model, config.data).items()}
 
 

@@ -13,8 +13,8 @@ import pytest
 from configs import ablations
 from tests import tiny_run
 from tghmoe_jax import train
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import EMBEDDED, save_base
-from tghmoe_jax.bases.phi3v import canonical_shapes
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics
@@ -35,7 +35,7 @@ def flags(tmp_path_factory) -> list[str]:
     """What shrinks every row."""
     folder = tmp_path_factory.mktemp("ablate")
     rng = np.random.default_rng(0)
-    shapes = canonical_shapes(BASE)
+    shapes = phi3v.FAMILY.shapes(BASE)
     save_base(folder / "base", {n: rng.normal(0, 0.15, s).astype(np.float32) for n, s in shapes.items()}, BASE)
     for name in FILES:
         shutil.copyfile(EMBEDDED / name, folder / "base" / name)

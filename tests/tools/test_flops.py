@@ -30,7 +30,7 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"attn3d_kind": "divided"}, {"lora": {"rank": 4, "alpha": 8.0, "targets": ".*"}}]
+    "changes", [{}, {"attn3d_kind": "window"}, {"lora": {"rank": 4, "alpha": 8.0, "targets": ".*"}}]
 )
 def test_a_forward_pass_counts_what_xla_counts(changes):
     model = wide(**changes)
@@ -69,7 +69,7 @@ def test_experts_of_other_devices_compute_empty_slots_and_those_of_one_do_not():
         flops.forward_sample((m := wide(tgh=tgh | changes)).cfg, tiny.shapes(m), SLICES, tiny.LENGTH, "plain", spread)
     )
     model = wide()
-    rows = model.cfg.slabs(SLICES) * (model.cfg.vision.grid**2 + 1)
+    rows = model.cfg.slabs(SLICES) * model.cfg.tower.tokens
     chosen = 2 * (2 * rows) * 2 * 96 * 256  # two experts of every token, two products each
     assert count(False).executed == count(True, transport="gather").executed
     assert count(True).executed - count(False).executed == pytest.approx(0.25 * chosen)

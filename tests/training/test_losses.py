@@ -14,7 +14,7 @@ import pytest
 from configs import common
 from tests import tiny
 from tests.tiny import exact_and_quick  # noqa: F401
-from tghmoe_jax.models.mllm import Encoded, Output
+from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.training import losses, rules
 from tghmoe_jax.training.losses import LossWeights
 from tghmoe_jax.training.step import TrainState, make_step
@@ -34,7 +34,7 @@ def sample(seed=0, answers=(1, 4, 2, 3)):
 
 
 def output(logits, task_logits=None, aux=None, stats=None) -> Output:
-    return Output(logits, aux, Encoded(None, None, task_logits, None, stats or {}))
+    return Output(logits, aux, EncodedVolume(None, None, task_logits, None, stats or {}))
 
 
 def nll(batch, logits) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_accumulation_changes_neither_loss_nor_parameters():
     tx = optax.sgd(0.1)
     state = TrainState(jnp.int32(0), trained, frozen, tx.init(trained))
     weights = dataclasses.replace(tiny.WEIGHTS, balance=0.0, first_token=2.0)
-    step = tiny.jit(make_step(model, weights, tx, seed=0))
+    step = tiny.jit(make_step(model, weights, tx))
     batch = tiny.batch(rows=8, slices=2)
     answer = np.arange(tiny.LENGTH) >= tiny.LENGTH - np.array([1, 4, 2, 7, 1, 1, 5, 3])[:, None]
     batch["loss_mask"] = answer

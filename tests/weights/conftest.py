@@ -1,3 +1,3 @@
-"""The tiny Phi-3-V of tests/bases."""
+"""The tiny Phi-3-V checkpoint of these tests."""
 
-from tests.bases.conftest import checkpoint, config  # noqa: F401
+from tests.bases.checkpoint_fixtures import checkpoint, config  # noqa: F401

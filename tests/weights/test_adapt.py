@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tghmoe_jax.bases.phi3v import import_phi3v
+from tghmoe_jax.bases import phi3v
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models.config import ALLOWED
 from tghmoe_jax.weights import adapt
 
 LAYERS, G, E, R = (0, 2), 2, 4, 256
@@ -13,7 +14,7 @@ LAYERS, G, E, R = (0, 2), 2, 4, 256
 
 @pytest.fixture
 def base(config, checkpoint):
-    return import_phi3v(checkpoint, config)
+    return phi3v.FAMILY.to_flax(checkpoint, config)
 
 
 def with_experts(flat, groups, depth=2):
@@ -34,7 +35,7 @@ def with_experts(flat, groups, depth=2):
     return shapes
 
 
-@pytest.mark.parametrize("mode", adapt.INFLATIONS)
+@pytest.mark.parametrize("mode", ALLOWED["inflation"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_inflated_patches_of_depth_constant_input_equal_2d_patches(mode, depth):
     rng = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from flax import traverse_util
 
 from configs import common
 from tests.bases.test_llava import LLAVA_1_5
-from tghmoe_jax.bases import llava
-from tghmoe_jax.bases.phi3v import canonical_shapes
+from tghmoe_jax.bases import llava, phi3v
+from tghmoe_jax.bases.base import describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -22,8 +22,8 @@ def fakes(shapes) -> dict[str, np.ndarray]:
 
 def tree(base_config, section, slices=4) -> dict[str, tuple[int, ...]]:
     """Canonical shapes of the 3D model."""
-    model = MLLM(model_config.build(base_config, section.to_dict()))
-    size = model.cfg.vision.image_size
+    model = MLLM(model_config.build(describe(base_config), section.to_dict()))
+    size = model.cfg.tower.image_size
     batch = {
         "slices": np.zeros((1, slices, size, size, 3), np.uint8), "slice_mask": np.ones((1, slices), bool),
         "tokens": np.zeros((1, 8), np.int32), "token_mask": np.ones((1, 8), bool),
@@ -56,7 +56,7 @@ def test_base_to_stage_1_to_stage_2(config, topology, layers, task_layers, exper
     section.tgh.update({"topology": topology, "layers": layers, "task_layers": task_layers, "experts": experts,
                         "top_k": min(2, experts)})  # fmt: skip
     first, second = (tree(config, one) for one in stages(section))
-    base = fakes(canonical_shapes(config))
+    base = fakes(phi3v.FAMILY.shapes(config))
     loaded, report = adapt.assemble(first, base)
     assert len(report.of("upcycled")) == upcycled
     assert report.of("inflated") == ["vision/patch/kernel"]
@@ -71,7 +71,7 @@ def test_every_parameter_of_the_full_size_phi3v_is_reused():
     config = common.phi3v(common.get_config(), patch_depth=1)
     base_config = config.base_config.to_dict()
     config.model.tgh.layers = ()
-    shapes = canonical_shapes(base_config)
+    shapes = phi3v.FAMILY.shapes(base_config)
     _, report = adapt.assemble(tree(base_config, config.model, slices=1), fakes(shapes))
     assert set(report.of("reused") + report.of("inflated")) == set(shapes)
     assert report.parameters["reused"] + report.parameters["inflated"] == 4_146_621_440
@@ -81,7 +81,7 @@ def test_every_parameter_of_the_full_size_llava_is_reused():
     config = common.phi3v(common.get_config(), patch_depth=1)
     config.model.tgh.layers = ()
     flat = llava.flatten(LLAVA_1_5)
-    shapes = llava.canonical_shapes(flat)
+    shapes = llava.FAMILY.shapes(flat)
     _, report = adapt.assemble(tree(flat, config.model, slices=1), fakes(shapes))
     assert set(report.of("reused") + report.of("inflated")) == set(shapes)
     assert report.parameters["reused"] + report.parameters["inflated"] == 7_063_427_072

@@ -4,15 +4,16 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from tghmoe_jax.bases import llava, phi3v
-from tghmoe_jax.bases.phi3v import export_phi3v, import_phi3v
+from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models.config import Base
 from tghmoe_jax.weights import adapt, storage
 
 CONVERTED = "converted"  # in config.json: the tensors carry canonical names
@@ -20,49 +21,13 @@ EMBEDDED = Path(__file__).parent.parent / "assets" / "base"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A kind of 2D model: its names in config.json, a tensor name only it has, and its porting functions.
-
-    The first architecture is the one that is written.
-    """
-
-    architectures: tuple[str, ...]
-    model_types: tuple[str, ...]
-    mark: str
-    to_flax: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
-    to_checkpoint: Callable[[Mapping, Mapping], dict[str, np.ndarray]]
-    flatten: Callable[[Mapping], dict]  # config.json -> the flat form that the model is built from
-    shapes: Callable[[Mapping], dict[str, tuple[int, ...]]]  # of the canonical leaves
-
-
-def _flat_phi3v(config: Mapping) -> dict:
-    """The unmerged Hugging Face port nests the decoder's part; the published file is flat."""
-    config = dict(config)
-    flat = dict(config.pop("text_config", {})) | config
-    if "rope_magnitude" not in flat and (flat.get("rope_scaling") or flat.get("rope_parameters")):
-        flat |= phi3v.flat_rope(flat)
-        flat.pop("rope_parameters", None)
-    return flat
-
-
-FAMILIES = {
-    "phi3_v": Family(
-        ("Phi3VForCausalLM",), ("phi3_v",), r".*(glb_GN|glb_newline)", import_phi3v, export_phi3v, _flat_phi3v,
-        phi3v.canonical_shapes,
-    ),
-    "llava": Family(
-        ("LlavaForConditionalGeneration", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"),
-        ("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
-        r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", llava.import_llava, llava.export_llava, llava.flatten,
-        llava.canonical_shapes,
-    ),
-}  # fmt: skip
+FAMILIES: dict[str, Family] = {family.name: family for family in (phi3v.FAMILY, llava.FAMILY)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
-    """A 2D model in memory. `config`: its config.json; `params`: flat canonical dict in the checkpoint's dtype."""
+class LoadedBase:
+    """A 2D model in memory. `config`: its config.json in flat form; `params`: flat canonical dict in the checkpoint's
+    dtype."""
 
     config: dict
     params: dict[str, np.ndarray]
@@ -79,7 +44,7 @@ def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
     """Reads the config.json of a base, in the flat form of the published Phi-3-V (`Family.flatten`)."""
     try:
         config = json.loads((base_folder(folder) / "config.json").read_text())
-        return FAMILIES[_said(config)].flatten(config)
+        return family_of(config).flatten(config)
     except UserError as error:
         raise UserError(f"{flag}={folder}: {error}") from error
     except FileNotFoundError as error:
@@ -89,7 +54,7 @@ def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
         raise UserError(f"{flag}={folder}: config.json cannot be read ({what}); copy it again.") from error
 
 
-def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--config.base") -> Base:
+def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--config.base") -> LoadedBase:
     """Reads a 2D base or a converted one; every tensor is accounted for, and `lazy` leaves stay on disk.
 
     UserError names the flag and all problems.
@@ -99,14 +64,15 @@ def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--conf
         path = base_folder(folder)
         tensors = storage.read_tensors(path)
         if config.get(CONVERTED):
-            family = _said(config)
-            params = _canonical(tensors, FAMILIES[family].shapes(config))
+            family = family_of(config)
+            params = _canonical(tensors, family.shapes(config))
         else:
             family = detect(config, tensors)
-            params = FAMILIES[family].to_flax(tensors, config)
-            if family == "llava":
-                config["generation"] = llava.generation_of(tensors, config)
-        return Base(config, params if lazy else {name: np.asarray(leaf) for name, leaf in params.items()}, path, family)
+            config |= family.learnt(tensors, config)
+            params = family.to_flax(tensors, config)
+        if not lazy:
+            params = {name: np.asarray(leaf) for name, leaf in params.items()}
+        return LoadedBase(config, params, path, family.name)
     except UserError as error:
         raise UserError(f"{flag}={folder}: {error}") from error
     except (
@@ -138,24 +104,32 @@ def _canonical(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> dict:
     return {name: tensors[name] for name in shapes}
 
 
-def _said(config: Mapping) -> str:
+def family_of(config: Mapping) -> Family:
     """The family that a config.json names. UserError for any other architecture."""
     said = [*(config.get("architectures") or []), config.get("model_type")]
-    found = [key for key, one in FAMILIES.items() if {*one.architectures, *one.model_types} & set(said)]
-    if not found:
-        known = ", ".join(one.architectures[0] for one in FAMILIES.values())
-        raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
-    return found[0]
+    for family in FAMILIES.values():
+        if {*family.architectures, *family.model_types} & set(said):
+            return family
+    known = ", ".join(one.architectures[0] for one in FAMILIES.values())
+    raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
 
 
-def detect(config: Mapping, names: Mapping) -> str:
+def describe(config: Mapping) -> Base:
+    """What a base's config.json in flat form says; one that names no family, as of a random start, is a Phi-3-V's."""
+    return _family_or_phi3v(config).describe(config)
+
+
+def _family_or_phi3v(config: Mapping) -> Family:
+    return family_of(config) if config.get("architectures") or config.get("model_type") else phi3v.FAMILY
+
+
+def detect(config: Mapping, names: Mapping) -> Family:
     """The family that config.json names; it must agree with the tensor names."""
-    family = _said(config)
-    if not any(re.fullmatch(FAMILIES[family].mark, name) for name in names):
-        what = {"phi3_v": "newline embeddings", "llava": "projector"}[family]
+    family = family_of(config)
+    if not any(re.fullmatch(family.mark, name) for name in names):
         raise UserError(
-            f"config.json says {family} but no tensor is named like its {what}; use the config.json that belongs to "
-            "the weights."
+            f"config.json says {family.name} but no tensor is named like its {family.mark_is}; use the config.json "
+            "that belongs to the weights."
         )
     return family
 
@@ -173,7 +147,7 @@ def save_base(
     lazy leaves, of which one shard at a time is in memory. `dtype` None keeps the arrays' own. Raises before anything
     is written where `flat` is not the model of `config`.
     """
-    family = FAMILIES[_said(config) if config.get("architectures") or config.get("model_type") else "phi3_v"]
+    family = _family_or_phi3v(config)
     kind = DTYPES[dtype] if dtype else None
     flat = {path: storage.cast(leaf, kind) for path, leaf in adapt.as_2d(flat).items()}
     tensors = family.to_checkpoint(flat, config)
@@ -182,7 +156,7 @@ def save_base(
     return _save(folder, tensors, named, dtype, max_shard_bytes)
 
 
-def save_converted(folder: str | os.PathLike, base: Base, dtype: str | None = None) -> list[Path]:
+def save_converted(folder: str | os.PathLike, base: LoadedBase, dtype: str | None = None) -> list[Path]:
     """Writes a base under canonical names with its flat config.json, tensor by tensor; returns the files written."""
     kind = DTYPES[dtype] if dtype else None
     tensors = {path: storage.cast(leaf, kind) for path, leaf in base.params.items()}

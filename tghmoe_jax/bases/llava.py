@@ -1,4 +1,4 @@
-"""LLaVA checkpoint names <-> canonical Flax names, for every generation of names and text part (model-spec 3.1, 3.2).
+"""LLaVA: its config.json, and its tensor names of every generation and text part (model-spec 3.1, 3.2).
 
 The table below speaks normal names (`tower.`, `conn.`, `text.`, `head.`); a generation puts its own prefixes in front.
 Letters are those of `phi3v`.
@@ -6,14 +6,15 @@ Letters are those of `phi3v`.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tghmoe_jax.bases import phi3v
+from tghmoe_jax.bases import phi3v, pictures
+from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models.config import Base, Projector
 from tghmoe_jax.weights import porting
-from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, Shape, T
+from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, T
 
 TEXT, BLOCK = "text.layers.{i}.", "decoder/block_{i}/"
 CLIP = phi3v.CLIP.replace(phi3v.TOWER, "tower.")
@@ -147,11 +148,6 @@ def entries(config: Mapping) -> list[Entry]:
     return porting.entries(rows, size, layers)
 
 
-def canonical_shapes(config: Mapping) -> dict[str, Shape]:
-    """{canonical path: shape} of the 2D model."""
-    return porting.shapes_of(entries(config))
-
-
 def named(name: str, generation: str) -> str:
     """A normal name as one generation writes it."""
     old, new = next((old, new) for old, new in GENERATIONS[generation].items() if name.startswith(old))
@@ -164,24 +160,47 @@ def generation_of(names: Mapping, config: Mapping) -> str:
     return max(GENERATIONS, key=lambda one: sum(named(name, one) in names for name in due))
 
 
-def _written(config: Mapping, generation: str) -> list[Entry]:
-    """The table under the names of one generation."""
+def table(config: Mapping) -> list[Entry]:
+    """The table under the names of the config's `generation`, which `bases.base.load_base` records, or the hub's."""
+    generation = config.get("generation", "G1")
     return [dataclasses.replace(entry, name=named(entry.name, generation)) for entry in entries(config)]
 
 
-def import_llava(tensors: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Checkpoint tensors of any generation -> flat canonical dict (see `porting.to_flax`)."""
-    generation = generation_of(tensors, config)
-    aliases = {}
-    if config.get("tie_word_embeddings"):  # a tied head may be written out all the same
-        aliases = {named("head.weight", generation): named("text.embed_tokens.weight", generation)}
-    ignored = lambda key: None if phi3v.IGNORED.fullmatch("." + key) else key  # noqa: E731
-    return porting.to_flax(tensors, _written(config, generation), ignored, aliases)
+def renamed(name: str) -> str | None:
+    """The name itself, None for a buffer."""
+    return None if phi3v.IGNORED.fullmatch("." + name) else name
 
 
-def export_llava(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Flat canonical dict of the 2D model -> {name: array}; the inverse of `import_llava`.
+def aliases(config: Mapping) -> dict[str, str]:
+    """A tied head may be written out all the same."""
+    if not config.get("tie_word_embeddings"):
+        return {}
+    generation = config.get("generation", "G1")
+    return {named("head.weight", generation): named("text.embed_tokens.weight", generation)}
 
-    The names are those of the config's `generation`, which `weights.base.load_base` records, or the hub's.
-    """
-    return porting.to_checkpoint(flat, _written(config, config.get("generation", "G1")))
+
+def learnt(tensors: Mapping, config: Mapping) -> dict[str, Any]:
+    """The generation of the names."""
+    return {"generation": generation_of(tensors, config)}
+
+
+def describe(config: Mapping) -> Base:
+    """What a flat config says: one token a patch, and nothing to separate rows and views with."""
+    projector = Projector(merge=1, separators=False, bias=config["projector_bias"])
+    return Base("llava", phi3v.clip_tower(config), projector, phi3v.llama_decoder(config))
+
+
+def views_of(folder: Path) -> Views:
+    """The middle of a picture."""
+    return pictures.square
+
+
+FAMILY = Family(
+    name="llava",
+    architectures=(
+        "LlavaForConditionalGeneration", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM",
+    ),
+    model_types=("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
+    mark=r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", mark_is="projector", flatten=flatten,
+    describe=describe, table=table, renamed=renamed, views_of=views_of, aliases=aliases, learnt=learnt,
+)  # fmt: skip

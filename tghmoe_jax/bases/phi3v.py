@@ -1,19 +1,25 @@
-"""Phi-3-Vision checkpoint names <-> canonical Flax names: one table, read in both directions (model-spec.md 2.6).
+"""Phi-3-Vision: its config.json, its tensor names in one table read in both directions (model-spec.md 2.6), and how it
+cuts pictures (2.3).
 
 Sizes, read from config.json: C vision width, N vision heads, H vision head size, F vision FFN, P patch, S positions
 (CLS + patches), M merged 2x2 patches (4C); W decoder width, Q query heads, K key-value heads, D head size, G decoder
 FFN, V vocabulary.
 """
 
+import functools
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from tghmoe_jax.bases import pictures
+from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models.config import Base, Decoder, DecoderLayer, Projector, Rope, Tower
 from tghmoe_jax.weights import porting
-from tghmoe_jax.weights.porting import COPY, FLAT, GLB, HO, HQ, HWIO, SUB, Entry, Row, Shape, T
+from tghmoe_jax.weights.porting import COPY, FLAT, GLB, HO, HQ, HWIO, SUB, Entry, Row, T
 
 EMBED = "model.vision_embed_tokens."
 TOWER = EMBED + "img_processor.vision_model."
@@ -71,6 +77,8 @@ RENAMES: list[tuple[str, str]] = [
     (r"model\.language_model\.(.+)", r"model.\1"),
 ]
 ALIAS = (EMBED + "wte.weight", "model.embed_tokens.weight")  # one tensor under two names in raw state dicts
+CROPS = 16  # num_crops where no preprocessor_config.json says otherwise
+MOST_CROPS = 64
 IGNORED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)")  # buffers, recomputed from the config
 
 # CLIP ViT-L/14-336: Microsoft's config.json names the tower but does not give its sizes.
@@ -84,8 +92,20 @@ CLIP_L_336 = {
     "layer_norm_eps": 1e-5,
     "hidden_act": "quick_gelu",
 }
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VISION_KEYS = tuple(CLIP_L_336)[:6]
 TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def flatten(config: Mapping) -> dict[str, Any]:
+    """The flat form: the unmerged Hugging Face port nests the decoder's part; the published file is flat."""
+    config = dict(config)
+    flat = dict(config.pop("text_config", {})) | config
+    if "rope_magnitude" not in flat and (flat.get("rope_scaling") or flat.get("rope_parameters")):
+        flat |= flat_rope(flat)
+        flat.pop("rope_parameters", None)
+    return flat
 
 
 def flat_rope(config: Mapping) -> dict:
@@ -162,11 +182,6 @@ def entries(config: Mapping) -> list[Entry]:
     return porting.entries(TABLE, size, layers)
 
 
-def canonical_shapes(config: Mapping) -> dict[str, Shape]:
-    """{canonical path: shape} of the 2D model."""
-    return porting.shapes_of(entries(config))
-
-
 def published_name(name: str) -> str:
     """The published name of a tensor, whichever generation of names it comes from."""
     for pattern, replacement in RENAMES:
@@ -175,16 +190,74 @@ def published_name(name: str) -> str:
     return name
 
 
-def import_phi3v(tensors: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Checkpoint tensors -> flat canonical dict (see `porting.to_flax`)."""
-
-    def renamed(key: str) -> str | None:
-        name = published_name(key)
-        return None if IGNORED.fullmatch(name) else name
-
-    return porting.to_flax(tensors, entries(config), renamed, dict([ALIAS]))
+def renamed(name: str) -> str | None:
+    """The published name of a tensor, None for a buffer."""
+    name = published_name(name)
+    return None if IGNORED.fullmatch(name) else name
 
 
-def export_phi3v(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Flat canonical dict of the 2D model -> {published checkpoint name: array}; the inverse of `import_phi3v`."""
-    return porting.to_checkpoint(flat, entries(config))
+def clip_tower(config: Mapping) -> Tower:
+    """A CLIP tower: class token, norm before the first block, no patch bias, a feature below the last norm."""
+    vision = vision_config(config)
+    return Tower(
+        width=vision["hidden_size"], layers=vision["num_hidden_layers"], heads=vision["num_attention_heads"],
+        ffn=vision["intermediate_size"], image_size=vision["image_size"], patch_size=vision["patch_size"],
+        eps=vision["layer_norm_eps"], activation="quick_gelu", class_token=True, patch_bias=False, pre_norm=True,
+        post_norm=False, feature_layer=config.get("vision_feature_layer", -2), mean=CLIP_MEAN, std=CLIP_STD,
+    )  # fmt: skip
+
+
+def llama_decoder(config: Mapping) -> Decoder:
+    """The decoder of Phi-3, Llama, Mistral or Qwen2 (model-spec 2.4, 3.1) from a flat config."""
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    head, positions = config.get("head_dim") or width // heads, config.get("max_position_embeddings", 4096)
+    original, scaling = config.get("original_max_position_embeddings", positions), config.get("rope_scaling") or {}
+    magnitude = config.get("rope_magnitude", 0.0)
+    if not magnitude:  # runs of earlier versions recorded none
+        ratio = positions / original
+        longer = scaling and ratio > 1
+        magnitude = math.sqrt(1 + math.log(ratio) / math.log(original)) if longer else 1.0
+    factors = (tuple(scaling.get(key, ())) for key in ("short_factor", "long_factor"))
+    layer = DecoderLayer(Rope(config.get("rope_theta", 10000.0), *factors, magnitude), window=0)
+    return Decoder(
+        width=width, heads=heads, kv_heads=config.get("num_key_value_heads", heads), head_size=head,
+        ffn=config["intermediate_size"], vocab=config["vocab_size"], eps=config.get("rms_norm_eps", 1e-5),
+        blocks=(layer,) * config["num_hidden_layers"], max_positions=positions, original_positions=original,
+        activation="silu", query_scale=head**-0.5, embed_scale=1.0, qkv_bias=config.get("qkv_bias", False),
+        tied=bool(config.get("tie_word_embeddings", False)), zero_centred_norms=False, post_norms=False, qk_norm=False,
+        image_blocks=False,
+    )  # fmt: skip
+
+
+def describe(config: Mapping) -> Base:
+    """What a flat config says."""
+    projector = Projector(merge=2, separators=True, bias=True)
+    return Base("phi3_v", clip_tower(config), projector, llama_decoder(config))
+
+
+def views_of(folder: Path) -> Views:
+    """Crops and global view of a picture, as many as preprocessor_config.json allows (`num_crops`).
+
+    UserError where that is no whole number of at least 1.
+    """
+    file = folder / "preprocessor_config.json"
+    crops = CROPS
+    if file.is_file():
+        try:
+            crops = dict(json.loads(file.read_text())).get("num_crops", CROPS)
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"{file} holds no JSON object ({error}); copy it again.") from error
+    if not isinstance(crops, int) or not 1 <= crops <= MOST_CROPS:
+        raise UserError(f"{file} says num_crops {crops!r}; give a whole number from 1 to {MOST_CROPS}.")
+    return functools.partial(pictures.views, most=crops)
+
+
+def aliases(config: Mapping) -> dict[str, str]:
+    return dict([ALIAS])
+
+
+FAMILY = Family(
+    name="phi3_v", architectures=("Phi3VForCausalLM",), model_types=("phi3_v",), mark=r".*(glb_GN|glb_newline)",
+    mark_is="newline embeddings", flatten=flatten, describe=describe, table=entries, renamed=renamed,
+    views_of=views_of, aliases=aliases,
+)  # fmt: skip

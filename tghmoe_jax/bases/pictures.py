@@ -11,7 +11,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tghmoe_jax.errors import UserError
 
-CROPS = 16  # Phi-3-vision's num_crops, where no preprocessor_config.json says otherwise
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
@@ -34,7 +33,7 @@ def read_picture(path: str | Path) -> Image.Image:
         raise UserError(f"--image {path} is not a picture that can be read ({error}); name a PNG or JPEG.") from error
 
 
-def views(image: Image.Image, side: int, most: int = CROPS) -> tuple[np.ndarray, tuple[int, int]]:
+def views(image: Image.Image, side: int, most: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The global view, then the crops row by row, float32 (V, S, S, 3), white being 1; and their (rows, columns).
 
     The picture is scaled to as many crops of `side` pixels as `most` allows, and padded with white above and below
@@ -59,13 +58,13 @@ def views(image: Image.Image, side: int, most: int = CROPS) -> tuple[np.ndarray,
     return np.concatenate([whole[None], crops]).astype(np.float32), (rows, columns)
 
 
-def square(image: Image.Image, side: int) -> np.ndarray:
-    """LLaVA-1.5's single view, float32 (1, S, S, 3): the shorter edge scaled to `side`, the middle cut out."""
+def square(image: Image.Image, side: int) -> tuple[np.ndarray, None]:
+    """LLaVA-1.5's one view, float32 (1, S, S, 3): the shorter edge scaled to `side`, the middle cut out. No crops."""
     short = min(image.size)
     width, height = (side if edge == short else int(side * edge / short) for edge in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)[None] / 255
+    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)[None] / 255, None
 
 
 def bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:

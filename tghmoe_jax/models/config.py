@@ -1,70 +1,44 @@
-"""Every size of the model as a frozen number, built from the base's config.json and an experiment's `model` section.
+"""Every size and choice of the model as frozen values without defaults.
 
-Defaults are those of model-spec 0 and 4.7 where they do not depend on the base.
+`Tower`, `Projector` and `Decoder` are facts of a 2D checkpoint, which `bases/<family>.py` reads from its config.json.
+`Volume3D` is the experiment on top of it, the `model` section of a config, whose defaults stand in configs/common.py.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.ops import choices
+
+# ---- facts of a checkpoint -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthRope:
-    """Rotary depth positions (model-spec 4.3). `unit`: `slice` (slab index) or `mm` (index * spacing / reference)."""
+class Tower:
+    """A 2D ViT. Its feature is the output of block `layers + feature_layer`, after the final norm with `post_norm`.
 
-    enabled: bool = True
-    rotary_dim: int = 64
-    base: float = 10000.0
-    unit: str = "slice"
-    reference_mm: float = 10.0
-    scale: float = 1.0
-    scale_init: float = 1.0  # with ramp_steps > 0 the scale goes linearly from scale_init to scale
-    ramp_steps: int = 0
+    activation: a name of `ops.activations.ACTIVATIONS`. class_token: one token before the patches, with a position of
+    its own. pre_norm: a norm before the first block. post_norm: whether the feature passes the norm after the last
+    block; without, its leaves are only kept for export. mean and std: of the pixels in 0..1, for each channel.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class TGH:
-    """Text-guided hierarchical MoE (model-spec 4.4)."""
-
-    layers: tuple[int, ...] = ()
-    task_layers: tuple[int, ...] = ()  # stacked topology only: layers that hold the task FFNs
-    topology: str = "nested"  # nested | stacked | parallel
-    groups: int = 1
-    experts: int = 4
-    top_k: int = 2
-    token_input: str = "image_text"  # image_text ([u ; t]) | image | text
-    task_input: str = "text"  # text | image | image_text | oracle | random | none (the mean of all groups)
-    gate: str = "renormalised"  # renormalised | unnormalised | sigmoid | noisy
-    hidden: int = 256  # width of the prompt vector t
-    dispatch: str = "ragged"  # dense | capacity | ragged: how a device computes its experts
-    transport: str = "all_to_all"  # all_to_all | gather | ragged: how tokens reach experts of other devices
-    capacity_factor: float = 1.25
-    group_shares: tuple[float, ...] = ()  # each group's part of a batch, for fixed capacities; empty: equal parts
-
-
-@dataclasses.dataclass(frozen=True)
-class Vision:
-    """CLIP tower over slabs of slices (model-spec 2.2, 4.1, 4.2). Its output is block `layers + feature_layer`."""
-
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    ffn: int = 4096
-    image_size: int = 336
-    patch_size: int = 14
-    patch_depth: int = 2
-    eps: float = 1e-5
-    feature_layer: int = -2
-    attn3d_layers: tuple[int, ...] = ()
-    attn3d_kind: str = "joint"  # joint | window | depth_axial | divided
-    attn3d_window: int = 1
-    depth_embed: str = "rope"  # rope | learned_zero_init | none
-    depth_rope: DepthRope = DepthRope()
-    max_depth: int = 128  # rows of the learned depth embedding
+    width: int
+    layers: int
+    heads: int
+    ffn: int
+    image_size: int
+    patch_size: int
+    eps: float
+    activation: str
+    class_token: bool
+    patch_bias: bool
+    pre_norm: bool
+    post_norm: bool
+    feature_layer: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @property
     def executed(self) -> int:
@@ -75,234 +49,391 @@ class Vision:
     def grid(self) -> int:
         return self.image_size // self.patch_size
 
-
-@dataclasses.dataclass(frozen=True)
-class Connector:
-    """Visual tokens for the decoder (model-spec 2.3, 4.5)."""
-
-    depth_pool: int = 1
-    spatial_pool: int = 1
-    merge: int = 2  # side of the square of patches that one visual token joins
-    separators: bool = True  # whether the base has newline and view separators
-    bias: bool = True  # of the projector
-    newline: bool = True
-    global_view: bool = True
-    layout: str = "sub_glb_3d"  # sub_glb_3d | flat (no newlines, no global view)
+    @property
+    def tokens(self) -> int:
+        """Tokens of one picture or slab."""
+        return self.grid**2 + self.class_token
 
 
 @dataclasses.dataclass(frozen=True)
-class Lora:
-    """Low-rank updates of the decoder's projections. `targets`: regex on `attn/{q,k,v,out}`, `mlp/{gate,up,down}`."""
+class Projector:
+    """From patch features to visual tokens (model-spec 2.3): `merge` x `merge` patches are joined in one token.
 
-    rank: int = 0  # 0: none
-    alpha: float = 16.0
-    targets: str = "attn/(q|v)"
+    separators: the base has newline and view separators. bias: of the two layers.
+    """
+
+    merge: int
+    separators: bool
+    bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """One table of rotary positions: frequencies theta^(-2i/H) / factor_i; cos and sin times `magnitude`.
+
+    The factors are those of the regime that the planned length falls into (model-spec 2.4); empty ones are 1.
+    """
+
+    theta: float
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderLayer:
+    """What may differ from layer to layer. window: how many positions back a token sees, itself included; 0: all."""
+
+    rope: Rope
+    window: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Phi-3, Llama, Mistral or Qwen2 language model (model-spec 2.4, 3.1)."""
+    """A causal language model (model-spec 2.4, 3.1).
 
-    width: int = 3072
-    layers: int = 32
-    heads: int = 32
-    kv_heads: int = 32
-    ffn: int = 8192
-    vocab: int = 32064
-    eps: float = 1e-5
-    rope_theta: float = 10000.0
-    short_factor: tuple[float, ...] = ()  # empty: plain RoPE
-    long_factor: tuple[float, ...] = ()
-    max_positions: int = 131072
-    original_positions: int = 4096
-    rope_factor: str = "auto"  # auto | short | long
-    magnitude: float = 0.0  # of cos and sin under su/longrope; 0: from the two numbers of positions
-    head_dim: int = 0  # 0: width / heads
-    qkv_bias: bool = False
-    tied: bool = False  # the head is the embedding table
+    activation: of the gate, a name of `ops.activations.ACTIVATIONS`. query_scale: of the scores. embed_scale: of token
+    embeddings, not of visual tokens. zero_centred_norms: RMSNorm multiplies by 1 + w before the cast (Gemma), else by
+    w after it. post_norms: a norm after attention and FFN too. qk_norm: of each head's queries and keys.
+    image_blocks: visual tokens of one view see each other in both directions. tied: the head is the embedding table.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    vocab: int
+    eps: float
+    blocks: tuple[DecoderLayer, ...]
+    max_positions: int
+    original_positions: int  # beyond them the long factors hold
+    activation: str
+    query_scale: float
+    embed_scale: float
+    qkv_bias: bool
+    tied: bool
+    zero_centred_norms: bool
+    post_norms: bool
+    qk_norm: bool
+    image_blocks: bool
 
     @property
-    def head_size(self) -> int:
-        return self.head_dim or self.width // self.heads
+    def layers(self) -> int:
+        return len(self.blocks)
 
     @property
-    def rope_magnitude(self) -> float:
-        """su/longrope attention factor sqrt(1 + ln(max/original) / ln(original)), in both regimes."""
-        if self.magnitude:
-            return self.magnitude
-        ratio = self.max_positions / self.original_positions
-        if not self.short_factor or ratio <= 1:
-            return 1.0
-        return math.sqrt(1 + math.log(ratio) / math.log(self.original_positions))
+    def ropes(self) -> tuple[Rope, ...]:
+        """Each table once."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.blocks))
 
-    def factors(self, length: int) -> tuple[float, ...]:
-        """The factor list for a planned length of `length` positions (prompt and new tokens), chosen once per call."""
-        regime = self.rope_factor
-        if regime == "auto":
-            regime = "short" if length <= self.original_positions else "long"
-        return self.short_factor if regime == "short" else self.long_factor
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each window once."""
+        return tuple(dict.fromkeys(layer.window for layer in self.blocks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What the config.json of a 2D model of one family says."""
+
+    family: str
+    tower: Tower
+    projector: Projector
+    decoder: Decoder
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthRope:
+    """Rotary depth positions (model-spec 4.3). `unit`: `slice` (slab index) or `mm` (index * spacing / reference)."""
+
+    enabled: bool
+    rotary_dim: int
+    base: float
+    unit: str
+    reference_mm: float
+    scale: float
+    scale_init: float  # with ramp_steps > 0 the scale goes linearly from scale_init to scale
+    ramp_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TGH:
+    """Text-guided hierarchical MoE (model-spec 4.4).
+
+    task_layers: of the stacked topology, the layers that hold the task FFNs. token_input: what the token router reads,
+    image_text being [u ; t]. task_input: what the task router reads, or what takes its place; `none` is the mean of
+    all groups. hidden: width of the prompt vector t. dispatch: how a device computes its experts; transport: how tokens
+    reach experts of other devices. group_shares: each group's part of a batch, for fixed capacities; empty: equal.
+    """
+
+    layers: tuple[int, ...]
+    task_layers: tuple[int, ...]
+    topology: str
+    groups: int
+    experts: int
+    top_k: int
+    token_input: str
+    task_input: str
+    hidden: int
+    dispatch: str
+    transport: str
+    capacity_factor: float
+    group_shares: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume3D:
+    """How the 2D model is carried to volumes (model-spec 0, 4.1 to 4.5).
+
+    patch_depth: slices of a slab, whose patch kernel comes from the 2D one by `inflation`. depth_pool: slabs averaged
+    into one view. layout: `sub_glb_3d` closes rows with newlines and adds a global view; `flat` has neither, which is
+    the only layout of a base without separators.
+    """
+
+    patch_depth: int
+    inflation: str
+    attn3d_layers: tuple[int, ...]
+    attn3d_kind: str
+    attn3d_window: int
+    depth_embed: str
+    depth_rope: DepthRope
+    tgh: TGH
+    depth_pool: int
+    spatial_pool: int
+    layout: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of the decoder's projections; rank 0: none. `targets`: regex on the names in LORA_PLACES."""
+
+    rank: int
+    alpha: float
+    targets: str
+
+
+LORA_PLACES = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+MAX_DEPTH = 128  # rows of the learned depth positions
+
+# The allowed values of the `model` section's keys.
+ALLOWED = {
+    "inflation": ("average", "centre"),
+    "attn3d_kind": ("joint", "window"),
+    "depth_embed": ("rope", "learned_zero_init", "none"),
+    "depth_rope.unit": ("slice", "mm"),
+    "tgh.topology": ("nested", "stacked", "parallel"),
+    "tgh.token_input": ("image_text", "image", "text"),
+    "tgh.task_input": ("text", "image", "image_text", "oracle", "random", "none"),
+    "tgh.dispatch": choices.DISPATCHES,
+    "tgh.transport": choices.TRANSPORTS,
+    "layout": ("sub_glb_3d", "flat"),
+    "rope_factor": ("auto", "short", "long"),
+    "remat": ("none", "dots", "full"),
+    "attention": choices.BACKENDS,
+    "dtype": ("float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One 3D multimodal LLM. `tasks` names the expert groups; `aux_labels`, token ids of the
-    phrase of each label, adds the auxiliary finding head."""
+    """One 3D multimodal LLM.
 
-    vision: Vision = Vision()
-    tgh: TGH = TGH()
-    connector: Connector = Connector()
-    decoder: Decoder = Decoder()
-    lora: Lora = Lora()
-    tasks: tuple[str, ...] = ("report", "vqa")
-    aux_labels: tuple[tuple[int, ...], ...] = ()
-    prefix_length: int = 4  # tokens before the image (BOS and the user tag), the same for every sample
-    dtype: str = "float32"  # of activations
-    param_dtype: str = "float32"
-    remat: str = "none"  # none | dots | full
-    attention: str = "auto"
-    scan_decoder: bool = True  # as one loop over stacked leaves; False with a cache alone: see generation.unrolled
+    tasks: names of the expert groups. aux_labels: token ids of the phrase of each label of the auxiliary finding head.
+    prefix_length: tokens before the image (BOS and the user tag), the same for every sample. dtype: of activations.
+    scan_decoder: layers run as loops over stacked leaves; False with a cache alone (see generation.unrolled).
+    """
 
-    def slabs(self, slices: int) -> int:
-        return -(-slices // self.vision.patch_depth)
+    tower: Tower
+    projector: Projector
+    decoder: Decoder
+    volume: Volume3D
+    lora: Lora
+    rope_factor: str
+    tasks: tuple[str, ...]
+    aux_labels: tuple[tuple[int, ...], ...]
+    prefix_length: int
+    dtype: str
+    param_dtype: str
+    remat: str
+    attention: str
+    scan_decoder: bool = True
+
+    @property
+    def tgh(self) -> TGH:
+        return self.volume.tgh
+
+    def with_tgh(self, **changes) -> "Model":
+        """The same model with changes to its TGH."""
+        tgh = dataclasses.replace(self.tgh, **changes)
+        return dataclasses.replace(self, volume=dataclasses.replace(self.volume, tgh=tgh))
+
+    @property
+    def flat(self) -> bool:
+        """Whether visual tokens have neither newlines nor a global view."""
+        return self.volume.layout == "flat"
+
+    @property
+    def view_side(self) -> int:
+        """Visual tokens along a side of a view."""
+        return self.tower.grid // self.projector.merge // self.volume.spatial_pool
 
     @property
     def cell(self) -> tuple[int, int, int]:
         """Voxels (slices, rows, columns) of one visual token of the connector's views."""
-        side = self.connector.merge * self.vision.patch_size * self.connector.spatial_pool
-        return (self.vision.patch_depth * self.connector.depth_pool, side, side)
+        side = self.projector.merge * self.tower.patch_size * self.volume.spatial_pool
+        return (self.volume.patch_depth * self.volume.depth_pool, side, side)
+
+    def slabs(self, slices: int) -> int:
+        return -(-slices // self.volume.patch_depth)
+
+    def views(self, slices: int) -> int:
+        """Groups of slabs that become one view each."""
+        return -(-self.slabs(slices) // self.volume.depth_pool)
 
     def visual_tokens(self, slices: int) -> int:
         """Number of visual tokens of a volume of `slices` slices (model-spec 4.5, I24)."""
-        c = self.connector
-        side = self.vision.grid // c.merge // c.spatial_pool
-        rows = side * (side + (1 if c.newline and c.layout != "flat" else 0))
-        views = -(-self.slabs(slices) // c.depth_pool)
-        if c.layout == "flat" or not c.global_view:
-            return rows * views
-        return rows * views + 1 + rows
+        view = self.view_side * (self.view_side + (not self.flat))
+        return view * self.views(slices) + (0 if self.flat else 1 + view)
+
+    def picture_tokens(self, crops: tuple[int, int] | None) -> int:
+        """Number of visual tokens of a 2D base's picture in (rows, columns) of crops, or as a single view."""
+        if crops is None:
+            return self.visual_tokens(1)
+        side = self.view_side
+        return side * crops[0] * (side * crops[1] + 1) + 1 + side * (side + 1)
+
+    def rope_factors(self, rope: Rope, length: int) -> tuple[float, ...]:
+        """The factors for a planned length of `length` positions (prompt and new tokens), chosen once per call."""
+        long = length > self.decoder.original_positions if self.rope_factor == "auto" else self.rope_factor == "long"
+        return rope.long_factor if long else rope.short_factor
 
 
 def build(
-    base: Mapping[str, Any],
-    model: Mapping[str, Any],
+    base: Base,
+    section: Mapping[str, Any],
     aux_labels: tuple[tuple[int, ...], ...] = (),
     prefix_length: int = 4,
     group_shares: tuple[float, ...] = (),
 ) -> Model:
-    """Model sizes from a base's flat config.json (`weights.base.load_config`) and an experiment's `model` section.
-
-    UserError names the key that cannot hold.
-    """
-    clip = {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-        "image_size": 336, "patch_size": 14, "layer_norm_eps": 1e-5,
-    } | dict(base.get("vision_config", {}))  # fmt: skip
-    scaling = base.get("rope_scaling") or {}
-    tgh = dict(model["tgh"])
+    """The model of a base and an experiment's `model` section. UserError names the key that cannot hold."""
+    for key, allowed in ALLOWED.items():
+        value = section
+        for part in key.split("."):
+            value = value[part]
+        if value not in allowed:
+            raise UserError(f"--config.model.{key}={value} is unknown; use one of {', '.join(allowed)}.")
+    tgh = dict(section["tgh"])
     tgh |= {"layers": tuple(tgh["layers"]), "task_layers": tuple(tgh["task_layers"]), "group_shares": group_shares}
-    rope = dict(model["depth_rope"])
-    vision = Vision(
-        width=clip["hidden_size"], layers=clip["num_hidden_layers"], heads=clip["num_attention_heads"],
-        ffn=clip["intermediate_size"], image_size=clip["image_size"], patch_size=clip["patch_size"],
-        eps=clip["layer_norm_eps"], patch_depth=model["patch_depth"], attn3d_layers=tuple(model["attn3d_layers"]),
-        attn3d_kind=model["attn3d_kind"], attn3d_window=model["attn3d_window"], depth_embed=model["depth_embed"],
-        depth_rope=DepthRope(**rope), feature_layer=base.get("vision_feature_layer", -2),
+    volume = {field.name: section[field.name] for field in dataclasses.fields(Volume3D)}
+    volume |= {
+        "attn3d_layers": tuple(section["attn3d_layers"]), "depth_rope": DepthRope(**section["depth_rope"]),
+        "tgh": TGH(**tgh), "layout": section["layout"] if base.projector.separators else "flat",
+    }  # fmt: skip
+    copied = {key: section[key] for key in ("rope_factor", "dtype", "param_dtype", "remat", "attention")}
+    model = Model(
+        base.tower, base.projector, base.decoder, Volume3D(**volume), Lora(**section["lora"]),
+        tasks=tuple(section["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length, **copied,
     )  # fmt: skip
-    connector = Connector(
-        depth_pool=model["depth_pool"], spatial_pool=model["spatial_pool"], newline=model["newline"],
-        global_view=model["global_view"], layout=model["layout"], bias=base.get("projector_bias", True),
-    )  # fmt: skip
-    if base.get("model_type") == "llava":  # one token a patch, and nothing to separate rows and views with
-        connector = dataclasses.replace(
-            connector, merge=1, separators=False, newline=False, global_view=False, layout="flat"
-        )
-    result = Model(
-        vision=vision,
-        tgh=TGH(**tgh),
-        connector=connector,
-        decoder=Decoder(
-            width=base["hidden_size"], layers=base["num_hidden_layers"], heads=base["num_attention_heads"],
-            kv_heads=base.get("num_key_value_heads", base["num_attention_heads"]), ffn=base["intermediate_size"],
-            vocab=base["vocab_size"], eps=base.get("rms_norm_eps", 1e-5), rope_theta=base.get("rope_theta", 10000.0),
-            short_factor=tuple(scaling.get("short_factor", ())), long_factor=tuple(scaling.get("long_factor", ())),
-            max_positions=base.get("max_position_embeddings", 4096),
-            original_positions=base.get("original_max_position_embeddings", base.get("max_position_embeddings", 4096)),
-            rope_factor=model["rope_factor"], head_dim=base.get("head_dim") or 0,
-            magnitude=base.get("rope_magnitude", 0.0),
-            qkv_bias=base.get("qkv_bias", False), tied=bool(base.get("tie_word_embeddings", False)),
-        ),
-        lora=Lora(**model.get("lora", {})),  # runs of earlier versions have none
-        tasks=tuple(model["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length, dtype=model["dtype"],
-        param_dtype=model["param_dtype"], remat=model["remat"], attention=model["attention"],
-    )  # fmt: skip
-    check(result)
-    return result
+    check(model)
+    return model
 
 
-_CHOICES = {
-    "model.tgh.topology": (lambda m: m.tgh.topology, ("nested", "stacked", "parallel")),
-    "model.tgh.token_input": (lambda m: m.tgh.token_input, ("image_text", "image", "text")),
-    "model.tgh.task_input": (lambda m: m.tgh.task_input, ("text", "image", "image_text", "oracle", "random", "none")),
-    "model.tgh.gate": (lambda m: m.tgh.gate, ("renormalised", "unnormalised", "sigmoid", "noisy")),
-    "model.tgh.dispatch": (lambda m: m.tgh.dispatch, ("dense", "capacity", "ragged")),
-    "model.tgh.transport": (lambda m: m.tgh.transport, ("all_to_all", "gather", "ragged")),
-    "model.attn3d_kind": (lambda m: m.vision.attn3d_kind, ("joint", "window", "depth_axial", "divided")),
-    "model.depth_embed": (lambda m: m.vision.depth_embed, ("rope", "learned_zero_init", "none")),
-    "model.depth_rope.unit": (lambda m: m.vision.depth_rope.unit, ("slice", "mm")),
-    "model.layout": (lambda m: m.connector.layout, ("sub_glb_3d", "flat")),
-    "model.remat": (lambda m: m.remat, ("none", "dots", "full")),
-    "model.attention": (lambda m: m.attention, ("auto", "plain", "blocked", "splash", "cudnn")),
-    "model.rope_factor": (lambda m: m.decoder.rope_factor, ("auto", "short", "long")),
-    "model.dtype": (lambda m: m.dtype, ("float32", "bfloat16")),
-    "model.param_dtype": (lambda m: m.param_dtype, ("float32", "bfloat16")),
-}  # fmt: skip
+def plain(base: Base, prefix_length: int) -> Model:
+    """The 2D model as it is, in float32: depth 1, no experts, no attention between slices; views are its slices."""
+    tgh = TGH(
+        layers=(), task_layers=(), topology="nested", groups=1, experts=1, top_k=1, token_input="image",
+        task_input="text", hidden=1, dispatch="dense", transport="gather", capacity_factor=1.0,
+    )  # fmt: skip
+    rope = DepthRope(
+        enabled=False, rotary_dim=2, base=1.0, unit="slice", reference_mm=1.0, scale=0.0, scale_init=0.0, ramp_steps=0
+    )
+    volume = Volume3D(
+        patch_depth=1, inflation="average", attn3d_layers=(), attn3d_kind="joint", attn3d_window=0, depth_embed="none",
+        depth_rope=rope, tgh=tgh, depth_pool=1, spatial_pool=1,
+        layout="sub_glb_3d" if base.projector.separators else "flat",
+    )  # fmt: skip
+    return Model(
+        base.tower, base.projector, base.decoder, volume, Lora(rank=0, alpha=1.0, targets=LORA_PLACES[0]),
+        rope_factor="auto", tasks=("all",), aux_labels=(), prefix_length=prefix_length, dtype="float32",
+        param_dtype="float32", remat="none", attention="auto",
+    )  # fmt: skip
+
+
+# Keys that earlier versions had, each with the only value that is still computed.
+_REMOVED = {"newline": True, "global_view": True, "tgh.gate": "renormalised"}
+# Keys that earlier versions lack.
+_ADDED = {"lora": {"rank": 0, "alpha": 16.0, "targets": "attn/(q|v)"}, "tgh.transport": "all_to_all"}
+
+
+def current(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` section of a run of an earlier version in today's form. UserError for what is no longer computed."""
+    section = {key: dict(one) if isinstance(one, Mapping) else one for key, one in section.items()}
+
+    def holder(key: str) -> tuple[dict, str]:
+        above, _, name = key.rpartition(".")
+        return (section.setdefault(above, {}) if above else section), name
+
+    for key, value in _ADDED.items():
+        place, name = holder(key)
+        place.setdefault(name, value)
+    for key, only in _REMOVED.items():
+        place, name = holder(key)
+        if (value := place.pop(name, only)) != only:
+            raise UserError(
+                f"the run was trained with model.{key}={value}, which this version does not compute; read it with the "
+                "version that trained it, or train it again."
+            )
+    return section
 
 
 def check(model: Model) -> None:
     """Raises UserError for a combination that has no meaning."""
-    for flag, (read, allowed) in _CHOICES.items():
-        if read(model) not in allowed:
-            raise UserError(f"--config.{flag}={read(model)} is unknown; use one of {', '.join(allowed)}.")
-    v, t = model.vision, model.tgh
-    places = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+    tower, volume, tgh = model.tower, model.volume, model.tgh
     try:
-        hit = any(re.fullmatch(model.lora.targets, place) for place in places)
+        hit = any(re.fullmatch(model.lora.targets, place) for place in LORA_PLACES)
     except re.error:
         hit = False
     if model.lora.rank and not hit:
-        raise UserError(
-            f"--config.model.lora.targets={model.lora.targets} is no regex that matches one of {', '.join(places)}."
-        )
+        places = ", ".join(LORA_PLACES)
+        raise UserError(f"--config.model.lora.targets={model.lora.targets} is no regex that matches one of {places}.")
     for flag, value, least in (
-        ("patch_depth", v.patch_depth, 1), ("attn3d_window", v.attn3d_window, 0), ("tgh.experts", t.experts, 1),
-        ("lora.rank", model.lora.rank, 0),
-        ("depth_pool", model.connector.depth_pool, 1), ("spatial_pool", model.connector.spatial_pool, 1),
+        ("patch_depth", volume.patch_depth, 1), ("attn3d_window", volume.attn3d_window, 0),
+        ("tgh.experts", tgh.experts, 1), ("lora.rank", model.lora.rank, 0), ("depth_pool", volume.depth_pool, 1),
+        ("spatial_pool", volume.spatial_pool, 1),
     ):  # fmt: skip
         if value < least:
             raise UserError(f"--config.model.{flag}={value} must be at least {least}.")
     for flag, layers in (
-        ("attn3d_layers", v.attn3d_layers), ("tgh.layers", t.layers), ("tgh.task_layers", t.task_layers)
+        ("attn3d_layers", volume.attn3d_layers), ("tgh.layers", tgh.layers), ("tgh.task_layers", tgh.task_layers)
     ):  # fmt: skip
-        bad = [i for i in layers if not 0 <= i < v.executed]
+        bad = [i for i in layers if not 0 <= i < tower.executed]
         if bad:
             raise UserError(
-                f"--config.model.{flag} names layers {bad}, but only layers 0 to {v.executed - 1} are executed; "
+                f"--config.model.{flag} names layers {bad}, but only layers 0 to {tower.executed - 1} are executed; "
                 "leave the others out."
             )
-    if t.groups not in (1, len(model.tasks)):
-        raise UserError(f"--config.model.tgh.groups={t.groups} must be 1 or the number of tasks, {len(model.tasks)}.")
-    if not 1 <= t.top_k <= t.experts:
-        raise UserError(f"--config.model.tgh.top_k={t.top_k} must lie between 1 and the {t.experts} experts.")
-    if set(t.layers) & set(t.task_layers):
+    if tgh.groups not in (1, len(model.tasks)):
+        raise UserError(f"--config.model.tgh.groups={tgh.groups} must be 1 or the number of tasks, {len(model.tasks)}.")
+    if not 1 <= tgh.top_k <= tgh.experts:
+        raise UserError(f"--config.model.tgh.top_k={tgh.top_k} must lie between 1 and the {tgh.experts} experts.")
+    if model.decoder.image_blocks and not model.flat:
+        raise UserError("--config.model.layout must be flat for a base whose image tokens see each other.")
+    if set(tgh.layers) & set(tgh.task_layers):
         raise UserError("--config.model.tgh.task_layers must share no layer with tgh.layers (stacked topology).")
-    merge = model.connector.merge
-    if v.grid % merge or (v.grid // merge) % model.connector.spatial_pool:
+    merge = model.projector.merge
+    if tower.grid % merge or (tower.grid // merge) % volume.spatial_pool:
         raise UserError(
-            f"--config.model.spatial_pool={model.connector.spatial_pool} must divide the {v.grid}-patch grid after "
+            f"--config.model.spatial_pool={volume.spatial_pool} must divide the {tower.grid}-patch grid after "
             f"{merge} x {merge} patches are joined."
         )
-    if v.depth_rope.rotary_dim > v.width // v.heads or v.depth_rope.rotary_dim % 2:
+    head = tower.width // tower.heads
+    if volume.depth_rope.rotary_dim > head or volume.depth_rope.rotary_dim % 2:
         raise UserError(
-            f"--config.model.depth_rope.rotary_dim={v.depth_rope.rotary_dim} must be even and at most the head size "
-            f"{v.width // v.heads}."
+            f"--config.model.depth_rope.rotary_dim={volume.depth_rope.rotary_dim} must be even and at most the head "
+            f"size {head}."
         )

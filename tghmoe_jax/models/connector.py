@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tghmoe_jax.models.config import Connector as ConnectorConfig
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.router import masked_mean
 from tghmoe_jax.ops.platform import over_batch
@@ -45,22 +44,21 @@ def pool_depth(x: jax.Array, slab_mask: jax.Array, pool: int) -> tuple[jax.Array
     return masked_mean(x, mask, axis=2), jnp.any(mask, axis=-1)
 
 
-def cells_to_tokens(cells: jax.Array, c: ConnectorConfig) -> jax.Array:
+def cells_to_tokens(cells: jax.Array, flat: bool) -> jax.Array:
     """bool (B, V, R, C, A) over the merged cells of every view -> (B, L, A) over the visual tokens of the connector.
 
     A cell of the global view stands for its whole column; a separator for nothing less than all cells.
     """
+    if flat:
+        return cells.reshape(cells.shape[0], -1, cells.shape[-1])
     everywhere = jnp.all(cells, axis=(1, 2, 3), keepdims=True)
-    if c.newline and c.layout != "flat":
-        newline = jnp.broadcast_to(everywhere, (*cells.shape[:3], 1, cells.shape[-1]))
-    else:
-        newline = cells[:, :, :, :0]
-    rows = lambda x, newline: jnp.concatenate([x, newline], axis=3).reshape(x.shape[0], -1, x.shape[-1])  # noqa: E731
-    tokens = rows(cells, newline)
-    if c.global_view and c.layout != "flat":
-        view = rows(jnp.any(cells, axis=1, keepdims=True), newline[:, :1])
-        tokens = jnp.concatenate([tokens, everywhere[:, 0, 0], view], axis=1)
-    return tokens
+
+    def rows(views):
+        newline = jnp.broadcast_to(everywhere, (*views.shape[:3], 1, views.shape[-1]))
+        return jnp.concatenate([views, newline], axis=3).reshape(views.shape[0], -1, views.shape[-1])
+
+    seen = rows(jnp.any(cells, axis=1, keepdims=True))
+    return jnp.concatenate([rows(cells), everywhere[:, 0, 0], seen], axis=1)
 
 
 class Connector(nn.Module):
@@ -76,38 +74,39 @@ class Connector(nn.Module):
 
         With `crops` (rows, columns) the features are those of a 2D picture: its global view, then its crops.
         """
-        c, width = self.cfg.connector, self.cfg.decoder.width
+        projector, pool, flat = self.cfg.projector, self.cfg.volume.spatial_pool, self.cfg.flat
+        width = self.cfg.decoder.width
         param_dtype, dtype = jnp.dtype(self.cfg.param_dtype), features.dtype
-        merged = c.merge**2 * features.shape[-1]
+        merged = projector.merge**2 * features.shape[-1]
         init = nn.initializers.normal(0.02)
-        if c.separators:
+        if projector.separators:
             sub_newline = self.param("sub_newline", init, (merged,), param_dtype).astype(dtype)
             glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
-        grid, batch = self.cfg.vision.grid, features.shape[0]
+        grid, batch = self.cfg.tower.grid, features.shape[0]
 
         def rows(views: jax.Array, grid: int = grid) -> jax.Array:
-            """(B, V, P, C) -> (B, V * tokens, m^2 C), each row of cells closed by a newline."""
-            x = merge_patches(views, grid, c.merge)
-            if c.spatial_pool > 1:
-                side = x.shape[2] // c.spatial_pool
-                x = x.reshape(*x.shape[:2], side, c.spatial_pool, side, c.spatial_pool, merged).mean(axis=(3, 5))
-            if c.newline and c.layout != "flat":
+            """(B, V, P, C) -> (B, V * tokens, m^2 C), each row closed by a newline unless flat."""
+            x = merge_patches(views, grid, projector.merge)
+            if pool > 1:
+                side = x.shape[2] // pool
+                x = x.reshape(*x.shape[:2], side, pool, side, pool, merged).mean(axis=(3, 5))
+            if not flat:
                 x = jnp.concatenate([x, jnp.broadcast_to(sub_newline, (*x.shape[:3], 1, merged))], axis=3)
             return x.reshape(batch, -1, merged)
 
         if crops is None:
-            pooled, group_mask = pool_depth(features, slab_mask, c.depth_pool)
+            pooled, group_mask = pool_depth(features, slab_mask, self.cfg.volume.depth_pool)
             x = rows(pooled)
         else:
             x = rows(tile_crops(features[:, 1:], crops, grid), crops[1] * grid)
             features, slab_mask = features[:, :1], slab_mask[:, :1]
             group_mask = slab_mask
         mask = jnp.repeat(group_mask, x.shape[1] // group_mask.shape[1], axis=1)
-        if c.global_view and c.layout != "flat":
+        if not flat:
             view = rows(masked_mean(features, slab_mask, axis=1)[:, None])
             x = jnp.concatenate([x, jnp.broadcast_to(glb_newline, (batch, 1, merged)), view], axis=1)
             seen = jnp.any(slab_mask, axis=1, keepdims=True)
             mask = jnp.concatenate([mask, jnp.broadcast_to(seen, (batch, 1 + view.shape[1]))], axis=1)
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "use_bias": c.bias}
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "use_bias": projector.bias}
         x = nn.gelu(over_batch(nn.Dense(width, name="fc1", **kw)(x)), approximate=False)
         return over_batch(nn.Dense(width, name="fc2", **kw)(x)), mask

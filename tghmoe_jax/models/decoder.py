@@ -1,10 +1,11 @@
-"""The decoder of Phi-3, Llama, Mistral and Qwen2: embeddings and a mask in, hidden states out.
+"""The language model of a base: embeddings and a mask in, hidden states out.
 
 Vision is any module that returns tokens.
 
 Axis legend: B batch, T token, S cache slot, W width, N query heads, K key/value heads, H head size, V vocabulary.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -13,10 +14,11 @@ import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.config import DecoderLayer, Model, Rope
 from tghmoe_jax.models.lora import projection
-from tghmoe_jax.models.vit3d import REMAT
+from tghmoe_jax.models.vit3d import rematerialised
 from tghmoe_jax.ops import rope
+from tghmoe_jax.ops.activations import ACTIVATIONS
 from tghmoe_jax.ops.attention import Mask, attention
 from tghmoe_jax.ops.platform import over_batch
 
@@ -39,49 +41,73 @@ def empty_cache(cfg: Model, batch: int, slots: int) -> Cache:
     return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), 0)
 
 
+class Context(NamedTuple):
+    """What every layer reads: the (cos, sin) (B, T, H/2) of each of `Decoder.ropes`, the mask of each of
+    `Decoder.windows`, and the first cache slot to write."""
+
+    tables: tuple[tuple[jax.Array, jax.Array], ...]
+    masks: tuple[Mask, ...]
+    start: jax.Array | int
+
+
 class RMSNorm(nn.Module):
-    """x * rsqrt(mean x^2 + eps) in float32, cast, times scale (Phi-3's order)."""
+    """x * rsqrt(mean x^2 + eps) in float32, cast, times scale (Phi-3's order); zero-centred: times 1 + scale, then cast
+    (Gemma's)."""
 
     eps: float
     param_dtype: jnp.dtype
+    zero_centred: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.zero_centred:
+            return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
         return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rms_norm(cfg: Model, name: str | None = None) -> RMSNorm:
+    d = cfg.decoder
+    return RMSNorm(d.eps, jnp.dtype(cfg.param_dtype), d.zero_centred_norms, name=name)
 
 
 class SelfAttention(nn.Module):
     """Grouped-query attention with RoPE; writes into the cache slots it is given. Only q, k and v may have biases."""
 
     cfg: Model
+    layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x, cos, sin, mask: Mask, cache, start):
-        """x (B, T, W); cache None or (k, v) of this layer, written at slots start..start+T. Returns y and (k, v)."""
+    def __call__(self, x: jax.Array, cache, ctx: Context):
+        """x (B, T, W); cache None or (k, v) of this layer, written from slot ctx.start on. Returns y and (k, v)."""
         d = self.cfg.decoder
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
         biased, lora = kw | {"use_bias": d.qkv_bias}, self.cfg.lora
         q = projection(lora, "attn/q", (d.heads, d.head_size), **biased)(x)
         k = projection(lora, "attn/k", (d.kv_heads, d.head_size), **biased)(x)
         v = projection(lora, "attn/v", (d.kv_heads, d.head_size), **biased)(x)
+        if d.qk_norm:
+            q, k = rms_norm(self.cfg, "q_norm")(q), rms_norm(self.cfg, "k_norm")(k)
+        cos, sin = ctx.tables[d.ropes.index(self.layer.rope)]
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
             stored = (*cache[0].shape[:-2], -1, d.head_size)  # as the cache has it, with T in the place of S
             cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2).reshape(stored), start, axis=-2)
+                jax.lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2).reshape(stored), ctx.start, axis=-2)
                 for kept, new in zip(cache, (k, v), strict=True)
             )
             k, v = (kept.reshape(len(x), d.kv_heads, -1, d.head_size).swapaxes(1, 2) for kept in cache)
-        out = attention(q, k, v, mask, self.cfg.attention)
+        mask = ctx.masks[d.windows.index(self.layer.window)]
+        out = attention(q, k, v, mask, self.cfg.attention, scale=d.query_scale)
         out = projection(lora, "attn/out", d.width, axes=2, **kw)(out)
         return out, cache
 
 
 class GatedMlp(nn.Module):
-    """down(silu(gate x) * up x)."""
+    """down(activation(gate x) * up x)."""
 
     cfg: Model
 
@@ -90,53 +116,100 @@ class GatedMlp(nn.Module):
         d, lora = self.cfg.decoder, self.cfg.lora
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
         gate, up = (projection(lora, f"mlp/{name}", d.ffn, **kw)(x) for name in ("gate", "up"))
-        return projection(lora, "mlp/down", d.width, **kw)(nn.silu(gate) * up)
+        return projection(lora, "mlp/down", d.width, **kw)(ACTIVATIONS[d.activation](gate) * up)
 
 
 class DecoderBlock(nn.Module):
     cfg: Model
+    layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x, cache, cos, sin, mask: Mask, start):
-        norm = lambda name: RMSNorm(self.cfg.decoder.eps, jnp.dtype(self.cfg.param_dtype), name=name)  # noqa: E731
-        y, cache = SelfAttention(self.cfg, name="attn")(norm("attn_norm")(x), cos, sin, mask, cache, start)
-        x = over_batch(x + y)
-        return over_batch(x + GatedMlp(self.cfg, name="mlp")(norm("mlp_norm")(x))), cache
+    def __call__(self, x: jax.Array, cache, ctx: Context):
+        """x (B, T, W) -> the same shape, and the layer's cache."""
+        post = self.cfg.decoder.post_norms
+        y, cache = SelfAttention(self.cfg, self.layer, name="attn")(rms_norm(self.cfg, "attn_norm")(x), cache, ctx)
+        x = over_batch(x + (rms_norm(self.cfg, "attn_post_norm")(y) if post else y))
+        y = GatedMlp(self.cfg, name="mlp")(rms_norm(self.cfg, "mlp_norm")(x))
+        return over_batch(x + (rms_norm(self.cfg, "mlp_post_norm")(y) if post else y)), cache
 
 
 class DecoderPeriod(nn.Module):
-    """The scanned layer; its child is named as the canonical tree names block 0."""
+    """The pattern of layers that a loop repeats; its children are named as the canonical tree names the first ones."""
 
     cfg: Model
+    start: int
+    layers: tuple[DecoderLayer, ...]
 
     @nn.compact
-    def __call__(self, x, cache, cos, sin, mask: Mask, start):
-        return DecoderBlock(self.cfg, name="block_0")(x, cache, cos, sin, mask, start)
+    def __call__(self, x: jax.Array, caches, ctx: Context):
+        """caches: None or the (k, v) of each layer of the pattern."""
+        filled = []
+        for i, layer in enumerate(self.layers):
+            cache = None if caches is None else caches[i]
+            x, cache = DecoderBlock(self.cfg, layer, name=f"block_{self.start + i}")(x, cache, ctx)
+            filled.append(cache)
+        return x, None if caches is None else tuple(filled)
 
 
-class Decoder(nn.Module):
-    """Embedding table, blocks (one scanned loop unless the config unrolls them), final norm, head unless tied."""
+MOST_PERIOD = 8  # layers of a repeated pattern
+
+
+class LanguageModel(nn.Module):
+    """Embedding table, blocks (loops over repeated patterns unless the config unrolls them), final norm, and a head
+    unless it is tied to the table."""
 
     cfg: Model
 
     def setup(self):
         d, param_dtype = self.cfg.decoder, jnp.dtype(self.cfg.param_dtype)
         self.embed = nn.Embed(d.vocab, d.width, param_dtype=param_dtype, embedding_init=nn.initializers.normal(0.5))
-        body = DecoderPeriod if self.cfg.remat == "none" else nn.remat(DecoderPeriod, policy=REMAT[self.cfg.remat])
         if self.cfg.scan_decoder:
-            self.layers = nn.scan(
-                body, variable_axes={"params": 0}, split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0, length=d.layers,
-            )(self.cfg, name=leaf_names.scan_name(0, d.layers, 1))  # fmt: skip
+            self.loops = [self._loop(*segment) for segment in self.segments]
         else:
-            self.blocks = [DecoderBlock(self.cfg, name=f"block_{i}") for i in range(d.layers)]
-        self.final_norm = RMSNorm(d.eps, param_dtype)
+            self.blocks = [DecoderBlock(self.cfg, layer, name=f"block_{i}") for i, layer in enumerate(d.blocks)]
+        self.final_norm = rms_norm(self.cfg)
         if not d.tied:
             self.lm_head = nn.Dense(d.vocab, use_bias=False, dtype=jnp.dtype(self.cfg.dtype), param_dtype=param_dtype)
 
+    @property
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(start, repeats, period) of each loop over layers."""
+        return leaf_names.segments(self.cfg.decoder.blocks, range(1, MOST_PERIOD + 1))
+
+    def _loop(self, start: int, repeats: int, period: int) -> nn.Module:
+        scanned = nn.scan(
+            rematerialised(self.cfg, DecoderPeriod), variable_axes={"params": 0}, split_rngs={"params": True},
+            in_axes=(0, nn.broadcast), out_axes=0, length=repeats,
+        )  # fmt: skip
+        layers = self.cfg.decoder.blocks[start : start + period]
+        return scanned(self.cfg, start, layers, name=leaf_names.scan_name(start, repeats, period))
+
+    def _run(self, x: jax.Array, cache, ctx: Context):
+        """All layers; cache None, or keys and values as `Cache` holds them."""
+        if not self.cfg.scan_decoder:
+            filled = []
+            for block, one in zip(self.blocks, zip(*cache, strict=True), strict=True):
+                x, one = block(x, one, ctx)
+                filled.append(one)
+            return x, tuple(zip(*filled, strict=True))
+        parts = []
+        for loop, (start, repeats, period) in zip(self.loops, self.segments, strict=True):
+            if cache is None:
+                x, _ = loop(x, None, ctx)
+                continue
+            own = [one[start : start + repeats * period] for one in cache]
+            x, filled = loop(x, tuple(tuple(one[i::period] for one in own) for i in range(period)), ctx)
+            parts.append([_interleaved(arrays) for arrays in zip(*filled, strict=True)])
+        if cache is None:
+            return x, None
+        return x, tuple(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
     def embeddings(self, tokens: jax.Array) -> jax.Array:
         """int (B, T) -> (B, T, W)."""
-        return self.embed(tokens).astype(jnp.dtype(self.cfg.dtype))
+        x = self.embed(tokens)
+        if self.cfg.decoder.embed_scale != 1:
+            x = x * jnp.asarray(self.cfg.decoder.embed_scale, x.dtype)  # rounded as the table is
+        return x.astype(jnp.dtype(self.cfg.dtype))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 (..., V)."""
@@ -146,46 +219,48 @@ class Decoder(nn.Module):
 
     def __call__(
         self, x: jax.Array, valid: jax.Array, planned_length: int, cache: Cache | None = None,
-        positions: jax.Array | None = None,
+        positions: jax.Array | None = None, blocks: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Final hidden states of x (B, T, W), causal over valid bool (B, T), so padding changes nothing.
 
         Positions are cumsum(valid) - 1 unless given; `planned_length` (prompt and new tokens) picks the RoPE regime,
-        statically. With a cache, x fills the next T slots. Returns (B, T, W) and the filled cache.
+        statically. blocks int (B, T): tokens that see each other in both directions, -1 for none; with a cache, of
+        what fills it first. With a cache, x fills the next T slots. Returns (B, T, W) and the filled cache.
         """
         length = x.shape[1]
         if cache is None:
+            start, filled = 0, valid
             positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0) if positions is None else positions
-            mask, start = Mask(key_valid=valid, causal=True), 0
-            layer_cache = None
         else:
             start = cache.index
             filled = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
             if positions is None:
                 positions = jnp.maximum(jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1, 0)
-            fresh = isinstance(start, int) and start == 0  # then the mask is known at compile time
-            mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start)
-            layer_cache = (cache.k, cache.v)
-        cos, sin = rope_tables(self.cfg, positions, planned_length)
-        x = over_batch(x)
-        if self.cfg.scan_decoder:
-            x, layer_cache = self.layers(x, layer_cache, cos, sin, mask, start)
-        else:
-            filling = []
-            for block, one in zip(self.blocks, zip(*layer_cache, strict=True), strict=True):
-                x, one = block(x, one, cos, sin, mask, start)
-                filling.append(one)
-            layer_cache = zip(*filling, strict=True)
+            if blocks is not None:
+                blocks = jnp.pad(blocks, [(0, 0), (0, filled.shape[1] - length)], constant_values=-1)
+        fresh = isinstance(start, int) and start == 0  # then the mask is known at compile time
+        mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start, blocks=blocks)
+        slots = jnp.cumsum(filled, axis=1) - 1  # positions of the keys, for windows alone
+        d = self.cfg.decoder
+        masks = (dataclasses.replace(mask, reach=w, positions=slots if w else None) for w in d.windows)
+        tables = tuple(rope_tables(self.cfg, one, positions, planned_length) for one in d.ropes)
+        layer_cache = None if cache is None else (cache.k, cache.v)
+        x, layer_cache = self._run(over_batch(x), layer_cache, Context(tables, tuple(masks), start))
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
         return over_batch(self.final_norm(x)), cache
 
 
-def rope_tables(cfg: Model, positions: jax.Array, planned_length: int) -> tuple[jax.Array, jax.Array]:
-    """cos, sin (B, T, H/2) with the su/longrope factors of `planned_length`'s regime (model-spec 2.4)."""
-    d = cfg.decoder
-    inverse = d.rope_theta ** (-np.arange(0, d.head_size, 2, dtype=np.float32) / d.head_size)
-    factors = d.factors(planned_length)
+def _interleaved(arrays: tuple[jax.Array, ...]) -> jax.Array:
+    """Arrays (R, ...) of the places of a period -> (R * P, ...) in the order of the layers."""
+    return arrays[0] if len(arrays) == 1 else jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def rope_tables(cfg: Model, table: Rope, positions: jax.Array, planned_length: int) -> tuple[jax.Array, jax.Array]:
+    """cos, sin (B, T, H/2) with the factors of `planned_length`'s regime (model-spec 2.4)."""
+    size = cfg.decoder.head_size
+    inverse = table.theta ** (-np.arange(0, size, 2, dtype=np.float32) / size)
+    factors = cfg.rope_factors(table, planned_length)
     if factors:
         inverse = inverse / np.asarray(factors, np.float32)
-    return rope.tables(positions, jnp.asarray(inverse), d.rope_magnitude)
+    return rope.tables(positions, jnp.asarray(inverse), table.magnitude)

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.decoder import Cache
-from tghmoe_jax.models.mllm import MLLM, Batch, Encoded
+from tghmoe_jax.models.mllm import MLLM, Batch, EncodedVolume
 from tghmoe_jax.ops.platform import platform
 
 
@@ -21,12 +21,12 @@ def inference(model: MLLM) -> MLLM:
 
     Its parameters are kept as they are used, since nothing trains.
     """
-    tgh = dataclasses.replace(model.cfg.tgh, dispatch="ragged", transport="gather")
-    return MLLM(dataclasses.replace(model.cfg, tgh=tgh, remat="none", param_dtype=model.cfg.dtype))
+    cfg = model.cfg.with_tgh(dispatch="ragged", transport="gather")
+    return MLLM(dataclasses.replace(cfg, remat="none", param_dtype=cfg.dtype))
 
 
 @partial(jax.jit, static_argnums=0)
-def encode(model: MLLM, variables, batch: Batch, group: jax.Array | None) -> Encoded:
+def encode(model: MLLM, variables, batch: Batch, group: jax.Array | None) -> EncodedVolume:
     """Visual tokens and routing; `group` (B,) forces the expert group, None lets the prompt pick it."""
     return model.apply(variables, batch, group, method=MLLM.encode)
 

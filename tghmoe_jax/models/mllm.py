@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.connector import Connector, cells_to_tokens
-from tghmoe_jax.models.decoder import Cache, Decoder, empty_cache
+from tghmoe_jax.models.decoder import Cache, LanguageModel, empty_cache
 from tghmoe_jax.models.router import TaskRouter, masked_mean
 from tghmoe_jax.models.tgh_moe import MoEStats
 from tghmoe_jax.models.vit3d import ViT3D
@@ -20,7 +20,7 @@ from tghmoe_jax.models.vit3d import ViT3D
 Batch = dict[str, jax.Array]  # the keys of samples/pipeline.py
 
 
-class Encoded(NamedTuple):
+class EncodedVolume(NamedTuple):
     """Visual tokens (B, L, W), mask (B, L), task logits (B, tasks) or None, the group used (B,), MoE statistics."""
 
     tokens: jax.Array
@@ -35,7 +35,13 @@ class Output(NamedTuple):
 
     logits: jax.Array
     aux_logits: jax.Array | None
-    encoded: Encoded
+    encoded: EncodedVolume
+
+
+def unit_vectors(x: jax.Array) -> jax.Array:
+    """x (..., W) at length one, float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 class AuxHead(nn.Module):
@@ -55,8 +61,7 @@ class AuxHead(nn.Module):
         phrases (A, W): sums of word embeddings -> logits float32 (B, A)."""
         scale = self.param("scale", lambda *_: jnp.tile(jnp.array([[0.0], [1.25]]), (1, self.labels)))
         bias = self.param("bias", nn.initializers.constant(-0.35), (self.labels,))
-        unit = lambda x: x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
-        cosine = unit(tokens.astype(jnp.float32)) @ unit(phrases.astype(jnp.float32)).T  # (B, L, A)
+        cosine = unit_vectors(tokens) @ unit_vectors(phrases).T  # (B, L, A)
         mean = masked_mean(cosine, mask, axis=1)
         soft = jax.nn.logsumexp(jnp.where(confined, self.SHARP * cosine, -1e4), axis=1) / self.SHARP
         return self.GAIN * (scale[0] * mean + nn.softplus(scale[1]) * soft + bias)
@@ -70,7 +75,7 @@ class MLLM(nn.Module):
     def setup(self):
         self.vision = ViT3D(self.cfg)
         self.connector = Connector(self.cfg)
-        self.decoder = Decoder(self.cfg)
+        self.decoder = LanguageModel(self.cfg)
         self.task_router = TaskRouter(self.cfg.tgh, len(self.cfg.tasks))
         if self.cfg.aux_labels:
             self.aux_head = AuxHead(len(self.cfg.aux_labels))
@@ -84,7 +89,7 @@ class MLLM(nn.Module):
             rows = batch["tokens"].shape[0]
             nothing = jnp.zeros((rows, 0, self.cfg.decoder.width), jnp.dtype(self.cfg.dtype))
             unseen = jnp.zeros((rows, 0), bool)
-            encoded = Encoded(nothing, unseen, None, jnp.zeros(rows, jnp.int32), {})
+            encoded = EncodedVolume(nothing, unseen, None, jnp.zeros(rows, jnp.int32), {})
             return Output(self.text_logits(batch, nothing, unseen), None, encoded)
         encoded = self.encode(batch, group, depth_scale)
         aux = self.aux_logits(encoded, batch.get("aux_cells")) if self.cfg.aux_labels else None
@@ -92,7 +97,7 @@ class MLLM(nn.Module):
 
     # ---- the tower ------------------------------------------------------------------------------------------------
 
-    def encode(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> Encoded:
+    def encode(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> EncodedVolume:
         """slices (B, S, H, W, 3), slice_mask (B, S), tokens and question_mask (B, T) -> visual tokens and routing."""
         t = self.task_router.prompt_vector(self.decoder.embeddings(batch["tokens"]), batch["question_mask"])
         logits = self._task_logits(t, batch)
@@ -105,7 +110,7 @@ class MLLM(nn.Module):
         tokens, mask = self.connector(features, slab_mask)
         if "image_visible" in batch:
             mask = mask & batch["image_visible"][:, None]
-        return Encoded(tokens, mask, logits, group, stats)
+        return EncodedVolume(tokens, mask, logits, group, stats)
 
     def encode_picture(self, batch: Batch, crops: tuple[int, int] | None) -> tuple[jax.Array, jax.Array]:
         """Visual tokens (B, L, W) and mask of a 2D base: slices are a picture's global view and its crops, row by row,
@@ -124,14 +129,17 @@ class MLLM(nn.Module):
         return self._task_logits(t, batch)
 
     def _task_logits(self, t: jax.Array, batch: Batch) -> jax.Array | None:
-        tgh = self.cfg.tgh
-        if tgh.groups == 1:
+        if self.cfg.tgh.groups == 1:
             return None
+        return self.task_router.task_logits(t, self.coarse_view(batch))
+
+    def coarse_view(self, batch: Batch) -> jax.Array:
+        """The pixels in 0..1, averaged over slices, colours and each row of patches' own rows: (B, grid * width)."""
         pixels = batch["slices"].astype(jnp.float32) / (255 if batch["slices"].dtype == jnp.uint8 else 1)
-        grid = self.cfg.vision.grid  # a coarse view of the volume: its mean over slices, one value a patch column
+        grid = self.cfg.tower.grid
         rows = jnp.mean(pixels.reshape(pixels.shape[0], pixels.shape[1], grid, -1, pixels.shape[3], 3), axis=(3, 5))
         mean = masked_mean(rows, batch["slice_mask"], axis=1)
-        return self.task_router.task_logits(t, mean.reshape(mean.shape[0], -1))
+        return mean.reshape(mean.shape[0], -1)
 
     def _picked_group(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """int32 (B,): the router's decision, or what takes its place in the ablations of model-spec 4.8.
@@ -147,7 +155,7 @@ class MLLM(nn.Module):
             return jax.vmap(lambda s: jax.random.randint(jax.random.key(s), (), 0, tgh.groups))(seed)
         return jnp.argmax(logits, axis=-1)
 
-    def aux_logits(self, encoded: Encoded, cells: jax.Array | None = None) -> jax.Array:
+    def aux_logits(self, encoded: EncodedVolume, cells: jax.Array | None = None) -> jax.Array:
         """Auxiliary finding logits (B, A): which labels the visual tokens state; no part of the paper.
 
         `cells` bool (B, V, R, C, A) confines each label to the cells where it is to be seen (default: all); a label
@@ -159,31 +167,37 @@ class MLLM(nn.Module):
         visible = jnp.broadcast_to(encoded.mask[..., None], (*encoded.mask.shape, len(ids)))
         confined = visible
         if cells is not None:
-            confined = visible & cells_to_tokens(cells, self.cfg.connector)
+            confined = visible & cells_to_tokens(cells, self.cfg.flat)
             confined = jnp.where(jnp.any(confined, axis=1, keepdims=True), confined, visible)
         return self.aux_head(encoded.tokens, encoded.mask, confined, words.sum(axis=1))
 
     # ---- the decoder ----------------------------------------------------------------------------------------------
 
     def _sequence(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array):
-        """[chunk 1 ; visual tokens ; chunk 2] and its mask."""
+        """[chunk 1 ; visual tokens ; chunk 2], its mask, and the blocks of tokens that see each other, None without."""
         p = self.cfg.prefix_length
         text, valid = self.decoder.embeddings(batch["tokens"]), batch["token_mask"]
         x = jnp.concatenate([text[:, :p], visual.astype(text.dtype), text[:, p:]], axis=1)
-        return x, jnp.concatenate([valid[:, :p], visual_mask, valid[:, p:]], axis=1)
+        valid = jnp.concatenate([valid[:, :p], visual_mask, valid[:, p:]], axis=1)
+        if not self.cfg.decoder.image_blocks:
+            return x, valid, None
+        place = jnp.arange(x.shape[1]) - p
+        seen = (place >= 0) & (place < visual.shape[1])  # each view is a block, as each picture of the base is
+        blocks = jnp.where(seen, place // self.cfg.view_side**2, -1)
+        return x, valid, jnp.broadcast_to(blocks, valid.shape)
 
     def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""
-        x, valid = self._sequence(batch, visual, visual_mask)
-        hidden, _ = self.decoder(x, valid, x.shape[1])
+        x, valid, blocks = self._sequence(batch, visual, visual_mask)
+        hidden, _ = self.decoder(x, valid, x.shape[1], blocks=blocks)
         start = self.cfg.prefix_length + visual.shape[1]
         return self.decoder.logits(hidden[:, start:-1])
 
     def prefill(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array, new_tokens: int):
         """Fills a cache with room for `new_tokens`; returns the logits (B, V) after each sample's last token and it."""
-        x, valid = self._sequence(batch, visual, visual_mask)
+        x, valid, blocks = self._sequence(batch, visual, visual_mask)
         slots = x.shape[1] + new_tokens
-        hidden, cache = self.decoder(x, valid, slots, empty_cache(self.cfg, x.shape[0], slots))
+        hidden, cache = self.decoder(x, valid, slots, empty_cache(self.cfg, x.shape[0], slots), blocks=blocks)
         last = jnp.max(jnp.where(valid, jnp.arange(x.shape[1]), 0), axis=1)
         return self.decoder.logits(hidden[jnp.arange(x.shape[0]), last]), cache
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from tghmoe_jax.models.config import TGH
 
 
-class Routing(NamedTuple):
+class TokenRouting(NamedTuple):
     """choice int32 (B, T, K) in 0..E-1; gate float32 (B, T, K); probabilities and logits float32 (B, T, E)."""
 
     choice: jax.Array
@@ -48,11 +48,12 @@ class TaskRouter(nn.Module):
         mean = masked_mean(jax.lax.stop_gradient(embeddings).astype(jnp.float32), question_mask, axis=1)
         return nn.gelu(self.proj(self.ln(mean)), approximate=False)
 
-    def task_logits(self, t: jax.Array, image_mean: jax.Array) -> jax.Array:
-        """z float32 (B, tasks). `image_mean` (B, C), the mean patch embedding, counts only where task_input says so."""
+    def task_logits(self, t: jax.Array, coarse: jax.Array) -> jax.Array:
+        """z float32 (B, tasks). `coarse` (B, X): the coarse view of `MLLM.coarse_view`; read where task_input says so.
+        """
         parts = [t] if "text" in self.cfg.task_input or "image" not in self.cfg.task_input else []
         if "image" in self.cfg.task_input:
-            image = self.image_proj(self.image_ln(jax.lax.stop_gradient(image_mean).astype(jnp.float32)))
+            image = self.image_proj(self.image_ln(jax.lax.stop_gradient(coarse).astype(jnp.float32)))
             parts.append(nn.gelu(image, approximate=False))
         return self.head(jnp.concatenate(parts, axis=-1))
 
@@ -66,8 +67,8 @@ class TokenRouter(nn.Module):
     top_k: int
 
     @nn.compact
-    def __call__(self, u: jax.Array, t: jax.Array, group: jax.Array) -> Routing:
-        """u (B, T, C); t float32 (B, R); group int (B,). Returns the Routing of every token."""
+    def __call__(self, u: jax.Array, t: jax.Array, group: jax.Array) -> TokenRouting:
+        """u (B, T, C); t float32 (B, R); group int (B,). Returns the routing of every token."""
         cfg = self.cfg
         u = u.astype(jnp.float32)
         logits = jnp.zeros((*u.shape[:2], self.experts), jnp.float32)
@@ -79,14 +80,12 @@ class TokenRouter(nn.Module):
             init = nn.initializers.normal(0.02) if cfg.token_input == "text" else nn.initializers.zeros
             kernel = Kernel((self.groups, t.shape[-1], self.experts), init, name="t")()
             logits = logits + jnp.einsum("br,bre->be", t, kernel[group])[:, None, :]
-        if cfg.gate == "noisy" and self.has_rng("router"):
-            logits = logits + jax.random.normal(self.make_rng("router"), logits.shape) / self.experts
-        scores = jax.nn.sigmoid(logits) if cfg.gate == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+        scores = jax.nn.softmax(logits, axis=-1)
         gate, choice = jax.lax.top_k(scores, self.top_k)
         # A renormalised gate of one choice would be constant and leave the router without gradient (model-spec 0).
-        if cfg.gate in ("renormalised", "noisy") and self.top_k > 1:
+        if self.top_k > 1:
             gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
-        return Routing(choice, gate, scores, logits)
+        return TokenRouting(choice, gate, scores, logits)
 
 
 class Kernel(nn.Module):

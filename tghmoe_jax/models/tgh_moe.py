@@ -12,7 +12,8 @@ import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models.config import TGH
-from tghmoe_jax.models.router import Routing, TokenRouter
+from tghmoe_jax.models.router import TokenRouter, TokenRouting
+from tghmoe_jax.ops.activations import ACTIVATIONS
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
 from tghmoe_jax.ops.platform import batch_axes
 from tghmoe_jax.ops.transport import apply_sharded_experts
@@ -34,10 +35,6 @@ class MoEStats(NamedTuple):
     entropy: jax.Array
     winner: jax.Array
     sample_load: jax.Array
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Experts(nn.Module):
@@ -70,13 +67,17 @@ class _Linear(nn.Module):
 
 
 class MoE(nn.Module):
-    """`groups` groups of `experts` experts with hard groups and top-k tokens; E = 1 needs no router."""
+    """`groups` groups of `experts` experts with hard groups and top-k tokens; E = 1 needs no router.
+
+    activation: of the experts, a name of `ops.activations.ACTIVATIONS`.
+    """
 
     cfg: TGH
     groups: int
     experts: int
     top_k: int
     ffn: int
+    activation: str
     param_dtype: jnp.dtype
 
     @nn.compact
@@ -85,13 +86,12 @@ class MoE(nn.Module):
 
         With task_input `none` no group is picked: every token goes through all of them and y is their mean.
         """
-        batch, tokens, width = u.shape
+        width = u.shape[-1]
         weights = Experts(self.groups, self.experts, self.ffn, self.param_dtype, name="experts")(width)
         if self.experts > 1:
             router = TokenRouter(self.cfg, self.groups, self.experts, self.top_k, name="router")
         else:
-            one = jnp.ones((batch, tokens, 1), jnp.float32)
-            router = lambda *_: Routing(jnp.zeros((batch, tokens, 1), jnp.int32), one, one, one)  # noqa: E731
+            router = only_expert
         every = self.cfg.task_input == "none"
         groups = [jnp.full_like(group, g) for g in range(self.groups)] if every else [group]
         routings = [router(u, t, one) for one in groups]
@@ -101,7 +101,7 @@ class MoE(nn.Module):
         flat_choice = jnp.where(valid[..., None], flat_choice, self.groups * self.experts)
         gate = jnp.concatenate([r.gate for r in routings], axis=-1) / len(groups)
         gate = jnp.where(valid[..., None], gate, 0)
-        y, dropped = dispatch_over_mesh(self.cfg, u, flat_choice, gate, weights)
+        y, dropped = dispatch_over_mesh(self.cfg, ACTIVATIONS[self.activation], u, flat_choice, gate, weights)
         stats = [moe_stats(r, valid, g, self.groups, dropped / len(groups)) for g, r in pairs]
         if not every:
             return y, stats[0]
@@ -110,7 +110,13 @@ class MoE(nn.Module):
         return y, mean._replace(winner=stats[0].winner, load=load)
 
 
-def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+def only_expert(u: jax.Array, *_) -> TokenRouting:
+    """Every token goes to the one expert of its group."""
+    one = jnp.ones((*u.shape[:2], 1), jnp.float32)
+    return TokenRouting(jnp.zeros(one.shape, jnp.int32), one, one, one)
+
+
+def dispatch_over_mesh(cfg: TGH, activation, u, choice, gate, weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
     """Runs the dispatch on each device's own tokens, so that sorting and slots stay there; experts stay where they lie.
 
     u (B, T, C), choice and gate (B, T, K); weights (G, E, ...). Outside a mesh, or where only one device holds data,
@@ -126,7 +132,7 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
     weights = ExpertWeights(*(w.astype(u.dtype) for w in weights))  # before they travel
     if not rows_over:
         y, dropped = apply_experts(
-            *_flat(u, choice, gate), _flat_experts(weights), quick_gelu, cfg.dispatch, cfg.capacity_factor, shares
+            *_flat(u, choice, gate), _flat_experts(weights), activation, cfg.dispatch, cfg.capacity_factor, shares
         )
         return y.reshape(u.shape), dropped
     mesh_shape = dict(jax.sharding.get_abstract_mesh().shape)
@@ -142,12 +148,12 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
         weights = _flat_experts(ExpertWeights(*parts))
         if travels:
             y, dropped = apply_sharded_experts(
-                u, number[choice], gate, weights, quick_gelu, axes, cfg.transport, cfg.capacity_factor,
+                u, number[choice], gate, weights, activation, axes, cfg.transport, cfg.capacity_factor,
                 [shares[i] for i in order], one_group=cfg.task_input != "none",
             )  # fmt: skip
         else:
             y, dropped = apply_experts(
-                *_flat(u, choice, gate), weights, quick_gelu, cfg.dispatch, cfg.capacity_factor, shares
+                *_flat(u, choice, gate), weights, activation, cfg.dispatch, cfg.capacity_factor, shares
             )
         return y.reshape(u.shape), dropped[None]
 
@@ -183,7 +189,7 @@ def placed_order(groups: int, experts: int, spec: tuple, mesh_shape: Mapping[str
     return ids.transpose(0, 2, 1, 3).reshape(-1).tolist()
 
 
-def moe_stats(routing: Routing, valid: jax.Array, group: jax.Array, groups: int, dropped: jax.Array) -> MoEStats:
+def moe_stats(routing: TokenRouting, valid: jax.Array, group: jax.Array, groups: int, dropped: jax.Array) -> MoEStats:
     """Losses per group, averaged over groups present: L_lb = E sum_e f_e P_e (1 at uniform), L_z = mean lse(s)^2."""
     experts = routing.probabilities.shape[-1]
     top_k = routing.choice.shape[-1]
@@ -197,7 +203,10 @@ def moe_stats(routing: Routing, valid: jax.Array, group: jax.Array, groups: int,
     count = jnp.maximum(tokens, 1)[:, None]
     f = jax.lax.stop_gradient(load / (count * top_k))
     p = jnp.einsum("bg,bte,bt->ge", member, routing.probabilities, weight) / count
-    over_groups = lambda x: jnp.sum(x * present) / jnp.maximum(jnp.sum(present), 1)  # noqa: E731
+
+    def over_groups(x):
+        return jnp.sum(x * present) / jnp.maximum(jnp.sum(present), 1)
+
     z = jnp.einsum("bg,bt->g", member, jax.nn.logsumexp(routing.logits, axis=-1) ** 2 * weight) / count[:, 0]
     probabilities = routing.probabilities
     entropy = -jnp.sum(probabilities * jnp.log(jnp.maximum(probabilities, 1e-9)), axis=-1)

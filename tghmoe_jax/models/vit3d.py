@@ -1,7 +1,7 @@
-"""CLIP's vision tower over a volume: 3D patches, 2D attention below, attention over all slabs above, TGH-MoE FFNs.
+"""A 2D vision tower over a volume: 3D patches, 2D attention below, attention over all slabs above, TGH-MoE FFNs.
 
-Axis legend: B batch, D slab (a slice where patch_depth is 1), S slice, T token of a slab (CLS + patches), P patch,
-C width, N head, H head size.
+Axis legend: B batch, D slab (a slice where patch_depth is 1), S slice, T token of a slab (class token and patches), P
+patch, C width, N head, H head size.
 """
 
 import dataclasses
@@ -12,22 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.models.config import Model, Vision
-from tghmoe_jax.models.tgh_moe import MoE, MoEStats, quick_gelu
+from tghmoe_jax.models.config import MAX_DEPTH, Model, Volume3D
+from tghmoe_jax.models.tgh_moe import MoE, MoEStats
 from tghmoe_jax.ops import rope
+from tghmoe_jax.ops.activations import ACTIVATIONS
 from tghmoe_jax.ops.attention import Mask, attention
 from tghmoe_jax.ops.platform import over_batch
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """What one block is: its attention (`2d` or the kind of 3D attention) and its FFN's (groups, experts, top_k) parts.
 
-    `token` and `task` are None or (G, E, K); with both None the FFN is CLIP's dense one.
+    `token` and `task` are None or (G, E, K); with both None the FFN is the base's dense one.
     """
 
     attn: str
@@ -37,9 +36,9 @@ class BlockSpec:
 
 def block_specs(cfg: Model) -> list[BlockSpec]:
     """One spec per executed block, from the layer lists and the topology (model-spec 4.4)."""
-    t, v = cfg.tgh, cfg.vision
+    t, v = cfg.tgh, cfg.volume
     specs = []
-    for i in range(v.executed):
+    for i in range(cfg.tower.executed):
         token = task = None
         if t.topology == "nested" and i in t.layers:
             token = (t.groups, t.experts, t.top_k)
@@ -65,63 +64,56 @@ class Context(NamedTuple):
 
 
 class Attention(nn.Module):
-    """CLIP attention with biases; the same weights serve 2D and 3D."""
+    """Attention with biases within a slab (`2d`) or over slabs; the same weights serve both."""
 
     cfg: Model
     kind: str
 
-    def setup(self):
-        v = self.cfg.vision
-        kw = {"dtype": jnp.dtype(self.cfg.dtype), "param_dtype": jnp.dtype(self.cfg.param_dtype)}
-        heads = (v.heads, v.width // v.heads)
-        self.q, self.k, self.v = (nn.DenseGeneral(heads, **kw) for _ in "qkv")
-        self.out = nn.DenseGeneral(v.width, axis=(-2, -1), **kw)
-
-    def __call__(self, x: jax.Array, ctx: Context, kind: str | None = None) -> jax.Array:
-        """x (B, D, T, C) -> (B, D, T, C); `kind` overrides the module's own."""
-        v, kind = self.cfg.vision, kind or self.kind
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: Context) -> jax.Array:
+        """x (B, D, T, C) -> (B, D, T, C)."""
+        tower, volume = self.cfg.tower, self.cfg.volume
         batch, slabs, tokens, width = x.shape
-        heads = (v.heads, width // v.heads)
-        q, k, value = self.q(x), self.k(x), self.v(x)  # (B, D, T, N, H)
-        if kind != "2d" and v.depth_embed == "rope" and v.depth_rope.enabled:
-            spread = lambda a: jnp.repeat(a, tokens, axis=1)  # noqa: E731  (B, D, r/2) -> (B, D * T, r/2)
-            cos, sin = spread(ctx.cos), spread(ctx.sin)
-            turn = lambda a: rope.rotate(a.reshape(batch, slabs * tokens, *heads), cos, sin).reshape(a.shape)  # noqa: E731
-            q, k = turn(q), turn(k)
-        return self.out(self._attend(kind, q, k, value, ctx))
+        heads = (tower.heads, width // tower.heads)
+        kw = {"dtype": jnp.dtype(self.cfg.dtype), "param_dtype": jnp.dtype(self.cfg.param_dtype)}
+        q, k, v = (nn.DenseGeneral(heads, name=name, **kw)(x) for name in "qkv")  # (B, D, T, N, H)
+        if self.kind == "2d":
+            q, k, v = (a.reshape(batch * slabs, tokens, *heads) for a in (q, k, v))
+            mask = Mask()
+        else:
+            q, k, v = (a.reshape(batch, slabs * tokens, *heads) for a in (q, k, v))
+            if volume.depth_embed == "rope" and volume.depth_rope.enabled:
+                cos, sin = (jnp.repeat(a, tokens, axis=1) for a in (ctx.cos, ctx.sin))  # (B, D * T, r/2)
+                q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+            mask = Mask(key_valid=jnp.repeat(ctx.slab_mask, tokens, axis=1))
+            if self.kind == "window":
+                mask = dataclasses.replace(mask, slice_tokens=tokens, window=volume.attn3d_window)
+        out = attention(q, k, v, mask, self.cfg.attention).reshape(batch, slabs, tokens, *heads)
+        return nn.DenseGeneral(width, axis=(-2, -1), name="out", **kw)(out)
 
-    def _attend(self, kind: str, q, k, value, ctx: Context) -> jax.Array:
-        batch, slabs, tokens, *heads = q.shape
-        backend = self.cfg.attention
-        if kind == "2d":
-            flat = lambda a: a.reshape(batch * slabs, tokens, *heads)  # noqa: E731
-            return attention(flat(q), flat(k), flat(value), backend=backend).reshape(q.shape)
-        if kind == "depth_axial":  # the same place in every slab
-            flat = lambda a: a.swapaxes(1, 2).reshape(batch * tokens, slabs, *heads)  # noqa: E731
-            mask = Mask(key_valid=jnp.repeat(ctx.slab_mask, tokens, axis=0))
-            out = attention(flat(q), flat(k), flat(value), mask, backend)
-            return out.reshape(batch, tokens, slabs, *heads).swapaxes(1, 2)
-        flat = lambda a: a.reshape(batch, slabs * tokens, *heads)  # noqa: E731
-        mask = Mask(key_valid=jnp.repeat(ctx.slab_mask, tokens, axis=1))
-        if kind == "window":
-            mask = dataclasses.replace(mask, slice_tokens=tokens, window=self.cfg.vision.attn3d_window)
-        return attention(flat(q), flat(k), flat(value), mask, backend).reshape(q.shape)
+
+def layer_norm(cfg: Model, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=cfg.tower.eps, use_fast_variance=False, dtype=jnp.dtype(cfg.dtype),
+        param_dtype=jnp.dtype(cfg.param_dtype), name=name,
+    )  # fmt: skip
 
 
 class Mlp(nn.Module):
-    """CLIP's FFN: fc2(quick_gelu(fc1 x))."""
+    """The base's FFN: fc2(activation(fc1 x))."""
 
     cfg: Model
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kw = {"dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
-        hidden = quick_gelu(nn.Dense(self.cfg.vision.ffn, name="fc1", **kw)(x))
+        tower = self.cfg.tower
+        hidden = ACTIVATIONS[tower.activation](nn.Dense(tower.ffn, name="fc1", **kw)(x))
         return nn.Dense(x.shape[-1], name="fc2", **kw)(hidden)
 
 
 class Block(nn.Module):
-    """Pre-norm CLIP block whose attention may be 3D and whose FFN may be TGH-MoE."""
+    """Pre-norm block whose attention may be 3D and whose FFN may be TGH-MoE."""
 
     cfg: Model
     spec: BlockSpec
@@ -130,17 +122,8 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, ctx: Context) -> tuple[jax.Array, MoEStats | None]:
         """x (B, D, T, C) -> the same shape, and the statistics of the block's token experts."""
         cfg, spec = self.cfg, self.spec
-        norm = lambda name: nn.LayerNorm(  # noqa: E731
-            epsilon=cfg.vision.eps, use_fast_variance=False, dtype=x.dtype,
-            param_dtype=jnp.dtype(cfg.param_dtype), name=name,
-        )  # fmt: skip
-        if spec.attn == "divided":  # over depth, then within the slab, with the same weights (TimeSformer order)
-            shared, ln1 = Attention(cfg, "divided", name="attn"), norm("ln1")
-            x = x + shared(ln1(x), ctx, "depth_axial")
-            x = x + shared(ln1(x), ctx, "2d")
-        else:
-            x = x + Attention(cfg, spec.attn, name="attn")(norm("ln1")(x), ctx)
-        u = norm("ln2")(x)
+        x = x + Attention(cfg, spec.attn, name="attn")(layer_norm(cfg, "ln1")(x), ctx)
+        u = layer_norm(cfg, "ln2")(x)
         if spec.token is None and spec.task is None:
             return over_batch(x + Mlp(cfg, name="mlp")(u)), None
 
@@ -160,7 +143,8 @@ class Block(nn.Module):
         return over_batch(x + y.reshape(x.shape)), stats
 
     def _experts(self, name: str, size: tuple[int, int, int]) -> MoE:
-        return MoE(self.cfg.tgh, *size, ffn=self.cfg.vision.ffn, param_dtype=jnp.dtype(self.cfg.param_dtype), name=name)
+        tower, param_dtype = self.cfg.tower, jnp.dtype(self.cfg.param_dtype)
+        return MoE(self.cfg.tgh, *size, tower.ffn, tower.activation, param_dtype, name=name)
 
 
 class Period(nn.Module):
@@ -182,6 +166,11 @@ class Period(nn.Module):
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
+def rematerialised(cfg: Model, module: type[nn.Module]) -> type[nn.Module]:
+    """The module as the config's `remat` says."""
+    return module if cfg.remat == "none" else nn.remat(module, policy=REMAT[cfg.remat])
+
+
 class ViT3D(nn.Module):
     """Slices to patch features of the executed top block."""
 
@@ -198,30 +187,35 @@ class ViT3D(nn.Module):
         slices uint8 or float in 0..1 (B, S, H, W, 3); slice_mask bool (B, S); t float32 (B, R); group int (B,);
         slice_spacing float32 (B,) in mm (used by depth_rope.unit mm); depth_scale overrides the rotation's scale;
         depth_index (B, D) overrides the slab positions. Returns (B, D, P, C), bool (B, D), {layer: MoEStats}.
+        UserError for more slabs than there are learned depth positions.
         """
-        v = self.cfg.vision
+        volume = self.cfg.volume
         x, slab_mask = self._embed(slices, slice_mask)
         batch, slabs = slab_mask.shape
+        if volume.depth_embed == "learned_zero_init" and slabs > MAX_DEPTH:
+            raise UserError(
+                f"{slabs} slabs are more than the {MAX_DEPTH} learned depth positions; raise "
+                "--config.model.patch_depth, lower --config.data.slices, or take --config.model.depth_embed=rope."
+            )
         index = jnp.broadcast_to(jnp.arange(slabs), (batch, slabs)) if depth_index is None else depth_index
-        cos, sin = depth_tables(v, index, slice_spacing, depth_scale)
+        cos, sin = depth_tables(volume, index, slice_spacing, depth_scale)
         ctx = Context(slab_mask, cos, sin, t, group)
         specs = block_specs(self.cfg)
-        first3d = min(v.attn3d_layers, default=None)
+        first3d = min(volume.attn3d_layers, default=None)
         stats: dict[int, Any] = {}
         for start, repeats, period in leaf_names.segments(specs):
             # Before the first 3D layer, or before the run that scans it together with 2D ones.
-            if v.depth_embed == "learned_zero_init" and first3d is not None and start + repeats * period > first3d:
-                table = self.param("depth_pos", nn.initializers.zeros, (v.max_depth, v.width), jnp.float32)
+            if volume.depth_embed == "learned_zero_init" and first3d is not None and start + repeats * period > first3d:
+                table = self.param("depth_pos", nn.initializers.zeros, (MAX_DEPTH, x.shape[-1]), jnp.float32)
                 x, first3d = x + table[:slabs].astype(x.dtype)[None, :, None, :], None
             part = tuple(specs[start : start + period])
-            remat = lambda m: m if self.cfg.remat == "none" else nn.remat(m, policy=REMAT[self.cfg.remat])  # noqa: E731
             if repeats == 1:
-                x, one = remat(Block)(self.cfg, part[0], name=f"block_{start}")(x, ctx)
+                x, one = rematerialised(self.cfg, Block)(self.cfg, part[0], name=f"block_{start}")(x, ctx)
                 if one is not None:
                     stats[start] = one
                 continue
             scanned = nn.scan(
-                remat(Period), variable_axes={"params": 0}, split_rngs={"params": True, "router": True},
+                rematerialised(self.cfg, Period), variable_axes={"params": 0}, split_rngs={"params": True},
                 in_axes=nn.broadcast, length=repeats,
             )(self.cfg, start, part, name=leaf_names.scan_name(start, repeats, period))  # fmt: skip
             x, many = scanned(x, ctx)
@@ -230,14 +224,16 @@ class ViT3D(nn.Module):
                     for r in range(repeats):
                         stats[start + offset + r * period] = jax.tree.map(lambda a, r=r: a[r], one)
         self._unused(x, ctx)
-        return x[:, :, 1:], slab_mask, stats
+        if self.cfg.tower.post_norm:
+            x = layer_norm(self.cfg, "post_ln")(x)
+        return x[:, :, int(self.cfg.tower.class_token) :], slab_mask, stats
 
     def _embed(self, slices, slice_mask):
         """3D patchify: every masked slice is overwritten by the last real one, so that padding never leaks."""
-        v = self.cfg.vision
+        tower, depth = self.cfg.tower, self.cfg.volume.patch_depth
         dtype, param_dtype = jnp.dtype(self.cfg.dtype), jnp.dtype(self.cfg.param_dtype)
         batch, count, height, width, _ = slices.shape
-        pad = -count % v.patch_depth
+        pad = -count % depth
         slices = jnp.pad(slices, [(0, 0), (0, pad)] + [(0, 0)] * 3)
         slice_mask = jnp.pad(slice_mask, [(0, 0), (0, pad)])
         number = jnp.arange(count + pad)
@@ -246,52 +242,57 @@ class ViT3D(nn.Module):
         slices = jnp.take_along_axis(slices, source[:, :, None, None, None], axis=1)
         if slices.dtype == jnp.uint8:
             slices = slices.astype(jnp.float32) / 255
-        pixels = ((slices - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).astype(dtype)
+        pixels = ((slices - np.float32(tower.mean)) / np.float32(tower.std)).astype(dtype)
 
-        slabs = (count + pad) // v.patch_depth
-        slab_mask = jnp.any(slice_mask.reshape(batch, slabs, v.patch_depth), axis=-1)
-        grid, p = v.grid, v.patch_size
-        pixels = pixels.reshape(batch, slabs, v.patch_depth, grid, p, grid, p, 3)
+        slabs = (count + pad) // depth
+        slab_mask = jnp.any(slice_mask.reshape(batch, slabs, depth), axis=-1)
+        grid, p = tower.grid, tower.patch_size
+        pixels = pixels.reshape(batch, slabs, depth, grid, p, grid, p, 3)
         pixels = pixels.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, slabs, grid * grid, -1)
         init = nn.initializers.normal(0.02)
-        kernel = PatchKernel((v.patch_depth, p, p, 3, v.width), param_dtype, name="patch")()
-        patches = pixels @ kernel.astype(dtype).reshape(-1, v.width)
-        cls = self.param("cls", init, (v.width,), param_dtype).astype(dtype)
-        pos = self.param("pos", nn.initializers.normal(0.3), (grid * grid + 1, v.width), param_dtype).astype(dtype)
-        cls = jnp.broadcast_to(cls, (batch, slabs, 1, v.width))
-        x = jnp.concatenate([cls, patches], axis=2) + pos
-        norm = nn.LayerNorm(epsilon=v.eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name="pre_ln")
-        return over_batch(norm(x)), slab_mask
+        x = PatchEmbedding((depth, p, p, 3, tower.width), tower.patch_bias, param_dtype, name="patch")(pixels)
+        if tower.class_token:
+            cls = self.param("cls", init, (tower.width,), param_dtype).astype(dtype)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (batch, slabs, 1, tower.width)), x], axis=2)
+        x = x + self.param("pos", nn.initializers.normal(0.3), (tower.tokens, tower.width), param_dtype).astype(dtype)
+        if tower.pre_norm:
+            x = layer_norm(self.cfg, "pre_ln")(x)
+        return over_batch(x), slab_mask
 
     def _unused(self, x, ctx):
-        """Blocks above the feature layer and the post-norm: kept for export, never executed (I27)."""
+        """Blocks above the feature layer and an unused post-norm: kept for export, never executed (I27)."""
         if not self.is_initializing():
             return
-        v = self.cfg.vision
-        for i in range(v.executed, v.layers):
+        for i in range(self.cfg.tower.executed, self.cfg.tower.layers):
             x, _ = Block(self.cfg, BlockSpec("2d"), name=f"block_{i}")(x, ctx)
-        nn.LayerNorm(epsilon=v.eps, param_dtype=jnp.dtype(self.cfg.param_dtype), name="post_ln")(x)
+        if not self.cfg.tower.post_norm:
+            layer_norm(self.cfg, "post_ln")(x)
 
 
-class PatchKernel(nn.Module):
-    """The patch embedding's kernel (pd, p, p, 3, C), inflated from the base's (p, p, 3, C) (model-spec 0)."""
+class PatchEmbedding(nn.Module):
+    """x (..., pd * p * p * 3) times a kernel (pd, p, p, 3, C), inflated from the base's (p, p, 3, C) (model-spec 0)."""
 
     shape: tuple[int, ...]
+    use_bias: bool
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("kernel", nn.initializers.normal(0.02), self.shape, self.param_dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), self.shape, self.param_dtype)
+        x = x @ kernel.astype(x.dtype).reshape(-1, self.shape[-1])
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, self.shape[-1:], self.param_dtype).astype(x.dtype)
+        return x
 
 
-def depth_tables(v: Vision, index: jax.Array, slice_spacing, scale) -> tuple[jax.Array, jax.Array]:
+def depth_tables(volume: Volume3D, index: jax.Array, slice_spacing, scale) -> tuple[jax.Array, jax.Array]:
     """cos, sin (B, D, r/2) of phi_j(z) = s * pos(z) * base^(-2j/r) (model-spec 4.3) for slab indices (B, D)."""
-    r = v.depth_rope
+    r = volume.depth_rope
     position = index.astype(jnp.float32)
     if r.unit == "mm":
         if slice_spacing is None:
             raise ValueError("depth_rope.unit=mm needs the slice spacing of every sample")
-        position = position * (slice_spacing[:, None] * v.patch_depth / r.reference_mm)
+        position = position * (slice_spacing[:, None] * volume.patch_depth / r.reference_mm)
     scale = r.scale if scale is None else scale
     frequency = r.base ** (-np.arange(0, r.rotary_dim, 2, dtype=np.float32) / r.rotary_dim)
     return rope.tables(position * scale, jnp.asarray(frequency))

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+from tghmoe_jax.ops.choices import BACKENDS
 from tghmoe_jax.ops.platform import batch_axes, platform
 
-BACKENDS = ("auto", "plain", "blocked", "splash", "cudnn")
 _PLAIN_BYTES = 16 << 20  # scores of this size still live in the last-level cache of a small CPU
 _BLOCK_BYTES = 3 << 20  # of the scores of a block: they stay in the caches of its core
 _CAUSAL_PARTS = 8  # into which blocks of queries are put by the keys that they meet; each is compiled
@@ -32,46 +32,54 @@ _SPLASH_BLOCKS = (768, 640, 512)  # multiples of the 128 lanes whose float32 sco
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("key_valid", "query_start"),
-    meta_fields=("causal", "slice_tokens", "window"),
+    data_fields=("key_valid", "query_start", "blocks", "positions"),
+    meta_fields=("causal", "slice_tokens", "window", "reach"),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """Which keys a query may see; every part is optional and they are combined by `and`.
 
-    key_valid bool (B, K). causal: query i sees keys 0..query_start + i; query_start int () is None for 0, which is
-    then known at compile time. slice_tokens > 0: tokens i belong to slice i // slice_tokens, and a query sees the keys
-    of slices at most `window` away.
+    key_valid bool (B, K). causal: query i is key query_start + i and sees the keys up to itself; query_start int () is
+    None for 0, which is then known at compile time. blocks int (B, K): queries see later keys of their own block too,
+    -1 being none. reach > 0: a query sees no key that is `reach` or more positions before it; positions int (B, K) are
+    those of the keys (default: their index). slice_tokens > 0: tokens i belong to slice i // slice_tokens, and a query
+    sees the keys of slices at most `window` away.
     """
 
     key_valid: jax.Array | None = None
     query_start: jax.Array | None = None
     causal: bool = False
+    blocks: jax.Array | None = None
+    positions: jax.Array | None = None
     slice_tokens: int = 0
     window: int = 0
+    reach: int = 0
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None = None, backend: str = "auto", block: int = 0
-) -> jax.Array:
-    """Softmax(q k^T / sqrt(H)) v with softmax in float32.
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None = None, backend: str = "auto", block: int = 0,
+    scale: float | None = None,
+) -> jax.Array:  # fmt: skip
+    """Softmax(scale q k^T) v with softmax in float32; `scale` is 1 / sqrt(H) by default.
 
     q (B, Q, N, H); k, v (B, K, V, H) with N a multiple of V (grouped-query attention). Returns (B, Q, N, H) in q's
     dtype. `block`: the most queries (under `splash` of keys too) of a block; 0: chosen. A query that may see
-    no key gets a finite result that depends on the backend. ValueError for an unknown backend.
+    no key gets a finite result that depends on the backend. ValueError for an unknown backend, and for a mask that the
+    one named does not know.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
     mask = mask or Mask()
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "auto":
         backend = _choose(q, k, mask)
     if backend == "splash":
-        return _splash(q, k, v, mask, block)
+        return _splash(q, k, v, mask, block, scale)
     if backend == "cudnn":
-        return _cudnn(q, k, v, mask)
+        return _cudnn(q, k, v, mask, scale)
     batch, queries, heads, size = q.shape
     # Heads lead, so that both products are plain batched matrix products.
-    q = (q * size**-0.5).reshape(batch, queries, k.shape[2], -1, size).transpose(0, 2, 3, 1, 4)  # (B, V, G, Q, H)
+    q = (q * scale).reshape(batch, queries, k.shape[2], -1, size).transpose(0, 2, 3, 1, 4)  # (B, V, G, Q, H)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # (B, V, K, H)
     if backend == "plain" or queries == 1:
         out = _weighted(q, k, v, _visible(mask, jnp.arange(queries), jnp.arange(k.shape[2])))
@@ -84,7 +92,7 @@ def _choose(q, k, mask: Mask) -> str:
     """The backend of `auto`. A kernel takes causal masks only where their start is known at compile time."""
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
-    if known and platform() == "tpu":
+    if known and platform() == "tpu" and mask.blocks is None and not mask.reach:
         return "splash"
     if known and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
@@ -96,13 +104,24 @@ def _choose(q, k, mask: Mask) -> str:
 
 def _visible(mask: Mask, place: jax.Array, key: jax.Array):
     """bool broadcastable to (B, V, G, Q, K) for the queries at `place` (Q,) and the keys at `key` (K,), or None where
-    all is visible. `mask.key_valid` is of these keys."""
+    all is visible. `mask.key_valid` is of these keys, its blocks and positions are of all."""
     parts = []
+    start = 0 if mask.query_start is None else mask.query_start
     if mask.key_valid is not None:
         parts.append(mask.key_valid[:, None, None, None, :])
     if mask.causal:
-        start = 0 if mask.query_start is None else mask.query_start
-        parts.append((key <= start + place[:, None])[None, None, None])
+        seen = (key <= start + place[:, None])[None]
+        if mask.blocks is not None:
+            own = jnp.take(mask.blocks, start + place, axis=1)[:, :, None]
+            seen = seen | ((own == jnp.take(mask.blocks, key, axis=1)[:, None]) & (own >= 0))
+        parts.append(seen[:, None, None])
+    if mask.reach:
+        if mask.positions is None:
+            near = (key > start + place[:, None] - mask.reach)[None]
+        else:
+            first = jnp.take(mask.positions, start + place, axis=1) - mask.reach
+            near = jnp.take(mask.positions, key, axis=1)[:, None] > first[:, :, None]
+        parts.append(near[:, None, None])
     if mask.slice_tokens:
         apart = jnp.abs(key // mask.slice_tokens - (place // mask.slice_tokens)[:, None])
         parts.append((apart <= mask.window)[None, None, None])
@@ -153,12 +172,15 @@ def _blocked(q, k, v, mask: Mask, block: int):
 
     q = pad(q, 3, units * unit).reshape(batch, heads, groups, units, unit, size)
     q = pad(q, 4, split * block).reshape(batch, heads, groups, units * split, block, size)
-    valid = mask.key_valid
-    if valid is not None:
-        valid = jnp.repeat(valid[:, None, :keys], heads // together, axis=1).reshape(-1, 1, keys)
+
+    def for_heads(x):  # (B, K) -> (B * V / together, 1, K)
+        return None if x is None else jnp.repeat(x[:, None, :keys], heads // together, axis=1).reshape(-1, 1, keys)
+
+    arrays = {name: for_heads(getattr(mask, name)) for name in ("key_valid", "blocks", "positions")}
 
     def some_heads(part):
-        q, k, v, valid = part
+        q, k, v, arrays = part
+        valid = arrays["key_valid"]
 
         def one(low, span, part):
             q, number = part
@@ -166,8 +188,11 @@ def _blocked(q, k, v, mask: Mask, block: int):
             place = begin + jnp.minimum(number % split * block + jnp.arange(block), unit - 1)
             place = jnp.minimum(place, queries - 1)
             first = low(begin)
-            cut = lambda x, axis: x if span == keys else jax.lax.dynamic_slice_in_dim(x, first, span, axis)  # noqa: E731
-            here = dataclasses.replace(mask, key_valid=None if valid is None else cut(valid, 1))
+
+            def cut(x, axis):
+                return x if span == keys else jax.lax.dynamic_slice_in_dim(x, first, span, axis)
+
+            here = dataclasses.replace(mask, **arrays | {"key_valid": None if valid is None else cut(valid, 1)})
             return _weighted(q, cut(k, 2), cut(v, 2), _visible(here, place, first + jnp.arange(span)))
 
         blocks = jnp.moveaxis(q, 3, 0)  # (units * split, 1, together, G, block, H)
@@ -177,7 +202,7 @@ def _blocked(q, k, v, mask: Mask, block: int):
         ]
         return jnp.moveaxis(jnp.concatenate(done), 0, 3)
 
-    out = jax.lax.map(some_heads, (in_blocks(q), in_blocks(k), in_blocks(v), valid))
+    out = jax.lax.map(some_heads, (in_blocks(q), in_blocks(k), in_blocks(v), arrays))
     out = out.reshape(batch, heads, groups, units, split * block, size)[..., :unit, :]
     return out.reshape(batch, heads, groups, units * unit, size)[:, :, :, :queries]
 
@@ -188,7 +213,7 @@ def _spans(mask: Mask, count: int, block: int, unit: int, keys: int):
         reach = mask.window * mask.slice_tokens
         span = min(keys, unit + 2 * reach)
         return [(0, count, lambda begin: jnp.clip(begin - reach, 0, keys - span), span)]
-    if mask.causal and mask.query_start is None:
+    if mask.causal and mask.query_start is None and mask.blocks is None:
         ends = sorted({-(-count * part // _CAUSAL_PARTS) for part in range(1, _CAUSAL_PARTS + 1)})
         return [(a, b, lambda _: 0, min(keys, b * block)) for a, b in zip([0, *ends], ends, strict=False)]
     return [(0, count, lambda _: 0, keys)]
@@ -201,8 +226,8 @@ def _over_devices(function, q, k, v, mask: Mask):
         return function(q, k, v, mask)
     rows, whole = jax.P(axes), jax.P()
     spec = dataclasses.replace(
-        mask, key_valid=None if mask.key_valid is None else rows,
-        query_start=None if mask.query_start is None else whole,
+        mask, query_start=None if mask.query_start is None else whole,
+        **{name: None if getattr(mask, name) is None else rows for name in ("key_valid", "blocks", "positions")},
     )  # fmt: skip
     return jax.shard_map(function, in_specs=(rows, rows, rows, spec), out_specs=rows, check_vma=False)(q, k, v, mask)
 
@@ -265,11 +290,13 @@ def _kernel(
     )  # fmt: skip
 
 
-def _splash(q, k, v, mask: Mask, block: int):
+def _splash(q, k, v, mask: Mask, block: int, scale: float):
     """Each device runs the kernel on its own samples; invalid keys and padding are segment 0, all queries segment 1."""
     if mask.query_start is not None:
         raise ValueError("the splash backend needs the start of a causal mask at compile time")
-    batch, queries, heads, size = q.shape
+    if mask.blocks is not None or mask.reach:
+        raise ValueError("the splash backend knows no image blocks and no sliding windows; use auto or blocked")
+    batch, queries, heads, _ = q.shape
     keys = k.shape[1]
     interpret = platform() != "tpu"
     valid = jnp.ones((batch, keys), bool) if mask.key_valid is None else mask.key_valid
@@ -285,17 +312,17 @@ def _splash(q, k, v, mask: Mask, block: int):
             jnp.ones((q.shape[0], q_length), jnp.int32),
             jnp.pad(own.key_valid.astype(jnp.int32), [(0, 0), (0, k_length - keys)]),
         )
-        out = jax.vmap(kernel)(heads_first(q * size**-0.5, q_length), heads_first(k, k_length),
+        out = jax.vmap(kernel)(heads_first(q * scale, q_length), heads_first(k, k_length),
                                heads_first(v, k_length), segments)  # fmt: skip
         return out[:, :, :queries].transpose(0, 2, 1, 3)
 
     return _over_devices(local, q, k, v, Mask(key_valid=valid))
 
 
-def _cudnn(q, k, v, mask: Mask):
+def _cudnn(q, k, v, mask: Mask, scale: float):
     """NVIDIA's fused kernel. Its masks are arrays of Q x K bits a sample, since keys may be invalid anywhere."""
     visible = _visible(mask, jnp.arange(q.shape[1]), jnp.arange(k.shape[1]))
     if visible is not None:
         visible = visible[:, :, 0]  # (B or 1, 1, Q or 1, K)
         visible = jnp.broadcast_to(visible, (visible.shape[0], 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, scale=scale, implementation="cudnn")

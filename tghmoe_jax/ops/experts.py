@@ -15,11 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tghmoe_jax.ops.choices import DISPATCHES
 from tghmoe_jax.ops.grouped import grouped_matmul, padded_rows
 from tghmoe_jax.ops.platform import platform
 from tghmoe_jax.ops.tiled import slack, tiled_ffn
-
-DISPATCHES = ("dense", "capacity", "ragged")
 
 
 class ExpertWeights(NamedTuple):

@@ -172,11 +172,11 @@ def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
     """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
     layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
     pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
-    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.vision.grid, cfg.vision.patch_depth
+    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.tower.grid, cfg.volume.patch_depth
     real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
     winner = np.zeros((len(layers), slabs, side, side), np.int32)
-    for i, layer in enumerate(layers):  # (T,) of slabs with their CLS token -> patches
-        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, 1:]
+    for i, layer in enumerate(layers):  # (T,) of slabs with their class token -> patches
+        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, int(cfg.tower.class_token) :]
         winner[i] = first.reshape(slabs, side, side)
     winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
     load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)

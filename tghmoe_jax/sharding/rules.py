@@ -24,11 +24,11 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"decoder/embed/embedding", P("fsdp", None)),
     (r"decoder/lm_head/kernel", P(None, "fsdp")),
     # Small: whole on every device.
-    (r"vision/(cls|pos|depth_pos|patch/kernel|(pre_ln|post_ln)/(scale|bias))", P()),
+    (r"vision/(cls|pos|depth_pos|patch/(kernel|bias)|(pre_ln|post_ln)/(scale|bias))", P()),
     (r"vision/block_\d+/(ln[12]/(scale|bias)|mix|moe/router/[xt]/kernel)", P()),
     (r"vision/block_\d+/(attn/([qkv]|out)|mlp/fc[12])/bias|decoder/block_\d+/attn/[qkv]/bias", P()),
     (r"connector/((sub|glb)_newline|fc[12]/bias)|aux_head/(scale|bias)", P()),
-    (r"decoder/(block_\d+/(attn_norm|mlp_norm)|final_norm)/scale", P()),
+    (r"decoder/(block_\d+/((attn|mlp)(_post)?_norm|attn/[qk]_norm)|final_norm)/scale", P()),
     (r"decoder/block_\d+/(attn|mlp)/\w+/lora_[ab]", P()),
     (r"task_router/((image_)?(ln|proj)|head)/(scale|bias|kernel)", P()),
 )  # fmt: skip

@@ -250,7 +250,7 @@ def report_of(
     report = {
         "topology": topology, "step": step, "chips": chips, "mesh": dict(mesh.shape), "slices": config.data.slices,
         "batch": config.train.batch if step == "train" else config.eval.batch,
-        "accumulate": config.train.accumulate, "remat": cfg.remat, "attn3d_kind": cfg.vision.attn3d_kind,
+        "accumulate": config.train.accumulate, "remat": cfg.remat, "attn3d_kind": cfg.volume.attn3d_kind,
         "parameters": flops.parameters(cfg, whole.shapes, whole.trains),
         "bytes": {
             "arguments": largest.arguments, "temporaries": largest.temporaries, "donated": largest.donated,

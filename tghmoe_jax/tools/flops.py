@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.models.config import Model, Vision
+from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.vit3d import block_specs
 from tghmoe_jax.ops.attention import SPLASH_LEAST, splash_blocks
 
@@ -137,12 +137,10 @@ def _slots(cfg: Model, share: float, spread: bool) -> float:
 
 
 def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spread: bool) -> list[_Part]:
-    v = cfg.vision
-    slabs, patches = cfg.slabs(slices), v.grid**2
-    tokens = slabs * (patches + 1)
+    tower, slabs = cfg.tower, cfg.slabs(slices)
+    tokens = slabs * tower.tokens
     visual = cfg.visual_tokens(slices)
     positions = visual + text
-    specs = block_specs(cfg)
     predicted = text - cfg.prefix_length - 1
     of_canonical = {name: trains.get(path, False) for path in shapes for name in leaf_names.canonical_names(path)}
     parts = []
@@ -157,13 +155,11 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
     for name, shape in _canonical(shapes).items():
         block = re.match(r"(vision|decoder)/block_(\d+)/", name)
         if name == "vision/patch/kernel":
-            weight(_PATCH, name, shape, slabs * patches, remat=False)
+            weight(_PATCH, name, shape, slabs * tower.grid**2, remat=False)
         elif block and block[1] == "vision":
             place = int(block[2])
-            if place < v.executed and name.endswith("/kernel"):
-                twice = "/attn/" in name and specs[place].attn == "divided"
-                rows = tokens * (2 if twice else 1)
-                weight(place, name, shape, 1 if name.endswith("router/t/kernel") else rows)
+            if place < tower.executed and name.endswith("/kernel"):
+                weight(place, name, shape, 1 if name.endswith("router/t/kernel") else tokens)
         elif block and (name.endswith("/kernel") or name.endswith(("lora_a", "lora_b"))):
             weight(_DECODER + int(block[2]), name, shape, positions)
         elif name.startswith("connector/") and name.endswith("/kernel"):
@@ -171,10 +167,9 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
         elif name == "decoder/lm_head/kernel" or (name == "decoder/embed/embedding" and cfg.decoder.tied):
             weight(_HEAD, name, shape, predicted, remat=False)
 
-    width = 4.0 * v.heads * (v.width // v.heads)  # of a query-key pair: its score and its part of the sum
-    for place, spec in enumerate(specs):
-        for kind in ("depth_axial", "2d") if spec.attn == "divided" else (spec.attn,):
-            parts.append(_attention(place, width, *vision_pairs(v, kind, slabs, patches + 1, backend)))
+    width = 4.0 * tower.width  # of a query-key pair: its score and its part of the sum
+    for place, spec in enumerate(block_specs(cfg)):
+        parts.append(_attention(place, width, *vision_pairs(cfg, spec.attn, slabs, backend)))
     d = cfg.decoder
     for layer in range(d.layers):
         pairs = attention_pairs(positions, positions, backend, causal=True)
@@ -186,14 +181,12 @@ def _attention(place: int, flops_a_pair: float, useful: float, executed: float, 
     return _Part(place, Flops(useful * flops_a_pair, executed * flops_a_pair), attention=backend)
 
 
-def vision_pairs(v: Vision, kind: str, slabs: int, tokens: int, backend: str) -> tuple[float, float, str]:
+def vision_pairs(cfg: Model, kind: str, slabs: int, backend: str) -> tuple[float, float, str]:
+    tokens = cfg.tower.tokens
     if kind == "2d":
         useful, executed, used = attention_pairs(tokens, tokens, backend)
         return useful * slabs, executed * slabs, used
-    if kind == "depth_axial":
-        useful, executed, used = attention_pairs(slabs, slabs, backend)
-        return useful * tokens, executed * tokens, used
-    window = (tokens, v.attn3d_window) if kind == "window" else None
+    window = (tokens, cfg.volume.attn3d_window) if kind == "window" else None
     return attention_pairs(slabs * tokens, slabs * tokens, backend, window=window)
 
 

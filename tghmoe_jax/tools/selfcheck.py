@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.models.tgh_moe import quick_gelu
+from tghmoe_jax.ops.activations import quick_gelu
 from tghmoe_jax.ops.attention import Mask, attention
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
 from tghmoe_jax.ops.platform import platform
@@ -277,8 +277,8 @@ class Steps:
 
 def run_steps(loaded: loading.LoadedRun, config: ConfigDict, way: dict, devices: list) -> Steps:
     """Two steps of the run's own parameters, the model's arithmetic changed to `way`, on a mesh of these devices."""
-    ways = {**way, "tgh": dataclasses.replace(loaded.model.cfg.tgh, **way["tgh"])}
-    model = MLLM(dataclasses.replace(loaded.model.cfg, aux_labels=(), **ways))
+    cfg = loaded.model.cfg.with_tgh(**way["tgh"])
+    model = MLLM(dataclasses.replace(cfg, aux_labels=(), **{key: way[key] for key in ("remat", "attention")}))
     mesh = make_mesh(-1, 1, 2 if len(devices) % 2 == 0 else 1, devices)
     # In full float32, so that what differs is the program and not a TPU's way to multiply.
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):

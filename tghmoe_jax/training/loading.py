@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from tghmoe_jax.bases import base as bases
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation, leaf_names
@@ -50,7 +51,8 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     folder = run_folder.find(str(run), flag)
     config, tokenizer = run_folder.read_config(folder), Tokenizer.from_folder(run_folder.model_folder(folder))
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.build(run_folder.read_base_config(folder), config["model"], prefix_length=prefix))
+    base = bases.describe(run_folder.read_base_config(folder))
+    model = MLLM(model_config.build(base, config["model"], prefix_length=prefix))
     shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder, step)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from tghmoe_jax.bases import base as bases
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
@@ -51,10 +52,10 @@ def build_model(
     phrases = [name.partition(":")[2].replace(":", " ") for name in aux_names]
     aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    cfg = model_config.build(base_config, config.model.to_dict(), aux, prefix, task_shares)
-    if config.data.size != cfg.vision.image_size:
+    cfg = model_config.build(bases.describe(base_config), config.model.to_dict(), aux, prefix, task_shares)
+    if config.data.size != cfg.tower.image_size:
         raise UserError(
-            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.vision.image_size}."
+            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.tower.image_size}."
         )
     if tokenizer.vocab_size > cfg.decoder.vocab:
         raise UserError(
@@ -124,8 +125,7 @@ class Program:
         shapes = loading.batch_shapes(self.data, self.spec.rows // micro)
         (rows,) = shapes["task"].shape
         if labels := len(cfg.aux_labels):
-            side = cfg.vision.grid // cfg.connector.merge // cfg.connector.spatial_pool
-            views = -(-cfg.slabs(self.data["slices"]) // cfg.connector.depth_pool)
+            side, views = cfg.view_side, cfg.views(self.data["slices"])
             shapes["aux"] = jax.ShapeDtypeStruct((rows, labels), jnp.float32)
             shapes["aux_cells"] = jax.ShapeDtypeStruct((rows, views, side, side, labels), bool)
         return {
@@ -137,7 +137,7 @@ class Program:
         """The jitted (state, batch) -> (state, scalars); the state given is donated."""
         shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes())
         return jax.jit(
-            make_step(self.model, self.weights, self.tx, self.seed), donate_argnums=0,
+            make_step(self.model, self.weights, self.tx), donate_argnums=0,
             in_shardings=(shardings, self.batch_sharding),
             out_shardings=(shardings, jax.NamedSharding(self.mesh, jax.P())),
         )  # fmt: skip

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.protocols import CONTROLS
+from tghmoe_jax.models import config as model_config
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
@@ -100,11 +101,14 @@ def differing(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...]) -
 
 
 def read_config(run: epath.PathLike) -> dict[str, Any]:
-    """A run's resolved config. UserError where the folder is no run."""
+    """A run's resolved config in today's form. UserError where the folder is no run, or needs another version."""
     file = epath.Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
-    return _read_object(file)
+    config = _read_object(file)
+    if isinstance(config.get("model"), dict):
+        config["model"] = model_config.current(config["model"])
+    return config
 
 
 def read_manifest(run: epath.PathLike) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def variables(flat: Flat) -> dict:
 
 def depth_scale(model: MLLM, step: jax.Array) -> jax.Array | None:
     """The depth rotation's scale at a step: a linear ramp where depth_rope.ramp_steps is set (model-spec 4.3)."""
-    r = model.cfg.vision.depth_rope
+    r = model.cfg.volume.depth_rope
     if not r.ramp_steps:
         return None
     share = jnp.minimum(step / r.ramp_steps, 1.0)
@@ -45,7 +45,7 @@ def depth_scale(model: MLLM, step: jax.Array) -> jax.Array | None:
 
 
 def make_step(
-    model: MLLM, weights: losses.LossWeights, tx: optax.GradientTransformation, seed: int
+    model: MLLM, weights: losses.LossWeights, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch [A, R, ...]) -> (state, scalars). Pure; jit it with donated state.
 
@@ -54,29 +54,27 @@ def make_step(
     """
     prefix, groups = model.cfg.prefix_length, model.cfg.tgh.groups
 
-    def loss_fn(trained, frozen, batch, total_weight, shares, scale, rng):
+    def loss_fn(trained, frozen, batch, total_weight, shares, scale):
         group = batch["task"] if groups > 1 else jnp.zeros_like(batch["task"])
-        rngs = {"router": rng} if model.cfg.tgh.gate == "noisy" else None
-        output = model.apply(variables({**trained, **frozen}), batch, group, scale, rngs=rngs)
+        output = model.apply(variables({**trained, **frozen}), batch, group, scale)
         return losses.loss(output, batch, weights, prefix, total_weight, shares)
 
     def step(state: TrainState, batch: Batch):
         shares = batch["task"].shape[0]
         total_weight = jnp.sum(losses.answer_weights(batch, weights, prefix))
         scale = depth_scale(model, state.step)
-        rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), shares)
 
         def gradients(micro):
             grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            return grad_fn(state.trained, state.frozen, micro[0], total_weight, shares, scale, micro[1])
+            return grad_fn(state.trained, state.frozen, micro, total_weight, shares, scale)
 
         if shares == 1:  # a loop of one would still fill the sums with zeros first
-            (value, parts), grads = gradients(jax.tree.map(lambda x: x[0], (batch, rngs)))
+            (value, parts), grads = gradients(jax.tree.map(lambda x: x[0], batch))
         else:
-            shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], (batch, rngs)))
+            shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], batch))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(micro)), None)  # noqa: E731
-            ((value, parts), grads), _ = jax.lax.scan(add, zeros, (batch, rngs))
+            ((value, parts), grads), _ = jax.lax.scan(add, zeros, batch)
 
         updates, opt = tx.update(grads, state.opt, state.trained)
         trained = optax.apply_updates(state.trained, updates)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models.config import ALLOWED
 
 Flat = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
 
-INFLATIONS = ("average", "centre")
 LORA = r"decoder/block_\d+/.+/lora_[ab]"
 # Leaves a 2D base does not have (model-spec 0, 4.4). Full match on canonical names.
 NEW_FROM_BASE = (
@@ -39,8 +39,8 @@ def inflate_patch(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:
     `average`: W / d at every depth; `centre`: W at depth d // 2, else 0. Both give the 2D embedding on input that is
     constant along depth.
     """
-    if mode not in INFLATIONS:
-        raise UserError(f"--config.model.inflation={mode} is unknown; use one of {', '.join(INFLATIONS)}.")
+    if mode not in ALLOWED["inflation"]:
+        raise UserError(f"--config.model.inflation={mode} is unknown; use one of {', '.join(ALLOWED['inflation'])}.")
     kernel = np.asarray(kernel)
     if mode == "average":
         return np.broadcast_to((kernel / np.float32(depth)).astype(kernel.dtype), (depth, *kernel.shape))
