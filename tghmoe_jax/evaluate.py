@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from tghmoe_jax.datasets.sources import DRAWN, finding_parser, make_source
+from tghmoe_jax.datasets.sources import DRAWN, HARD_WORDINGS, finding_parser, make_source
 from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
@@ -293,7 +293,7 @@ def adversarial(reader: Reader, config: ConfigDict, progress=print) -> dict[str,
     reader = copy.copy(reader)
     reader.text_length *= 2  # indications are long, and other languages fall to bytes
     ways = {}
-    for way in ("seen", "unseen", *ADVERSARIAL):
+    for way in ("seen", "unseen", *HARD_WORDINGS):
         source = make_source(config.data, "test", e.adversarial, way)
         routed: dict[str, dict[str, list]] = {"oracle": {}, "wrong": {}}
         hits = {}
