@@ -197,6 +197,26 @@ def test_what_is_done_is_not_done_again(scans, unbroken, tmp_path):
     assert process.returncode == 0 and "is prepared already" in out and contents(folder) == before
 
 
+def test_a_run_killed_behind_the_card_leaves_nothing_that_stays(scans, unbroken, tmp_path):
+    folder = tmp_path / "set"
+    killed = """
+import os, signal
+replace = os.replace
+def dying(part, file):
+    if str(file).endswith("durations.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, file)
+os.replace = dying
+"""
+    process = started(scans, folder, "--workers=1", code=killed)
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL and (folder / "durations.json.part").is_file()
+    process = started(scans, folder)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "is prepared already" in out
+    assert contents(folder) == contents(unbroken) and not (folder / preparing.WORK).exists()
+
+
 def test_progress_tells_how_many_how_fast_and_how_long_still(scans, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(preparing, "REPORT_SECONDS", 0.0)
     assert prepare.main(arguments(scans, tmp_path / "set", "--workers=1")) == 0

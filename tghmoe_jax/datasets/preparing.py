@@ -66,6 +66,7 @@ def prepare(
         _claim(folder, parameters)
         with _locked(folder):
             if (folder / "card.json").is_file() and not _missing(folder, parameters):
+                _tidy(folder)  # the run that finished the set may have been killed behind its card
                 say(f"{folder} is prepared already")
                 return json.loads((folder / "card.json").read_text())
             seconds = _volumes(dataset, keys, data, folder, parameters, workers, say)
@@ -76,7 +77,7 @@ def prepare(
                 if seconds else {},
             }  # fmt: skip
             write_atomic(folder / "durations.json", json.dumps(durations, indent=1).encode())
-            shutil.rmtree(folder / WORK)
+            _tidy(folder)
             return result
     except OSError as error:
         raise UserError(
@@ -111,6 +112,13 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"another process prepares into {folder}; let it end, or stop it first.") from None
         yield
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only an unfinished set needs."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for part in folder.glob("*.part"):
+        part.unlink()
 
 
 def _missing(folder: Path, parameters: Mapping[str, Any]) -> list[int]:
