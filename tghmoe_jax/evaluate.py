@@ -22,7 +22,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import DRAWN, HARD_WORDINGS, finding_parser, make_source
-from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
 from tghmoe_jax.evaluation import score_files as evaluation_commands
