@@ -15,9 +15,9 @@ from PIL import Image
 from tests.evaluation.test_protocols import small_run
 from tghmoe_jax.evaluation import DISCLAIMER, html_report
 from tghmoe_jax.evaluation.protocols import score
-from tghmoe_jax.evaluation.routing_plot import Routing
+from tghmoe_jax.evaluation.routing_plot import RoutingMap
 
-ROUTING = Routing("vqa", None, (2, 4), np.full((2, 3), 1 / 3), np.arange(24).reshape(2, 3, 2, 2) % 3)
+ROUTING = RoutingMap("vqa", None, (2, 4), np.full((2, 3), 1 / 3), np.arange(24).reshape(2, 3, 2, 2) % 3)
 VOID = {"meta", "img", "line", "rect", "br"}
 
 

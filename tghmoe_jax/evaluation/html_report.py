@@ -14,7 +14,7 @@ from PIL import Image
 
 from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
 from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, Prediction, Run, kind_scores, under_control
-from tghmoe_jax.evaluation.routing_plot import Routing
+from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.samples.questions import TYPES, Source
 
 CASES = 12  # of each kind that is shown
@@ -51,7 +51,7 @@ def write(
     tasks: Sequence[str],
     loads: Mapping[str, np.ndarray] | None = None,
     layers: Sequence[int] = (),
-    overlays: Sequence[tuple[int, Routing]] = (),
+    overlays: Sequence[tuple[int, RoutingMap]] = (),
 ) -> None:
     """Writes the page.
 
@@ -185,7 +185,7 @@ def _load(loads: Mapping[str, np.ndarray], layers: Sequence[int], tasks: Sequenc
     return table + '<p class="note">Routing, not explanation: which expert a token was sent to.</p>'
 
 
-def _overlay(source: Source, index: int, routing: Routing) -> str:
+def _overlay(source: Source, index: int, routing: RoutingMap) -> str:
     picture = base64.b64encode(routing_plot.png(routing, *source.slices(index), "of this evaluation")).decode()
     return (
         f'<img class="wide" alt="experts over slices of volume {index}" src="data:image/png;base64,{picture}">'

@@ -21,7 +21,7 @@ _SOFT_TISSUE = 1  # channel of the mediastinal window (all three are equal where
 
 
 @dataclasses.dataclass(frozen=True)
-class Routing:
+class RoutingMap:
     """How one request was routed.
 
     task names the expert group used; probabilities {task: float} are the task router's, None without one. `layers` (M)
@@ -36,7 +36,7 @@ class Routing:
     winner: np.ndarray
 
 
-def draw(path: str | Path, routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> None:
+def draw(path: str | Path, routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> None:
     """Writes the picture as PNG, whole or not at all.
 
     slices uint8 (N, S, S, 3) and slice_mask bool (N,) are the model's input; `checkpoint` is printed. Nothing else is,
@@ -52,14 +52,14 @@ def draw(path: str | Path, routing: Routing, slices: np.ndarray, slice_mask: np.
         part.unlink(missing_ok=True)
 
 
-def png(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:
+def png(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:
     """The same picture, in memory and smaller."""
     buffer = io.BytesIO()
     _figure(routing, slices, slice_mask, checkpoint).savefig(buffer, format="png", dpi=70)
     return buffer.getvalue()
 
 
-def _figure(routing: Routing, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str):
+def _figure(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str):
     from matplotlib.figure import Figure  # slow to import, and wanted for this file alone; no display is needed
 
     experts, slabs = routing.load.shape[1], routing.winner.shape[1]

@@ -1,114 +1,233 @@
-"""Answers questions in batches of a few static shapes: what evaluation asks a model through.
+"""The one way to ask a model: about volumes of a data set in batches, about one scan, or about a picture of a 2D base.
 
-Axis legend: B batch, O options.
+Axis legend: B batch, O options, G groups, E experts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tghmoe_jax.evaluation.routing_plot import Routing
+from tghmoe_jax.bases import pictures
+from tghmoe_jax.bases.family import Views
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
+from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.reader.answer import Answer, no_load
 from tghmoe_jax.samples import pipeline, prompts
-from tghmoe_jax.samples.questions import Question, Source
+from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.scans.scan import Scan, read_scan
 from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training.loading import LoadedRun
 from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
 BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
+PICTURE_BUCKET, PICTURE_TOKENS = 32, 4096  # the same for pictures; and the most tokens of an answer about one
+REPORT_REQUEST = "Write a report for this CT."
+# Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
+SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question about volume `volume`; `options` are ranked; `group` forces an expert group (-1: predicted)."""
+    """One question about volume `volume` of a source.
+
+    With `options` these are ranked and nothing is generated. `group` forces an expert group (None: the router's).
+    Where it is not `visible`, the tower is not run and the decoder sees no visual token. `routing` asks for the expert
+    of each patch.
+    """
 
     volume: int
     question: Question
     options: tuple[str, ...] = ()
-    group: int = -1
+    group: int | None = None
     visible: bool = True
+    routing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """text generated ('' where only options were ranked); likelihoods (O,) per token; group used; expert load.
+class PictureViews:
+    """A picture of a 2D base, as a source of one volume whose slices are its views."""
 
-    load float32 (layers, G, E): (token, choice) pairs of this sample; task_probabilities (tasks,) or None.
-    """
+    views: np.ndarray
+    crops: tuple[int, int] | None
 
-    text: str
-    likelihoods: np.ndarray
-    group: int
-    load: np.ndarray
-    task_probabilities: np.ndarray | None
+    def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views float32 (V, S, S, 3) in 0..1 and a mask bool (V,) of ones."""
+        return self.views, np.ones(len(self.views), bool)
+
+    def slice_spacing(self, index: int) -> float:
+        """A picture has none."""
+        return 1.0
 
 
 class Reader:
-    """A model with its tokeniser, ready to answer in batches of one number of rows."""
+    """A model with its tokeniser, ready to answer in batches of `batch` rows.
 
-    def __init__(self, model: MLLM, tokenizer: Tokenizer, flat_params: dict, text_length: int, batch: int):
+    `text_length`: tokens of the longest text; 0 for a 2D base, whose texts have no common length. `run` is what was
+    read from disk, which single scans need; `views_of` is how a 2D base cuts a picture.
+    """
+
+    def __init__(
+        self, model: MLLM, tokenizer: Tokenizer, params: dict, text_length: int, batch: int = 1,
+        run: LoadedRun | None = None, views_of: Views | None = None,
+    ):  # fmt: skip
         self.model = generation.inference(model)
-        self.tokenizer = tokenizer
-        self.variables = variables(flat_params)
-        self.text_length = text_length
-        self.batch = batch
-        self.checkpoint: dict[str, Any] | None = None  # what was read, for the manifest; None while training
+        self.tasks, self.groups = model.cfg.tasks, model.cfg.tgh.groups
+        self.tokenizer, self.variables = tokenizer, variables(params)
+        self.text_length, self.run, self.views_of = text_length, run, views_of
         mesh = jax.sharding.get_abstract_mesh()
-        rows = 1 if mesh.empty else mesh.size
-        self.batch += -batch % rows
+        self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
-    def ask(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
+    @property
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What was read, for a manifest of scores; None while training."""
+        run = self.run
+        return run and {"name": run.name, "digest": run.digest, "step": run.step}
+
+    # ---- many requests ---------------------------------------------------------------------------------------------
+
+    def answer(self, source: Source, requests: Sequence[Request], new_tokens: int) -> list[Answer]:
         """Answers in order. Requests with options are ranked, the others generate up to `new_tokens` tokens.
 
-        Long questions are asked together, after the others, so that short ones are not padded to their length.
+        Blind requests, forced groups and numbers of options are never mixed in a batch. Long questions are asked
+        together, after the others, so that short ones are not padded to their length.
         """
-        lengths = [len(prompts.encode(self.tokenizer, r.question.prompt, None).tokens) for r in requests]
-        order = sorted(range(len(requests)), key=lambda i: -(-lengths[i] // BUCKET))  # else as given: volume by volume
+
+        def kind(request: Request) -> tuple:
+            tokens = len(prompts.encode(self.tokenizer, request.question.prompt, None).tokens)
+            return request.visible, request.group is not None, len(request.options), -(-tokens // BUCKET)
+
+        kinds = [kind(request) for request in requests]
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.batch):
-            places = order[start : start + self.batch]
-            padded = places + [places[-1]] * (self.batch - len(places))
-            found = self._ask(source, [requests[i] for i in padded], new_tokens)
-            answers |= dict(zip(places, found, strict=False))
+        for one in sorted(set(kinds)):
+            places = [i for i, own in enumerate(kinds) if own == one]  # as given: volume by volume
+            for part in self._batches(places):
+                found = self._answer_batch(source, [requests[i] for i in part], new_tokens)
+                answers |= dict(zip(part, found, strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def routings(self, source: Source, asked: Asked) -> list[Routing]:
+    def rank(self, source: Source, requests: Sequence[Request]) -> list[int]:
+        """The likeliest choice of each closed question, asked without showing the choices."""
+        bare = [
+            dataclasses.replace(one, question=one.question.without_choices(), options=one.question.choices)
+            for one in requests
+        ]
+        return [int(np.argmax(answer.likelihoods)) for answer in self.answer(source, bare, 0)]
+
+    def route(self, source: Source, asked: Asked) -> np.ndarray:
+        """The task router's probabilities float64 (len(asked), tasks) for each question about its volume."""
+        found = []
+        for part in self._batches(list(range(len(asked)))):
+            batch = self._collate(source, [Request(*asked[i]) for i in part])
+            found.append(softmax(arrays.to_host(generation.route(self.model, self.variables, batch))))
+        return np.concatenate(found)[: len(asked)] if found else np.zeros((0, len(self.tasks)))
+
+    def routings(self, source: Source, asked: Asked) -> list[RoutingMap]:
         """How each question about its volume is routed, in order."""
         found = []
-        for start in range(0, len(asked), self.batch):
-            part = [Request(volume, question) for volume, question in asked[start : start + self.batch]]
-            padded = part + [part[-1]] * (self.batch - len(part))
-            batch = self._collate(source, padded)
-            encoded = generation.encode(self.model, self.variables, batch, None)
-            masks = [source.slices(request.volume)[1] for request in part]
-            found += [routing_of(encoded, row, self.model.cfg, mask) for row, mask in enumerate(masks)]
-        return found
+        for part in self._batches(list(range(len(asked)))):
+            encoded = generation.encode(
+                self.model, self.variables, self._collate(source, [Request(*asked[i]) for i in part]), None
+            )
+            found += [routing_of(encoded, row, self.model.cfg, source.slices(asked[i][0])[1])
+                      for row, i in enumerate(part)]  # fmt: skip
+        return found[: len(asked)]
 
-    def _collate(self, source, requests):
+    def _batches(self, places: list[int]) -> Iterable[list[int]]:
+        """`places` in batches of one size, the last one filled up with its last place."""
+        for start in range(0, len(places), self.batch):
+            part = places[start : start + self.batch]
+            yield part + [part[-1]] * (self.batch - len(part))
+
+    # ---- one batch ---------------------------------------------------------------------------------------------------
+
+    def _answer_batch(self, source: Source, requests: list[Request], new_tokens: int) -> list[Answer]:
+        """Of requests of one kind (see `answer`), as many as a batch has rows."""
+        first = requests[0]
+        if isinstance(source, PictureViews):
+            visual, mask = self._encode_picture(source, requests, new_tokens)
+            beside = [{} for _ in requests]
+        else:
+            visual, mask, beside = self._encode(source, requests)
+        if first.options:
+            columns = []
+            for o in range(len(first.options)):
+                scored = self._text(requests, [r.options[o] for r in requests], visual.shape[1])
+                columns.append(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
+            likelihoods = np.stack([arrays.to_host(column) for column in columns], axis=1)
+            return [
+                Answer(options=r.options, likelihoods=row, **more)
+                for r, row, more in zip(requests, likelihoods, beside, strict=True)
+            ]
+        text, begun = self._text(requests, [None] * len(requests), visual.shape[1] + new_tokens), time.perf_counter()
+        ids = arrays.to_host(self._generate(text, visual, mask, new_tokens))
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        rows = [[int(i) for i in row if i >= 0] for row in ids]
+        return [
+            Answer(
+                text=self.tokenizer.decode(row).strip(),
+                tokens_per_second=round(min(len(row) + 1, new_tokens) / seconds, 1), **more,  # the stop token included
+            )
+            for row, more in zip(rows, beside, strict=True)
+        ]  # fmt: skip
+
+    def _generate(self, text: dict, visual: jax.Array, mask: jax.Array, new_tokens: int) -> jax.Array:
+        stops = tuple(sorted(self.tokenizer.stop_ids))
+        return generation.generate(self.model, self.variables, text, visual, mask, new_tokens, stops)
+
+    def _encode(self, source: Source, requests: list[Request]) -> tuple[jax.Array, jax.Array, list[dict[str, Any]]]:
+        """Visual tokens, their mask, and what an Answer holds of the routing of each row."""
+        batch = self._collate(source, requests)
+        if not requests[0].visible:
+            visual, mask = generation.blank(self.model, self.variables, batch)
+            return visual, mask, [{"load": no_load()} for _ in requests]
+        forced = requests[0].group is not None
+        group = self._put(np.array([r.group for r in requests], np.int32)) if forced else None
+        encoded = generation.encode(self.model, self.variables, batch, group)
+        used, load = arrays.to_host(encoded.group), expert_load(encoded, self.groups)
+        rows = []
+        for i, request in enumerate(requests):
+            task = self.tasks[int(used[i])] if self.groups > 1 else request.question.task
+            rows.append({"group": int(used[i]), "task": task, "load": load[i]})
+            if request.routing:
+                slice_mask = source.slices(request.volume)[1]
+                rows[-1]["routing"] = routing_of(encoded, i, self.model.cfg, slice_mask)
+        if encoded.task_logits is not None:
+            for row, shares in zip(rows, softmax(arrays.to_host(encoded.task_logits)), strict=True):
+                row["task_probabilities"] = self._named(shares)
+        return encoded.tokens, encoded.mask, rows
+
+    def _encode_picture(self, source: PictureViews, requests: list[Request], new_tokens: int):
+        """Visual tokens of a picture's views and their mask."""
+        (request,) = requests
+        text = self._text(requests, [None], self.model.cfg.picture_tokens(source.crops) + new_tokens)
+        views, mask = source.slices(request.volume)
+        batch = text | {"slices": views[None], "slice_mask": mask[None]}
+        return generation.encode_picture(self.model, self.variables, batch, source.crops)
+
+    def _collate(self, source: Source, requests: list[Request]) -> dict[str, Any]:
         """What tower and router see: volumes, and prompts of the whole text length, so that they have one program."""
         rows = [(r.volume, r.question.prompt, None, r.question.task) for r in requests]
-        batch = pipeline.collate(source, rows, self.tokenizer, self.text_length, self.model.cfg.tasks)
+        batch = pipeline.collate(source, rows, self.tokenizer, self.text_length, self.tasks)
         batch["image_visible"] = np.array([r.visible for r in requests])
         return self._put(batch)
 
-    def _text(self, requests, targets, others: int):
+    def _text(self, requests: list[Request], targets: list[str | None], others: int) -> dict[str, Any]:
         """What the decoder reads beside `others` positions of visual and new tokens."""
         encoded = [prompts.encode(self.tokenizer, r.question.prompt, t) for r, t in zip(requests, targets, strict=True)]
-        length = self._padded(max(len(e.tokens) for e in encoded), others)
+        longest = max(len(e.tokens) for e in encoded)
+        length = padded_length(self.model.cfg.decoder, longest, others, self.text_length)
         return self._put(prompts.batch(encoded, length, self.tokenizer.pad_id))
-
-    def _padded(self, tokens: int, others: int) -> int:
-        """Columns for a text of `tokens`: whole buckets, in the RoPE regime of the whole text length."""
-        first_regime, length = self.model.cfg.decoder.original_positions, -(-tokens // BUCKET) * BUCKET
-        if self.text_length + others > first_regime:
-            length = max(length, first_regime + 1 - others)
-        return min(length, self.text_length)
 
     def _put(self, tree):
         mesh = jax.sharding.get_mesh()
@@ -116,43 +235,175 @@ class Reader:
             return tree
         return arrays.place(tree, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
 
-    def _ask(self, source, requests: list[Request], new_tokens: int) -> list[Answer]:
-        blind = not any(r.visible for r in requests)
-        batch = self._collate(source, requests)
-        forced = np.array([r.group for r in requests])
-        group = self._put(forced) if (forced >= 0).all() else None
-        count, shares, logits = len(requests), None, None
-        if blind:
-            visual, mask = generation.blank(self.model, self.variables, batch)
-            used = np.zeros(count, int)
-            load = np.zeros((count, 0, 0, 0))
-        else:
-            encoded = generation.encode(self.model, self.variables, batch, group)
-            visual, mask, logits = encoded.tokens, encoded.mask, encoded.task_logits
-            used = arrays.to_host(encoded.group)
-            load = expert_load(encoded, self.model.cfg.tgh.groups)
-        if logits is not None:
-            logits = arrays.to_host(logits).astype(np.float64)
-            shares = np.exp(logits - logits.max(-1, keepdims=True))
-            shares /= shares.sum(-1, keepdims=True)
-        likelihoods, texts = np.zeros((count, 0)), [""] * count
-        if requests[0].options:
-            columns = []
-            for o in range(len(requests[0].options)):
-                scored = self._text(requests, [r.options[o] for r in requests], visual.shape[1])
-                columns.append(
-                    arrays.to_host(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
-                )
-            likelihoods = np.stack(columns, axis=1)
-        else:
-            text = self._text(requests, [None] * count, visual.shape[1] + new_tokens)
-            stops = tuple(self.tokenizer.stop_ids)
-            ids = arrays.to_host(generation.generate(self.model, self.variables, text, visual, mask, new_tokens, stops))
-            texts = [self.tokenizer.decode([int(i) for i in row if i >= 0]).strip() for row in ids]
-        return [
-            Answer(texts[i], likelihoods[i], int(used[i]), load[i], None if shares is None else shares[i])
-            for i in range(count)
-        ]
+    def _named(self, shares: np.ndarray) -> dict[str, float]:
+        return {task: round(float(share), 4) for task, share in zip(self.tasks, shares, strict=True)}
+
+    # ---- one scan, one picture ---------------------------------------------------------------------------------------
+
+    def ask(
+        self, path: str | Path, question: str, choices: Sequence[str] = (), *, task: str | None = None,
+        series: int | None = None, new_tokens: int | None = None, allow_out_of_domain: bool = False,
+    ) -> Answer:  # fmt: skip
+        """Answers a question about the scan at `path` (of a 2D base: a picture). `choices` (2 to 4) are shown with it,
+        and ranked without.
+
+        `task` forces an expert group; `series` chooses in a DICOM folder. UserError names what to change.
+        """
+        question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
+        if not question:
+            raise UserError("--question is empty; ask something.")
+        if choices and (not 2 <= len(choices) <= len(LETTERS) or not all(choices) or len(set(choices)) < len(choices)):
+            raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
+        asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
+        if self.views_of:
+            return self._ask_picture(path, asked, new_tokens or PICTURE_BUCKET * 8)
+        if task == "report" and not allow_out_of_domain:
+            self._refuse_report("--task report")
+        return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain)
+
+    def report(
+        self, path: str | Path, *, series: int | None = None, new_tokens: int | None = None,
+        allow_out_of_domain: bool = False,
+    ) -> Answer:  # fmt: skip
+        """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
+
+        `allow_out_of_domain` lifts that refusal.
+        """
+        if not allow_out_of_domain:
+            self._refuse_report("--report")
+        task = "report" if self.groups > 1 and "report" in self.tasks else None
+        asked = Question("report", "report", "", REPORT_REQUEST, (), "")
+        return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain=True)
+
+    def read(self, path: str | Path, series: int | None = None) -> Scan:
+        """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
+        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series)
+        rope = self.model.cfg.volume.depth_rope
+        if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
+            raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
+        return scan
+
+    def _ask_scan(self, path, asked: Question, task, series, new_tokens, allow_out_of_domain) -> Answer:
+        """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
+        begun, budget = time.perf_counter(), self.run.config["eval"]
+        # A report may be asked for in words of one's own, by --task report.
+        new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
+        self._check(asked, task, new_tokens)
+        scan = self.read(path, series)
+        notes = [*self._domain_warning(), *scan.warnings]
+        bare = asked.without_choices()
+        shares, routed = None, {asked: None, bare: None}
+        if self.groups > 1:
+            for one, row in zip(routed, self.route(scan, [(0, one) for one in routed]), strict=True):
+                routed[one], note = self._allowed_group(row, task, allow_out_of_domain)
+                if one == asked:
+                    shares = self._named(row)
+                    notes += [note] if note else []
+        requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
+        if asked.choices:
+            requests.append(Request(0, bare, asked.choices, routed[bare]))
+        blind, answer, *ranked = self.answer(scan, requests, new_tokens)
+        if ranked:
+            answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
+        return dataclasses.replace(
+            answer, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
+            checkpoint={"name": self.run.name, "digest": self.run.digest},
+            routing=dataclasses.replace(answer.routing, probabilities=shares),
+            seconds=round(time.perf_counter() - begun, 2),
+        )  # fmt: skip
+
+    def _ask_picture(self, path: str | Path, asked: Question, new_tokens: int) -> Answer:
+        """Greedy answer of a 2D base to a question about a picture file. UserError where it cannot be read."""
+        begun, cfg = time.perf_counter(), self.model.cfg
+        views, crops = self.views_of(pictures.read_picture(path), cfg.tower.image_size)
+        tokens = len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)
+        visual = cfg.picture_tokens(crops)
+        room = min(PICTURE_TOKENS, cfg.decoder.max_positions - tokens - visual)
+        if not 1 <= new_tokens <= room:
+            raise UserError(
+                f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
+            )
+        (answer,) = self.answer(PictureViews(views, crops), [Request(0, asked)], new_tokens)
+        return dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
+
+    def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
+        """The expert group of a prompt with these probabilities, and a warning where the router is not followed."""
+        group = int(np.argmax(shares)) if task is None else self.tasks.index(task)
+        others = [i for i, name in enumerate(self.tasks) if name != "report"]
+        if self.tasks[group] != "report" or self.domain not in SYNTHETIC or allow_out_of_domain or not others:
+            return group, ""
+        # A report on a patient's scan is not given by the way of a question either.
+        group = max(others, key=lambda i: shares[i])
+        return group, (
+            f"task: the router sends the question to report ({shares[self.tasks.index('report')]:.2f}), which is "
+            f"refused on real scans in this domain, so the {self.tasks[group]} experts answer "
+            "(--allow-out-of-domain lifts this)"
+        )
+
+    @property
+    def domain(self) -> str:
+        """The data that the run was trained on."""
+        return self.run.manifest.get("domain") or self.run.config["data"]["name"]
+
+    def _refuse_report(self, flag: str) -> None:
+        if self.domain in SYNTHETIC:
+            raise UserError(
+                f"{flag} is refused because the checkpoint {self.run.name} has seen {SYNTHETIC[self.domain]} and "
+                f"no scan of a patient (domain {self.domain}); ask single questions, or add --allow-out-of-domain."
+            )
+
+    def _domain_warning(self) -> list[str]:
+        if self.domain in SYNTHETIC:
+            embedded = self.run.name == "embedded"
+            who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
+            return [
+                f"domain {self.domain}: {who} has seen {SYNTHETIC[self.domain]} and no scan of a patient; "
+                "its answer on a real scan shows that the path works, not what the scan holds"
+            ]
+        return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
+
+    def _check(self, asked: Question, task: str | None, new_tokens: int) -> None:
+        """UserError for what cannot be asked, before the scan is read."""
+        name, cfg = self.run.name, self.model.cfg
+        if task is not None and self.groups == 1:
+            raise UserError(f"--task {task} chooses nothing: {name} has one group of experts; leave it out.")
+        if task is not None and task not in self.tasks:
+            raise UserError(f"--task {task} is unknown to {name}; use one of {', '.join(self.tasks)}.")
+        sizes = [len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)]
+        bare = asked.without_choices().prompt
+        sizes += [len(prompts.encode(self.tokenizer, bare, option).tokens) for option in asked.choices]
+        if max(sizes) > self.text_length:
+            what = "--question with --choices" if asked.choices else "--question"
+            raise UserError(
+                f"{what} takes {max(sizes)} tokens where {name} reads {self.text_length}; shorten the text."
+            )
+        slices = self.run.config["data"]["slices"]
+        room = cfg.decoder.max_positions - self.text_length - cfg.visual_tokens(slices)
+        if not 1 <= new_tokens <= room:
+            raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room in {name}.")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    shares = np.exp((logits := logits.astype(np.float64)) - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:
+    """Columns for a text of `tokens` tokens beside `others` positions: whole buckets, so that texts of about one length
+    share a compiled program.
+
+    Padding never changes the RoPE regime: a run's is that of its whole text length; that of a picture, whose texts have
+    no common length (`text_length` 0), follows its own, and padding never passes the last position.
+    """
+    if text_length:
+        length = -(-tokens // BUCKET) * BUCKET
+        if text_length + others > decoder.original_positions:
+            length = max(length, decoder.original_positions + 1 - others)
+        return min(length, text_length)
+    within = tokens + others <= decoder.original_positions
+    most = decoder.original_positions if within else decoder.max_positions
+    return min(-(-tokens // PICTURE_BUCKET) * PICTURE_BUCKET, most - others)
 
 
 def expert_load(encoded, groups: int) -> np.ndarray:
@@ -168,7 +419,7 @@ def expert_load(encoded, groups: int) -> np.ndarray:
     return load
 
 
-def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
+def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> RoutingMap:
     """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
     layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
     pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
@@ -181,4 +432,4 @@ def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> Routing:
     winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
     load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
     task = cfg.tasks[int(arrays.to_host(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
-    return Routing(task, None, layers, load, winner)
+    return RoutingMap(task, None, layers, load, winner)

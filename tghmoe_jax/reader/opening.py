@@ -1,0 +1,62 @@
+"""Opens a finished run or a 2D base as a Reader."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tghmoe_jax.bases.base import FAMILIES, describe, load_base
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import config as model_config
+from tghmoe_jax.models import leaf_names
+from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.reader.reader import Reader
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
+from tghmoe_jax.training.program import param_shardings
+from tghmoe_jax.weights import adapt
+
+
+def load(run: str | Path = "embedded") -> Reader:
+    """A finished run, ready to be asked about single scans; without a name the embedded reader.
+
+    UserError where `run` is not one.
+    """
+    loaded = load_run(run, "--checkpoint")
+    return Reader(
+        loaded.model, loaded.tokenizer, jax.device_put(loaded.params), loaded.config["data"]["text_length"], run=loaded
+    )
+
+
+def load_sharded(run: LoadedRun, text_length: int, batch: int, mesh: jax.sharding.Mesh) -> Reader:
+    """A finished run whose parameters lie over `mesh`, the current one, as in training."""
+    shardings = param_shardings(run.params, mesh)
+    params = {path: arrays.place(leaf, shardings[path]) for path, leaf in run.params.items()}
+    return Reader(run.model, run.tokenizer, params, text_length, batch, run)
+
+
+def load_picture_reader(folder: str | Path) -> Reader:
+    """The 2D base in `folder` as it is, before any 3D adaptation, in float32, to check a port by asking about a picture.
+
+    UserError names --base where the folder is not a base.
+    """
+    base = load_base(folder, flag="--base")
+    tokenizer = Tokenizer.from_folder(base.folder)
+    facts = describe(base.config)
+    if tokenizer.vocab_size > facts.decoder.vocab:
+        raise UserError(
+            f"--base={folder}: the tokeniser has {tokenizer.vocab_size} tokens and the model only "
+            f"{facts.decoder.vocab}; use the tokeniser files of the same base."
+        )
+    prefix = prompts.encode(tokenizer, "", None).prefix_len
+    model = MLLM(model_config.plain(facts, prefix))
+    sizes = {"slices": 1, "size": model.cfg.tower.image_size, "text_length": prefix + 2}
+    shapes = {path: leaf.shape for path, leaf in param_shapes(model, sizes).items()}
+    leaves, _ = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
+    kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
+    params = {path: leaf.astype(np.float32) for path, leaf in leaf_names.from_canonical(kept, leaves).items()}
+    return Reader(
+        model, tokenizer, jax.device_put(params), 0, views_of=FAMILIES[base.family].views_of(base.folder)
+    )
