@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path):
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in parsed.tags if tag == "img")
     words = " ".join(parsed.text)
     assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa prompts, vqa experts" in words
-    assert "report experts" not in words and html_report.routing_picture.CAPTION in words
+    assert "report experts" not in words and html_report.routing_plot.CAPTION in words
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 1
     assert "sent to report" in words and "Routing, not explanation" in words
 

@@ -8,8 +8,8 @@ import numpy as np
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import findings, statistics
 from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run, overlap
+from tghmoe_jax.evaluation.statistics import FEW_UNITS
 
-FEW_UNITS = 20  # of fewer cases or volumes the percentile interval is too narrow: no difference is marked
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
