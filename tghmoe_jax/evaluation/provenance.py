@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.evaluation import statistics
-from tghmoe_jax.evaluation.protocols import KINDS, Run
+from tghmoe_jax.evaluation.protocols import Run
+from tghmoe_jax.samples.tasks import KINDS
 
 LIBRARIES = ("sacrebleu", "rouge_score", "nltk", "pycocoevalcap", "bert-score", "numpy")
 RULES = {
