@@ -29,6 +29,7 @@ from tghmoe_jax.models import generation
 from tghmoe_jax.reader.reader import Answer, Asked, Reader, Request
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
+from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF, TASKS, under_controls
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.training import compile_cache, hosts, run_folder
@@ -152,14 +153,19 @@ def evaluate(
     e, cfg = config.eval, reader.model.cfg
     given = isinstance(source, ItemSource)
     items = e["items"] if given else min(e["items"], len(source))
-    types = list(TYPES) if config.data.name == "phantom" else [None]
+
+    def types_of(kind: str) -> list[str | None]:
+        """The question types that are asked in rotation."""
+        return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
+
     parse = finding_parser(config.data.name)
     bad = pipeline.BadItems(config.max_bad_fraction, progress)
-    closed, opened, reports = (
-        usable(source, questions(source, kind, items, e.seed + i, types if kind != "report" else [None]), reader, bad)
-        for i, kind in enumerate(("closed", "open", "report"))
-    )
-    volumes = sorted({volume for volume, _ in (*closed, *opened, *reports)})
+    asked_of = {
+        kind: usable(source, questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(kind)), reader, bad)
+        for kind in KINDS
+    }
+    everything = [one for asked in asked_of.values() for one in asked]
+    volumes = sorted({volume for volume, _ in everything})
     if given:  # another volume of the same patient would be no control
         shuffled, foreign = statistics.derangement_across([source.case(volume) for volume in volumes], e.seed)
     else:
@@ -188,7 +194,7 @@ def evaluate(
         kind = asked[0][1].kind
         # A blind answer depends on the prompt alone, so each prompt is asked once.
         once = dict(enumerate(requests)) if visible else {one.question.prompt: one for one in requests}
-        answers = reader.ask(source, list(once.values()), e.new_tokens if kind == "report" else e.answer_tokens)
+        answers = reader.ask(source, list(once.values()), e[TASKS[TASK_OF[kind]].budget])
         if not visible:
             answered = dict(zip(once, answers, strict=True))
             answers = [answered[one.question.prompt] for one in requests]
@@ -199,8 +205,8 @@ def evaluate(
             protocols.Prediction.of(
                 volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
-                findings_true=source.findings(volume) if kind == "report" and parse else None,
-                findings_stated=parse(answer.text) if kind == "report" and parse else None,
+                findings_true=source.findings(volume) if "Findings True" in COLUMNS[kind].more and parse else None,
+                findings_stated=parse(answer.text) if "Findings True" in COLUMNS[kind].more and parse else None,
                 key=source.key(volume) if given else "",
             )
             for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
@@ -208,16 +214,17 @@ def evaluate(
         progress(f"evaluated {name}: {len(asked)} items")
         return answers
 
-    answers = protocol("closed", closed, rank=True)
-    answers += protocol("open", opened)
-    answers += protocol("report", reports)
-    asked_tasks = [question.task for _, question in (*closed, *opened, *reports)]
+    answers = []
+    for kind, asked in asked_of.items():
+        answers += protocol(kind, asked, rank=COLUMNS[kind].lettered)
+    asked_tasks = [question.task for _, question in everything]
     loads = {
         task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
         for task in dict.fromkeys(asked_tasks)
     }
     load = sum(loads.values())
-    for kind, asked in (("closed", closed), ("report", reports)):
+    repeated = {kind: asked for kind, asked in asked_of.items() if kind in under_controls()}
+    for kind, asked in repeated.items():
         if "shuffled" in e.controls:
             protocol(f"control/shuffled_{kind}", asked, shuffled, keep=foreign)
         if any(groups) and "section_shuffled" in e.controls:
@@ -229,10 +236,10 @@ def evaluate(
             protocol(f"control/blind_{kind}", asked, visible=False)
     router = None
     if routed:
-        own = [question for _, question in (*closed, *opened, *reports)]
+        own = [question for _, question in everything]
         other = [] if given else [  # a data set of files has one wording
-            q for kind in protocols.KINDS
-            for _, q in questions(unseen, kind, items, e.seed + 3, types if kind != "report" else [None])
+            q for kind in KINDS
+            for _, q in questions(unseen, kind, items, e.seed + 3, types_of(kind))
         ]  # fmt: skip
         keyword = lambda asked: [router_tests.task_by_keyword(q.question) == q.task for q in asked]  # noqa: E731
         texts = [[q.prompt for q in asked] for asked in (own, other)]
@@ -242,7 +249,7 @@ def evaluate(
             "keyword_accuracy_unseen_wording": (keyword(other), texts[1]),
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
-    shown = [asked[0] for asked in (closed, reports) if asked and load.size]
+    shown = [asked[0] for asked in repeated.values() if asked and load.size]
     overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
     if hosts.first():  # every process has asked the same questions and read the same answers
         outputs.write_predictions(folder, run)

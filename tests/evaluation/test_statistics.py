@@ -10,6 +10,7 @@ from tghmoe_jax.evaluation.statistics import (
     derangement_across,
     derangement_within,
     mean_of_ratios,
+    nested_ci95,
     ratio_ci95,
 )
 
@@ -63,7 +64,7 @@ def test_interval_is_not_available_without_two_units():
 
 def test_resamples_without_a_denominator_are_left_out():
     # Only one of three reports says anything: most resamples without it have no F1.
-    assert ratio_ci95([[2], [0], [0]], [[2], [0], [0]]) == (1.0, 1.0)
+    assert ratio_ci95([[2], [0], [0]], [[2], [0], [0]]) == pytest.approx((1 / (1 + 1.959964**2), 1.0))  # Wilson of one
 
 
 def test_macro_mean_skips_absent_parts():
@@ -116,3 +117,21 @@ def test_derangement_across_leaves_its_group_unless_the_group_is_more_than_half(
 
 def test_derangement_across_draws_different_partners():
     assert len({tuple(derangement_across("aabbcc", seed)[0]) for seed in range(50)}) > 5
+
+
+@pytest.mark.parametrize("units", [2, 20, 1000])
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_an_interval_where_all_units_agree_has_the_width_of_wilsons(score, units):
+    low, high = mean_ci95(np.full(3 * units, score), units=[i // 3 for i in range(3 * units)])
+    free = 1.96**2 / (units + 1.96**2)  # Wilson's bound with no unit, or every unit, right
+    assert (low, high) == pytest.approx((0, free) if score == 0 else (1 - free, 1), abs=1e-4)
+    repeats = np.full((2, units), score)
+    assert nested_ci95(repeats, np.ones((2, units)), range(units)) == pytest.approx((low, high))
+
+
+def test_units_that_a_score_does_not_rest_on_do_not_narrow_its_interval():
+    top, bottom = np.array([[2.0], [2.0], [0.0], [0.0]]), np.array([[2.0], [2.0], [0.0], [0.0]])
+    assert ratio_ci95(top, bottom) == ratio_ci95(top[:2], bottom[:2])
+    assert ratio_ci95(np.zeros((5, 1)), np.ones((5, 1)), most=10.0)[1] == pytest.approx(
+        10 * ratio_ci95(np.zeros((5, 1)), np.ones((5, 1)))[1]
+    )

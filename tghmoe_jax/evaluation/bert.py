@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.metrics import METRICS
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 
 LAYERS = 17  # of roberta-large, which the library takes for English
@@ -66,7 +67,7 @@ def add(runs: Mapping[str, Run], model: Model) -> dict[str, dict[str, list[Predi
     scored = {}
     for name, run in runs.items():
         scored[name] = dict(run)
-        for kind in ("open", "report"):
+        for kind in (kind for kind, name in METRICS if name == "bert_f1"):
             ones = list(run.get(kind, ()))
             pairs = [(one.output.strip(), one.answer.strip()) for one in ones]
             real = list(dict.fromkeys(pair for pair in pairs if all(pair)))

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import findings, statistics
-from tghmoe_jax.evaluation.protocols import KINDS, Prediction, Run, overlap
+from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.evaluation.metrics import of_kind
+from tghmoe_jax.evaluation.protocols import Prediction, Run
+from tghmoe_jax.evaluation.statistics import FEW_UNITS
+from tghmoe_jax.samples.tasks import KINDS
 
-FEW_UNITS = 20  # of fewer cases or volumes the percentile interval is too narrow: no difference is marked
 Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -23,13 +25,13 @@ def compare(
     """
     kinds = [kind for kind in KINDS if kind in one and kind in other]
     if not kinds:
-        raise UserError("the two runs have no kind of prediction in common (closed, open, report).")
+        raise UserError(f"the two runs have no kind of prediction in common ({', '.join(KINDS)}).")
     result = {}
     for kind in kinds:
         a, b = paired(one[kind], other[kind], kind)
         known = b if all(two.case is not None for two in b) else a  # either side may know the cases
         units = [prediction.unit for prediction in known]
-        sides = [(judged_columns if judged else columns)(kind, predictions) for predictions in (a, b)]
+        sides = [columns(kind, predictions, judged) for predictions in (a, b)]
         for name in (name for name in sides[0] if name in sides[1]):
             (top, bottom), (top_b, bottom_b) = (side[name] for side in sides)
             if not (bottom.any() and bottom_b.any()):
@@ -66,32 +68,15 @@ def paired(
     return list(keys[0].values()), [keys[1][key] for key in keys[0]]
 
 
-def columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
-    """{score: numerator and denominator (N,)} of each item."""
-    shared = overlap(predictions) if kind != "closed" else {}
-    ones = np.ones(len(predictions))
-    found = {name: (np.array(values, np.float64), ones) for name, values in shared.items() if values is not None}
-    return found | judged_columns(kind, predictions)
+def columns(kind: str, predictions: Sequence[Prediction], judged: bool = False) -> Columns:
+    """{score: numerator and denominator (N,)} of each metric that all items have."""
+    found = {one.name: one.ratio(predictions) for one in of_kind(kind) if one.compared and (one.judged or not judged)}
+    return {name: ratio for name, ratio in found.items() if ratio is not None and not np.isnan(ratio[0]).any()}
 
 
 def judged_columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
     """`columns` without the overlap of words: what is right or wrong, of closed questions and stated findings."""
-    ones = np.ones(len(predictions))
-    mean = lambda values: (np.array(values, np.float64), ones)  # noqa: E731
-    if kind == "closed":
-        found = {"accuracy": mean([one.correct for one in predictions])}
-        if all(one.choices for one in predictions):
-            found["accuracy_strict"] = mean([one.strictly_correct for one in predictions])
-        if all(one.ranked is not None for one in predictions):
-            found["ranked_accuracy"] = mean([one.ranked == one.letter for one in predictions])
-        return found
-    found = {}
-    known = all(one.findings_true is not None and one.findings_stated is not None for one in predictions)
-    if kind == "report" and known:
-        counts = [findings.counts(one.findings_true, one.findings_stated) for one in predictions]
-        hit, extra, missed = np.array(counts, np.float64).T
-        found["finding_f1"] = (2 * hit, 2 * hit + extra + missed)
-    return found
+    return columns(kind, predictions, judged=True)
 
 
 def table(result: Mapping[str, Mapping]) -> str:

@@ -18,14 +18,10 @@ from pathlib import Path
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.findings import Triple
-from tghmoe_jax.evaluation.protocols import CONTROLS, KINDS, NOT_ASKED, Prediction
+from tghmoe_jax.evaluation.protocols import CONTROLS, NOT_ASKED, Prediction
 from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
+from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF
 
-_NEEDED = {
-    "closed": {"Question", "Answer", "Answer Choice", "Pred"},
-    "open": {"Question", "Answer", "Pred"},
-    "report": {"Question", "Ground Truth", "pred"},
-}
 _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
 MOST_BYTES = 1 << 30  # a larger file is no table of predictions
 
@@ -77,10 +73,11 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8 ({error}); write it again.") from error
-    kind = next((kind for kind in KINDS if _NEEDED[kind] <= columns), None)
-    if kind is None:
-        wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in _NEEDED.items())
+    fitting = [kind for kind in KINDS if COLUMNS[kind].needed <= columns]
+    if not fitting:
+        wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind in KINDS if (names := COLUMNS[kind].needed))
         raise UserError(f"{file} has none of the sets of columns that are understood ({wanted}).")
+    kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
     if len(columns) < len(reader.fieldnames):
         raise UserError(f"{file} has two columns of one name; leave one of them there.")
     if not rows:
@@ -108,23 +105,23 @@ def _key(row: Mapping[str, str]) -> str:
 
 def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], file: Path) -> Prediction:
     """Row `number` of the file; `place` counts its volume where the file does not."""
-    question, choices = row["Question"], ()
-    if kind == "closed" and (found := _CHOICES.search(question)):
+    lettered, question, choices = COLUMNS[kind].lettered, row["Question"], ()
+    if lettered and (found := _CHOICES.search(question)):
         question, choices = question[: found.start()], tuple(_options(found["text"]))
-    letter = row.get("Answer Choice", "").strip().rstrip(".") if kind == "closed" else ""
-    if kind == "closed" and letter not in tuple(LETTERS):
+    letter = row.get("Answer Choice", "").strip().rstrip(".") if lettered else ""
+    if lettered and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
     if letter not in LETTERS[: len(choices)]:
         choices = ()  # not all of them were understood, so that the strict rule has no score
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
     if not volume.isdecimal():  # not quoted: it may be a name
         raise UserError(f"{file}, row {number + 2}: Volume is not a number.")
-    stated = row.get("Findings True") is not None and kind == "report"
+    stated = row.get("Findings True") is not None and "Findings True" in COLUMNS[kind].more
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
-        answer=row["Ground Truth" if kind == "report" else "Answer"], letter=letter,
-        output=row["pred" if kind == "report" else "Pred"], ranked=row.get("Ranked") or None,
-        task_true="report" if kind == "report" else "vqa", task_predicted=row.get("Task Predicted") or None,
+        answer=row[COLUMNS[kind].truth], letter=letter,
+        output=row[COLUMNS[kind].output], ranked=row.get("Ranked") or None,
+        task_true=TASK_OF[kind], task_predicted=row.get("Task Predicted") or None,
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
         case=int(case) if case and case.isdecimal() else case, key=_key(row),

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
-from tghmoe_jax.evaluation.protocols import CONTROL_SCORES, CONTROLS, Prediction, Run, kind_scores, under_control
+from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.samples.questions import TYPES, Source
+from tghmoe_jax.samples.tasks import KINDS, under_controls
 
 CASES = 12  # of each kind that is shown
 SLICES = 6  # of each case's volume
@@ -73,7 +74,9 @@ def write(
         parts += ["<h2>Load of the experts</h2>", _load(loads, layers, tasks)]
     if overlays:
         parts += ["<h2>Experts over slices</h2>", *(_overlay(source, *one) for one in overlays)]
-    for kind, title in (("closed", "Closed questions"), ("report", "Reports")):
+    titles = {"closed": "Closed questions", "report": "Reports"}
+    for kind in (kind for kind in KINDS if kind in under_controls()):
+        title = titles.get(kind, kind.capitalize())
         parts += [f"<h2>{title}: sample cases, failures first</h2>", *_cases(kind, run, source)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
     outputs.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
@@ -94,15 +97,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _scores(metrics: Mapping[str, object], run: Run) -> str:
-    beside: dict[str, dict[str, object]] = {control: {} for control in CONTROLS}
-    for key, (control, score) in CONTROL_SCORES.items():
-        beside[control][score] = metrics.get(key)
-    for control in CONTROLS:
-        scores = kind_scores(under_control(run, control), resamples=0)
-        beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
+    beside = outputs.beside_scores(metrics, run)
     rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
-    for key, value in metrics.items():
-        if key.endswith("_ci95") or key.startswith("control/") or value is None:
+    for key in scores_of(metrics):
+        if (value := metrics[key]) is None:
             continue
         pair = metrics.get(f"{key}_ci95")
         interval = "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
@@ -161,7 +159,7 @@ def _shaded(rows: Sequence[Sequence[object]], head: Sequence[str], form: str) ->
 
 def _confusion(run: Run, tasks: Sequence[str]) -> str:
     """How many prompts of each task the router sent where; empty where it decided nothing."""
-    decided = [one for kind in ("closed", "open", "report") for one in run.get(kind, ()) if one.task_predicted]
+    decided = [one for kind in KINDS for one in run.get(kind, ()) if one.task_predicted]
     if not decided:
         return ""
     rows = [

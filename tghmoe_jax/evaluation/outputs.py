@@ -9,31 +9,19 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics
+from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import (
-    CONTROL_SCORES,
     CONTROLS,
-    KINDS,
     NOT_ASKED,
     Prediction,
     Run,
+    control_scores,
     kind_scores,
-    overlap,
+    scores_of,
     under_control,
 )
 from tghmoe_jax.samples.questions import TYPES
-
-# The first columns of each file are M3D's, in its order and spelling; a score no installed library gives stays empty.
-_FIRST = {
-    "closed": ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
-    "open": ("Question Type", "Question", "Answer", "Pred", "bleu", "rouge1", "meteor", "bert_f1"),
-    "report": ("Question", "Ground Truth", "pred", "bleu", "rouge1", "meteor", "bert_f1"),
-}
-_MORE_OVERLAP = ("bleu2", "bleu3", "bleu4", "rougeL", "cider")
-_MORE = {
-    "closed": ("Type", "Strict", "Ranked"),
-    "open": ("Type", *_MORE_OVERLAP),
-    "report": (*_MORE_OVERLAP, "Findings True", "Findings Stated"),
-}
+from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 
 
 def _triples(triples) -> str:
@@ -43,10 +31,10 @@ def _triples(triples) -> str:
 def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """Every column the predictions of a kind can fill; each file keeps its own."""
     rows = [_row(one) for one in predictions]
-    if predictions and predictions[0].kind != "closed":
-        for name, values in overlap(predictions).items():
-            for row, value in zip(rows, values if values is not None else [], strict=values is not None):
-                row["bleu" if name == "bleu1" else name] = float(value)
+    for metric in of_kind(predictions[0].kind) if predictions else ():
+        values = metric.per_item(predictions) if metric.column else None
+        for row, value in zip(rows, () if values is None else values, strict=values is not None):
+            row[metric.column] = float(value)
     return rows
 
 
@@ -55,11 +43,9 @@ def _row(one: Prediction) -> dict[str, object]:
         # M3D numbers the five types from 1; any other type keeps its name.
         "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,
         "Question": one.prompt,
-        "Answer": one.answer,
-        "Ground Truth": one.answer,
+        COLUMNS[one.kind].truth: one.answer,
         "Answer Choice": one.letter,
-        "Pred": one.output,
-        "pred": one.output,
+        COLUMNS[one.kind].output: one.output,
         "Volume": one.index,
         "Case": one.case,
         "Key": one.key,
@@ -71,7 +57,7 @@ def _row(one: Prediction) -> dict[str, object]:
         "Findings Stated": _triples(one.findings_stated),
         "Disclaimer": DISCLAIMER,
     }
-    if one.kind == "closed":
+    if COLUMNS[one.kind].lettered:
         # The strict rule needs the options, which a file of another system may not hold.
         row |= {"Correct": int(one.correct), "Strict": int(one.strictly_correct) if one.choices else ""}
     return row
@@ -107,7 +93,10 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
         }
         case = ["Case"] if any(one.case is not None for one in run[kind]) else []
         key = ["Key"] if any(one.key for one in run[kind]) else []
-        columns = [*_FIRST[kind], "Volume", *case, *key, *_MORE[kind], "Task", "Task Predicted"]
+        own = COLUMNS[kind]
+        scored = [metric.column for metric in of_kind(kind) if metric.column]
+        columns = [*own.first, "Volume", *case, *key, *own.more, *scored, "Task", "Task Predicted"]
+        columns = list(dict.fromkeys(columns))  # most scores have their place in `first` and `more`
         columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
         text = io.StringIO(newline="")
         # Texts are quoted: a model may write a carriage return, which would end a row.
@@ -144,7 +133,7 @@ def _pair(metrics: Mapping[str, object], key: str) -> str:
 def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
     """Says what a forced wrong expert group changes, item by item, and where a metric could not be computed."""
     remarks = []
-    scored = [kind for kind in ("open", "report") if metrics.get(f"{kind}/bleu1") is not None]
+    scored = [kind for kind in KINDS if metrics.get(f"{kind}/bleu1") is not None]
     for name, why in text_metrics.MISSING.items():
         if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
             remarks.append(why)
@@ -156,7 +145,7 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
         if pairs := [(one, answered[key]) for one in right if (key := (one.index, one.prompt)) in answered]:
             own[kind], forced[kind] = zip(*pairs, strict=True)
     paired = comparison.compare(own, forced, judged=True) if own else {}
-    for score in ("closed/accuracy", "report/finding_f1"):
+    for score in sorted(next(iter(task.scores), "") for task in TASKS.values()):  # of each task the first
         if (row := paired.get(score)) and row["ci95"] is not None:
             low, high = row["ci95"]
             shown = "no effect of the task level is shown" if low <= 0 <= high else "the choice of experts matters"
@@ -178,22 +167,26 @@ def cases(run: Run | None) -> list[str]:
     return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
 
 
+def beside_scores(metrics: Mapping[str, object], run: Run | None = None) -> dict[str, dict[str, float | None]]:
+    """{control: {score: its value under the control}}; without `run` those that `metrics` holds."""
+    beside = {control: {} for control in CONTROLS}
+    for key, (control, score) in control_scores().items():
+        beside[control][score] = metrics.get(key)
+    if run is not None:
+        for control in CONTROLS:
+            scores = kind_scores(under_control(run, control), resamples=0)
+            beside[control] |= {key: one.value for key, one in scores.items() if one.value is not None}
+    return beside
+
+
 def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
     """A terminal table: each score, its 95% interval and the same score under each control.
 
     Without `run` only the controls that `metrics` holds are filled; with it every row is.
     """
-    beside = {control: {} for control in CONTROLS}
-    for key, (control, score) in CONTROL_SCORES.items():
-        beside[control][score] = metrics.get(key)
-    if run is not None:
-        for control in CONTROLS:
-            scores = kind_scores(under_control(run, control), resamples=0)
-            beside[control] |= {key: value for key, (value, _) in scores.items() if value is not None}
+    beside = beside_scores(metrics, run)
     rows = [["score", "value", "95% interval", "shuffled", "in section", "blind", "wrong group"]]
-    for key in metrics:
-        if key.endswith("_ci95") or key.startswith("control/"):
-            continue
+    for key in scores_of(metrics):
         controls = [_number(beside[control].get(key)) for control in CONTROLS]
         rows.append([key, _number(metrics[key]), _pair(metrics, key), *controls])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

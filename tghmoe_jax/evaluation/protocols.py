@@ -11,21 +11,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.evaluation import closed, findings, statistics, text_metrics
+from tghmoe_jax.evaluation import closed, findings, statistics
+from tghmoe_jax.evaluation.metrics import Metric, of_kind
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
+from tghmoe_jax.samples.tasks import KINDS, TASKS
 
-KINDS = ("closed", "open", "report")
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;
 # wrong_group: the other task's expert group.
 CONTROLS = ("shuffled", "section_shuffled", "blind", "wrong_group")
 NOT_ASKED = "(not asked)"  # in place of an answer, where a control left an item out: an empty answer is an answer
 # The task router's decisions, and those of a keyword rule, on the wordings of training and on others.
 ROUTER = ("task_accuracy", "task_accuracy_unseen_wording", "keyword_accuracy", "keyword_accuracy_unseen_wording")
-CONTROL_SCORES = {
-    **{f"control/{name}_closed_accuracy": (name, "closed/accuracy") for name in CONTROLS},
-    **{f"control/{name}_closed_accuracy_strict": (name, "closed/accuracy_strict") for name in CONTROLS},
-    **{f"control/{name}_finding_f1": (name, "report/finding_f1") for name in CONTROLS},
-}
+
+
+def control_scores() -> dict[str, tuple[str, str]]:
+    """{key of metrics.json: (control, the score that it repeats)}, for the scores that tasks name."""
+    return {
+        f"control/{control}_{suffix}": (control, score)
+        for task in TASKS.values()
+        for score, suffix in task.scores.items()
+        for control in CONTROLS
+    }
+
+
+def scores_of(metrics: Mapping[str, object]) -> list[str]:
+    """The keys of `metrics` that are scores of the run itself: no interval, count of units or score of a control."""
+    return [key for key in metrics if not key.endswith(("_ci95", "_few_units")) and not key.startswith("control/")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +95,12 @@ class Prediction:
 Run = Mapping[str, Sequence[Prediction]]
 
 
-def overlap(predictions: Sequence[Prediction]) -> dict[str, np.ndarray | None]:
-    """{name of text_metrics.METRICS: float64 (N,)} of open questions or reports, None where it is not available."""
-    scores = text_metrics.per_sample([one.output for one in predictions], [one.answer for one in predictions])
-    known = [one.bert_f1 for one in predictions]
-    return scores | {"bert_f1": None if None in known else np.array(known, np.float64)}
-
-
 class Score(NamedTuple):
-    """A value in 0..1 and its 95% interval, each None where it is not available."""
+    """A value in 0..1, its 95% interval and the units that it rests on, each None where it is not available."""
 
     value: float | None = None
     ci95: tuple[float, float] | None = None
+    units: int | None = None
 
 
 class _Scorer:
@@ -104,7 +109,7 @@ class _Scorer:
     def __init__(self, seed: int, resamples: int):
         self.seed, self.resamples = seed, resamples
 
-    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None) -> Score:
+    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None, most: float = 1.0) -> Score:
         """Score of (N, K) columns; see `statistics.ratio_ci95`."""
         numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
         if not denominator.any():
@@ -113,7 +118,8 @@ class _Scorer:
         if not self.resamples:
             return Score(value)
         units = None if units is None else list(units)
-        return Score(value, statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples))
+        interval = statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples, most)
+        return Score(value, interval, statistics.count_units(denominator, units))
 
     def mean(self, values: Sequence[float | None] | None, units: Iterable[Hashable] | None = None) -> Score:
         """Score of a plain mean; not available where a single value is not."""
@@ -122,64 +128,48 @@ class _Scorer:
         column = np.asarray(values, np.float64)[:, None]
         return self.ratio(column, np.ones_like(column), units)
 
-    def corpus_bleu(self, ones: Sequence[Prediction], units: Iterable[Hashable]) -> dict[str, Score]:
-        """BLEU of the counts summed over the samples, as corpus-level tables print it."""
-        if not ones:
-            return {name: Score() for name in text_metrics.CORPUS}
-        counts = np.array([text_metrics.bleu_counts(one.output.strip(), one.answer.strip()) for one in ones], float)
-        sums = statistics.resampled_sums(counts, list(units), self.seed, self.resamples) if self.resamples else None
-        scores = {}
-        for order, name in zip(text_metrics.ORDERS, text_metrics.CORPUS, strict=True):
-            interval = None
-            if sums is not None:
-                low, high = np.percentile([text_metrics.bleu(row, order) for row in sums], [2.5, 97.5])
-                interval = (float(low), float(high))
-            scores[name] = Score(text_metrics.bleu(counts.sum(0), order), interval)
-        return scores
+    def of(self, metric: Metric, ones: Sequence[Prediction], types: Sequence[str] = ()) -> Score:
+        """Score of a metric; with `types` the macro mean over them."""
+        if metric.summary is not None:
+            return self._of_sums(metric, ones)
+        if (columns := metric.ratio(ones)) is None:
+            return Score()
+        top, bottom = columns
+        counted = np.flatnonzero(~np.isnan(top))
+        units = [ones[i].unit for i in counted]
+        of_type = np.array([[one.type == type for type in types] for one in ones]) if types else np.ones((len(ones), 1))
+        top, bottom = (column[counted, None] * of_type[counted] for column in (top, bottom))
+        return self.ratio(top, bottom, units, metric.most)
+
+    def _of_sums(self, metric: Metric, ones: Sequence[Prediction]) -> Score:
+        """Score of columns that are summed over the items first, such as the counts of corpus BLEU."""
+        columns = metric.per_item(ones) if ones else None
+        if columns is None:
+            return Score()
+        columns, units = np.asarray(columns, np.float64), [one.unit for one in ones]
+        count, interval = len(set(units)), None
+        sums = statistics.resampled_sums(columns, units, self.seed, self.resamples) if self.resamples else None
+        if sums is not None:
+            low, high = map(float, np.percentile([metric.summary(row) for row in sums], [2.5, 97.5]))
+            interval = statistics.agreed_ci95(low, high, count, metric.most)
+        return Score(metric.summary(columns.sum(0)), interval, count if self.resamples else None)
 
 
 def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, Score]:
-    """The `closed/*`, `open/*` and `report/*` scores of the lists under those keys (a missing list scores None)."""
+    """The scores `<kind>/<metric>` of the lists under each kind (a missing list scores None)."""
     scorer = _Scorer(seed, resamples)
-    asked = {kind: list(predictions.get(kind, ())) for kind in KINDS}
-    drawn = {kind: [one.unit for one in ones] for kind, ones in asked.items()}
-    ones, units = asked["closed"], drawn["closed"]
-    right = np.array([one.correct for one in ones], np.float64)
-    # The strict rule needs the options, which a file of another system may not hold.
-    strict = np.array([one.strictly_correct for one in ones], np.float64) if all(o.choices for o in ones) else None
-    types = list(dict.fromkeys((*TYPES, *(one.type for one in ones if one.type))))  # rows without one have no macro
-    of_type = np.array([[one.type == type for type in types] for one in ones], np.float64).reshape(-1, len(types))
-
-    scores = {
-        "closed/accuracy": scorer.mean(right, units),
-        "closed/accuracy_strict": scorer.mean(strict, units),
-        "closed/accuracy_macro": scorer.ratio(right[:, None] * of_type, of_type, units),
-        "closed/accuracy_strict_macro": Score()
-        if strict is None
-        else scorer.ratio(strict[:, None] * of_type, of_type, units),
-        "closed/ranked_accuracy": scorer.mean(
-            [None if one.ranked is None else one.ranked == one.letter for one in ones], units
-        ),
-    }
-    for type, column in zip(types, of_type.T, strict=True):
-        own = np.flatnonzero(column)
-        scores[f"closed/by_type/{type}"] = scorer.mean(right[own], [units[i] for i in own])
-    for type, column in zip(types, of_type.T, strict=True):
-        own = np.flatnonzero(column)
-        scores[f"closed/by_type_strict/{type}"] = scorer.mean(
-            None if strict is None else strict[own], [units[i] for i in own]
-        )
-    for kind in ("open", "report"):
-        for name, values in overlap(asked[kind]).items():
-            scores[f"{kind}/{name}"] = scorer.mean(values, drawn[kind])
-        for name, found in scorer.corpus_bleu(asked[kind], drawn[kind]).items():
-            scores[f"{kind}/{name}"] = found
-    known = [one for one in asked["report"] if one.findings_true is not None and one.findings_stated is not None]
-    triples = np.array([findings.counts(one.findings_true, one.findings_stated) for one in known], np.float64)
-    hit, extra, missed = triples.reshape(-1, 3).T[:, :, None]
-    scores["report/finding_f1"] = scorer.ratio(2 * hit, 2 * hit + extra + missed, [one.unit for one in known])
+    scores: dict[str, Score] = {}
     for kind in KINDS:
-        scores[f"{kind}/empty"] = scorer.mean([not one.output.strip() for one in asked[kind]], drawn[kind])
+        ones = list(predictions.get(kind, ()))
+        types = list(dict.fromkeys((*TYPES, *(one.type for one in ones if one.type))))  # without one: no macro mean
+        for metric in of_kind(kind):
+            scores[f"{kind}/{metric.name}"] = scorer.of(metric, ones)
+            if metric.by_type:
+                scores[f"{kind}/{metric.name}_macro"] = scorer.of(metric, ones, types)
+        for metric in (one for one in of_kind(kind) if one.by_type):
+            for type in types:
+                own = [one for one in ones if one.type == type]
+                scores[f"{kind}/{metric.by_type}/{type}"] = scorer.of(metric, own)
     return scores
 
 
@@ -220,12 +210,13 @@ def score(
     `router`: right or wrong and the prompt, one decision each (N,), for any of ROUTER; without `task_accuracy`, the
     decisions noted in the run's own predictions count. A decision rests on the prompt, so whole prompts are drawn.
     `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. `resamples` 0
-    leaves the intervals out.
+    leaves the intervals out. A score that rests on fewer than FEW_UNITS cases, volumes or prompts has their number
+    beside it, as `<key>_few_units`.
     """
     scorer = _Scorer(seed, resamples)
     scores = kind_scores(run, seed, resamples)
     controls = {name: kind_scores(under_control(run, name), seed, resamples) for name in CONTROLS}
-    scores |= {key: controls[name][source] for key, (name, source) in CONTROL_SCORES.items()}
+    scores |= {key: controls[name][source] for key, (name, source) in control_scores().items()}
 
     router = router or {}
     decided = [one for kind in KINDS for one in run.get(kind, ()) if one.task_predicted is not None]
@@ -238,7 +229,9 @@ def score(
     scores |= _load_scores(load)
 
     metrics: dict[str, float | list[float] | None] = {}
-    for key, (value, ci95) in scores.items():
+    for key, (value, ci95, units) in scores.items():
         metrics[key] = value
         metrics[f"{key}_ci95"] = None if ci95 is None else list(ci95)
+        if units is not None and units < statistics.FEW_UNITS:
+            metrics[f"{key}_few_units"] = units
     return metrics

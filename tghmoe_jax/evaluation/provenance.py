@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.evaluation import statistics
-from tghmoe_jax.evaluation.protocols import KINDS, Run
+from tghmoe_jax.evaluation.protocols import Run
+from tghmoe_jax.samples.tasks import KINDS
 
 LIBRARIES = ("sacrebleu", "rouge_score", "nltk", "pycocoevalcap", "bert-score", "numpy")
 RULES = {
     "closed/accuracy": "M3D: `<letter>.` occurs anywhere in the output",
     "closed/accuracy_strict": "the output starts with exactly one option letter as A, A., (A) or A), or is an option",
     "aggregation": "mean of sample scores; corpus_bleu of summed counts; an empty output scores 0",
-    "interval": "95 % percentile bootstrap over cases, or volumes where no case is known",
+    "interval": "95 % percentile bootstrap over cases, or volumes where no case is known; "
+    "Wilson's where all of them agree",
 }
 
 

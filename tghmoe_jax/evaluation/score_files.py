@@ -8,6 +8,7 @@ from tghmoe_jax.datasets import leaks
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance
 from tghmoe_jax.evaluation.protocols import Prediction, Run
+from tghmoe_jax.samples.tasks import KINDS
 
 
 def add_parsers(commands) -> None:
@@ -89,7 +90,7 @@ def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, o
     """
     model = _bert_model(args)
     runs = [files.read_run(path) for path in paths]
-    kinds = [kind for kind in protocols.KINDS if kind in runs[0]]
+    kinds = [kind for kind in KINDS if kind in runs[0]]
     removed: dict[str, object] = {}
     if args.leaks is not None:
         leaked = {key for _, key in leaks.dropped(Path(args.leaks), "test")}

@@ -9,6 +9,25 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 1_000
+FEW_UNITS = 20  # with fewer cases or volumes the percentile interval is too narrow to judge by
+
+
+def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> tuple[float, float]:
+    """(low, high), or Wilson's interval of `units` where every resample scores 0 or every one scores `most`.
+
+    Units that all agree leave a bootstrap nothing to vary: it would return [0, 0] or [1, 1] for two units as for a
+    thousand. Source: Wilson 1927, as scipy computes it. `most` is the highest possible score.
+    """
+    if low != high or low not in (0.0, most):
+        return low, high
+    wilson = stats.binomtest(units if low else 0, units).proportion_ci(method="wilson")
+    return float(wilson.low * most), float(wilson.high * most)
+
+
+def count_units(denominator: np.ndarray, units: Sequence[Hashable] | None = None) -> int:
+    """How many units (N labels; None: each sample is one) have a denominator (N, K) above 0: those a score rests on."""
+    present = np.flatnonzero(np.asarray(denominator).any(axis=-1))
+    return len(present) if units is None else len({units[i] for i in present})
 
 
 def mean_of_ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -25,12 +44,14 @@ def ratio_ci95(
     units: Sequence[Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    most: float = 1.0,
 ) -> tuple[float, float] | None:
     """95% percentile bootstrap interval of the mean over K of sum_N numerator / sum_N denominator.
 
     `numerator` and `denominator` are (N, K). A mean has K = 1 and denominators 1, a micro F1 2TP and 2TP+FP+FN, a
     macro accuracy one column a type. Whole `units` (N labels: the volume of each sample) are drawn with replacement,
     because questions about one volume are right or wrong together; without labels each sample is its own unit.
+    Where all units score 0, or all score `most` (the highest value), it is Wilson's interval: see `agreed_ci95`.
     None where fewer than two units leave nothing to resample, or the score itself is undefined.
     """
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
@@ -39,8 +60,8 @@ def ratio_ci95(
     if sums is None or not denominator.any():
         return None
     scores = mean_of_ratios(*np.split(sums, 2, axis=1))  # (R,)
-    low, high = np.nanpercentile(scores, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = map(float, np.nanpercentile(scores, [2.5, 97.5]))
+    return agreed_ci95(low, high, count_units(denominator, labels), most)
 
 
 def resampled_sums(
@@ -127,14 +148,17 @@ def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
 
 
 def nested_ci95(
-    numerators: np.ndarray, denominators: np.ndarray, units: Sequence[Hashable], seed: int = 0,
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    units: Sequence[Hashable],
+    seed: int = 0,
     resamples: int = RESAMPLES,
-) -> tuple[float, float] | None:  # fmt: skip
+) -> tuple[float, float] | None:
     """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
 
     Repeats (training seeds) and, within them, whole `units` (N,) are drawn with replacement, the same units in all
     repeats, which share their items. With few repeats it is too narrow: see `student_ci95`. None for fewer than two
-    units.
+    units. Where all units agree in all repeats it is Wilson's interval of the units: see `agreed_ci95`.
     """
     sums = resampled_sums(np.concatenate([numerators, denominators]).T, units, seed, resamples)  # (R, 2 S)
     if sums is None:
@@ -142,8 +166,9 @@ def nested_ci95(
     tops, bottoms = np.split(sums, 2, axis=1)
     repeats = len(numerators)
     drawn = np.random.default_rng([seed, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples)
-    low, high = np.percentile((tops / np.maximum(bottoms, 1e-9) * drawn).sum(axis=1) / repeats, [2.5, 97.5])
-    return float(low), float(high)
+    scores = (tops / np.maximum(bottoms, 1e-9) * drawn).sum(axis=1) / repeats
+    low, high = map(float, np.percentile(scores, [2.5, 97.5]))
+    return agreed_ci95(low, high, count_units(denominators.T, list(units)))
 
 
 def student_ci95(differences: Sequence[float]) -> tuple[float, float] | None:

@@ -32,14 +32,7 @@ _KEPT = 1 << 16  # scores of (output, reference) pairs that are kept: tables and
 def per_sample(outputs: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray | None]:
     """{metric: float64 (N,) or None where its library or data is missing}; all METRICS but bert_f1."""
     pairs = [(output.strip(), reference.strip()) for output, reference in zip(outputs, references, strict=True)]
-    scores: dict[str, np.ndarray | None] = {}
-    for order, name in zip(ORDERS, BLEU, strict=True):
-        scores[name] = np.array([bleu(bleu_counts(*pair), order) for pair in pairs])
-    rouge = np.array([_rouge(*pair) for pair in pairs]).reshape(-1, 2)
-    scores |= {"rouge1": rouge[:, 0], "rougeL": rouge[:, 1]}
-    scores["meteor"] = None if _wordnet() is None else np.array([_meteor(*pair) for pair in pairs])
-    scores["cider"] = _cider(pairs)
-    return scores
+    return {name: score(pairs) for name, score in SAMPLE.items()}
 
 
 # ---- BLEU ------------------------------------------------------------------------------------------------------------
@@ -139,3 +132,33 @@ def _tokens():
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     return Tokenizer13a()
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+Pairs = Sequence[tuple[str, str]]  # of an output and its reference, stripped
+
+
+def _sample_bleu(pairs: Pairs, order: int) -> np.ndarray:
+    return np.array([bleu(bleu_counts(*pair), order) for pair in pairs])
+
+
+def _sample_rouge(pairs: Pairs, place: int) -> np.ndarray:
+    return np.array([_rouge(*pair)[place] for pair in pairs])
+
+
+def _sample_meteor(pairs: Pairs) -> np.ndarray | None:
+    return None if _wordnet() is None else np.array([_meteor(*pair) for pair in pairs])
+
+
+def _sample_cider(pairs: Pairs) -> np.ndarray | None:
+    return _cider(pairs)
+
+
+SAMPLE: dict[str, Callable[[Pairs], np.ndarray | None]] = {
+    **{name: functools.partial(_sample_bleu, order=order) for order, name in zip(ORDERS, BLEU, strict=True)},
+    "rouge1": functools.partial(_sample_rouge, place=0),
+    "rougeL": functools.partial(_sample_rouge, place=1),
+    "meteor": _sample_meteor,
+    "cider": _sample_cider,
+}

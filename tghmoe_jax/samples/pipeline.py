@@ -19,9 +19,9 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource, Question, Source
+from tghmoe_jax.samples.tasks import TASK_OF
 from tghmoe_jax.samples.tokenizer import Tokenizer
 
-TASK_OF = {"report": "report", "open": "vqa", "closed": "vqa", "binding": "vqa"}  # kinds of a mixture
 _RNG_QUESTION, _RNG_ORDER, _RNG_ITEMS, _RNG_AUGMENT = 1, 2, 3, 4  # streams of the run's seed
 MOST_IN_A_ROW = 100  # items that may be unusable one after another
 FEWEST_SEEN = 100  # a share of fewer items says little

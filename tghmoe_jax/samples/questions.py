@@ -5,13 +5,13 @@ Axis legend: D slices, S pixels, A auxiliary labels.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 LETTERS = "ABCD"
 TYPES = ("plane", "phase", "organ", "abnormality", "location")  # M3D-VQA question types 1 to 5
-Kind = Literal["report", "open", "closed"]
+Kind = str  # one of `samples.tasks`
 
 
 @dataclasses.dataclass(frozen=True)

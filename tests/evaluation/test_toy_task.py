@@ -1,0 +1,97 @@
+"""A third task is one `Task` and one line that registers it: data, batches, scores, files and pages follow."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from tests.evaluation.test_html_report import Source as Slices
+from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.evaluation import comparison, files, html_report, outputs, protocols, provenance
+from tghmoe_jax.evaluation import metrics as registry
+from tghmoe_jax.evaluation.metrics import Metric
+from tghmoe_jax.samples import pipeline, tasks
+from tghmoe_jax.samples.questions import Question
+from tghmoe_jax.samples.tasks import Columns, Task
+from tghmoe_jax.samples.tokenizer import Tokenizer
+
+TRIAGE = Task(
+    "triage",
+    ("triage",),
+    request="How urgent is this scan?",
+    columns={"triage": Columns(("Question", "Level", "Level Pred"), truth="Level", output="Level Pred", order=3)},
+    scores={"triage/accuracy": "triage_accuracy"},
+)
+ACCURACY = Metric("accuracy", "triage", lambda ones: [one.output == one.answer for one in ones], column="Right")
+
+
+@pytest.fixture(autouse=True)
+def triage():
+    kept = [(table, table.copy()) for table in (tasks.TASKS, tasks.TASK_OF, tasks.COLUMNS, registry.METRICS)]
+    kinds = list(tasks.KINDS)
+    tasks.register(TRIAGE)
+    registry.register(ACCURACY)
+    yield
+    for table, before in kept:
+        table.clear()
+        table.update(before)
+    tasks.KINDS[:] = kinds
+
+
+class Source(Slices):
+    aux_names = ()
+
+    def slice_spacing(self, index):
+        return 1.0
+
+    def __len__(self):
+        return 4
+
+    def question(self, index, kind, rng, type=None):
+        return Question(tasks.TASK_OF[kind], kind, "", TRIAGE.request, (), ("urgent", "routine")[index % 2])
+
+
+def run(wrong=()):
+    asked = [Source().question(i, "triage", None) for i in range(4)]
+    found = [
+        protocols.Prediction.of(i, q, "?" if i in wrong else q.answer, task_predicted="triage")
+        for i, q in enumerate(asked)
+    ]
+    blind = [protocols.Prediction.of(i, q, "routine") for i, q in enumerate(asked)]
+    return {"triage": found, "control/blind_triage": blind}
+
+
+def test_a_third_task_is_drawn_into_batches():
+    mixture = pipeline.mixture_of({"report": 1, "triage": 1})
+    assert mixture == (("report", 1), ("triage", 1))
+    names = tuple(tasks.TASKS)
+    spec = pipeline.BatchSpec(4, 1, 1, 128, mixture, names)
+    assert spec.task_shares == (0.5, 0, 0.5)
+    batch = next(pipeline.train_iterator(Source(), Tokenizer.from_folder(EMBEDDED), spec, seed=0, steps=1))
+    assert np.array_equal(batch["task"], [[0, 2, 0, 2]])
+    assert batch["loss_mask"].any(axis=-1).all()
+
+
+def test_a_third_task_is_scored_written_read_compared_and_shown(tmp_path):
+    own = run(wrong=[2])
+    scores = protocols.score(own)
+    assert scores["triage/accuracy"] == 0.75 and scores["triage/accuracy_few_units"] == 4
+    assert scores["control/blind_triage_accuracy"] == 0.5 and scores["router/task_accuracy"] == 1
+    (path,) = outputs.write_predictions(tmp_path, own)
+    assert path.name == "predictions_triage.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["Right"] for row in rows] == ["1.0", "1.0", "0.0", "1.0"]
+    again = files.read_run(tmp_path)
+    assert protocols.score(again)["triage/accuracy"] == 0.75
+    assert protocols.score(again)["control/blind_triage_accuracy"] == 0.5
+    assert comparison.compare(again, run())["triage/accuracy"]["difference"] == 0.25
+    assert provenance.manifest(own, seed=0)["items"]["triage"] == 4
+    assert "triage/accuracy" in outputs.table(scores, own)
+    html_report.write(tmp_path / "report.html", scores, own, Slices(), tuple(tasks.TASKS))
+    page = (tmp_path / "report.html").read_text()
+    assert "triage/accuracy" in page and "sent to triage" in page and "Triage: sample cases" in page
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="registered already"):
+        tasks.register(TRIAGE)
