@@ -143,7 +143,7 @@ def dispatch_over_mesh(cfg: TGH, u, choice, gate, weights: ExpertWeights) -> tup
         if travels:
             y, dropped = apply_sharded_experts(
                 u, number[choice], gate, weights, quick_gelu, axes, cfg.transport, cfg.capacity_factor,
-                [shares[i] for i in order],
+                [shares[i] for i in order], one_group=cfg.task_input != "none",
             )  # fmt: skip
         else:
             y, dropped = apply_experts(

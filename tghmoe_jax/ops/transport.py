@@ -8,7 +8,8 @@ and multiplies them by a grouped product (ops/grouped.py).
 A sample's tokens only ever need the experts of its own task's group. Where groups lie on an axis of their own,
 `all_to_all` therefore deals whole samples to their group's devices first, once each and without a spare slot, since the
 loader gives every device a fixed number of samples of each task; the exchange of routed tokens, K times as large and
-with spare slots, then stays among the devices of one group.
+with spare slots, then stays among the devices of one group. Where tokens go through every group (task_input `none`),
+no dealing of samples helps: they are exchanged over both axes at once.
 
 All of it runs inside a `jax.shard_map`. Experts are numbered as they are placed: device d of the axes holds experts
 d * L .. (d + 1) * L - 1, and D * L stands for a token that goes nowhere.
@@ -40,12 +41,13 @@ def apply_sharded_experts(
     capacity_factor: float = 1.25,
     shares: Sequence[float] = (),
     grouped: str = "auto",
+    one_group: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over the K choices of gate * FFN_choice(x), for experts spread over the mesh axes `axes`.
 
     x (B, T, C), choice int (B, T, K) in 0..D*L, gate (B, T, K): this device's samples; weights (L, ...): this device's
-    experts. Of two axes the first is that of the groups, and a sample's choices lie in one part of it. `shares`
-    (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns y (B, T, C) in x's
+    experts. Of two axes the first is that of the groups; `one_group` says that a sample's choices all lie in one part
+    of it (pairs that do not are dropped and counted). `shares` (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns y (B, T, C) in x's
     dtype and a number of pairs dropped, int32, whose sum over the devices is that of all. `grouped`: the product of
     `apply_experts`. ValueError for an unknown transport.
     """
@@ -53,7 +55,7 @@ def apply_sharded_experts(
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
     experts = jax.lax.axis_size(axes) * weights.fc1.shape[0]
     shares = shares or [1 / experts] * experts
-    if transport == "all_to_all" and len(axes) == 2:
+    if transport == "all_to_all" and len(axes) == 2 and one_group:
         return _by_group(x, choice, gate, weights, activation, axes, capacity_factor, shares)
     flat = (a.reshape(-1, a.shape[-1]) for a in (x, choice, gate))
     if transport == "all_to_all":
@@ -86,12 +88,14 @@ def _by_group(x, choice, gate, weights, activation, axes, capacity_factor, share
         return jax.lax.all_to_all(rows, outer, 0, 0).reshape(-1, a.shape[-1])
 
     own = dealt(choice - nowhere) + nowhere  # an empty slot holds zeros
-    own = jnp.where(own < nowhere, own - jax.lax.axis_index(outer) * experts, experts)
+    own = own - jax.lax.axis_index(outer) * experts
+    own = jnp.where((own >= 0) & (own < experts), own, experts)
     busiest = [max(shares[place::experts]) * samples / room for place in range(experts)]
     y, dropped = _all_to_all(dealt(x), own, dealt(gate), weights, activation, inner, capacity_factor, busiest)
     y = jax.lax.all_to_all(y.reshape(parts, room, -1), outer, 0, 0).reshape(parts * room, -1)
     y = combine(y, slot, source, jnp.ones((samples, 1), x.dtype)).reshape(x.shape)
-    missed = jnp.sum((choice < nowhere) & ~kept[:, None, None]).astype(jnp.int32)
+    reached = kept[:, None, None] & (choice // experts == part[:, None, None])
+    missed = jnp.sum((choice < nowhere) & ~reached).astype(jnp.int32)
     return y, dropped + missed
 
 
