@@ -101,7 +101,9 @@ def through_every_group(transport: str, groups: int, experts: int, shares: tuple
     """A layer with task_input `none` on 8 devices of the expert axis, against all experts on one device."""
 
     def outcome(mesh, **options):
-        cfg = TGH(groups=groups, experts=experts, task_input="none", capacity_factor=8.0, group_shares=shares, **options)
+        cfg = TGH(
+            groups=groups, experts=experts, task_input="none", capacity_factor=8.0, group_shares=shares, **options
+        )
         layer = MoE(cfg, groups, experts, min(TOP_K, experts), 8, jnp.dtype("float32"))
         with jax.set_mesh(mesh):
             params = jax.jit(layer.init)(jax.random.key(0), *batch)

@@ -47,9 +47,9 @@ def apply_sharded_experts(
 
     x (B, T, C), choice int (B, T, K) in 0..D*L, gate (B, T, K): this device's samples; weights (L, ...): this device's
     experts. Of two axes the first is that of the groups; `one_group` says that a sample's choices all lie in one part
-    of it (pairs that do not are dropped and counted). `shares` (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns y (B, T, C) in x's
-    dtype and a number of pairs dropped, int32, whose sum over the devices is that of all. `grouped`: the product of
-    `apply_experts`. ValueError for an unknown transport.
+    of it (pairs that do not are dropped and counted). `shares` (D * L,) is the part of all pairs that each expert
+    should get (default: equal parts). Returns y (B, T, C) in x's dtype and a number of pairs dropped, int32, whose sum
+    over the devices is that of all. `grouped`: the product of `apply_experts`. ValueError for an unknown transport.
     """
     gate = gate.astype(x.dtype)
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))
