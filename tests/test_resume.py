@@ -1,12 +1,14 @@
 """A run that is killed and started again is the run that nobody killed: the same losses, bit for bit."""
 
+import json
 import random
+import shutil
 import signal
 
 import pytest
 
 from tests import tiny_run
-from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 # What the killed process does to itself. A loss is noted, half of the next line is written, and the process is gone;
@@ -73,6 +75,34 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tiny_folder, ti
     assert broken == unbroken, kills
     one, other = (checkpoints.load_params(folder)[0] for folder in (tiny_stage1, run))
     assert one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_a_change_of_steps_is_recorded_once_and_compared_with_the_last_one(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 8}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"seeds": {"train": 0}}))
+    assert run_folder.record_steps(tmp_path, 4, 8) == 8
+    assert run_folder.read_manifest(tmp_path) == {"seeds": {"train": 0}}
+    assert [run_folder.record_steps(tmp_path, 4, 12) for _ in range(2)] == [8, 12]
+    assert run_folder.record_steps(tmp_path, 6, 8) == 12
+    assert run_folder.read_manifest(tmp_path) == {
+        "seeds": {"train": 0},
+        "schedules": [
+            {"from_step": 4, "steps": 12, "steps_before": 8},
+            {"from_step": 6, "steps": 8, "steps_before": 12},
+        ],
+    }
+
+
+def test_a_resumed_run_with_more_steps_says_that_its_schedule_moves(tiny_folder, tiny_stage1):
+    run = tiny_folder / "longer"
+    shutil.copytree(tiny_stage1, run)
+    more = tiny_run.STEPS + 1
+    flags = (*tiny_run.options(tiny_folder), "--config.eval.every=0", f"--config.train.steps={more}")
+    done = tiny_run.command(tiny_folder, "stage1.py", run, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"now ends at step {more} (was {tiny_run.STEPS})" in done.stdout
+    change = {"from_step": tiny_run.STEPS, "steps": more, "steps_before": tiny_run.STEPS}
+    assert run_folder.read_manifest(run)["schedules"] == [change]
 
 
 def test_a_finished_run_that_is_started_again_stays_as_it_is(tiny_folder, tiny_stage1):

@@ -87,6 +87,13 @@ def run(config: ConfigDict, workdir: str) -> int:
         state = store.restore(state, batches)
         if hosts.first():
             print(f"continued from step {int(state.step)}", flush=True)
+            before = run_folder.record_steps(workdir, int(state.step), config.train.steps)
+            if before != config.train.steps:
+                print(
+                    f"the schedule of the learning rate now ends at step {config.train.steps} (was {before}); "
+                    "rates from here on follow the new schedule",
+                    flush=True,
+                )
     elif hosts.first():
         manifest = reporting.manifest(
             seeds={"train": config.train.seed, "eval": config.eval.seed},

@@ -98,32 +98,33 @@ def partners(data: int, fsdp: int, expert: int) -> list[list[int]]:
         return sorted(map(list, replica_groups(run.lower(params, *batch).compile().as_text(), ("all-to-all",))))
 
 
-def without_a_group() -> dict:
-    """A layer of 2 groups of 4 experts whose samples go to both groups, on 8 devices that split both: distances from
-    the layer on one device with every expert computed for every token."""
-    cfg = dataclasses.replace(tiny.tgh(groups=2), task_input="none", transport="all_to_all", capacity_factor=4.0)
-    layer = MoE(cfg, 2, 4, 2, 8, "quick_gelu", jnp.dtype("float32"))
-    oracle = layer.clone(cfg=dataclasses.replace(cfg, dispatch="dense"))
-    rng = np.random.default_rng(3)
-    u, t = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 3, 4), (16, 5)))
-    rest = (np.arange(48).reshape(16, 3) % 7 > 0, t, np.arange(16, dtype=np.int32) % 2)
-    params = layer.init(jax.random.key(0), u, *rest)
+def through_every_group(transport: str, groups: int, experts: int, shares: tuple[float, ...]) -> dict:
+    """A layer with task_input `none` on 8 devices of the expert axis, against all experts on one device."""
 
-    def run(layer):
-        def total(params, u):
-            y, stats = layer.apply(params, u, *rest)
-            return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), (y, stats.dropped)
+    def outcome(mesh, **options):
+        cfg = dataclasses.replace(
+            tiny.tgh(groups=groups), experts=experts, task_input="none", capacity_factor=8.0, group_shares=shares,
+            **options,
+        )  # fmt: skip
+        layer = MoE(cfg, groups, experts, min(TOP_K, experts), 8, "quick_gelu", jnp.dtype("float32"))
+        with jax.set_mesh(mesh):
+            params = jax.jit(layer.init)(jax.random.key(0), *batch)
 
-        gradients, (y, dropped) = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, u)
-        return [np.asarray(leaf) for leaf in jax.tree.leaves((y, gradients))], float(dropped)
+            def total(params, u):
+                y, stats = layer.apply(params, u, *batch[1:])
+                return jnp.sum(y * cotangent), (y, stats)
 
-    expected, _ = run(oracle)
-    mesh = make_mesh(1, 1, 8, experts=4)
-    assert dict(mesh.shape)["group"] == 2
-    with jax.set_mesh(mesh):
-        found, dropped = run(layer)
-    distances = [float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)]
-    return {"distance": max(distances), "least": min(float(np.abs(a).max()) for a in expected), "dropped": dropped}
+            found, (y, stats) = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, batch[0])
+        return jax.device_get((y, found)), float(stats.dropped)
+
+    draws = np.random.default_rng(3)
+    cotangent, u = draws.standard_normal((2, 16, TOKENS, 8)).astype(np.float32)
+    valid = draws.random((16, TOKENS)) > 0.2
+    batch = (u, valid, draws.standard_normal((16, 5)).astype(np.float32), np.arange(16, dtype=np.int32) % groups)
+    found, dropped = outcome(make_mesh(1, 1, 8, experts=experts), transport=transport)
+    expected, _ = outcome(make_mesh(1, 1, 1, jax.devices()[:1], experts=experts), dispatch="dense")
+    distance = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), found, expected)
+    return {"dropped": dropped, "distance": jax.tree.leaves(distance)}
 
 
 def main() -> None:
@@ -149,7 +150,11 @@ def main() -> None:
                 "distance": {key: float(np.abs(found[key] - expected[key]).max()) for key in expected},
             }  # fmt: skip
         report[f"{name}: least"] = min(float(np.abs(leaf).max()) for leaf in expected.values())
-    report["without a group"] = without_a_group()
+    report["every group"] = {
+        f"{transport} {groups} x {experts} {shares}": through_every_group(transport, groups, experts, shares)
+        for transport in ("all_to_all", "gather")
+        for groups, experts, shares in [(2, 4, ()), (2, 4, (0.75, 0.25)), (4, 4, ()), (8, 1, ())]
+    }
     report["partners"] = {str(sizes): partners(*sizes) for sizes in [(1, 1, 8), (2, 1, 4), (2, 2, 2)]}
     print(json.dumps(report))
 

@@ -8,7 +8,8 @@ and multiplies them by a grouped product (ops/grouped.py).
 A sample's tokens only ever need the experts of its own task's group. Where groups lie on an axis of their own,
 `all_to_all` therefore deals whole samples to their group's devices first, once each and without a spare slot, since the
 loader gives every device a fixed number of samples of each task; the exchange of routed tokens, K times as large and
-with spare slots, then stays among the devices of one group.
+with spare slots, then stays among the devices of one group. Where tokens go through every group (task_input `none`),
+no dealing of samples helps: they are exchanged over both axes at once.
 
 All of it runs inside a `jax.shard_map`. Experts are numbered as they are placed: device d of the axes holds experts
 d * L .. (d + 1) * L - 1, and D * L stands for a token that goes nowhere.
@@ -44,10 +45,10 @@ def apply_sharded_experts(
     """Sum over the K choices of gate * FFN_choice(x), for experts spread over the mesh axes `axes`.
 
     x (B, T, C), choice int (B, T, K) in 0..D*L, gate (B, T, K): this device's samples; weights (L, ...): this device's
-    experts. Of two axes the first is that of the groups; `one_group` says that all choices of a sample lie in one part
-    of it. `shares` (D * L,) is the part of all pairs that each expert should get (default: equal parts). Returns
-    y (B, T, C) in x's dtype and a number of pairs dropped, int32, whose sum over the devices is that of all. `grouped`:
-    the product of `apply_experts`. ValueError for an unknown transport.
+    experts. Of two axes the first is that of the groups; `one_group` says that a sample's choices all lie in one part
+    of it (pairs that do not are dropped and counted). `shares` (D * L,) is the part of all pairs that each expert
+    should get (default: equal parts). Returns y (B, T, C) in x's dtype and a number of pairs dropped, int32, whose sum
+    over the devices is that of all. `grouped`: the product of `apply_experts`. ValueError for an unknown transport.
     """
     gate = gate.astype(x.dtype)
     weights = ExpertWeights(*(w.astype(x.dtype) for w in weights))

@@ -152,6 +152,17 @@ def find(run: str, flag: str) -> epath.Path:
     return folder
 
 
+def record_steps(run: epath.PathLike, step: int, steps: int) -> int:
+    """The `train.steps` that the run had so far; a change of it at `step` is added to the manifest's `schedules`."""
+    manifest = read_manifest(run)
+    changes = manifest.get("schedules", [])
+    before = changes[-1]["steps"] if changes else flatten(read_config(run))["train.steps"]
+    if before != steps:
+        manifest["schedules"] = [*changes, {"from_step": step, "steps": steps, "steps_before": before}]
+        storage.write_text(epath.Path(run) / "manifest.json", json.dumps(manifest, indent=1))
+    return before
+
+
 def model_folder(run: epath.PathLike) -> epath.Path:
     return epath.Path(run) / MODEL
 
