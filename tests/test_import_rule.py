@@ -93,7 +93,7 @@ def may_import(module, target):
     if module.split(".")[0] != PACKAGE:
         return True  # benchmarks and the like stand above everything
     if module == PACKAGE:
-        return other == "predict"  # `load`, through __getattr__ (see the test of eager imports)
+        return other == "reader"  # `load`, through __getattr__ (see the test of eager imports)
     if own == other and own not in LEVEL:
         return True
     if own in ("errors", "sharding"):

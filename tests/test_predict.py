@@ -26,7 +26,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.scan import range_warnings
@@ -185,9 +185,9 @@ def test_likelihoods_are_those_of_the_teacher_forced_model(stage2, scan):
     """One option scored here from the plain forward pass, its template and stop tokens included."""
     reader = tghmoe_jax.load(stage2)
     answer = reader.ask(scan, QUESTION, ("axial", "coronal"))
-    batch = reader.batch(reader.read(scan), QUESTION, "coronal")
+    batch = batch_of(reader, scan, "coronal")
     group = np.array([reader.tasks.index(answer.task)], np.int32)
-    output = jax.jit(reader.model.apply)(reader._variables, batch, group)
+    output = jax.jit(reader.model.apply)(reader.variables, batch, group)
     start = reader.model.cfg.prefix_length + 1
     logs = np.asarray(jax.nn.log_softmax(output.logits))[0]
     marked = np.flatnonzero(batch["loss_mask"][0, start:])
@@ -280,9 +280,15 @@ def test_the_command_runs_as_a_module():
 # ----------------------------------------------------------------------------------------------------- model input
 
 
+def batch_of(reader, path: Path, target: str | None = None) -> dict[str, np.ndarray]:
+    """The model's input for the question about a scan."""
+    rows = [(0, QUESTION, target, "vqa")]
+    return pipeline.collate(reader.read(path), rows, reader.tokenizer, reader.text_length, reader.tasks)
+
+
 def same_input(reader, one: Path, other: Path) -> None:
     """Every array of the model's batch is the same, bit for bit."""
-    a, b = (reader.batch(reader.read(path), QUESTION) for path in (one, other))
+    a, b = (batch_of(reader, path) for path in (one, other))
     assert a.keys() == b.keys() and a["slices"].any()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)

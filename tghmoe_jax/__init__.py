@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "load":
-        from tghmoe_jax.predict import load
+        from tghmoe_jax.reader.opening import load
 
         return load
     raise AttributeError(f"module 'tghmoe_jax' has no attribute {name!r}")

@@ -20,6 +20,7 @@ from tghmoe_jax.bases.base import EMBEDDED, load_base
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
+from tghmoe_jax.reader.examination import test_sources
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.augment import Augment
@@ -53,12 +54,12 @@ def run(config: ConfigDict, workdir: str) -> int:
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
-    mesh = evaluate.open_mesh(config)
+    mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     if config.eval.every and config.data.name not in DRAWN:
-        evaluate.test_sources(config)  # a set without a test item would say so after the last step only
+        test_sources(config)  # a set without a test item would say so after the last step only
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)

@@ -71,7 +71,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
     origin = train.load_origin(config)
     origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more
     tokenizer = Tokenizer.from_folder(origin.tokenizer)
-    mesh = evaluate.open_mesh(config)
+    mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
     source = make_source(config.data, "train", config.data.volumes)
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)

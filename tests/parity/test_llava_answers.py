@@ -21,7 +21,8 @@ from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models import generation
-from tghmoe_jax.reader import base_model
+from tghmoe_jax.reader.opening import load_picture_reader
+from tghmoe_jax.reader.reader import padded_length
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 
@@ -92,7 +93,7 @@ def test_the_answer_about_a_picture_equals_the_peers(folder, tmp_path, question)
         )  # fmt: skip
     expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert expected
-    assert base_model.load(path).ask(tmp_path / "picture.png", question, NEW) == expected
+    assert load_picture_reader(path).ask(tmp_path / "picture.png", question, new_tokens=NEW).text == expected
 
 
 def test_the_single_view_is_the_middle_of_the_picture():
@@ -106,10 +107,10 @@ def test_the_single_view_is_the_middle_of_the_picture():
 
 def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "picture.png")
-    model = base_model.load(folder[0])
-    model.ask(tmp_path / "picture.png", "What?", NEW)
+    model = load_picture_reader(folder[0])
+    model.ask(tmp_path / "picture.png", "What?", new_tokens=NEW)
     compiled = generation.generate._cache_size()
-    model.ask(tmp_path / "picture.png", "Is there a nodule?", NEW)
+    model.ask(tmp_path / "picture.png", "Is there a nodule?", new_tokens=NEW)
     assert generation.generate._cache_size() == compiled
 
 
@@ -121,4 +122,4 @@ def test_a_question_of_another_length_compiles_nothing_anew(folder, tmp_path):
 ])  # fmt: skip
 def test_texts_are_padded_within_their_rope_regime(tokens, others, expected):
     decoder = dataclasses.replace(tiny.model().cfg.decoder, original_positions=100, max_positions=200)
-    assert base_model.padded_length(decoder, tokens, others) == expected
+    assert padded_length(decoder, tokens, others, 0) == expected

@@ -17,13 +17,14 @@ from tghmoe_jax.drawn.phantom_source import seeds_of
 from tghmoe_jax.drawn.phantom_text import make_question
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.training import run_folder
 
 PLANE = ("--question", "Which plane is this?", "--choices", "axial|coronal|sagittal|oblique")
 
 
 @pytest.fixture(scope="module")
-def reader() -> predict.Predictor:
+def reader() -> Reader:
     return tghmoe_jax.load()
 
 

@@ -38,7 +38,7 @@ def load_sharded(run: LoadedRun, text_length: int, batch: int, mesh: jax.shardin
 
 
 def load_picture_reader(folder: str | Path) -> Reader:
-    """The 2D base in `folder` as it is, before any 3D adaptation, in float32, to check a port by asking about a picture.
+    """The 2D base in `folder` as it is, in float32, without any 3D adaptation: to check a port with a picture.
 
     UserError names --base where the folder is not a base.
     """

@@ -203,7 +203,7 @@ def mend(step: str) -> str:
 
 
 def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, step: str, chip: Chip) -> list[Compiled]:
-    """The functions that answer questions (`answering.Reader`), with parameters as `loading.load_run` gives them."""
+    """The functions that answer questions (see reader/reader.py), with parameters as `loading.load_run` gives them."""
     model, mesh = generation.inference(model), whole.mesh
     rows = config.eval.batch + -config.eval.batch % whole.spec.devices
     over = whole.batch_sharding.spec[1]

@@ -1,0 +1,198 @@
+"""The examination of a model: the questions of a test split, every control beside them, and the scores.
+
+Axis legend: N items.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from tghmoe_jax.datasets.sources import finding_parser, make_source
+from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
+from tghmoe_jax.reader.answer import Answer
+from tghmoe_jax.reader.reader import Asked, Reader, Request
+from tghmoe_jax.samples import pipeline, prompts
+from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
+from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF, TASKS, under_controls
+from tghmoe_jax.training import hosts
+
+
+def test_sources(config: ConfigDict) -> tuple[Source, Source]:
+    """The test split in the wordings of training, and in wordings that training never holds (of files: the same)."""
+    seen = make_source(config.data, "test", config.eval["items"], "seen")
+    if isinstance(seen, ItemSource):
+        return seen, seen
+    return seen, make_source(config.data, "test", config.eval["items"], "unseen")
+
+
+def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[str | None]) -> Asked:
+    """The fixed test questions of a kind.
+
+    Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
+    its own first `items`, volume by volume, so that each volume is read once.
+    """
+    rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
+    if isinstance(source, ItemSource):
+        asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
+        return sorted(asked, key=lambda one: one[0])
+    volumes = [i % len(source) for i in range(items)]
+    return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
+
+
+def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems) -> Asked:
+    """What can be asked: of a data set of files, volumes may be broken and texts too long. See `pipeline.BadItems`."""
+    if not isinstance(source, ItemSource):
+        return asked
+    faults: dict[int, str] = {}
+    for volume in dict.fromkeys(volume for volume, _ in asked):
+        try:
+            source.slices(volume)
+        except UserError as error:
+            faults[volume] = str(error)
+    kept, skipped = [], []
+    for volume, question in asked:
+        long = len(prompts.encode(reader.tokenizer, question.prompt, None).tokens) > reader.text_length
+        if volume in faults or long:
+            fault = faults.get(volume, "a question is longer than --config.data.text_length allows.")
+            skipped.append((source.key(volume), fault))
+        else:
+            kept.append((volume, question))
+    bad.note(skipped, len(kept))
+    return kept
+
+
+def examine(
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
+) -> dict[str, Any]:
+    """Runs all protocols and the config's controls on `source` and writes predictions and metrics.json into `folder`.
+
+    `unseen` is the same split in wordings that training never holds, for the router's second score.
+    """
+    e, cfg = config.eval, reader.model.cfg
+    given = isinstance(source, ItemSource)
+    items = e["items"] if given else min(e["items"], len(source))
+
+    def types_of(kind: str) -> list[str | None]:
+        """The question types that are asked in rotation."""
+        return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
+
+    parse = finding_parser(config.data.name)
+    bad = pipeline.BadItems(config.max_bad_fraction, progress)
+    asked_of = {
+        kind: usable(source, questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(kind)), reader, bad)
+        for kind in KINDS
+    }
+    everything = [one for asked in asked_of.values() for one in asked]
+    volumes = sorted({volume for volume, _ in everything})
+    if given:  # another volume of the same patient would be no control
+        shuffled, foreign = statistics.derangement_across([source.case(volume) for volume in volumes], e.seed)
+    else:
+        shuffled, foreign = statistics.derangement(len(volumes), e.seed), None
+    groups = [source.group(i) for i in volumes]
+    sectioned, moved = statistics.derangement_within(groups, e.seed)
+    routed = cfg.tgh.groups > 1
+    run: dict[str, list[protocols.Prediction]] = {}
+
+    def protocol(name, asked, order=None, keep=None, rank=False, group=None, visible=True) -> list[Answer]:
+        """Asks each question about its volume, or the one that `order` puts in its place where `keep` holds.
+
+        With `rank` the options are ranked as well.
+        """
+        place = {volume: i for i, volume in enumerate(volumes)}
+        asked = [one for one in asked if keep is None or keep[place[one[0]]]]
+        if not asked:
+            return []
+        requests = [
+            Request(
+                volume if order is None else volumes[order[place[volume]]], question,
+                group=None if group is None else group(question), visible=visible,
+            )
+            for volume, question in asked
+        ]  # fmt: skip
+        kind = asked[0][1].kind
+        # A blind answer depends on the prompt alone, so each prompt is asked once.
+        once = dict(enumerate(requests)) if visible else {one.question.prompt: one for one in requests}
+        answers = reader.answer(source, list(once.values()), e[TASKS[TASK_OF[kind]].budget])
+        if not visible:
+            answered = dict(zip(once, answers, strict=True))
+            answers = [answered[one.question.prompt] for one in requests]
+        ranked = [LETTERS[choice] for choice in reader.rank(source, requests)] if rank else [None] * len(asked)
+        run[name] = [
+            protocols.Prediction.of(
+                volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
+                task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
+                findings_true=source.findings(volume) if "Findings True" in COLUMNS[kind].more and parse else None,
+                findings_stated=parse(answer.text) if "Findings True" in COLUMNS[kind].more and parse else None,
+                key=source.key(volume) if given else "",
+            )
+            for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
+        ]  # fmt: skip
+        progress(f"evaluated {name}: {len(asked)} items")
+        return answers
+
+    def wrong_group(question: Question) -> int:
+        return (cfg.tasks.index(question.task) + 1) % len(cfg.tasks)
+
+    answers = []
+    for kind, asked in asked_of.items():
+        answers += protocol(kind, asked, rank=COLUMNS[kind].lettered)
+    asked_tasks = [question.task for _, question in everything]
+    loads = {
+        task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
+        for task in dict.fromkeys(asked_tasks)
+    }
+    load = sum(loads.values())
+    repeated = {kind: asked for kind, asked in asked_of.items() if kind in under_controls()}
+    for kind, asked in repeated.items():
+        if "shuffled" in e.controls:
+            protocol(f"control/shuffled_{kind}", asked, shuffled, keep=foreign)
+        if any(groups) and "section_shuffled" in e.controls:
+            protocol(f"control/section_shuffled_{kind}", asked, sectioned, keep=moved)
+        if routed and "wrong_group" in e.controls:
+            protocol(f"control/wrong_group_{kind}", asked, group=wrong_group)
+        if "blind" in e.controls:
+            protocol(f"control/blind_{kind}", asked, visible=False)
+    router = None
+    if routed:
+        other = [] if given else [  # a data set of files has one wording
+            one for kind in KINDS for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
+        ]  # fmt: skip
+        own_prompts, other_prompts = ([question.prompt for _, question in asked] for asked in (everything, other))
+        router = {
+            "task_accuracy_unseen_wording": (routed_right(reader, unseen, other), other_prompts),
+            "keyword_accuracy": (keyword_right(everything), own_prompts),
+            "keyword_accuracy_unseen_wording": (keyword_right(other), other_prompts),
+        }
+    metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
+    shown = [asked[0] for asked in repeated.values() if asked and load.size]
+    overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
+    if hosts.first():  # every process has asked the same questions and read the same answers
+        outputs.write_predictions(folder, run)
+        manifest = provenance.manifest(
+            run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
+            data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
+        )  # fmt: skip
+        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        html_report.write(
+            folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
+            overlays,
+        )  # fmt: skip
+        outputs.write_metrics(folder, metrics)
+    progress(outputs.table(metrics, run))
+    return metrics
+
+
+def routed_right(reader: Reader, source: Source, asked: Asked) -> list[bool]:
+    """Whether the router sends each question about its volume to its task."""
+    picked = np.argmax(reader.route(source, asked), axis=-1)
+    return [reader.tasks[group] == question.task for group, (_, question) in zip(picked, asked, strict=True)]
+
+
+def keyword_right(asked: Asked) -> list[bool]:
+    """Whether the keyword rule finds the task of each question."""
+    return [router_tests.task_by_keyword(question.question) == question.task for _, question in asked]
