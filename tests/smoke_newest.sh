@@ -22,7 +22,7 @@ fi
 environment=.cache/newest
 [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
 export PATH="$PWD/$environment/bin:$PATH" PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu
-python -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest pytest-xdist
+python -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[notebooks]" pytest pytest-xdist hypothesis filelock
 python -m pip check
 python -c '
 import sys, flax, jax
@@ -57,4 +57,4 @@ nibabel.save(nibabel.Nifti1Image(drawn.hu.transpose(2, 1, 0), [[-6, 0, 0, 0], [0
 step "predict, the embedded reader" python -m tghmoe_jax.predict --volume "$folder/scan.nii.gz" --json \
   --question "Which phase is this?" --choices "non-contrast|arterial|portal venous|delayed"
 grep -q '"text": "[A-D]. arterial"' "$folder/output" || { cat "$folder/output"; echo "not the answer of the pinned packages" >&2; exit 1; }
-step "notebook" python -m pytest -q -p no:cacheprovider tests/test_notebooks.py -k "top_to_bottom and read_a_scan"
+step "notebook" python -m pytest -q -m "" -p no:cacheprovider tests/test_notebooks.py -k "top_to_bottom and read_a_scan"
