@@ -1,6 +1,7 @@
 """The import rule: which part of the project may import which, read from the syntax tree of every file."""
 
 import ast
+import collections
 import graphlib
 import subprocess
 import sys
@@ -157,6 +158,16 @@ def unsafe_calls(root):
 
 def test_no_import_breaks_the_rule():
     assert violations(ROOT) == []
+
+
+def test_no_two_classes_share_a_name():
+    where = collections.defaultdict(list)
+    for path in files(ROOT):
+        if path.relative_to(ROOT).parts[0] == PACKAGE:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    where[node.name].append(module_name(path, ROOT))
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
 
 
 def test_nothing_is_loaded_through_pickle_or_remote_code():

@@ -159,7 +159,7 @@ def test_bertscore_is_the_greedy_match_of_the_layers_outputs(tiny_bert):
             hidden = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0]
         return hidden.numpy() / np.linalg.norm(hidden.numpy(), axis=1, keepdims=True)
 
-    found = bert.add({"a": small_run()}, bert.Model(tiny_bert, 2))["a"]
+    found = bert.add({"a": small_run()}, bert.BertModel(tiny_bert, 2))["a"]
     assert found["open"][1].output == "" and found["open"][1].bert_f1 == 0
     for one in (found["open"][0], *found["report"]):
         alike = vectors(one.output) @ vectors(one.answer).T
@@ -173,7 +173,7 @@ def test_the_command_scores_with_a_model_folder(run, tiny_bert, tmp_path, capsys
     found = scored(capsys, run, *options, "--to", str(tmp_path / "to"))
     assert 0 < found["report/bert_f1"] <= 1 and found["open/bert_f1"] < 0.51
     manifest = json.loads((tmp_path / "to" / "manifest.json").read_text())
-    assert manifest["bert"] == {"sha256": bert.Model(tiny_bert, 2).digest, "layer": 2}
+    assert manifest["bert"] == {"sha256": bert.BertModel(tiny_bert, 2).digest, "layer": 2}
 
 
 @pytest.mark.parametrize(

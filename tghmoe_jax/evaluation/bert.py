@@ -17,7 +17,7 @@ LAYERS = 17  # of roberta-large, which the library takes for English
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class BertModel:
     """A BERTScore model: its folder and the layer whose outputs are compared. UserError where it is none."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Model:
         return found.hexdigest()
 
 
-def add(runs: Mapping[str, Run], model: Model) -> dict[str, dict[str, list[Prediction]]]:
+def add(runs: Mapping[str, Run], model: BertModel) -> dict[str, dict[str, list[Prediction]]]:
     """The runs with `bert_f1` filled in for open questions and reports; an empty output or reference scores 0."""
     try:
         from bert_score import BERTScorer

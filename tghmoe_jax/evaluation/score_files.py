@@ -116,9 +116,9 @@ def _without(run: Run, leaked: set[str], path: str) -> dict[str, list[Prediction
     return {kind: ones for kind, ones in kept.items() if ones}
 
 
-def _bert_model(args: argparse.Namespace) -> bert.Model | None:
+def _bert_model(args: argparse.Namespace) -> bert.BertModel | None:
     if args.bert_model is None:
         if args.bert_layers is not None:
             raise UserError("--bert-layers belongs to --bert-model; name the model's folder.")
         return None
-    return bert.Model(Path(args.bert_model), bert.LAYERS if args.bert_layers is None else args.bert_layers)
+    return bert.BertModel(Path(args.bert_model), bert.LAYERS if args.bert_layers is None else args.bert_layers)

@@ -41,7 +41,7 @@ def empty_cache(cfg: Model, batch: int, slots: int) -> Cache:
     return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), 0)
 
 
-class Context(NamedTuple):
+class LayerContext(NamedTuple):
     """What every layer reads: the (cos, sin) (B, T, H/2) of each of `Decoder.ropes`, the mask of each of
     `Decoder.windows`, and the first cache slot to write."""
 
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
     layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache, ctx: Context):
+    def __call__(self, x: jax.Array, cache, ctx: LayerContext):
         """x (B, T, W); cache None or (k, v) of this layer, written from slot ctx.start on. Returns y and (k, v)."""
         d = self.cfg.decoder
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
@@ -124,7 +124,7 @@ class DecoderBlock(nn.Module):
     layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache, ctx: Context):
+    def __call__(self, x: jax.Array, cache, ctx: LayerContext):
         """x (B, T, W) -> the same shape, and the layer's cache."""
         post = self.cfg.decoder.post_norms
         y, cache = SelfAttention(self.cfg, self.layer, name="attn")(rms_norm(self.cfg, "attn_norm")(x), cache, ctx)
@@ -141,7 +141,7 @@ class DecoderPeriod(nn.Module):
     layers: tuple[DecoderLayer, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, caches, ctx: Context):
+    def __call__(self, x: jax.Array, caches, ctx: LayerContext):
         """caches: None or the (k, v) of each layer of the pattern."""
         filled = []
         for i, layer in enumerate(self.layers):
@@ -184,7 +184,7 @@ class LanguageModel(nn.Module):
         layers = self.cfg.decoder.blocks[start : start + period]
         return scanned(self.cfg, start, layers, name=leaf_names.scan_name(start, repeats, period))
 
-    def _run(self, x: jax.Array, cache, ctx: Context):
+    def _run(self, x: jax.Array, cache, ctx: LayerContext):
         """All layers; cache None, or keys and values as `Cache` holds them."""
         if not self.cfg.scan_decoder:
             filled = []
@@ -245,7 +245,7 @@ class LanguageModel(nn.Module):
         masks = (dataclasses.replace(mask, reach=w, positions=slots if w else None) for w in d.windows)
         tables = tuple(rope_tables(self.cfg, one, positions, planned_length) for one in d.ropes)
         layer_cache = None if cache is None else (cache.k, cache.v)
-        x, layer_cache = self._run(over_batch(x), layer_cache, Context(tables, tuple(masks), start))
+        x, layer_cache = self._run(over_batch(x), layer_cache, LayerContext(tables, tuple(masks), start))
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
         return over_batch(self.final_norm(x)), cache

@@ -53,7 +53,7 @@ def block_specs(cfg: Model) -> list[BlockSpec]:
     return specs
 
 
-class Context(NamedTuple):
+class BlockContext(NamedTuple):
     """What every block reads: slab_mask bool (B, D), cos and sin (B, D, r/2), t (B, R), group int (B,)."""
 
     slab_mask: jax.Array
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, ctx: Context) -> jax.Array:
+    def __call__(self, x: jax.Array, ctx: BlockContext) -> jax.Array:
         """x (B, D, T, C) -> (B, D, T, C)."""
         tower, volume = self.cfg.tower, self.cfg.volume
         batch, slabs, tokens, width = x.shape
@@ -119,7 +119,7 @@ class Block(nn.Module):
     spec: BlockSpec
 
     @nn.compact
-    def __call__(self, x: jax.Array, ctx: Context) -> tuple[jax.Array, MoEStats | None]:
+    def __call__(self, x: jax.Array, ctx: BlockContext) -> tuple[jax.Array, MoEStats | None]:
         """x (B, D, T, C) -> the same shape, and the statistics of the block's token experts."""
         cfg, spec = self.cfg, self.spec
         x = x + Attention(cfg, spec.attn, name="attn")(layer_norm(cfg, "ln1")(x), ctx)
@@ -155,7 +155,7 @@ class Period(nn.Module):
     specs: tuple[BlockSpec, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, ctx: Context):
+    def __call__(self, x: jax.Array, ctx: BlockContext):
         stats = []
         for offset, spec in enumerate(self.specs):
             x, one = Block(self.cfg, spec, name=f"block_{self.start + offset}")(x, ctx)
@@ -199,7 +199,7 @@ class ViT3D(nn.Module):
             )
         index = jnp.broadcast_to(jnp.arange(slabs), (batch, slabs)) if depth_index is None else depth_index
         cos, sin = depth_tables(volume, index, slice_spacing, depth_scale)
-        ctx = Context(slab_mask, cos, sin, t, group)
+        ctx = BlockContext(slab_mask, cos, sin, t, group)
         specs = block_specs(self.cfg)
         first3d = min(volume.attn3d_layers, default=None)
         stats: dict[int, Any] = {}
