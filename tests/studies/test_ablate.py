@@ -151,6 +151,19 @@ def test_a_result_of_another_config_is_refused(rows, flags, capsys):
     assert "does not say by which config it was made" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_results_of_the_docs_still_give_the_table_of_the_docs(tmp_path):
+    """Their configs are those of the version that made them."""
+    docs = tiny_run.ROOT / "docs" / "ablations"
+    shutil.copytree(docs / "results", tmp_path / "results")
+    assert ablate.main([f"--config={ablations.__file__}", f"--workdir={tmp_path}", "--table"]) == 0
+    found, kept = (json.loads((folder / "table.json").read_text()) for folder in (tmp_path, docs))
+    assert [row["row"] for row in found] == [row["row"] for row in kept]
+    for one, other in zip(found, kept, strict=True):
+        for key, value in other.items():
+            assert one[key] == pytest.approx(value), (one["row"], key)
+
+
 def test_every_row_takes_the_same_steps_batch_order_and_questions():
     same = ("data.", "eval.", "loss.", "optimizer.", "train.seed", "train.batch")
 

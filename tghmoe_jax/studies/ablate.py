@@ -20,12 +20,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics
+from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, reporting, run_folder
 from tghmoe_jax.training.command_line import parse
@@ -90,6 +92,8 @@ class Ablation:
         if old is None:
             raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
         free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
+        old = traverse_util.unflatten_dict(old, sep=".")  # a result of an earlier version may hold keys that have gone
+        old = run_folder.flatten(old | {"model": current(old["model"])})
         if differ := run_folder.differing(old, new, free):
             raise UserError(
                 f"{file} was made with another config, which differs in {', '.join(differ[:5])}"
