@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from tghmoe_jax.bases import pictures
-from tghmoe_jax.bases.base import FAMILIES, describe, load_base
+from tghmoe_jax.bases.base import FAMILIES, describe, load_base, tokenizer_of
 from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
@@ -69,7 +69,7 @@ def load(folder: str | Path) -> BaseModel:
     UserError names --base where the folder is no base.
     """
     base = load_base(folder, flag="--base")
-    tokenizer = Tokenizer.from_folder(base.folder)
+    tokenizer = tokenizer_of(base.folder, base.config)
     facts = describe(base.config)
     if tokenizer.vocab_size > facts.decoder.vocab:
         raise UserError(
