@@ -1,5 +1,6 @@
 import importlib.resources
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn import train_tokenizer
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 
 BASE = Path(str(importlib.resources.files("tghmoe_jax"))) / "assets" / "base"
@@ -46,10 +48,8 @@ def test_plain_text_never_yields_a_special_id(parts):
 def test_template_text_yields_special_ids_and_decode_leaves_them_out():
     ids = TOKENIZER.encode_template("<|user|>\n<|end|>")
     assert ids[0] == TOKENIZER.id_of("<|user|>") and ids[-1] == TOKENIZER.id_of("<|end|>")
-    assert (
-        TOKENIZER.decode([TOKENIZER.bos_id, *TOKENIZER.encode("liver cyst"), TOKENIZER.id_of("<|end|>"), TOKENIZER.eos_id])
-        == "liver cyst"
-    )
+    answer = [TOKENIZER.bos_id, *TOKENIZER.encode("liver cyst"), TOKENIZER.id_of("<|end|>"), TOKENIZER.eos_id]
+    assert TOKENIZER.decode(answer) == "liver cyst"
 
 
 def test_option_letters_are_single_tokens_apart_from_the_article():
@@ -137,12 +137,20 @@ def test_half_a_surrogate_pair_is_a_user_error():
         TOKENIZER.encode("\ud800")
 
 
-def test_worker_processes_import_neither_transformers_nor_jax():
+def test_worker_processes_encode_prompts_without_transformers_jax_or_the_code_of_a_family(tmp_path):
+    (tmp_path / "sent").write_bytes(pickle.dumps(TOKENIZER))
     code = (
-        "import sys, tghmoe_jax.samples.prompts, tghmoe_jax.drawn.scenes; "
-        "print({'jax', 'transformers'} & set(sys.modules))"
+        "import pickle, sys, tghmoe_jax.samples.prompts as prompts, tghmoe_jax.drawn.scenes; "
+        f"tokenizer = pickle.load(open({str(tmp_path / 'sent')!r}, 'rb')); "
+        "print(prompts.encode(tokenizer, 'Which plane?', 'axial').tokens, "
+        "{'jax', 'transformers', 'tghmoe_jax.bases'} & set(sys.modules))"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "set()"
-    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert said == f"{prompts.encode(TOKENIZER, 'Which plane?', 'axial').tokens} set()"
+
+
+def test_a_tokeniser_without_a_special_token_of_the_template_is_refused(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_text((BASE / name).read_text(encoding="utf-8").replace("<|user|>", "<|other|>"))
+    with pytest.raises(UserError, match=r"tokenizer.json has no token <\|user\|>"):
+        Tokenizer.from_folder(tmp_path, CHAT)
