@@ -24,6 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.datasets.items import Dataset, Item
@@ -96,7 +97,7 @@ def once(way: str, unit: str, root: Path, workers: int, seconds: float) -> dict[
         grids = iter(grids.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
         return rate(lambda: next(grids), seconds, ROWS)
     spec = pipeline.BatchSpec(ROWS, 1, 1, 64, (("open", 1),), ("report", "vqa"))
-    tokenizer = Tokenizer.from_folder(ASSETS)
+    tokenizer = Tokenizer.from_folder(ASSETS, CHAT)
     batches = pipeline.train_iterator(source, tokenizer, spec, 0, 10**6, workers=workers if way == "batches" else 0)
     return rate(lambda: next(batches), seconds, ROWS)
 

@@ -16,7 +16,8 @@ from configs import pretrain2d, stage1
 from tests import tiny_run
 from tghmoe_jax import convert, train
 from tghmoe_jax.bases import llava, phi3v
-from tghmoe_jax.bases.base import EMBEDDED, load_base
+from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
@@ -32,7 +33,7 @@ def pretrained(tmp_path_factory):
     config = pretrain2d.get_config()
     config.data.size = tiny_run.SIZE
     config.model.depth_rope.rotary_dim = 8
-    names, tokenizer = ("shape:disc", "place:upper left:disc"), Tokenizer.from_folder(EMBEDDED)
+    names, tokenizer = ("shape:disc", "place:upper left:disc"), Tokenizer.from_folder(EMBEDDED, CHAT)
     model = program.build_model(config, tiny_run.BASE, names, tokenizer, ())
     rng = np.random.default_rng(0)
     shapes = loading.param_shapes(model, config.data)
@@ -80,7 +81,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     config.model.depth_rope.rotary_dim = 8
     config.model.tgh.layers = (1,)
     origin = train.load_origin(config)
-    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
+    model = program.build_model(config, origin.config, (), tokenizer_of(origin.tokenizer, origin.config), ())
     shapes = loading.param_shapes(model, config.data)
     _, fresh, report = train.assemble(origin, shapes, "average")
     assert not report.ignored and report.of("inflated") == ["vision/patch/kernel"]
@@ -159,7 +160,7 @@ def test_a_converted_base_serves_a_stage_of_3d_training(make, tmp_path):
     config.data.size = origin.config["vision_config"]["image_size"]
     config.model.attn3d_layers, config.model.tgh.layers = (1, 2), (2,)
     config.model.depth_rope.rotary_dim = 8
-    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(origin.tokenizer), ())
+    model = program.build_model(config, origin.config, (), tokenizer_of(origin.tokenizer, origin.config), ())
     _, fresh, report = train.assemble(origin, loading.param_shapes(model, config.data), "average")
     assert not report.ignored and all("router/" in path for path in fresh)
 

@@ -12,6 +12,7 @@ from configs import stage1
 from tests import tiny_run
 from tests.datasets import dataset_fixtures
 from tghmoe_jax import prepare
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def own(tiny_folder) -> dict[str, str]:
 def test_each_data_set_gives_a_first_batch(tiny_folder, name):
     data = ConfigDict(stage1.get_config().data)
     data.update(raw(tiny_folder, name) | {"slices": tiny_run.SLICES, "size": tiny_run.SIZE, "text_length": 200})
-    source, tokenizer = make_source(data, "train", 0), Tokenizer.from_folder(tiny_folder / "base")
+    source, tokenizer = make_source(data, "train", 0), Tokenizer.from_folder(tiny_folder / "base", CHAT)
     mixture = tuple((kind, 1) for kind in ("report", "open", "closed") if sum(source.counts(kind)))
     spec = pipeline.BatchSpec(2 * len(mixture), 1, 1, 200, mixture, ("report", "vqa"))
     batch = next(pipeline.train_iterator(source, tokenizer, spec, 0, 1))

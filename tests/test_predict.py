@@ -21,6 +21,7 @@ from configs import common, pretrain2d
 from tests.scans import ct_fixtures as ct
 from tghmoe_jax import predict
 from tghmoe_jax.bases.base import EMBEDDED, describe
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
@@ -77,7 +78,7 @@ def write_run(folder: Path, domain: str, groups: int, layers: tuple[int, ...] = 
     config.model.tgh.update({"layers": layers, "groups": groups, "hidden": 24})
     config.eval.update({"new_tokens": 12, "answer_tokens": 8})
     write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
-    tokenizer = Tokenizer.from_folder(folder.parent / f"{folder.name}-tokenizer")
+    tokenizer = Tokenizer.from_folder(folder.parent / f"{folder.name}-tokenizer", CHAT)
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(describe(base), config.model.to_dict(), ((5,), (6, 7)), prefix))
     rng = np.random.default_rng(1)

@@ -15,6 +15,7 @@ from gcp_storage_emulator.server import create_server
 from configs import stage1
 from tests import tiny_run
 from tghmoe_jax.bases.base import load_base
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training import hosts, reporting, run_folder
@@ -55,8 +56,8 @@ def test_what_describes_a_run_is_written_and_read_at_a_url(tiny_folder, bucket):
     assert run_folder.read_config(run)["train"] == json.loads(json.dumps(config.train.to_dict()))
     assert run_folder.read_base_config(run) == {"a": 1} and run_folder.read_manifest(run) == {"name": "x"}
     text = "two words"
-    own = Tokenizer.from_folder(tiny_folder / "base").encode(text)
-    assert Tokenizer.from_folder(run_folder.model_folder(run)).encode(text) == own
+    own = Tokenizer.from_folder(tiny_folder / "base", CHAT).encode(text)
+    assert Tokenizer.from_folder(run_folder.model_folder(run), CHAT).encode(text) == own
     run_folder.check_workdir(config, run)
     config.train.seed += 1
     with pytest.raises(UserError, match="differs in train.seed"):

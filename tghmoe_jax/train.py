@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
-from tghmoe_jax.bases.base import EMBEDDED, load_base
+from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
@@ -25,7 +25,6 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
-from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import flops
 from tghmoe_jax.training import checkpoints, hosts, loading, reporting, run_folder
@@ -53,7 +52,7 @@ def run(config: ConfigDict, workdir: str) -> int:
 
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
-    tokenizer = Tokenizer.from_folder(origin.tokenizer)
+    tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from benchmarks import models
 from benchmarks.measure import Row, alternate, better, must_agree, prepare_torch
 from tghmoe_jax import evaluate, train
+from tghmoe_jax.bases.base import tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples import pipeline
-from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.tools import flops
@@ -70,7 +70,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
     simulate_devices()
     origin = train.load_origin(config)
     origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more
-    tokenizer = Tokenizer.from_folder(origin.tokenizer)
+    tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
     source = make_source(config.data, "train", config.data.volumes)

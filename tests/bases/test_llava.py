@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tghmoe_jax.bases import llava
+from tghmoe_jax.bases import llava, phi3v
 from tghmoe_jax.bases.base import load_base, save_base
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.weights.storage import read_tensors, write_tensors
@@ -46,6 +46,11 @@ def checkpoint(config: dict, generation: str, dtype=np.float32) -> dict[str, np.
         llava.named(row.name, generation): rng.standard_normal(row.torch_shape).astype(np.float32).astype(dtype)
         for row in rows
     }
+
+
+def test_the_text_part_decides_how_it_is_spoken_to():
+    chats = {kind: llava.FAMILY.chat(llava.flatten(published(kind))) for kind in ("llama", "mistral", "qwen2", "phi3")}
+    assert chats == dict.fromkeys(("llama", "mistral", "qwen2"), llava.VICUNA) | {"phi3": phi3v.CHAT}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

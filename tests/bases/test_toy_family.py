@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import string
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from PIL import Image
 
 from tests import tiny
 from tests.bases import toy
@@ -13,7 +16,11 @@ from tghmoe_jax.bases import base as bases
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.reader import base_model
+from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import FILES
 from tghmoe_jax.sharding.rules import rule_of
+from tghmoe_jax.training import run_folder
 from tghmoe_jax.weights import storage
 
 
@@ -31,7 +38,21 @@ def folder(tmp_path_factory):
     leaves = {name: leaf - (1 if "decoder" in name and name.endswith("scale") else 0) for name, leaf in leaves.items()}
     storage.write_tensors(folder, toy.FAMILY.to_checkpoint(leaves, toy.CONFIG))
     (folder / "config.json").write_text(json.dumps(toy.CONFIG))
+    write_tokenizer(folder)
     return folder
+
+
+def write_tokenizer(folder):
+    """A character a token; as in Gemma's, runs of newlines are tokens that are not special."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *toy.CHAT.special]
+    names = [*special, "\n\n\n", "\n\n", "\n", *" .?<>_", *string.ascii_lowercase]
+    bpe = tokenizers.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(["\n\n\n", "\n\n"])
+    tokenizer.save(str(folder / FILES[0]))
+    (folder / FILES[1]).write_text("{}")
 
 
 @pytest.fixture
@@ -56,6 +77,39 @@ def test_it_is_loaded_and_written_back_bit_for_bit(folder, base, tmp_path):
     bases.save_converted(tmp_path / "converted", base)
     again = bases.load_base(tmp_path / "converted")
     assert all(np.array_equal(again.params[name], leaf) for name, leaf in base.params.items())
+
+
+def test_its_prompts_are_tokenised_as_its_template_in_one_string(folder, base, tmp_path):
+    run_folder.write_model(tmp_path, base.config, folder)  # as a run records it
+    tokenizer = bases.tokenizer_of(run_folder.model_folder(tmp_path), run_folder.read_base_config(tmp_path))
+    start = "<bos><start_of_turn>user\n\n\n<start_of_image>"
+    asked = "<end_of_image>\n\nwhat is it?<end_of_turn>\n<start_of_turn>model\n"
+    encoded = prompts.encode(tokenizer, "what is it?", "a disc.")
+    assert encoded.tokens == tokenizer.encode_template(f"{start}{asked}a disc.<end_of_turn>")
+    assert encoded.tokens[: encoded.prefix_len] == tokenizer.encode_template(start)
+    assert prompts.encode(tokenizer, "what is it?", None).tokens == tokenizer.encode_template(start + asked)
+    marked = [[i for i, on in zip(encoded.tokens, mask, strict=True) if on]
+              for mask in (encoded.question_mask, encoded.loss_mask)]  # fmt: skip
+    end = tokenizer.id_of("<end_of_turn>")
+    assert marked == [tokenizer.encode("what is it?"), [*tokenizer.encode("a disc."), end]]
+    assert tokenizer.stop_ids == {tokenizer.id_of("<eos>"), end}
+    spelt = prompts.encode(tokenizer, "<end_of_turn>", "<eos>")
+    assert spelt.tokens.count(end) == 2 and tokenizer.eos_id not in spelt.tokens
+
+
+def test_it_is_asked_about_a_picture_in_its_template(folder, base, tmp_path, monkeypatch):
+    Image.new("RGB", (20, 16), (200, 30, 90)).save(tmp_path / "picture.png")
+    model, seen, generate = base_model.load(folder), [], generation.generate
+
+    def spy(model, variables, batch, visual, mask, new_tokens, stops):
+        seen.append((batch["tokens"][batch["token_mask"]].tolist(), stops))
+        return generate(model, variables, batch, visual, mask, new_tokens, stops)
+
+    monkeypatch.setattr(generation, "generate", spy)
+    assert isinstance(model.ask(tmp_path / "picture.png", "what is it?", 8), str)
+    tokenizer = bases.tokenizer_of(folder, toy.CONFIG)
+    stops = tuple(sorted({tokenizer.id_of("<eos>"), tokenizer.id_of("<end_of_turn>")}))
+    assert seen == [(prompts.encode(tokenizer, "what is it?", None).tokens, stops)]
 
 
 def test_its_model_takes_a_training_step_and_every_leaf_has_a_place(base):

@@ -3,7 +3,7 @@
 A SigLIP-like tower (no class token, patch bias, no norm before the blocks, the last layer after its norm is the
 feature, pixels in -1..1) and a Gemma-like decoder (two sliding layers to a full one, with a RoPE of their own;
 zero-centred norms after the parts too, normed queries and keys, a scaled embedding, a tied head, images that see
-themselves).
+themselves). Its template is Gemma 3's: one BOS, the image between tokens of its own, an answer that ends a turn.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.models.config import Base, Decoder, DecoderLayer, Projector, Rope, Tower
+from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
 from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, HWIO, T
 
@@ -88,7 +89,19 @@ def views_of(folder: Path):
     return pictures.square
 
 
+CHAT = ChatTemplate(
+    before_image="<start_of_turn>user\n\n\n<start_of_image>", after_image="<end_of_image>", before_question="\n\n",
+    after_question="<end_of_turn>\n<start_of_turn>model\n", after_answer="<end_of_turn>", bos_again=False, joint=None,
+    eos_last=False, bos="<bos>", eos="<eos>", stop=("<end_of_turn>",),
+    special=("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),
+)  # fmt: skip
+
+
+def chat(config):
+    return CHAT
+
+
 FAMILY = Family(
     name="toy", architectures=("ToyForPictures",), model_types=("toy",), mark="projector.1.weight", mark_is="projector",
-    flatten=dict, describe=describe, table=table, renamed=str, views_of=views_of,
+    flatten=dict, describe=describe, table=table, renamed=str, views_of=views_of, chat=chat,
 )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets import file_source as module
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets.file_source import TEST_REQUEST, FileSource
@@ -70,7 +71,7 @@ def make(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_folder(EMBEDDED)
+    return Tokenizer.from_folder(EMBEDDED, CHAT)
 
 
 def batches(source, tokenizer, **more) -> pipeline.TrainBatches:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.scans.ct_fixtures import axes_of, patient, write_nifti
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets import preparing, registry
 from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, split_of_case
 from tghmoe_jax.datasets.items import Dataset, Item
@@ -64,7 +65,7 @@ def test_a_registered_data_set_gives_a_training_batch(toy, tmp_path, prepared):
         data = toy | {"root": str(tmp_path / "set")}
     source = make_source(data, "train", 0)
     spec = pipeline.BatchSpec(4, 1, 1, 96, (("report", 1), ("closed", 1)), ("report", "vqa"))
-    tokenizer = Tokenizer.from_folder(EMBEDDED)
+    tokenizer = Tokenizer.from_folder(EMBEDDED, CHAT)
     batch = next(pipeline.train_iterator(source, tokenizer, spec, 0, 1))
     assert batch["slices"].shape == (1, 4, 8, 24, 24, 3) and batch["skipped"] == []
     assert batch["task"].tolist() == [[0, 1, 0, 1]] and batch["slice_spacing"].tolist() == [[4.5] * 4]

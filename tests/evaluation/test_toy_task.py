@@ -7,6 +7,7 @@ import pytest
 
 from tests.evaluation.test_html_report import Source as Slices
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.evaluation import comparison, files, html_report, outputs, protocols, provenance
 from tghmoe_jax.evaluation import metrics as registry
 from tghmoe_jax.evaluation.metrics import Metric
@@ -67,7 +68,7 @@ def test_a_third_task_is_drawn_into_batches():
     names = tuple(tasks.TASKS)
     spec = pipeline.BatchSpec(4, 1, 1, 128, mixture, names)
     assert spec.task_shares == (0.5, 0, 0.5)
-    batch = next(pipeline.train_iterator(Source(), Tokenizer.from_folder(EMBEDDED), spec, seed=0, steps=1))
+    batch = next(pipeline.train_iterator(Source(), Tokenizer.from_folder(EMBEDDED, CHAT), spec, seed=0, steps=1))
     assert np.array_equal(batch["task"], [[0, 2, 0, 2]])
     assert batch["loss_mask"].any(axis=-1).all()
 

@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from tests import tiny
 from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
@@ -140,14 +141,14 @@ def test_layers_above_the_feature_layer_get_no_gradient_and_survive_export(tmp_p
 
 def test_loss_falls_on_the_answer_its_end_and_eos_and_nowhere_else():
     """I28: labels of the real prompt template, and the gradient of the loss with respect to every logit."""
-    tokenizer = Tokenizer.from_folder(EMBEDDED)
+    tokenizer = Tokenizer.from_folder(EMBEDDED, CHAT)
     pairs = [("Describe the scan.", "A nodule."), ("Which side?\nChoices: A. left B. right", "A. left")]
     encoded = [prompts.encode(tokenizer, question, answer) for question, answer in pairs]
     length = max(len(e.tokens) for e in encoded) + 3
     batch = prompts.batch(encoded, length, tokenizer.pad_id) | {"task": np.array([0, 1])}
     for row, (_, answer) in enumerate(pairs):
         carried = batch["tokens"][row][batch["loss_mask"][row]].tolist()
-        assert carried == [*tokenizer.encode(answer), tokenizer.end_id, tokenizer.eos_id]
+        assert carried == [*tokenizer.encode(answer), tokenizer.id_of("<|end|>"), tokenizer.eos_id]
         assert not np.any(batch["loss_mask"][row] & batch["question_mask"][row])
         assert not np.any(batch["loss_mask"][row] & ~batch["token_mask"][row])
     prefix = encoded[0].prefix_len

@@ -18,13 +18,13 @@ from transformers import (
 from tests import tiny
 from tests.parity.peers import VISION, randomised
 from tghmoe_jax.bases import pictures
-from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.base import EMBEDDED, load_config, tokenizer_of
 from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader.opening import load_picture_reader
 from tghmoe_jax.reader.reader import padded_length
 from tghmoe_jax.samples import prompts
-from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
+from tghmoe_jax.samples.tokenizer import FILES
 
 NEW = 12
 QUESTIONS = ("Which plane is this?", "What?", "Is there a nodule in the left lung (CT)?")
@@ -63,7 +63,7 @@ def peers_ids(tokenizer, question: str, answer: str = "", visual: int = 1) -> li
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_prompts_are_tokenised_as_one_string_with_the_image_in_it(folder, question):
     path, _, peer = folder
-    ours = Tokenizer.from_folder(path)
+    ours = tokenizer_of(path, load_config(path))
     image = peer.convert_tokens_to_ids("<image>")
     for target in (None, "B. coronal"):
         encoded = prompts.encode(ours, question, target)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn import binding
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import pipeline, prompts
@@ -50,7 +51,7 @@ class Numbers:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_folder(EMBEDDED)
+    return Tokenizer.from_folder(EMBEDDED, CHAT)
 
 
 def spec(**changes) -> pipeline.BatchSpec:

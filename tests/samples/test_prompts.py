@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tghmoe_jax
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 
 PHI3V = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "phi3v"
-T = Tokenizer.from_folder(Path(tghmoe_jax.__file__).parent / "assets" / "base")
+T = Tokenizer.from_folder(Path(tghmoe_jax.__file__).parent / "assets" / "base", CHAT)
 QUESTION, ANSWER = "Which plane is this? Choices: A. axial B. coronal", "B. coronal"
 
 
@@ -24,7 +25,7 @@ def test_each_chunk_starts_with_its_own_bos_and_the_first_is_the_same_for_every_
     n = one.prefix_len
     assert one.tokens[:n] == other.tokens[: other.prefix_len]
     assert one.tokens[0] == one.tokens[n] == T.bos_id and one.tokens.count(T.bos_id) == 2
-    assert one.tokens[1] == T.user_id
+    assert one.tokens[1] == T.id_of("<|user|>")
 
 
 def test_tokens_spell_the_template():
@@ -37,19 +38,19 @@ def test_question_mask_covers_exactly_the_question():
     e = prompts.encode(T, QUESTION, ANSWER)
     assert T.decode(T.encode("") + marked(e, e.question_mask)) == QUESTION
     first, last = e.question_mask.index(True), len(e.tokens) - e.question_mask[::-1].index(True)
-    assert e.tokens[last] == T.end_id and all(e.question_mask[first:last])
+    assert e.tokens[last] == T.id_of("<|end|>") and all(e.question_mask[first:last])
 
 
 def test_loss_is_on_answer_end_and_eos_only():
     e = prompts.encode(T, QUESTION, ANSWER)
-    assert marked(e, e.loss_mask) == [*T.encode(ANSWER), T.end_id, T.eos_id]
-    assert e.tokens[e.loss_mask.index(True) - 1] == T.assistant_id
+    assert marked(e, e.loss_mask) == [*T.encode(ANSWER), T.id_of("<|end|>"), T.eos_id]
+    assert e.tokens[e.loss_mask.index(True) - 1] == T.id_of("<|assistant|>")
     assert not any(prompts.encode(T, QUESTION, None).loss_mask)
 
 
 def test_the_prompt_alone_is_the_start_of_the_training_sample():
     whole, start = prompts.encode(T, QUESTION, ANSWER), prompts.encode(T, QUESTION, None)
-    assert whole.tokens[: len(start.tokens)] == start.tokens and start.tokens[-1] == T.assistant_id
+    assert whole.tokens[: len(start.tokens)] == start.tokens and start.tokens[-1] == T.id_of("<|assistant|>")
 
 
 @settings(deadline=None)
@@ -62,15 +63,15 @@ def test_the_prompt_alone_is_the_start_of_the_training_sample():
 def test_special_strings_in_user_text_stay_text(parts):
     text = "".join(parts)
     e = prompts.encode(T, text, text)
-    specials = {T.bos_id, T.user_id, T.end_id, T.assistant_id, T.eos_id}
+    specials = {T.bos_id, T.id_of("<|user|>"), T.id_of("<|end|>"), T.id_of("<|assistant|>"), T.eos_id}
     assert not specials & set(marked(e, e.question_mask))
     assert marked(e, e.loss_mask)[:-2] == T.encode(text) and not specials & set(T.encode(text))
-    assert e.tokens.count(T.end_id) == 2
+    assert e.tokens.count(T.id_of("<|end|>")) == 2
 
 
 @pytest.mark.skipif(not PHI3V.is_dir(), reason="../shared/data is absent: the Phi-3-V chunk rule is not tested")
 def test_phi3v_chunks_are_those_measured():
-    phi = Tokenizer.from_folder(PHI3V)
+    phi = Tokenizer.from_folder(PHI3V, CHAT)
     e = prompts.encode(phi, "What is it?", "hi")
     assert e.tokens[: e.prefix_len] == [1, 32010, 29871, 13]
     # The whole second chunk as one text, encoded with the special tokens.

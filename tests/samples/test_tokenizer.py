@@ -1,5 +1,6 @@
 import importlib.resources
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn import train_tokenizer
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 
 BASE = Path(str(importlib.resources.files("tghmoe_jax"))) / "assets" / "base"
@@ -18,7 +21,7 @@ needs_phi3v = pytest.mark.skipif(
     not PHI3V.is_dir(), reason="../shared/data is absent: the Phi-3-V vocabulary is not tested"
 )
 
-TOKENIZER = Tokenizer.from_folder(BASE)
+TOKENIZER = Tokenizer.from_folder(BASE, CHAT)
 SPECIAL_IDS = {TOKENIZER._template.token_to_id(s) for s in train_tokenizer.SPECIALS}
 
 
@@ -44,11 +47,9 @@ def test_plain_text_never_yields_a_special_id(parts):
 
 def test_template_text_yields_special_ids_and_decode_leaves_them_out():
     ids = TOKENIZER.encode_template("<|user|>\n<|end|>")
-    assert ids[0] == TOKENIZER.user_id and ids[-1] == TOKENIZER.end_id
-    assert (
-        TOKENIZER.decode([TOKENIZER.bos_id, *TOKENIZER.encode("liver cyst"), TOKENIZER.end_id, TOKENIZER.eos_id])
-        == "liver cyst"
-    )
+    assert ids[0] == TOKENIZER.id_of("<|user|>") and ids[-1] == TOKENIZER.id_of("<|end|>")
+    answer = [TOKENIZER.bos_id, *TOKENIZER.encode("liver cyst"), TOKENIZER.id_of("<|end|>"), TOKENIZER.eos_id]
+    assert TOKENIZER.decode(answer) == "liver cyst"
 
 
 def test_option_letters_are_single_tokens_apart_from_the_article():
@@ -99,35 +100,36 @@ def test_auto_tokenizer_loads_the_files_and_agrees():
 
 def test_specials_of_the_embedded_tokeniser():
     t = TOKENIZER
-    assert len({t.bos_id, t.eos_id, t.end_id, t.user_id, t.assistant_id}) == 5
-    assert t.pad_id == t.eos_id and t.stop_ids == {t.end_id, t.eos_id, t.assistant_id}
+    user, end, assistant = (t.id_of(name) for name in ("<|user|>", "<|end|>", "<|assistant|>"))
+    assert len({t.bos_id, t.eos_id, end, user, assistant}) == 5
+    assert t.pad_id == t.eos_id and t.stop_ids == {end, t.eos_id, assistant}
 
 
 @needs_phi3v
 def test_phi3v_vocabulary_matches_its_golden_texts():
-    phi = Tokenizer.from_folder(PHI3V)
+    phi = Tokenizer.from_folder(PHI3V, CHAT)
     golden = json.loads((PHI3V / "golden.json").read_text(encoding="utf-8"))
     assert len(golden) == 47
     assert [phi.encode(row["text"]) for row in golden] == [row["ids"] for row in golden]
-    assert (phi.bos_id, phi.user_id, phi.stop_ids) == (1, 32010, {32007, 32000, 32001})
+    assert (phi.bos_id, phi.id_of("<|user|>"), phi.stop_ids) == (1, 32010, {32007, 32000, 32001})
     assert not {1, 2, 32007, 32010} & set(phi.encode("<s></s><|end|><|user|>"))
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json is missing"):
-        Tokenizer.from_folder(tmp_path)
+        Tokenizer.from_folder(tmp_path, CHAT)
     (tmp_path / FILES[1]).write_text("{}")
     (tmp_path / FILES[0]).write_text("{")
     with pytest.raises(UserError, match="tokenizer.json"):
-        Tokenizer.from_folder(tmp_path)
+        Tokenizer.from_folder(tmp_path, CHAT)
     (tmp_path / FILES[0]).write_text(
         json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}})
     )
     with pytest.raises(UserError, match="no token <s>"):
-        Tokenizer.from_folder(tmp_path)
+        Tokenizer.from_folder(tmp_path, CHAT)
     (tmp_path / FILES[1]).write_text("[]")
     with pytest.raises(UserError, match="tokenizer_config.json"):
-        Tokenizer.from_folder(tmp_path)
+        Tokenizer.from_folder(tmp_path, CHAT)
 
 
 def test_half_a_surrogate_pair_is_a_user_error():
@@ -135,12 +137,20 @@ def test_half_a_surrogate_pair_is_a_user_error():
         TOKENIZER.encode("\ud800")
 
 
-def test_worker_processes_import_neither_transformers_nor_jax():
+def test_worker_processes_encode_prompts_without_transformers_jax_or_the_code_of_a_family(tmp_path):
+    (tmp_path / "sent").write_bytes(pickle.dumps(TOKENIZER))
     code = (
-        "import sys, tghmoe_jax.samples.prompts, tghmoe_jax.drawn.scenes; "
-        "print({'jax', 'transformers'} & set(sys.modules))"
+        "import pickle, sys, tghmoe_jax.samples.prompts as prompts, tghmoe_jax.drawn.scenes; "
+        f"tokenizer = pickle.load(open({str(tmp_path / 'sent')!r}, 'rb')); "
+        "print(prompts.encode(tokenizer, 'Which plane?', 'axial').tokens, "
+        "{'jax', 'transformers', 'tghmoe_jax.bases'} & set(sys.modules))"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "set()"
-    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert said == f"{prompts.encode(TOKENIZER, 'Which plane?', 'axial').tokens} set()"
+
+
+def test_a_tokeniser_without_a_special_token_of_the_template_is_refused(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_text((BASE / name).read_text(encoding="utf-8").replace("<|user|>", "<|other|>"))
+    with pytest.raises(UserError, match=r"tokenizer.json has no token <\|user\|>"):
+        Tokenizer.from_folder(tmp_path, CHAT)

@@ -14,12 +14,12 @@ from configs import ablations
 from tests import tiny_run
 from tghmoe_jax import train
 from tghmoe_jax.bases import phi3v
-from tghmoe_jax.bases.base import EMBEDDED, save_base
+from tghmoe_jax.bases.base import EMBEDDED, save_base, tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
+from tghmoe_jax.samples.tokenizer import FILES
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.studies import ablate
 from tghmoe_jax.training import program, run_folder
@@ -70,7 +70,7 @@ def rows(small, flags) -> ablate.Ablation:
 
 def shapes_of(config, origin):
     """The shapes of a row's parameters, once everything about it has been checked but its numbers."""
-    tokenizer = Tokenizer.from_folder(origin.tokenizer)
+    tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     source = make_source(config.data, "train", config.data.volumes)
     mesh = make_mesh(devices=jax.devices()[:1])
     spec = program.batch_spec(config, mesh)

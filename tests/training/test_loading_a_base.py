@@ -8,10 +8,9 @@ import pytest
 from configs import stage1
 from tests import tiny_run
 from tghmoe_jax import train
-from tghmoe_jax.bases.base import EMBEDDED, load_base
+from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading, program
 from tghmoe_jax.weights.storage import Lazy, LazyTensor
@@ -35,7 +34,7 @@ def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch
     origin = train.load_origin(config)
     assert not reads and all(isinstance(leaf, Lazy) for leaf in origin.params.values())
 
-    model = program.build_model(config, origin.config, (), Tokenizer.from_folder(EMBEDDED), ())
+    model = program.build_model(config, origin.config, (), tokenizer_of(EMBEDDED, origin.config), ())
     shapes = loading.param_shapes(model, config.data)
     canonical, fresh, _ = train.assemble(origin, shapes, "average")
     made = {name for name in canonical if not isinstance(canonical[name], Lazy)}
@@ -56,4 +55,4 @@ def test_a_sample_longer_than_the_bases_positions_is_refused(config):
     origin = train.load_origin(config)
     short = origin.config | {"max_position_embeddings": 90, "original_max_position_embeddings": 90}
     with pytest.raises(UserError, match="positions and the base has 90"):
-        program.build_model(config, short, (), Tokenizer.from_folder(EMBEDDED), ())
+        program.build_model(config, short, (), tokenizer_of(EMBEDDED, short), ())

@@ -14,6 +14,7 @@ from tghmoe_jax.bases import llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.weights import adapt, storage
 
 CONVERTED = "converted"  # in config.json: the tensors carry canonical names
@@ -117,6 +118,11 @@ def family_of(config: Mapping) -> Family:
 def describe(config: Mapping) -> Base:
     """What a base's config.json in flat form says; one that names no family, as of a random start, is a Phi-3-V's."""
     return _family_or_phi3v(config).describe(config)
+
+
+def tokenizer_of(folder: str | os.PathLike, config: Mapping) -> Tokenizer:
+    """The tokeniser files in a folder, with the chat template of the base whose config.json in flat form is given."""
+    return Tokenizer.from_folder(folder, _family_or_phi3v(config).chat(config))
 
 
 def _family_or_phi3v(config: Mapping) -> Family:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tghmoe_jax.models.config import Base
+from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
 from tghmoe_jax.weights.porting import Entry, Shape
 
@@ -36,7 +37,7 @@ class Family:
     computed). describe: flat form -> Base. table: flat form -> every tensor of the checkpoint, under the names that are
     written. renamed: a name as some file has it -> the table's, None for one to ignore. aliases: {name: the table's}
     of doubles. learnt: what the tensor names add to the flat form. views_of: the folder of a base -> how it cuts a
-    picture into views (UserError for settings that make no sense).
+    picture into views (UserError for settings that make no sense). chat: flat form -> how its models are spoken to.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     table: Callable[[Mapping], list[Entry]]
     renamed: Callable[[str], str | None]
     views_of: Callable[[Path], Views]
+    chat: Callable[[Mapping], ChatTemplate]
     aliases: Callable[[Mapping], dict[str, str]] = no_doubles
     learnt: Callable[[Mapping, Mapping], Flat] = no_facts
 

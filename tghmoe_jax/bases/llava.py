@@ -13,6 +13,7 @@ from tghmoe_jax.bases import phi3v, pictures
 from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base, Projector
+from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
 from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, T
 
@@ -195,6 +196,17 @@ def views_of(folder: Path) -> Views:
     return pictures.square
 
 
+VICUNA = ChatTemplate(
+    before_image="USER: ", after_image="", before_question="\n", after_question=" ASSISTANT:", after_answer="",
+    bos_again=False, joint=" ", eos_last=True, bos="<s>", eos="</s>", special=(), stop=(),
+)  # fmt: skip
+
+
+def chat(config: Mapping) -> ChatTemplate:
+    """Vicuna's plain words, as LLaVA-1.5 was trained; the special tokens of Phi-3 where that is the text part."""
+    return phi3v.CHAT if config["text_model_type"] == "phi3" else VICUNA
+
+
 FAMILY = Family(
     name="llava",
     architectures=(
@@ -202,5 +214,5 @@ FAMILY = Family(
     ),
     model_types=("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
     mark=r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", mark_is="projector", flatten=flatten,
-    describe=describe, table=table, renamed=renamed, views_of=views_of, aliases=aliases, learnt=learnt,
+    describe=describe, table=table, renamed=renamed, views_of=views_of, chat=chat, aliases=aliases, learnt=learnt,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base, Decoder, DecoderLayer, Projector, Rope, Tower
+from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
 from tghmoe_jax.weights.porting import COPY, FLAT, GLB, HO, HQ, HWIO, SUB, Entry, Row, T
 
@@ -256,8 +257,20 @@ def aliases(config: Mapping) -> dict[str, str]:
     return dict([ALIAS])
 
 
+# model-spec 2.5. An answer that goes on as `<|assistant|>` has ended too.
+CHAT = ChatTemplate(
+    before_image="<|user|>\n", after_image="", before_question="\n", after_question="<|end|>\n<|assistant|>\n",
+    after_answer="<|end|>", bos_again=True, joint=None, eos_last=True, bos="<s>", eos="<|endoftext|>",
+    special=("<|user|>", "<|end|>", "<|assistant|>"), stop=("<|end|>", "<|assistant|>"),
+)  # fmt: skip
+
+
+def chat(config: Mapping) -> ChatTemplate:
+    return CHAT
+
+
 FAMILY = Family(
     name="phi3_v", architectures=("Phi3VForCausalLM",), model_types=("phi3_v",), mark=r".*(glb_GN|glb_newline)",
     mark_is="newline embeddings", flatten=flatten, describe=describe, table=entries, renamed=renamed,
-    views_of=views_of, aliases=aliases,
+    views_of=views_of, chat=chat, aliases=aliases,
 )  # fmt: skip

@@ -5,14 +5,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tghmoe_jax.bases.base import FAMILIES, describe, load_base
+from tghmoe_jax.bases.base import FAMILIES, describe, load_base, tokenizer_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import prompts
-from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
 from tghmoe_jax.training.program import param_shardings
@@ -43,7 +42,7 @@ def load_picture_reader(folder: str | Path) -> Reader:
     UserError names --base where the folder is not a base.
     """
     base = load_base(folder, flag="--base")
-    tokenizer = Tokenizer.from_folder(base.folder)
+    tokenizer = tokenizer_of(base.folder, base.config)
     facts = describe(base.config)
     if tokenizer.vocab_size > facts.decoder.vocab:
         raise UserError(

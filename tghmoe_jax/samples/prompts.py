@@ -1,7 +1,4 @@
-"""A question about an image as the base model's family writes it: Phi-3-V's template, or LLaVA-1.5's (Vicuna).
-
-The text is split at the image. Phi-3-V encodes each chunk with its own BOS (model-spec 2.5); LLaVA has one BOS. The
-visual tokens go between the chunks, after the first `prefix_len` ids.
+"""A question about an image in the words of the base model's family (`samples.chat`), as ids and masks.
 
 Axis legend: B sample, T token.
 """
@@ -13,10 +10,6 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.tokenizer import Tokenizer
-
-CHUNK1 = "<|user|>\n"
-ANSWER_OPENING = "<|end|>\n<|assistant|>\n"
-VICUNA1, VICUNA_OPENING = "USER: ", " ASSISTANT:"  # the image stands between `USER: ` and a newline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,54 +23,42 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
-    """Template around a prompt and, in training, its target.
+    """The family's template around a prompt and, in training, its target.
 
-    The question mask covers the prompt's own ids only: no template, BOS or newline. Loss is on the target and what ends
-    it: Phi-3's `<|end|>` and the EOS (I28). Without a target the ids end where generation starts. Special tokens spelt
-    out in either text are plain text.
+    The visual tokens go between the chunks, after the first `prefix_len` ids. The question mask covers the prompt's own
+    ids only: no template, BOS or newline. Loss is on the target and what ends it (I28). Without a target the ids end
+    where generation starts. Special tokens spelt out in either text are plain text.
     """
-    return (_phi3 if tokenizer.chat == "phi3" else _vicuna)(tokenizer, prompt, target)
-
-
-def _vicuna(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
-    chunk1 = [tokenizer.bos_id, *tokenizer.encode(VICUNA1)]
-    newline, asked = tokenizer.encode("\n"), tokenizer.encode("\n" + prompt)
-    opened = tokenizer.encode("\n" + prompt + VICUNA_OPENING)
-    answer = []
-    if target is not None:  # in one piece: a word alone would get another space in front
-        whole = tokenizer.encode(f"\n{prompt}{VICUNA_OPENING} {target}")
+    chat, plain, trusted = tokenizer.chat, tokenizer.encode, tokenizer.encode_template
+    first = [tokenizer.bos_id, *trusted(chat.before_image)]
+    second = [tokenizer.bos_id] * chat.bos_again + trusted(chat.after_image)
+    question = chat.before_question + prompt
+    before, asked = plain(chat.before_question), plain(question)
+    if chat.joint is None:
+        opened = asked + trusted(chat.after_question)
+        answer = [] if target is None else plain(target)
+    else:  # in one piece: a word alone would get another space in front
+        question += chat.after_question
+        opened = plain(question)
+        whole = opened if target is None else plain(question + chat.joint + target)
         if whole[: len(opened)] != opened:
-            raise UserError("This tokeniser merges the answer with the prompt template; use one of the Llama family.")
-        answer = [*whole[len(opened) :], tokenizer.eos_id]
-    end = next((i for i, (a, b) in enumerate(zip(asked, opened, strict=False)) if a != b), len(asked))
-    question = [len(newline) <= i < end for i in range(len(opened))]
+            raise UserError("This tokeniser merges the answer with the prompt template; use the base model's own.")
+        answer = whole[len(opened) :]
+    ending = [] if target is None else trusted(chat.after_answer) + [tokenizer.eos_id] * chat.eos_last
+
+    start, end = _shared(before, asked), _shared(asked, opened)
+    template, carried = len(first) + len(second), len(answer) + len(ending)
     return Encoded(
-        tokens=[*chunk1, *opened, *answer],
-        prefix_len=len(chunk1),
-        question_mask=[False] * len(chunk1) + question + [False] * len(answer),
-        loss_mask=[False] * (len(chunk1) + len(opened)) + [True] * len(answer),
+        tokens=[*first, *second, *opened, *answer, *ending],
+        prefix_len=len(first),
+        question_mask=[False] * template + [start <= i < end for i in range(len(opened))] + [False] * carried,
+        loss_mask=[False] * (template + len(opened)) + [True] * carried,
     )
 
 
-def _phi3(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
-    chunk1 = [tokenizer.bos_id, *tokenizer.encode_template(CHUNK1)]
-    newline = tokenizer.encode("\n")
-    asked = tokenizer.encode("\n" + prompt)
-    if asked[: len(newline)] != newline:
-        raise UserError(
-            "This tokeniser merges the newline of the prompt template with text; use one of the Phi-3 or Llama family."
-        )
-    opening = tokenizer.encode_template(ANSWER_OPENING)
-    answer = [] if target is None else [*tokenizer.encode(target), tokenizer.end_id, tokenizer.eos_id]
-
-    before = len(chunk1) + 1 + len(newline)
-    question = len(asked) - len(newline)
-    return Encoded(
-        tokens=[*chunk1, tokenizer.bos_id, *asked, *opening, *answer],
-        prefix_len=len(chunk1),
-        question_mask=[False] * before + [True] * question + [False] * (len(opening) + len(answer)),
-        loss_mask=[False] * (before + question + len(opening)) + [True] * len(answer),
-    )
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lists begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def batch(encoded: Sequence[Encoded], length: int, pad_id: int) -> dict[str, np.ndarray]:

@@ -10,18 +10,18 @@ import tokenizers
 from etils import epath
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.chat import ChatTemplate
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
-BOS, END, USER, ASSISTANT = "<s>", "<|end|>", "<|user|>", "<|assistant|>"
 
 
 class Tokenizer:
-    """The tokeniser of a base model with the ids that the prompt template and generation need.
+    """The tokeniser of a base model with its family's template and the ids that the template and generation need.
 
     Text is data: `encode` spells out anything in it that looks like a special token. Only `encode_template` knows them.
     """
 
-    def __init__(self, tokenizer_json: str, config: dict, source: str = "tokenizer.json"):
+    def __init__(self, tokenizer_json: str, config: dict, chat: ChatTemplate, source: str = "tokenizer.json"):
         try:
             self._template = tokenizers.Tokenizer.from_str(tokenizer_json)
             self._plain = tokenizers.Tokenizer.from_str(tokenizer_json)
@@ -30,30 +30,27 @@ class Tokenizer:
                 f"{source} is not a readable tokenizer.json ({error}); copy the base model's file again."
             ) from error
         self._plain.encode_special_tokens = True
+        self._source, self.chat = source, chat
         self.vocab_size: int = self._template.get_vocab_size(with_added_tokens=True)
+        self.bos_id = self.id_of(_name(config.get("bos_token")) or chat.bos)
+        self.eos_id = self.id_of(_name(config.get("eos_token")) or chat.eos)
+        self.pad_id = self.id_of(_name(config.get("pad_token")) or chat.eos)
+        special = {token: self.id_of(token) for token in chat.special}
+        self.stop_ids = frozenset([self.eos_id, *(special[token] for token in chat.stop)])
 
-        def id_of(token: str) -> int:
-            number = self._template.token_to_id(token)
-            if number is None:
-                raise UserError(f"{source} has no token {token}; use a tokeniser of the Phi-3 or the Llama family.")
-            return number
-
-        # How its models are spoken to: by Phi-3's special tokens, or as Vicuna (LLaVA-1.5) in plain words.
-        self.chat = (
-            "phi3" if all(self._template.token_to_id(t) is not None for t in (END, USER, ASSISTANT)) else "vicuna"
-        )
-        last = "<|endoftext|>" if self.chat == "phi3" else "</s>"
-        self.bos_id = id_of(_name(config.get("bos_token")) or BOS)
-        self.eos_id = id_of(_name(config.get("eos_token")) or last)
-        self.pad_id = id_of(_name(config.get("pad_token")) or last)
-        self.stop_ids = frozenset([self.eos_id])
-        if self.chat == "phi3":
-            self.end_id, self.user_id, self.assistant_id = id_of(END), id_of(USER), id_of(ASSISTANT)
-            self.stop_ids |= {self.end_id, self.assistant_id}
+    def id_of(self, token: str) -> int:
+        """The id of a token. UserError names the file that lacks it."""
+        number = self._template.token_to_id(token)
+        if number is None:
+            raise UserError(f"{self._source} has no token {token}; use the tokeniser files of the same base model.")
+        return number
 
     @classmethod
-    def from_folder(cls, path: epath.PathLike) -> "Tokenizer":
-        """The tokeniser of a base-model folder. UserError names a missing or broken file."""
+    def from_folder(cls, path: epath.PathLike, chat: ChatTemplate) -> "Tokenizer":
+        """The tokeniser files in a folder (`bases.base.tokenizer_of` finds the template).
+
+        UserError names a missing or broken file.
+        """
         folder = epath.Path(path)
         for name in FILES:
             if not (folder / name).is_file():
@@ -69,7 +66,7 @@ class Tokenizer:
             ) from error
         if not isinstance(config, dict):
             raise UserError(f"{folder / FILES[1]} is not a JSON object; copy the base model's file again.")
-        return cls(text, config, str(folder / FILES[0]))
+        return cls(text, config, chat, str(folder / FILES[0]))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without BOS; never a special token's id."""

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from tghmoe_jax.bases.base import EMBEDDED, load_config
+from tghmoe_jax.bases.base import EMBEDDED, load_config, tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.models import generation
@@ -143,12 +143,13 @@ def open_topology(name: str) -> tuple[Chip, list]:
 def base_of(config: ConfigDict) -> tuple[dict[str, Any], Tokenizer]:
     """The sizes of the base, and a tokeniser: a base's own where it is there, else those that the config states."""
     if config.base:
-        folder = EMBEDDED if config.base == "embedded" else config.base
-        return load_config(config.base), Tokenizer.from_folder(folder)
-    if config.base_config:
-        return config.base_config.to_dict(), Tokenizer.from_folder(EMBEDDED)
-    folder = run_folder.find(config.init_from, "--config.init_from")
-    return run_folder.read_base_config(folder), Tokenizer.from_folder(run_folder.model_folder(folder))
+        base, folder = load_config(config.base), EMBEDDED if config.base == "embedded" else config.base
+    elif config.base_config:
+        base, folder = config.base_config.to_dict(), EMBEDDED
+    else:
+        run = run_folder.find(config.init_from, "--config.init_from")
+        base, folder = run_folder.read_base_config(run), run_folder.model_folder(run)
+    return base, tokenizer_of(folder, base)
 
 
 def build(name: str, chip: Chip, function, *arguments) -> Compiled:

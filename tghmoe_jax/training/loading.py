@@ -49,10 +49,10 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     UserError names `flag` or the run where it is no finished run, or its checkpoint is damaged or does not fit.
     """
     folder = run_folder.find(str(run), flag)
-    config, tokenizer = run_folder.read_config(folder), Tokenizer.from_folder(run_folder.model_folder(folder))
+    config, base_config = run_folder.read_config(folder), run_folder.read_base_config(folder)
+    tokenizer = bases.tokenizer_of(run_folder.model_folder(folder), base_config)
     prefix = prompts.encode(tokenizer, "", None).prefix_len
-    base = bases.describe(run_folder.read_base_config(folder))
-    model = MLLM(model_config.build(base, config["model"], prefix_length=prefix))
+    model = MLLM(model_config.build(bases.describe(base_config), config["model"], prefix_length=prefix))
     shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder, step)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
