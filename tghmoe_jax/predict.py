@@ -7,7 +7,7 @@
 In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`. Where no checkpoint is named,
 the reader embedded in the package answers, and says so.
 
-Exit codes: 0 done, 2 something the user can mend (one sentence on stderr; --debug adds the traceback). Answers, JSON
+Exit codes: 0 done, 2 something the user can fix (one sentence on stderr; --debug adds the traceback). Answers, JSON
 and pictures name no patient and no file. Axis legend: M MoE layers, E experts, T tokens.
 """
 
@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would 
 
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.reader.answer import printable
 from tghmoe_jax.reader.opening import load, load_picture_reader
 from tghmoe_jax.training import compile_cache
 
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> str:
         answer = load_picture_reader(args.base).ask(args.image, args.question, new_tokens=args.new_tokens)
         seconds = round(time.perf_counter() - begun, 2)
         record = {"text": answer.text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
-        return json.dumps(record, indent=1) if args.json else printable(f"{answer.text or '(no text)'}\n\n{DISCLAIMER}")
+        return json.dumps(record, indent=1) if args.json else str(answer)
     reader = load(args.checkpoint or "embedded")
     options = {
         "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,

@@ -62,33 +62,40 @@ class Answer:
         names = ("text", "task", "task_probabilities", "option_likelihoods", "blind_text", "expert_load", "warnings",
                  "disclaimer", "checkpoint", "seconds", "tokens_per_second")  # fmt: skip
         record = {name: getattr(self, name) for name in names} | {"warnings": list(self.warnings)}
+        if self.task_probabilities:
+            record["task_probabilities"] = {task: round(share, 4) for task, share in self.task_probabilities.items()}
         if self.option_likelihoods is None:
             del record["option_likelihoods"]
         return record
 
     def __str__(self) -> str:
-        """A few lines for a terminal: the answer, what stands against it, where it comes from."""
-        lines = [self.text or "(no text)", ""]
+        """Text for a terminal: the answer, what stands against it and where it comes from, the disclaimer."""
+        details = []
         if self.option_likelihoods:
             ranked = sorted(self.option_likelihoods.items(), key=lambda item: -item[1])
-            lines.append("options     " + ", ".join(f"{option} {value:.3f}" for option, value in ranked))
+            details.append("options     " + ", ".join(f"{option} {value:.3f}" for option, value in ranked))
+        if self.checkpoint:  # of a run: a 2D base has neither experts nor a blind answer
+            details += self._details()
+        return printable("\n\n".join(filter(None, [self.text or "(no text)", "\n".join(details), self.disclaimer])))
+
+    def _details(self) -> list[str]:
         shares = self.task_probabilities or {}
         routed = f" (router: {', '.join(f'{task} {share:.2f}' for task, share in shares.items())})" if shares else ""
-        lines.append(f"task        {self.task}{routed}")
         loads = (f"layer {layer}: {' '.join(f'{x:.2f}' for x in load)}" for layer, load in self.expert_load.items())
-        lines.append("experts     " + ("; ".join(loads) or "none"))
-        lines.append(f"no volume   {self.blind_text or '(no text)'}")
-        lines += [f"warning     {text}" for text in self.warnings]
-        lines.append(
+        return [
+            f"task        {self.task}{routed}",
+            "experts     " + ("; ".join(loads) or "none"),
+            f"no volume   {self.blind_text or '(no text)'}",
+            *(f"warning     {text}" for text in self.warnings),
             f"checkpoint  {self.checkpoint['name']} {self.checkpoint['digest']}, {self.seconds:.1f} s, "
-            f"{self.tokens_per_second:.0f} tokens/s"
-        )
-        return printable("\n".join([*lines, "", self.disclaimer]))
+            f"{self.tokens_per_second:.0f} tokens/s",
+        ]
 
     def draw_routing(self, path: str | Path) -> None:
         """Writes the picture of `routing` as PNG. UserError where no layer has several experts."""
         if not self.routing or not self.routing.layers:
-            raise UserError(f"--routing has nothing to show: {self.checkpoint['name']} has no experts; leave it out.")
+            name = self.checkpoint.get("name", "a 2D base")
+            raise UserError(f"--routing has nothing to show: {name} has no experts; leave it out.")
         name = f"{self.checkpoint['name']} {self.checkpoint['digest']}"
         routing_plot.draw(path, self.routing, *self.scan.slices(), name)
 

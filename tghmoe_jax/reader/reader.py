@@ -112,8 +112,10 @@ class Reader:
         for one in sorted(set(kinds)):
             places = [i for i, own in enumerate(kinds) if own == one]  # as given: volume by volume
             for part in self._batches(places):
-                found = self._answer_batch(source, [requests[i] for i in part], new_tokens)
-                answers |= dict(zip(part, found, strict=True))
+                for place, found in zip(
+                    part, self._answer_batch(source, [requests[i] for i in part], new_tokens), strict=True
+                ):
+                    answers.setdefault(place, found)  # rows that fill up the batch repeat its last place
         return [answers[i] for i in range(len(requests))]
 
     def rank(self, source: Source, requests: Sequence[Request]) -> list[int]:
@@ -155,7 +157,7 @@ class Reader:
         """Of requests of one kind (see `answer`), as many as a batch has rows."""
         first = requests[0]
         if isinstance(source, PictureViews):
-            visual, mask = self._encode_picture(source, requests, new_tokens)
+            visual, mask = self._encode_picture(source, requests)
             beside = [{} for _ in requests]
         else:
             visual, mask, beside = self._encode(source, requests)
@@ -207,13 +209,12 @@ class Reader:
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
 
-    def _encode_picture(self, source: PictureViews, requests: list[Request], new_tokens: int):
-        """Visual tokens of a picture's views and their mask."""
-        (request,) = requests
-        text = self._text(requests, [None], self.model.cfg.picture_tokens(source.crops) + new_tokens)
-        views, mask = source.slices(request.volume)
-        batch = text | {"slices": views[None], "slice_mask": mask[None]}
-        return generation.encode_picture(self.model, self.variables, batch, source.crops)
+    def _encode_picture(self, source: PictureViews, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens of a picture's views and their mask, in a row for each request about it."""
+        views, mask = (np.stack([one] * len(requests)) for one in source.slices(0))
+        batch = self._put({"slices": views, "slice_mask": mask})
+        visual, mask = generation.encode_picture(self.model, self.variables, batch, source.crops)
+        return visual, mask & self._put(np.array([r.visible for r in requests]))[:, None]
 
     def _collate(self, source: Source, requests: list[Request]) -> dict[str, Any]:
         """What tower and router see: volumes, and prompts of the whole text length, so that they have one program."""
@@ -236,7 +237,7 @@ class Reader:
         return arrays.place(tree, jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
 
     def _named(self, shares: np.ndarray) -> dict[str, float]:
-        return {task: round(float(share), 4) for task, share in zip(self.tasks, shares, strict=True)}
+        return {task: float(share) for task, share in zip(self.tasks, shares, strict=True)}
 
     # ---- one scan, one picture ---------------------------------------------------------------------------------------
 
@@ -256,6 +257,8 @@ class Reader:
             raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
         asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
         if self.views_of:
+            if task is not None or series is not None:
+                raise UserError("--task and --series belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_BUCKET * 8)
         if task == "report" and not allow_out_of_domain:
             self._refuse_report("--task report")
@@ -269,6 +272,8 @@ class Reader:
 
         `allow_out_of_domain` lifts that refusal.
         """
+        if self.views_of:
+            raise UserError("--report belongs to --volume; ask a 2D base a question about its picture.")
         if not allow_out_of_domain:
             self._refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
@@ -323,7 +328,12 @@ class Reader:
             raise UserError(
                 f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
             )
-        (answer,) = self.answer(PictureViews(views, crops), [Request(0, asked)], new_tokens)
+        requests = [Request(0, asked)]
+        if asked.choices:
+            requests.append(Request(0, asked.without_choices(), asked.choices))
+        answer, *ranked = self.answer(PictureViews(views, crops), requests, new_tokens)
+        if ranked:
+            answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
         return dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
 
     def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
