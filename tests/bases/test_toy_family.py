@@ -16,7 +16,7 @@ from tghmoe_jax.bases import base as bases
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.reader import base_model
+from tghmoe_jax.reader.opening import load_picture_reader
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES
 from tghmoe_jax.sharding.rules import rule_of
@@ -99,14 +99,14 @@ def test_its_prompts_are_tokenised_as_its_template_in_one_string(folder, base, t
 
 def test_it_is_asked_about_a_picture_in_its_template(folder, base, tmp_path, monkeypatch):
     Image.new("RGB", (20, 16), (200, 30, 90)).save(tmp_path / "picture.png")
-    model, seen, generate = base_model.load(folder), [], generation.generate
+    model, seen, generate = load_picture_reader(folder), [], generation.generate
 
     def spy(model, variables, batch, visual, mask, new_tokens, stops):
         seen.append((batch["tokens"][batch["token_mask"]].tolist(), stops))
         return generate(model, variables, batch, visual, mask, new_tokens, stops)
 
     monkeypatch.setattr(generation, "generate", spy)
-    assert isinstance(model.ask(tmp_path / "picture.png", "what is it?", 8), str)
+    assert isinstance(model.ask(tmp_path / "picture.png", "what is it?", new_tokens=8).text, str)
     tokenizer = bases.tokenizer_of(folder, toy.CONFIG)
     stops = tuple(sorted({tokenizer.id_of("<eos>"), tokenizer.id_of("<end_of_turn>")}))
     assert seen == [(prompts.encode(tokenizer, "what is it?", None).tokens, stops)]
