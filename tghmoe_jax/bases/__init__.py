@@ -1,0 +1,1 @@
+"""The families of 2D models: one file each."""

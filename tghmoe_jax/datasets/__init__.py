@@ -1,0 +1,1 @@
+"""Published data sets, own manifests, label maps, prepared sets and leaks."""

@@ -1,0 +1,1 @@
+"""Arrays to arrays: attention, expert dispatch, transports, RoPE."""

@@ -1,0 +1,1 @@
+"""What a batch is made of: questions, tasks, prompts, tokeniser, augmentation and the order of the data."""

@@ -1,0 +1,1 @@
+"""Ablations, hard ways of asking, and transfer to the second drawing style."""

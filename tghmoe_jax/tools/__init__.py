@@ -1,0 +1,1 @@
+"""What is measured without a training: compiled steps, collectives, FLOPs, and fast paths against their oracles."""

@@ -1,0 +1,1 @@
+"""Losses, optimiser, step, checkpoints, run folders and several hosts."""

@@ -1,0 +1,1 @@
+"""Porting tables, safetensors files, inflation and upcycling."""
