@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tghmoe_jax.datasets.items import Dataset, Item, Rejected
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.volume import Volume
 
@@ -23,6 +24,7 @@ SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test", "test5k": "test",
 }  # fmt: skip
+NUMBERED_TYPES = dict(zip("12345", TYPES, strict=True))  # question types as M3D numbers them
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -82,8 +84,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
 
 
-def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
+def read_list(path: Path, what: str) -> Iterator[tuple[str, Any]]:
+    """(`file[number]`, entry) of a JSON list. UserError, with `what` it should list, where it is no list."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list of {what}: check that it is the right file.")
+    return ((f"{path.name}[{number}]", entry) for number, entry in enumerate(entries))
+
+
+def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line`, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
 
     Text is text: an empty field and `NA` stay what they are. UserError for a header without the columns and for what
     is no CSV in UTF-8.
@@ -99,14 +109,14 @@ def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> It
                 what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
                 what = what if missing else "names a column twice"
                 raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
-            line = reader.line_num + 1  # a quoted text may span lines: a row is named by its first
+            where = f"{path.name}:{reader.line_num + 1}"  # a quoted text may span lines: a row is named by its first
             for fields in reader:
                 if len(fields) == len(header):
-                    yield line, dict(zip(header, fields, strict=True))
+                    yield where, dict(zip(header, fields, strict=True))
                 elif fields:
                     reason = f"the row has {len(fields)} fields where the header names {len(header)}."
-                    rejected.append(Rejected(f"{path.name}:{line}", reason))
-                line = reader.line_num + 1
+                    rejected.append(Rejected(where, reason))
+                where = f"{path.name}:{reader.line_num + 1}"
     except csv.Error as error:
         raise UserError(f"{path} is not valid CSV (line {reader.line_num}: {error}): export it again.") from None
 

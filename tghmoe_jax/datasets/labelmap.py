@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_json, split_of_case
+from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_list, split_of_case
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item
 from tghmoe_jax.datasets.masks import LabelMap, read_mask
 from tghmoe_jax.errors import UserError
@@ -214,12 +214,9 @@ def _folders(root: Path) -> Iterator[_Scan]:
 
 def _listed(gathered: Gathered, path: Path) -> Iterator[_Scan]:
     if path.suffix.lower() == ".csv":
-        rows = [(f"{path.name}:{line}", row) for line, row in read_csv(path, COLUMNS, gathered.rejected)]
+        rows = read_csv(path, COLUMNS, gathered.rejected)
     else:
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of objects with volume, mask and labels: correct the index.")
-        rows = [(f"{path.name}[{number}]", entry) for number, entry in enumerate(entries)]
+        rows = read_list(path, "objects with volume, mask and labels")
     splits: dict[str, str] = {}
     listed: set[str] = set()
     for where, row in rows:

@@ -11,18 +11,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
+    NUMBERED_TYPES,
     Gathered,
     index_file,
     named_files,
     one_line,
-    read_json,
+    read_list,
     split_of_case,
     split_of_name,
     text_fault,
 )
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.samples.questions import LETTERS, TYPES
+from tghmoe_jax.samples.questions import LETTERS
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume
@@ -46,13 +47,9 @@ def open_llava(root: Path, manifest: str = "") -> Dataset:
     gathered = Gathered("llava", root)
     for name in names:
         path = index_file(root, name)
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of conversations: it is not a LLaVA-style JSON.")
         report = bool(REPORT_WORDS & set(re.split(r"[^a-z]+", path.stem.lower())))
-        for number, entry in enumerate(entries):
-            found = _items(entry, split_of_name(path.stem), report, gathered)
-            gathered.add(f"{path.name}[{number}]", *found)
+        for where, entry in read_list(path, "conversations"):
+            gathered.add(where, *_items(entry, split_of_name(path.stem), report, gathered))
     return gathered.dataset(functools.partial(_read, root))
 
 
@@ -80,7 +77,7 @@ def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> I
         if report or kind in REPORT_WORDS:
             yield Item(volume, split or split_of_case(case), case, "report", "report", "", answer)
             continue
-        type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else kind or "question"
+        type_ = NUMBERED_TYPES.get(kind, kind or "question")
         asked, choices = lettered_choices(question)
         fault = None
         if choices:

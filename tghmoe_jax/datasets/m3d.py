@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
+    NUMBERED_TYPES,
     Gathered,
     index_file,
     named_files,
@@ -24,7 +25,7 @@ from tghmoe_jax.datasets.index_files import (
 )
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.samples.questions import LETTERS, TYPES
+from tghmoe_jax.samples.questions import LETTERS
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume
@@ -160,25 +161,31 @@ def _report(root: Path, text: str) -> str | UserError:
 
 def _questions(gathered: Gathered, path: Path) -> None:
     split = _split(path)
-    for line, row in read_csv(path, COLUMNS, gathered.rejected):
-        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+    for where, row in read_csv(path, COLUMNS, gathered.rejected):
+        image, question, answer, fault = _asked(gathered, row)
         choices = tuple(one_line(row[column]) for column in CHOICES)
         letter = row["Answer Choice"].strip().rstrip(".").upper()
-        kind = row["Question Type"].strip()
-        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+        type_ = NUMBERED_TYPES.get(row["Question Type"].strip())
         fault = fault or next((f for c in choices if (f := text_fault(c, "choice"))), None)
-        if not fault and kind not in ("1", "2", "3", "4", "5"):
+        if not fault and type_ is None:
             fault = "its question type is not one of 1 to 5."
         if not fault and (len(letter) != 1 or letter not in LETTERS):
             fault = "its answer choice is not one of A to D."
         if not fault:
             fault = _choice_fault(choices, answer, letter)
         if fault:
-            gathered.add(f"{path.name}:{line}", fault)
+            gathered.add(where, fault)
             continue
-        asked = Item(image, split, _case(image), "vqa", TYPES[int(kind) - 1], question, answer)
+        asked = Item(image, split, _case(image), "vqa", type_, question, answer)
         closed = dataclasses.replace(asked, answer=choices[LETTERS.index(letter)], choices=choices)
-        gathered.add(f"{path.name}:{line}", closed, asked)
+        gathered.add(where, closed, asked)
+
+
+def _asked(gathered: Gathered, row: dict[str, str]) -> tuple[str, str, str, str | None]:
+    """Image, question, answer, and what is wrong with them."""
+    image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+    fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+    return image, question, answer, fault
 
 
 def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | None:
@@ -194,15 +201,12 @@ def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | N
 def _yes_no(gathered: Gathered, path: Path) -> None:
     """The unreviewed yes or no questions: open ones, as M3D trains on them."""
     split = _split(path)
-    for line, row in read_csv(path, YES_NO_COLUMNS, gathered.rejected):
-        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
-        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+    for where, row in read_csv(path, YES_NO_COLUMNS, gathered.rejected):
+        image, question, answer, fault = _asked(gathered, row)
         if not fault and not re.match(r"(yes|no)\b", answer, re.IGNORECASE):
             fault = "its answer is neither yes nor no."
-        kind = row.get("Question Type", "").strip()
-        type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else "yes-no"
-        item = fault or Item(image, split, _case(image), "vqa", type_, question, answer)
-        gathered.add(f"{path.name}:{line}", item)
+        type_ = NUMBERED_TYPES.get(row.get("Question Type", "").strip(), "yes-no")
+        gathered.add(where, fault or Item(image, split, _case(image), "vqa", type_, question, answer))
 
 
 def _split(path: Path) -> str:
