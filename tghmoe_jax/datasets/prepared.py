@@ -10,7 +10,9 @@
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import zlib
@@ -52,6 +54,13 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
 
 
+def table(rows: Iterable[Iterable[Any]]) -> bytes:
+    """A CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
 def read_lines(file: epath.Path) -> list[dict[str, Any]]:
     """The objects of a file that this project wrote. UserError where it is absent or damaged."""
     try:
@@ -76,10 +85,9 @@ def write_shard(
             writer.write(record)
         writer.close()
         os.replace(part, file)
-        part = shard_file(folder, shard, ".npy.part")
-        with open(part, "wb") as handle:
-            np.save(handle, signatures, allow_pickle=False)
-        os.replace(part, shard_file(folder, shard, ".npy"))
+        packed = io.BytesIO()
+        np.save(packed, signatures, allow_pickle=False)
+        write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())
     write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
 
 

@@ -7,11 +7,9 @@ when a process was killed shows in it.
 
 import concurrent.futures
 import contextlib
-import csv
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -313,17 +311,14 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
         if good:
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("where", "reason"), *bad])
-    write_atomic(folder / "rejected.csv", text.getvalue().encode())
+    write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} says why.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
     write_atomic(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
     say("looking for what two splits share")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
-    write_atomic(folder / "leaks.csv", leaks.write_csv(leaked))
+    write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
     result = card.card(dataset.name, parameters, items, rows, len(bad), Counter(leak.kind for leak in leaked))
     write_atomic(folder / "card.md", card.markdown(result).encode())
     write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())

@@ -144,8 +144,7 @@ def _weights(source: int, target: int, length: float) -> np.ndarray:
     """Linear resampling weights float64 (target, source).
 
     The target spans `length` source pixels around the centre of the source. What of it lies beyond the source is
-    padding and takes its share of the weight, so rows sum to one or less; without padding, and where the target is
-    smaller than the source (a crop), they sum to one.
+    padding and takes its share of the weight, so rows sum to one or less; without padding they sum to one.
     """
     pad = (length - source) / 2
     scale = length / target

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
+import nibabel as nib
 import numpy as np
 
 from tghmoe_jax.errors import UserError
@@ -45,15 +46,6 @@ class Volume:
     def __post_init__(self):
         if self.array.ndim != 3 or self.array.dtype != np.float32:
             raise ValueError(f"a Volume holds float32 (D, H, W), not {self.array.dtype} {self.array.shape}")
-
-
-def axis_letters(axes: np.ndarray) -> str:
-    """The nearest patient directions of three world vectors (rows, LPS), such as "SPL" for the canonical order."""
-    letters = []
-    for vector in axes:
-        world = int(np.argmax(np.abs(vector)))
-        letters.append(_LETTERS[world][int(vector[world] > 0)])
-    return "".join(letters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +107,8 @@ def canonical_grid(axes: np.ndarray, name: str) -> AxisOrder:
     # A tenth of a micrometre is far below any scanner and above the rounding of a float32 affine.
     spacing = tuple(round(float(lengths[axis]), 4) for axis in order)
     tilt = float(np.degrees(np.arccos(np.clip(np.min(np.abs(along)), -1, 1))))
-    notes = [f"axes {axis_letters(axes)} -> SPL (slices, rows, columns), not interpolated"]
+    letters = "".join(nib.aff2axcodes(nib.affines.from_matvec(axes.T), _LETTERS))
+    notes = [f"axes {letters} -> SPL (slices, rows, columns), not interpolated"]
     if tilt > 0.5:
         notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
     return AxisOrder(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
