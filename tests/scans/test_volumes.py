@@ -311,7 +311,7 @@ def test_path_that_is_no_scan_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "absent.nii.gz")
     for name in ("notes.txt", "scan.nrrd", "scan"):
         (tmp_path / name).write_text("notes")
-        assert "no known kind of scan" in refusal(tmp_path / name)
+        assert "not a known kind of scan" in refusal(tmp_path / name)
 
 
 def test_series_number_is_refused_where_it_means_nothing(tmp_path):

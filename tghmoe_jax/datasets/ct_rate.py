@@ -1,7 +1,7 @@
 """CT-RATE as it is published: reports, questions, labels and metadata beside `<split>_fixed/<patient>/<scan>/` volumes.
 
 The root is the repository's folder or its `dataset` folder. Version 2 (the `_fixed` folders, preferred where both lie
-there) stores HU: the slope and intercept of the metadata table are never applied again. What the table says of spacing
+there) stores HU: the slope and intercept of the metadata table are never applied again. The spacing in the table
 must agree with the file's header. The published split `valid` is the one all published scores are of, so it is `test`
 here. Formats: docs/data-sets.md.
 """
@@ -52,7 +52,7 @@ _TAG = re.compile(r"</?(?:" + "|".join(TAGS) + ")>")
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What the metadata table says of a volume; spacing in mm, None where it says nothing."""
+    """What the metadata table states about a volume; spacing in mm, None where it states nothing."""
 
     xy_mm: tuple[float, float] | None
     z_mm: float | None
@@ -127,7 +127,7 @@ def _files(root: Path, base: str, manifest: str) -> dict[str, list[Path]]:
 
 
 class _Index(Gathered):
-    """What the tables say, gathered file by file."""
+    """What the tables state, gathered file by file."""
 
     def __init__(self, root: Path, base: str):
         super().__init__("ct_rate", root)
@@ -163,7 +163,7 @@ class _Index(Gathered):
                     raise ValueError
                 self.stated[name] = Stated(pair, z, slope, intercept)
             except ValueError:
-                reason = "the metadata table states a spacing, slope or intercept that is no number."
+                reason = "the metadata table states a spacing, slope or intercept that is not a number."
                 self._left_out.setdefault(name, reason)
                 self.add(where, reason)
 
@@ -187,7 +187,7 @@ class _Index(Gathered):
 
     def _conversation(self, entry: Any, in_tables: frozenset[str]) -> Iterator[Item | str]:
         if not isinstance(entry, dict):
-            yield "it is no object with an image and conversations."
+            yield "it is not an object with an image and conversations."
             return
         key, case, split, fault = self._volume(volume_of(entry) or "")
         if fault:

@@ -38,8 +38,8 @@ _CT_RATE = re.compile(r"((?:train|valid)_\d+)_[a-z]+_\d+")
 def open_llava(root: Path, manifest: str = "") -> Dataset:
     """The entries of the JSON files that `manifest` names, separated by commas; volumes lie below `root`.
 
-    The split is what a file's name says (`..._train.json`), else a hash of the case. Every turn is an item of its own.
-    A file whose name says `cap`, `caption` or `report` holds report requests, asked in the project's own wordings.
+    The split is the one in a file's name (`..._train.json`), else a hash of the case. Every turn is an item of its own.
+    A file whose name contains `cap`, `caption` or `report` holds report requests, asked in the project's own wordings.
     """
     names = named_files(manifest)
     if not names:
@@ -60,7 +60,7 @@ def _read(root: Path, key: str) -> Volume:
 def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> Iterator[Item | str]:
     """The items of an entry, or a sentence for what is wrong with it or with one of its turns."""
     if not isinstance(entry, dict):
-        yield "it is no object with conversations and a volume."
+        yield "it is not an object with conversations and a volume."
         return
     volume = volume_of(entry)
     fault = gathered.path_fault(volume) if volume else "it does not name exactly one volume, and no pictures."
@@ -164,5 +164,5 @@ def chosen(choices: Sequence[str], answer: str, letter: Any = None) -> tuple[str
         if index < 0:
             return answer, "its answer is not one of its choices."
     if plain.count(plain[index]) > 1:
-        return answer, "the text of its answer stands at two choices."
+        return answer, "two choices have the text of its answer."
     return choices[index], None

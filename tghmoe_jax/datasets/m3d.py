@@ -104,7 +104,7 @@ def _case(image: str) -> str | None:
 def _image_fault(gathered: Gathered, image: Any) -> str | None:
     if not isinstance(image, str) or not image:
         return "it names no image."
-    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is no six-digit case.")
+    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is not a six-digit case.")
 
 
 # ------------------------------------------------------------------------------------------------------- captions
@@ -114,7 +114,7 @@ def _captions(gathered: Gathered, path: Path, test: str) -> None:
     root = gathered.root
     splits = read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(rows, list) for rows in splits.values()):
-        raise UserError(f"{path} is no object of splits with lists of image and text: it is not M3D_Cap.json.")
+        raise UserError(f"{path} is not an object of splits with lists of image and text: it is not M3D_Cap.json.")
     if test not in splits and test != "test":
         raise UserError(f"{path} has no split {test!r}: choose after the # one of {', '.join(sorted(splits))}.")
     chosen = {key: split for key, split in CAPTION_SPLITS.items() if split != "test" and key in splits}
@@ -140,7 +140,7 @@ def _captions(gathered: Gathered, path: Path, test: str) -> None:
 
 
 def _prefix(root: Path, path: Path, image: str) -> str:
-    """What stands before the paths of an index whose entries are relative to its own folder instead of the root."""
+    """What comes before the paths of an index whose entries are relative to its own folder instead of the root."""
     first = PurePosixPath(image).parts[0]
     if (root / first).exists() or not (path.parent / first).exists():
         return ""
@@ -189,12 +189,12 @@ def _asked(gathered: Gathered, row: dict[str, str]) -> tuple[str, str, str, str 
 
 
 def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | None:
-    """The text of the lettered choice is the answer, and stands nowhere else; case and a last stop aside."""
+    """The text of the lettered choice is the answer, and no other choice has it; case and a final stop are ignored."""
     chosen = choices[LETTERS.index(letter)]
     if chosen.casefold().rstrip(".") != answer.casefold().rstrip("."):
         return f"its answer is not the text of its choice {letter}."
     if choices.count(chosen) > 1:
-        return f"the text of its choice {letter} stands at another letter too."
+        return f"another letter has the text of its choice {letter}, too."
     return None
 
 
@@ -212,5 +212,5 @@ def _yes_no(gathered: Gathered, path: Path) -> None:
 def _split(path: Path) -> str:
     split = split_of_name(path.stem)
     if split is None:
-        raise UserError(f"{path} does not say its split: name it as published, such as M3D_VQA_train.csv.")
+        raise UserError(f"{path} does not name its split: name it as published, such as M3D_VQA_train.csv.")
     return split

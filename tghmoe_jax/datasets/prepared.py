@@ -76,7 +76,7 @@ def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
 def write_shard(
     folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
 ) -> None:
-    """Writes a shard whole: its index comes last and says that the rest is there."""
+    """Writes a shard whole: its index comes last, so that an index means a whole shard."""
     if records:
         file = shard_file(folder, shard, ".array_record")
         part = file.with_name(file.name + ".part")
@@ -92,7 +92,7 @@ def write_shard(
 
 
 def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
-    """What a folder was prepared with; None where it is no prepared set."""
+    """What a folder was prepared with; None where it is not a prepared set."""
     file = epath.Path(folder) / "prepare.json"
     return (read_lines(file) or [{}])[0] if file.is_file() else None
 

@@ -102,7 +102,7 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
     dz, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
     high, wide = rows * dy, columns * dx
     side = max(high, wide)
-    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are one.
+    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are equal.
     row_weights = _weights(rows, size, rows if side - high <= 1e-4 * side else side / dy)
     column_weights = _weights(columns, size, columns if side - wide <= 1e-4 * side else side / dx)
     array = _apply(volume, _weights(count, min(slices, count), count), row_weights, column_weights)

@@ -28,10 +28,10 @@ _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source does not say.
+    """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source states none.
 
-    orientation is "LPS" (the canonical one) or "as stored" where the source does not say; window names the window the
-    source was already cut to, None for plain HU. history tells what was done and warnings what a user should look at,
+    orientation is "LPS" (the canonical one) or "as stored" where the source states none; window names the window the
+    source was already cut to, None for plain HU. history lists what was done and warnings what a user should check,
     both without paths or patient data.
     """
 
@@ -52,7 +52,7 @@ class Volume:
 class AxisOrder:
     """How stored axes become the canonical ones, known before a voxel is read.
 
-    order[i] is the stored axis of canonical axis i; flips[i] tells whether it runs backwards; spacing_mm is (z, y, x).
+    order[i] is the stored axis of canonical axis i; flips[i] is True where it runs backwards; spacing_mm is (z, y, x).
     """
 
     order: tuple[int, int, int]
@@ -195,7 +195,7 @@ def rescale_state(array: np.ndarray) -> Literal["once", "twice", "never", "uncle
 
     After a second rescale (CT-RATE's second release invites it: its files are HU, its table still lists slope and
     intercept) soft tissue lies near -1000 and air near -2000; without any, air lies near 0 and tissue near 1000.
-    Scanners mark what lies outside the reconstruction by one value from -1500 down, which says nothing.
+    Scanners mark what lies outside the reconstruction by one value from -1500 down, which is no evidence.
     """
     step = max(1, round((array.size / 2**21) ** (1 / 3)))
     sample = array[::step, ::step, ::step]
