@@ -42,7 +42,7 @@ os.replace = dying
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> Path:
-    """A manifest of VOLUMES volumes of which one is no volume."""
+    """A manifest of VOLUMES volumes of which one is not a volume."""
     root = tmp_path_factory.mktemp("scans")
     rng = np.random.default_rng(0)
     rows = []
@@ -117,7 +117,7 @@ def test_no_case_is_named_in_the_set(unbroken):
     assert not [name for name, content in contents(unbroken).items() if b"patient " in content]
 
 
-def test_nothing_that_names_a_patient_is_left_or_told(tmp_path):
+def test_nothing_that_names_a_patient_is_left_or_printed(tmp_path):
     """Planted in tags, header texts, file names inside a series and the case; read well, badly and not at all."""
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -217,7 +217,7 @@ os.replace = dying
     assert contents(folder) == contents(unbroken) and not (folder / preparing.WORK).exists()
 
 
-def test_progress_tells_how_many_how_fast_and_how_long_still(scans, tmp_path, capsys, monkeypatch):
+def test_progress_reports_count_speed_and_time_left(scans, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(preparing, "REPORT_SECONDS", 0.0)
     assert prepare.main(arguments(scans, tmp_path / "set", "--workers=1")) == 0
     lines = capsys.readouterr().out.splitlines()[:VOLUMES]
@@ -265,7 +265,7 @@ def test_a_set_of_which_nothing_can_be_read_says_where_the_reasons_are(tmp_path,
     line = {"volume": "0.npy", "question": "Which side?", "answer": "left"}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     sentence = refused(*arguments(tmp_path, tmp_path / "set", "--workers=1"))
-    assert "rejected.csv says why" in sentence and len(rows(tmp_path / "set" / "rejected.csv")) == 1
+    assert "rejected.csv gives the reasons" in sentence and len(rows(tmp_path / "set" / "rejected.csv")) == 1
 
 
 @pytest.mark.parametrize(

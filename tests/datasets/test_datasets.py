@@ -213,7 +213,7 @@ M3D_ROW = dict(zip(fixtures.M3D_COLUMNS, fixtures.m3d_questions("M3D_Cap_npy/ct_
         ({"Image Path": "/etc/000006/a.npy"}, "is absolute"),
         ({"Image Path": "C:\\000006\\a.npy"}, "is absolute"),
         ({"Image Path": ""}, "names no image"),
-        ({"Image Path": "M3D_Cap_npy/ct_case/6/a.npy"}, "no six-digit case"),
+        ({"Image Path": "M3D_Cap_npy/ct_case/6/a.npy"}, "not a six-digit case"),
         ({"Question Type": "6"}, "not one of 1 to 5"),
         ({"Question Type": "plane"}, "not one of 1 to 5"),
         ({"Question": " "}, "the question is empty"),
@@ -221,7 +221,7 @@ M3D_ROW = dict(zip(fixtures.M3D_COLUMNS, fixtures.m3d_questions("M3D_Cap_npy/ct_
         ({"Answer": "Coronal"}, "not the text of its choice B"),
         ({"Answer Choice": "E"}, "not one of A to D"),
         ({"Answer Choice": ""}, "not one of A to D"),
-        ({"Choice D": "Axial"}, "stands at another letter"),
+        ({"Choice D": "Axial"}, "another letter has the text"),
         ({"Choice C": ""}, "the choice is empty"),
         ({"Question": "a\x07b"}, "control characters"),
     ],
@@ -241,7 +241,7 @@ GOOD = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "N
 @pytest.mark.parametrize(
     "entry, reason",
     [
-        ("text", "no object"),
+        ("text", "not an object"),
         ({"conversations": GOOD}, "exactly one volume"),
         ({"image3d": ["a.npy", "b.npy"], "conversations": GOOD}, "exactly one volume"),
         ({"image3d": ["a.npy"], "vision2d": ["x.png"], "conversations": GOOD}, "no pictures"),
@@ -250,7 +250,7 @@ GOOD = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "N
         ({"image3d": ["a.npy"], "conversations": GOOD[:1]}, "do not alternate"),
         ({"image3d": ["a.npy"], "conversations": GOOD[::-1]}, "do not alternate"),
         ({"image3d": ["a.npy"], "conversations": [{"from": "human", "value": "<image>\n"}, GOOD[1]]}, "empty"),
-        ({"image3d": ["a.npy"], "conversations": [GOOD[0], {"from": "gpt", "value": 3}]}, "no text"),
+        ({"image3d": ["a.npy"], "conversations": [GOOD[0], {"from": "gpt", "value": 3}]}, "is not text"),
         (
             {"image3d": ["a.npy"], "conversations": [{"from": "human", "value": "Which? Choices: A. one B. two"},
                                                      {"from": "gpt", "value": "three"}]},
@@ -292,9 +292,9 @@ def _ct_rate_table(table, edit):
         (_ct_rate_table("train_reports.csv", lambda t: t.replace("train_3_b_1.nii.gz", "x.nii.gz")), "one of CT-RATE"),
         (_ct_rate_table("train_reports.csv", lambda t: t.replace("train_3_b_1", "train_1_a_1")), "a report already"),
         (_ct_rate_table("train_reports.csv", lambda t: t), "neither findings nor impression"),
-        (_ct_rate_table("train_metadata.csv", lambda t: t.replace('"[1.5, 1.5]"', "wide", 1)), "is no number"),
-        (_ct_rate_table("train_metadata.csv", lambda t: t.replace('"[1.5, 1.5]"', '"[1.5, 1.5, 1]"', 1)), "no number"),
-        (_ct_rate_table("train_metadata.csv", lambda t: t.replace(",3.0,", ",-3.0,", 1)), "is no number"),
+        (_ct_rate_table("train_metadata.csv", lambda t: t.replace('"[1.5, 1.5]"', "wide", 1)), "is not a number"),
+        (_ct_rate_table("train_metadata.csv", lambda t: t.replace('"[1.5, 1.5]"', '"[1.5, 1.5, 1]"', 1)), "a number"),
+        (_ct_rate_table("train_metadata.csv", lambda t: t.replace(",3.0,", ",-3.0,", 1)), "is not a number"),
         (_ct_rate_table("no_chest_train.txt", lambda t: t), "shows no chest"),
         (_ct_rate_table("train_predicted_labels.csv", lambda t: t.replace("a_1.nii.gz,0", "a_1.nii.gz,2", 1)),
          "neither 0 nor 1"),
@@ -305,7 +305,7 @@ def _ct_rate_table(table, edit):
         (_ct_rate_table("train_reports.csv", lambda t: t.replace("CT,", "CT,,", 1)), "has 6 fields"),
     ],
 )  # fmt: skip
-def test_what_is_left_out_of_ct_rate_is_told(tmp_path, damage, reason):
+def test_what_is_left_out_of_ct_rate_is_reported(tmp_path, damage, reason):
     dataset = open_dataset(damage(tmp_path))
     assert any(reason in told for told in _rejected(dataset)), dataset.rejected
 
@@ -338,19 +338,19 @@ HEADER = ",".join(fixtures.M3D_COLUMNS)
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda root: {"name": "other", "root": str(root)}, r"name=other is no data set of files"),
-        (lambda root: {"name": "m3d", "root": ""}, r"--config.data.root= is no folder"),
-        (lambda root: {"name": "m3d", "root": "gs://bucket/m3d"}, r"root=gs://bucket/m3d is no folder"),
+        (lambda root: {"name": "other", "root": str(root)}, r"name=other is not a data set of files"),
+        (lambda root: {"name": "m3d", "root": ""}, r"--config.data.root= is not a folder"),
+        (lambda root: {"name": "m3d", "root": "gs://bucket/m3d"}, r"root=gs://bucket/m3d is not a folder"),
         (_open("m3d", {}), "holds neither M3D_Cap_npy"),
-        (_open("m3d", {}, "none.csv"), "none.csv is no file"),
+        (_open("m3d", {}, "none.csv"), "none.csv is not a file"),
         (_open("m3d", {"a.json": "{"}, "a.json"), "not valid JSON"),
         (_open("m3d", {"a.json": "[" * 100_000}, "a.json"), "not valid JSON"),
         (_open("m3d", {"a.json": b"\xff\xfe{}"}, "a.json"), "not valid JSON in UTF-8"),
-        (_open("m3d", {"a.json": "[1, 2]"}, "a.json"), "no object of splits"),
+        (_open("m3d", {"a.json": "[1, 2]"}, "a.json"), "not an object of splits"),
         (_open("m3d", {"a.json": '{"other": []}'}, "a.json"), "lacks the splits"),
         (_open("m3d", {"a.json": '{"train": []}'}, "a.json#hard_test"), "no split 'hard_test'"),
         (_open("m3d", {"a.json": '{"train": [{"image": "x"}]}'}, "a.json"), "no usable item"),
-        (_open("m3d", {"questions.csv": HEADER}, "questions.csv"), "does not say its split"),
+        (_open("m3d", {"questions.csv": HEADER}, "questions.csv"), "does not name its split"),
         (_open("m3d", {"a_test.csv": ""}, "a_test.csv"), "is an empty file"),
         (_open("m3d", {"a_test.csv": "Image Path,Question\n"}, "a_test.csv"), "lacks the columns Text"),
         (_open("m3d", {"a_test.csv": f"{HEADER},Text\n"}, "a_test.csv"), "names a column twice"),
@@ -359,9 +359,9 @@ HEADER = ",".join(fixtures.M3D_COLUMNS)
         (_open("m3d", {"a_test.csv": HEADER.encode() + b"\n\xff\n"}, "a_test.csv"), "not UTF-8"),
         (_open("ct_rate", {}), "no reports, questions or labels"),
         (_open("ct_rate", {"a.csv": "x"}, "a.csv"), "not one of CT-RATE's reports, vqa or labels"),
-        (_open("ct_rate", {"a_vqa.json": "{}"}, "a_vqa.json"), "no list of conversations"),
+        (_open("ct_rate", {"a_vqa.json": "{}"}, "a_vqa.json"), "not a list of conversations"),
         (_open("llava", {}), "needs --config.data.manifest"),
-        (_open("llava", {"a.json": "{}"}, "a.json"), "no list of conversations"),
+        (_open("llava", {"a.json": "{}"}, "a.json"), "not a list of conversations"),
         (_open("manifest", {}), "needs --config.data.manifest"),
         (_open("manifest", {"m.jsonl": ""}, "m.jsonl"), "the file has no line"),
     ],

@@ -31,7 +31,7 @@ BASIC = {"name": "manifest", "manifest": "", "slices": 6, "size": 24, "channels"
 def read(unit: str, key: str) -> Volume:
     """A volume that its key fixes; the key `bad` cannot be read."""
     if key == "bad":
-        raise UserError("bad is no volume: name another.")
+        raise UserError("bad is not a volume: name another.")
     rng = np.random.default_rng(list(key.encode()))
     array = rng.uniform(-1100, 1900, (5, 30, 40)) if unit == "HU" else rng.random((8, 30, 30))
     spacing = (3.0, 1.0, 1.0) if unit == "HU" else None
@@ -221,7 +221,7 @@ def test_a_broken_volume_is_replaced_by_the_next_of_its_kind(make, tokenizer):
                 continue  # two of one volume in a row
             assert np.array_equal(batch["slices"].reshape(-1, 6, 24, 24, 3)[slot], source.slices(index)[0])
         assert batch["task"].reshape(-1).tolist() == [0, 1, 1, 1] * 4
-    assert set(names) == {("bad", "bad is no volume: name another.")}
+    assert set(names) == {("bad", "bad is not a volume: name another.")}
     again = batches(FileSource(data, "train"), tokenizer)
     assert same(again.map(4), one.map(4))
 
@@ -240,7 +240,7 @@ def test_a_text_that_is_too_long_is_skipped_like_a_broken_volume(make, tokenizer
 
 def test_where_nothing_can_be_read_the_run_ends(make, tokenizer):
     source = FileSource(make(raw=True, bad=7), "train")
-    with pytest.raises(UserError, match="items in a row cannot be used, the last because: bad is no volume"):
+    with pytest.raises(UserError, match="items in a row cannot be used, the last because: bad is not a volume"):
         batches(source, tokenizer).map(0)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tghmoe_jax.datasets import leaks
+from tghmoe_jax.datasets import leaks, prepared
 from tghmoe_jax.datasets.items import Item
 from tghmoe_jax.drawn import phantom
 from tghmoe_jax.errors import UserError
@@ -121,7 +121,7 @@ def test_what_is_dropped_is_the_side_that_is_named(tmp_path):
         leaks.Leak("case", "train", "a", "test", "b", 1.0), leaks.Leak("case", "validation", "c", "test", "d", 1.0),
         leaks.Leak("text_near", "train", 'e,"x"', "validation", "c", 0.9),
     ]  # fmt: skip
-    (tmp_path / "leaks.csv").write_bytes(leaks.write_csv(rows))
+    (tmp_path / "leaks.csv").write_bytes(prepared.table(leaks.rows(rows)))
     dropped = {side: leaks.dropped(tmp_path / "leaks.csv", side) for side in ("none", "train", "test")}
     assert dropped == {
         "none": set(), "train": {("train", "a"), ("train", 'e,"x"')}, "test": {("test", "b"), ("validation", "c")}

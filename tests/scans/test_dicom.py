@@ -268,7 +268,7 @@ def test_padding_value_that_is_a_tissue_changes_nothing(tmp_path):
     np.testing.assert_array_equal(volume.array, patient())
 
 
-def test_history_tells_the_steps_and_no_patient_data(tmp_path):
+def test_history_lists_the_steps_and_no_patient_data(tmp_path):
     history = " | ".join(read_volume(write_dicom(tmp_path / "series")).history)
     for word in ("12 slices of 36 x 44", "slope 1 and intercept -1024", "once", "position", "SPL"):
         assert word in history

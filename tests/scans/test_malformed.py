@@ -160,11 +160,11 @@ NIFTI = {
     "voxels far away": (nifti(vox_offset=3e9), "voxels start at byte 3e+09"),
     "voxels nowhere": (nifti(vox_offset=np.nan), "voxels start at byte nan"),
     "an infinite slope": (nifti(scl_slope=np.inf), "scaling that is not finite"),
-    "an intercept that is no number": (nifti(scl_slope=1, scl_inter=np.nan), "scaling that is not finite"),
+    "an intercept that is not a number": (nifti(scl_slope=1, scl_inter=np.nan), "scaling that is not finite"),
     "an unknown unit of length": (nifti(xyzt_units=5), "unknown unit of length"),
     "no orientation": (nifti(sform_code=0, qform_code=0), "left and right are unknown"),
     "a damaged quaternion": (nifti(sform_code=0, qform_code=1, quatern_b=9), "left and right are unknown"),
-    "an affine that is no number": (nifti(srow_x=np.nan), "NaN"),
+    "an affine that is not a number": (nifti(srow_x=np.nan), "NaN"),
     "an affine of zeros": (nifti(srow_x=0, srow_y=0, srow_z=0), "no voxel spacing"),
     "an affine beyond any scale": (nifti(srow_x=[0, 0, 3e38, 0]), "voxels of"),
     "voxels of a micron": (nifti(xyzt_units=3), "outside 0.02 to 50"),
@@ -180,7 +180,7 @@ NIFTI = {
     "too few slices": (nifti(values=patient()[:3]), "3 axial slices"),
     "too few pixels": (nifti(values=patient()[:, :9]), "9 x 44 pixels"),
     "a pipe": (pipe, "neither a file nor a folder"),
-    "another format by name": (content("scan.nrrd", b"NRRD0004"), "no known kind of scan"),
+    "another format by name": (content("scan.nrrd", b"NRRD0004"), "not a known kind of scan"),
     "nothing there": (lambda folder: folder / "scan.nii", "does not exist"),
 }
 

@@ -298,7 +298,7 @@ def test_either_version_byte_order_and_voxel_type_give_one_volume(tmp_path, kind
     assert volume.spacing_mm == SPACING
 
 
-def test_packing_is_told_by_content_not_by_name(tmp_path):
+def test_packing_is_reported_by_content_not_by_name(tmp_path):
     path = write_nifti(tmp_path / "scan.nii", patient())
     path.rename(tmp_path / "plain.nii.gz")
     write_nifti(tmp_path / "scan.nii.gz", patient()).rename(tmp_path / "packed.nii")

@@ -55,7 +55,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     text = [
         f"# Data card: {card['name']}", "",
         f"Volumes of at most {card['slices']} slices of {card['size']} x {card['size']} pixels. {card['rejected']} "
-        "items or volumes were left out (rejected.csv); what splits share stands in leaks.csv; how long it took in "
+        "items or volumes were left out (rejected.csv); what splits share is in leaks.csv; how long it took in "
         "durations.json. Not for clinical use.", "",
         "| split | volumes | cases | items |", "|---|---|---|---|",
         *(

@@ -1,7 +1,7 @@
 """CT-RATE as it is published: reports, questions, labels and metadata beside `<split>_fixed/<patient>/<scan>/` volumes.
 
 The root is the repository's folder or its `dataset` folder. Version 2 (the `_fixed` folders, preferred where both lie
-there) stores HU: the slope and intercept of the metadata table are never applied again. What the table says of spacing
+there) stores HU: the slope and intercept of the metadata table are never applied again. The spacing in the table
 must agree with the file's header. The published split `valid` is the one all published scores are of, so it is `test`
 here. Formats: docs/data-sets.md.
 """
@@ -21,8 +21,8 @@ from tghmoe_jax.datasets.index_files import (
     named_files,
     one_line,
     read_csv,
-    read_json,
     read_lines,
+    read_list,
     text_fault,
 )
 from tghmoe_jax.datasets.items import Dataset, Item
@@ -52,7 +52,7 @@ _TAG = re.compile(r"</?(?:" + "|".join(TAGS) + ")>")
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What the metadata table says of a volume; spacing in mm, None where it says nothing."""
+    """What the metadata table states about a volume; spacing in mm, None where it states nothing."""
 
     xy_mm: tuple[float, float] | None
     z_mm: float | None
@@ -127,7 +127,7 @@ def _files(root: Path, base: str, manifest: str) -> dict[str, list[Path]]:
 
 
 class _Index(Gathered):
-    """What the tables say, gathered file by file."""
+    """What the tables state, gathered file by file."""
 
     def __init__(self, root: Path, base: str):
         super().__init__("ct_rate", root)
@@ -147,10 +147,10 @@ class _Index(Gathered):
 
     def read_metadata(self, path: Path) -> None:
         """Spacing, slope and intercept; no other column is kept (they name scanners, dates and sites)."""
-        for line, row in read_csv(path, ("VolumeName", "XYSpacing", "ZSpacing"), self.rejected):
+        for where, row in read_csv(path, ("VolumeName", "XYSpacing", "ZSpacing"), self.rejected):
             found = _NAME.fullmatch(row["VolumeName"].strip())
             if not found:
-                self.add(f"{path.name}:{line}", "the volume's name is not one of CT-RATE.")
+                self.add(where, "the volume's name is not one of CT-RATE.")
                 continue
             name = found[0].removesuffix(".nii.gz")
             try:
@@ -163,12 +163,12 @@ class _Index(Gathered):
                     raise ValueError
                 self.stated[name] = Stated(pair, z, slope, intercept)
             except ValueError:
-                reason = "the metadata table states a spacing, slope or intercept that is no number."
+                reason = "the metadata table states a spacing, slope or intercept that is not a number."
                 self._left_out.setdefault(name, reason)
-                self.add(f"{path.name}:{line}", reason)
+                self.add(where, reason)
 
     def read_reports(self, path: Path) -> None:
-        for line, row in read_csv(path, ("VolumeName", "Findings_EN", "Impressions_EN"), self.rejected):
+        for where, row in read_csv(path, ("VolumeName", "Findings_EN", "Impressions_EN"), self.rejected):
             parts = {"Findings": one_line(row["Findings_EN"]), "Impression": one_line(row["Impressions_EN"])}
             given = {what: text for what, text in parts.items() if text.lower() not in NOT_GIVEN}
             answer = " ".join(f"{what}: {text}" for what, text in given.items())
@@ -176,21 +176,18 @@ class _Index(Gathered):
             fault = fault or (None if given else "neither findings nor impression are given.")
             fault = fault or text_fault(answer, "report")
             fault = fault or ("the volume has a report already." if key in self._reported else None)
-            self.add(f"{path.name}:{line}", fault or Item(key, split, case, "report", "report", "", answer))
+            self.add(where, fault or Item(key, split, case, "report", "report", "", answer))
             if not fault:
                 self._reported.add(key)
 
     def read_vqa(self, path: Path) -> None:
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of conversations: it is not a VQA file of CT-RATE.")
         in_tables = frozenset(self._reported)
-        for number, entry in enumerate(entries):
-            self.add(f"{path.name}[{number}]", *self._conversation(entry, in_tables))
+        for where, entry in read_list(path, "conversations"):
+            self.add(where, *self._conversation(entry, in_tables))
 
     def _conversation(self, entry: Any, in_tables: frozenset[str]) -> Iterator[Item | str]:
         if not isinstance(entry, dict):
-            yield "it is no object with an image and conversations."
+            yield "it is not an object with an image and conversations."
             return
         key, case, split, fault = self._volume(volume_of(entry) or "")
         if fault:
@@ -218,13 +215,13 @@ class _Index(Gathered):
     def read_labels(self, path: Path) -> None:
         """Yes or no questions, as many yes as no of every finding, the volumes drawn by a hash of their names."""
         answers: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
-        for line, row in read_csv(path, ("VolumeName",), self.rejected):
+        for where, row in read_csv(path, ("VolumeName",), self.rejected):
             key, case, split, fault = self._volume(row.pop("VolumeName"))
             values = {finding: value.strip() for finding, value in row.items() if value.strip()}
             if not fault and not values.keys() or set(values.values()) - {"0", "1", "0.0", "1.0"}:
                 fault = fault or "a label is neither 0 nor 1."
             if fault:
-                self.add(f"{path.name}:{line}", fault)
+                self.add(where, fault)
                 continue
             for finding, value in values.items():
                 held = answers.setdefault(finding, {"Yes": [], "No": []})

@@ -180,8 +180,8 @@ def _open(
         found = PreparedSet(root, data["slices"], data["size"])
         if found.parameters["data.name"] != name:
             raise UserError(
-                f"{root} was prepared from the data set {found.parameters['data.name']} and --config.data.name says "
-                f"{name}; name that one."
+                f"{root} was prepared from the data set {found.parameters['data.name']} and --config.data.name is "
+                f"{name}; use that name."
             )
         return found.items, found.grid, found.rows, leaks.dropped(epath.Path(root) / "leaks.csv", drop)
     if not alone or drop != "none":

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tghmoe_jax.datasets.items import Dataset, Item, Rejected
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.volume import Volume
 
@@ -23,6 +24,7 @@ SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test", "test5k": "test",
 }  # fmt: skip
+NUMBERED_TYPES = dict(zip("12345", TYPES, strict=True))  # question types as M3D numbers them
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -36,7 +38,7 @@ def index_file(root: Path, name: str) -> Path:
             if not os.access(path, os.R_OK):
                 raise UserError(f"{path} may not be read: change its permissions.")
             return path
-    raise UserError(f"--config.data.manifest={name} is no file, nor one under {root}: name the data set's index file.")
+    raise UserError(f"--config.data.manifest={name} is not a file here or under {root}: name the index file.")
 
 
 def named_files(manifest: str) -> list[str]:
@@ -45,13 +47,13 @@ def named_files(manifest: str) -> list[str]:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a file name says (`M3D_VQA_test5k.csv` -> test), None where it says none or several."""
+    """The split that a file name contains (`M3D_VQA_test5k.csv` -> test), None where it contains none or several."""
     words = {SPLIT_WORDS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLIT_WORDS}
     return words.pop() if len(words) == 1 else None
 
 
 def split_of_case(case: str) -> str:
-    """The split of a case where nothing else says it: 80, 10 and 10 % by a hash of its name, the same everywhere."""
+    """The split of a case where nothing else states it: 80, 10 and 10 % by a hash of its name, the same everywhere."""
     place = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big") / 2**64
     for split, share in SPLIT_SHARES:
         place -= share
@@ -82,11 +84,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
 
 
-def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
+def read_list(path: Path, what: str) -> Iterator[tuple[str, Any]]:
+    """(`file[number]`, entry) of a JSON list. UserError, with `what` it should list, where it is no list."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is not a list of {what}: check that it is the right file.")
+    return ((f"{path.name}[{number}]", entry) for number, entry in enumerate(entries))
+
+
+def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line`, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
 
     Text is text: an empty field and `NA` stay what they are. UserError for a header without the columns and for what
-    is no CSV in UTF-8.
+    is not a CSV in UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -99,14 +109,14 @@ def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> It
                 what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
                 what = what if missing else "names a column twice"
                 raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
-            line = reader.line_num + 1  # a quoted text may span lines: a row is named by its first
+            where = f"{path.name}:{reader.line_num + 1}"  # a quoted text may span lines: a row is named by its first
             for fields in reader:
                 if len(fields) == len(header):
-                    yield line, dict(zip(header, fields, strict=True))
+                    yield where, dict(zip(header, fields, strict=True))
                 elif fields:
                     reason = f"the row has {len(fields)} fields where the header names {len(header)}."
-                    rejected.append(Rejected(f"{path.name}:{line}", reason))
-                line = reader.line_num + 1
+                    rejected.append(Rejected(where, reason))
+                where = f"{path.name}:{reader.line_num + 1}"
     except csv.Error as error:
         raise UserError(f"{path} is not valid CSV (line {reader.line_num}: {error}): export it again.") from None
 
@@ -149,9 +159,9 @@ def one_line(text: str) -> str:
 
 
 def text_fault(text: Any, what: str, empty: bool = False) -> str | None:
-    """Why a value is no usable text, in one sentence that does not quote it; None where it is one."""
+    """Why a value is not usable text, in one sentence that does not quote it; None where it is one."""
     if not isinstance(text, str):
-        return f"the {what} is no text."
+        return f"the {what} is not text."
     if not text.strip() and not empty:
         return f"the {what} is empty."
     if len(text) > MAX_TEXT:
@@ -165,7 +175,7 @@ def text_fault(text: Any, what: str, empty: bool = False) -> str | None:
 
 
 class Gathered:
-    """The items of a data set while its index files are read, and what is left out: where it stands, and why."""
+    """The items of a data set while its index files are read, and what is left out: where, and why."""
 
     def __init__(self, name: str, root: Path):
         self.name, self.root = name, root
@@ -174,7 +184,7 @@ class Gathered:
         self.path_fault = functools.cache(self._path_fault)
 
     def add(self, where: str, *found: Item | str) -> None:
-        """Keeps an item; a text is the reason why there is none."""
+        """Keeps an item; a text is the reason why an item was rejected."""
         for one in found:
             if isinstance(one, str):
                 self.rejected.append(Rejected(where, one))
@@ -184,9 +194,8 @@ class Gathered:
     def dataset(self, read: Callable[[str], Volume]) -> Dataset:
         """The whole data set. UserError where nothing of it is left."""
         if not self.items:
-            first = ""
-            if self.rejected:
-                first = f" (the first of {len(self.rejected)}: {self.rejected[0].reason.rstrip('.')})"
+            left = self.rejected
+            first = f" (the first of {len(left)}: {left[0].reason.rstrip('.')})" if left else ""
             raise UserError(
                 f"{self.root} holds no usable item of the data set {self.name}{first}: check --config.data.root."
             )

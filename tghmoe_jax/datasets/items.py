@@ -15,8 +15,8 @@ class Item:
     """One request and its true answer.
 
     `volume` is the key of the volume: its path below the data set's root with forward slashes, and for a part of a
-    scan a fragment that the data set itself understands. `case` is the patient or study: items of one case never
-    stand in two splits unless the data set was published so. `type` is one of `samples.TYPES` where it fits, else
+    scan a fragment that the data set itself understands. `case` is the patient or study: items of one case are never
+    in two splits unless the data set was published so. `type` is one of `samples.TYPES` where it fits, else
     the data set's own word. An empty `question` of the task `report` asks for a request of the project's own wording.
     """
 
@@ -35,13 +35,13 @@ class Item:
         return "report" if self.task == "report" else "closed" if self.choices else "open"
 
     def asked(self, question: str = "") -> Question:
-        """The request as the pipeline sees it; `question` stands in where the item has none of its own."""
+        """The request as the pipeline sees it; `question` is used where the item has none of its own."""
         return Question(self.task, self.kind, self.type, self.question or question, self.choices, self.answer)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """An item or a volume that was left out: where it stands (file and line or key) and why, in one sentence."""
+    """An item or a volume that was left out: where (file and line or key) and why, in one sentence."""
 
     where: str
     reason: str

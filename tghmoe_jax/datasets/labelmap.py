@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_json, split_of_case
+from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_list, split_of_case
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item
 from tghmoe_jax.datasets.masks import LabelMap, read_mask
 from tghmoe_jax.errors import UserError
@@ -184,7 +184,7 @@ def read_labelmap(root: Path, key: str) -> Volume:
 
 
 def balanced(items: Sequence[Item]) -> list[Item]:
-    """The most items in which, within a split, every answer of a question stands equally often.
+    """The most items in which, within a split, every answer of a question is equally frequent.
 
     A question none of whose items has one of its answers is left out; which items stay is drawn by a hash. They come
     in rounds of one item for each answer of each question, so that the beginning of the list is balanced too.
@@ -214,12 +214,9 @@ def _folders(root: Path) -> Iterator[_Scan]:
 
 def _listed(gathered: Gathered, path: Path) -> Iterator[_Scan]:
     if path.suffix.lower() == ".csv":
-        rows = [(f"{path.name}:{line}", row) for line, row in read_csv(path, COLUMNS, gathered.rejected)]
+        rows = read_csv(path, COLUMNS, gathered.rejected)
     else:
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of objects with volume, mask and labels: correct the index.")
-        rows = [(f"{path.name}[{number}]", entry) for number, entry in enumerate(entries)]
+        rows = read_list(path, "objects with volume, mask and labels")
     splits: dict[str, str] = {}
     listed: set[str] = set()
     for where, row in rows:
@@ -231,9 +228,9 @@ def _listed(gathered: Gathered, path: Path) -> Iterator[_Scan]:
         elif split not in SPLITS:
             gathered.add(where, f"its split is not one of {', '.join(SPLITS)}.")
         elif splits.setdefault(case, split) != split:
-            gathered.add(where, "its case stands in another split already.")
+            gathered.add(where, "its case is already in another split.")
         elif not (parts.isascii() and parts.isdigit() and len(parts) < 6 and int(parts) <= MAX_PARTS):
-            gathered.add(where, f"its parts are no whole number up to {MAX_PARTS}.")
+            gathered.add(where, f"its parts are not a whole number up to {MAX_PARTS}.")
         elif texts["volume"] in listed:
             gathered.add(where, "its volume is listed already.")
         else:
@@ -265,12 +262,8 @@ class _Shown:
 
     def __init__(self, mask: LabelMap, part: Part):
         array = mask.array[tuple(slice(low, high) for low, high in part.box)]
-        self.part, self.names, self._spacing, self._shape = (
-            part,
-            list(mask.names.values()),
-            mask.spacing_mm,
-            array.shape,
-        )
+        self.part, self.names = part, list(mask.names.values())
+        self._spacing, self._shape = mask.spacing_mm, array.shape
         bins = max(mask.names) + 1
         values = {name: value for value, name in mask.names.items()}
         # Voxels of each label in each plane across each axis; everything below is read off these.
@@ -369,9 +362,8 @@ def _side(toward_left: float) -> str:
 
 def _partners(name: str, names: Sequence[str]) -> list[str]:
     """The structures that one is compared with: a few, the same in every scan, drawn by a hash."""
-    return sorted((other for other in names if other != name), key=lambda other: _hash(*sorted((name, other))))[
-        :PARTNERS
-    ]
+    others = [other for other in names if other != name]
+    return sorted(others, key=lambda other: _hash(*sorted((name, other))))[:PARTNERS]
 
 
 def _hash(*texts: str) -> bytes:

@@ -18,7 +18,8 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,16 @@ def signature(values: np.ndarray) -> np.ndarray:
 
 def find_leaks(items: Sequence[Item], contents: Mapping[str, str], signatures: Mapping[str, np.ndarray]) -> list[Leak]:
     """Every leak between two splits. `contents` {volume key: hash}; `signatures` {volume key: int8 (K,)}."""
+    # {split: {what is shared: its volumes}}; dictionaries rather than sets keep the order of the items
+    by_case, by_content, by_text = ({split: defaultdict(dict) for split in SPLITS} for _ in range(3))
     volumes: dict[str, dict[str, None]] = {split: {} for split in SPLITS}
-    by_case: dict[str, dict[Hashable, dict[str, None]]] = {split: {} for split in SPLITS}
-    by_text: dict[str, dict[Hashable, dict[str, None]]] = {split: {} for split in SPLITS}
     for item in items:
         volumes[item.split][item.volume] = None
-        by_case[item.split].setdefault(item.case, {})[item.volume] = None
+        by_case[item.split][item.case][item.volume] = None
+        by_content[item.split][contents[item.volume]][item.volume] = None
         words = _words(item.answer) if item.task == "report" or len(item.answer.split()) >= LONG_ANSWER else ()
         if len(words) >= FEW_WORDS:
-            by_text[item.split].setdefault(" ".join(words), {})[item.volume] = None
-    by_content = {split: _grouped((contents[key], key) for key in volumes[split]) for split in SPLITS}
+            by_text[item.split][" ".join(words)][item.volume] = None
     found = []
     for a, b in itertools.combinations(SPLITS, 2):
         found += _shared("case", a, by_case[a], b, by_case[b])
@@ -90,13 +91,9 @@ def find_leaks(items: Sequence[Item], contents: Mapping[str, str], signatures: M
     return found
 
 
-def write_csv(leaks: Iterable[Leak]) -> bytes:
-    """leaks.csv."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows((*dataclasses.astuple(leak)[:-1], f"{leak.similarity:.4f}") for leak in leaks)
-    return text.getvalue().encode()
+def rows(leaks: Iterable[Leak]) -> list[tuple[str, ...]]:
+    """The header and the rows of leaks.csv."""
+    return [COLUMNS, *((*dataclasses.astuple(leak)[:-1], f"{leak.similarity:.4f}") for leak in leaks)]
 
 
 def dropped(file: Path, drop: str) -> set[tuple[str, str]]:
@@ -110,8 +107,8 @@ def dropped(file: Path, drop: str) -> set[tuple[str, str]]:
     if drop == "none":
         return set()
     try:
-        rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
-        found = [row for row in rows if row["split_a"] == "train"]
+        listed = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
+        found = [row for row in listed if row["split_a"] == "train"]
         side = "a" if drop == "train" else "b"
         return {(row[f"split_{side}"], row[f"key_{side}"]) for row in found}
     except (OSError, KeyError, ValueError) as error:
@@ -123,13 +120,6 @@ def dropped(file: Path, drop: str) -> set[tuple[str, str]]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-def _grouped(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, dict[str, None]]:
-    groups: dict[Hashable, dict[str, None]] = {}
-    for group, key in pairs:
-        groups.setdefault(group, {})[key] = None
-    return groups
 
 
 def _named(kind: str, a: str, keys_a: Iterable[str], b: str, keys_b: Iterable[str], similarity: float) -> list[Leak]:

@@ -11,18 +11,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
+    NUMBERED_TYPES,
     Gathered,
     index_file,
     named_files,
     one_line,
-    read_json,
+    read_list,
     split_of_case,
     split_of_name,
     text_fault,
 )
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.samples.questions import LETTERS, TYPES
+from tghmoe_jax.samples.questions import LETTERS
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume
@@ -37,8 +38,8 @@ _CT_RATE = re.compile(r"((?:train|valid)_\d+)_[a-z]+_\d+")
 def open_llava(root: Path, manifest: str = "") -> Dataset:
     """The entries of the JSON files that `manifest` names, separated by commas; volumes lie below `root`.
 
-    The split is what a file's name says (`..._train.json`), else a hash of the case. Every turn is an item of its own.
-    A file whose name says `cap`, `caption` or `report` holds report requests, asked in the project's own wordings.
+    The split is the one in a file's name (`..._train.json`), else a hash of the case. Every turn is an item of its own.
+    A file whose name contains `cap`, `caption` or `report` holds report requests, asked in the project's own wordings.
     """
     names = named_files(manifest)
     if not names:
@@ -46,13 +47,9 @@ def open_llava(root: Path, manifest: str = "") -> Dataset:
     gathered = Gathered("llava", root)
     for name in names:
         path = index_file(root, name)
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path} is no list of conversations: it is not a LLaVA-style JSON.")
         report = bool(REPORT_WORDS & set(re.split(r"[^a-z]+", path.stem.lower())))
-        for number, entry in enumerate(entries):
-            found = _items(entry, split_of_name(path.stem), report, gathered)
-            gathered.add(f"{path.name}[{number}]", *found)
+        for where, entry in read_list(path, "conversations"):
+            gathered.add(where, *_items(entry, split_of_name(path.stem), report, gathered))
     return gathered.dataset(functools.partial(_read, root))
 
 
@@ -63,7 +60,7 @@ def _read(root: Path, key: str) -> Volume:
 def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> Iterator[Item | str]:
     """The items of an entry, or a sentence for what is wrong with it or with one of its turns."""
     if not isinstance(entry, dict):
-        yield "it is no object with conversations and a volume."
+        yield "it is not an object with conversations and a volume."
         return
     volume = volume_of(entry)
     fault = gathered.path_fault(volume) if volume else "it does not name exactly one volume, and no pictures."
@@ -80,7 +77,7 @@ def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> I
         if report or kind in REPORT_WORDS:
             yield Item(volume, split or split_of_case(case), case, "report", "report", "", answer)
             continue
-        type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else kind or "question"
+        type_ = NUMBERED_TYPES.get(kind, kind or "question")
         asked, choices = lettered_choices(question)
         fault = None
         if choices:
@@ -167,5 +164,5 @@ def chosen(choices: Sequence[str], answer: str, letter: Any = None) -> tuple[str
         if index < 0:
             return answer, "its answer is not one of its choices."
     if plain.count(plain[index]) > 1:
-        return answer, "the text of its answer stands at two choices."
+        return answer, "two choices have the text of its answer."
     return choices[index], None

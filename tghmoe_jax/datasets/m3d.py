@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tghmoe_jax.datasets.index_files import (
+    NUMBERED_TYPES,
     Gathered,
     index_file,
     named_files,
@@ -24,7 +25,7 @@ from tghmoe_jax.datasets.index_files import (
 )
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.samples.questions import LETTERS, TYPES
+from tghmoe_jax.samples.questions import LETTERS
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume
@@ -103,7 +104,7 @@ def _case(image: str) -> str | None:
 def _image_fault(gathered: Gathered, image: Any) -> str | None:
     if not isinstance(image, str) or not image:
         return "it names no image."
-    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is no six-digit case.")
+    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is not a six-digit case.")
 
 
 # ------------------------------------------------------------------------------------------------------- captions
@@ -113,7 +114,7 @@ def _captions(gathered: Gathered, path: Path, test: str) -> None:
     root = gathered.root
     splits = read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(rows, list) for rows in splits.values()):
-        raise UserError(f"{path} is no object of splits with lists of image and text: it is not M3D_Cap.json.")
+        raise UserError(f"{path} is not an object of splits with lists of image and text: it is not M3D_Cap.json.")
     if test not in splits and test != "test":
         raise UserError(f"{path} has no split {test!r}: choose after the # one of {', '.join(sorted(splits))}.")
     chosen = {key: split for key, split in CAPTION_SPLITS.items() if split != "test" and key in splits}
@@ -139,7 +140,7 @@ def _captions(gathered: Gathered, path: Path, test: str) -> None:
 
 
 def _prefix(root: Path, path: Path, image: str) -> str:
-    """What stands before the paths of an index whose entries are relative to its own folder instead of the root."""
+    """What comes before the paths of an index whose entries are relative to its own folder instead of the root."""
     first = PurePosixPath(image).parts[0]
     if (root / first).exists() or not (path.parent / first).exists():
         return ""
@@ -160,53 +161,56 @@ def _report(root: Path, text: str) -> str | UserError:
 
 def _questions(gathered: Gathered, path: Path) -> None:
     split = _split(path)
-    for line, row in read_csv(path, COLUMNS, gathered.rejected):
-        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+    for where, row in read_csv(path, COLUMNS, gathered.rejected):
+        image, question, answer, fault = _asked(gathered, row)
         choices = tuple(one_line(row[column]) for column in CHOICES)
         letter = row["Answer Choice"].strip().rstrip(".").upper()
-        kind = row["Question Type"].strip()
-        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+        type_ = NUMBERED_TYPES.get(row["Question Type"].strip())
         fault = fault or next((f for c in choices if (f := text_fault(c, "choice"))), None)
-        if not fault and kind not in ("1", "2", "3", "4", "5"):
+        if not fault and type_ is None:
             fault = "its question type is not one of 1 to 5."
         if not fault and (len(letter) != 1 or letter not in LETTERS):
             fault = "its answer choice is not one of A to D."
         if not fault:
             fault = _choice_fault(choices, answer, letter)
         if fault:
-            gathered.add(f"{path.name}:{line}", fault)
+            gathered.add(where, fault)
             continue
-        asked = Item(image, split, _case(image), "vqa", TYPES[int(kind) - 1], question, answer)
+        asked = Item(image, split, _case(image), "vqa", type_, question, answer)
         closed = dataclasses.replace(asked, answer=choices[LETTERS.index(letter)], choices=choices)
-        gathered.add(f"{path.name}:{line}", closed, asked)
+        gathered.add(where, closed, asked)
+
+
+def _asked(gathered: Gathered, row: dict[str, str]) -> tuple[str, str, str, str | None]:
+    """Image, question, answer, and what is wrong with them."""
+    image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
+    fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+    return image, question, answer, fault
 
 
 def _choice_fault(choices: tuple[str, ...], answer: str, letter: str) -> str | None:
-    """The text of the lettered choice is the answer, and stands nowhere else; case and a last stop aside."""
+    """The text of the lettered choice is the answer, and no other choice has it; case and a final stop are ignored."""
     chosen = choices[LETTERS.index(letter)]
     if chosen.casefold().rstrip(".") != answer.casefold().rstrip("."):
         return f"its answer is not the text of its choice {letter}."
     if choices.count(chosen) > 1:
-        return f"the text of its choice {letter} stands at another letter too."
+        return f"another letter has the text of its choice {letter}, too."
     return None
 
 
 def _yes_no(gathered: Gathered, path: Path) -> None:
     """The unreviewed yes or no questions: open ones, as M3D trains on them."""
     split = _split(path)
-    for line, row in read_csv(path, YES_NO_COLUMNS, gathered.rejected):
-        image, question, answer = row["Image Path"], one_line(row["Question"]), one_line(row["Answer"])
-        fault = _image_fault(gathered, image) or text_fault(question, "question") or text_fault(answer, "answer")
+    for where, row in read_csv(path, YES_NO_COLUMNS, gathered.rejected):
+        image, question, answer, fault = _asked(gathered, row)
         if not fault and not re.match(r"(yes|no)\b", answer, re.IGNORECASE):
             fault = "its answer is neither yes nor no."
-        kind = row.get("Question Type", "").strip()
-        type_ = TYPES[int(kind) - 1] if kind in ("1", "2", "3", "4", "5") else "yes-no"
-        item = fault or Item(image, split, _case(image), "vqa", type_, question, answer)
-        gathered.add(f"{path.name}:{line}", item)
+        type_ = NUMBERED_TYPES.get(row.get("Question Type", "").strip(), "yes-no")
+        gathered.add(where, fault or Item(image, split, _case(image), "vqa", type_, question, answer))
 
 
 def _split(path: Path) -> str:
     split = split_of_name(path.stem)
     if split is None:
-        raise UserError(f"{path} does not say its split: name it as published, such as M3D_VQA_train.csv.")
+        raise UserError(f"{path} does not name its split: name it as published, such as M3D_VQA_train.csv.")
     return split

@@ -82,7 +82,7 @@ def check_manifest(path: str | Path, root: str | Path | None = None) -> Manifest
 
 
 def read_own(root: Path, key: str) -> Volume:
-    """The volume of a key. UserError names what stands in the manifest, not the flag of a command."""
+    """The volume of a key. UserError names the words of the manifest, not the flag of a command."""
     path, series = _path_and_series(key)
     try:
         return read_volume(inside(root, path), int(series) if series else None)
@@ -138,10 +138,10 @@ def _object(text: str) -> dict[str, Any] | str:
     try:
         row = json.loads(text, object_pairs_hook=pairs)
     except KeyError:
-        return "a key stands twice."
+        return "a key occurs twice."
     except (ValueError, RecursionError):
         return "the line is not valid JSON: every line must be one whole object."
-    return row if isinstance(row, dict) else "the line is no JSON object."
+    return row if isinstance(row, dict) else "the line is not a JSON object."
 
 
 def _faults(row: dict[str, Any]) -> list[str]:
@@ -169,11 +169,11 @@ def _faults(row: dict[str, Any]) -> list[str]:
         faults.append(f"the split is not one of {', '.join(SPLITS)}.")
     if "choices" in row:
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
-            faults.append(f"the choices are no list of 2 to {len(LETTERS)} texts.")
+            faults.append(f"the choices are not a list of 2 to {len(LETTERS)} texts.")
         elif any(fault := text_fault(choice, "choice") for choice in choices):
             faults.append(str(fault))
         elif len(set(choices)) != len(choices):
-            faults.append("a choice stands twice.")
+            faults.append("a choice occurs twice.")
         elif answer not in choices:
             faults.append("the answer is not one of the choices, letter by letter.")
         if task == "report":
@@ -184,7 +184,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
 def _volume_fault(root: Path, volume: str, exist: bool) -> str | None:
     path, series = _path_and_series(volume)
     if path != volume and not re.fullmatch(r"[1-9]\d{0,3}", series):
-        return f"what follows {SERIES} is no number of a series, counted from 1."
+        return f"what follows {SERIES} is not a number of a series, counted from 1."
     try:
         found = inside(root, path)
     except UserError as error:  # in its own words but for the path, which may name a patient
@@ -200,7 +200,7 @@ def _splits(rows: list[tuple[int, dict[str, Any]]]) -> tuple[dict[str, str], lis
         if "split" in row:
             split, where = first.setdefault(_case(row), (row["split"], line))
             if split != row["split"]:
-                problems.append((line, f"its case stands in the split {split} in line {where}, and in another here."))
+                problems.append((line, f"its case is in the split {split} in line {where}, and in another here."))
     return {case: split for case, (split, _) in first.items()}, problems
 
 

@@ -91,17 +91,17 @@ def read_labels(path: Path) -> dict[int, str]:
         rows = [row for _, row in read_csv(path, ("name",), bad)]
         column = next((column for column in VALUE_COLUMNS if rows and column in rows[0]), None)
         if bad or column is None:
-            raise UserError(f"{path} is no table of label names: it needs the columns value and name in every row.")
+            raise UserError(f"{path} is not a table of label names: it needs the columns value and name in every row.")
         pairs = [(row[column], row["name"]) for row in rows]
     else:
         table = read_json(path, MAX_LABEL_FILE)
         if not isinstance(table, dict) or not table:
-            raise UserError(f"{path} is no table of label names: write a JSON object of value and name.")
+            raise UserError(f"{path} is not a table of label names: write a JSON object of value and name.")
         pairs = [(value, name) if _is_value(value) else (name, value) for value, name in table.items()]
     names: dict[int, str] = {}
     for value, name in pairs:
         if not _is_value(value) or not isinstance(name, str):
-            raise UserError(f"{path} pairs a name with no whole number from 0 to {MAX_LABEL}: correct the table.")
+            raise UserError(f"{path} has a value that is not a whole number from 0 to {MAX_LABEL}: correct it.")
         if int(value) in names:
             raise UserError(f"{path} names the label {int(value)} twice: keep one name.")
         names[int(value)] = _name(name, path)
@@ -152,7 +152,7 @@ def _stored(path: Path, scan: Path, frame: Placement) -> tuple[np.ndarray, Place
         for first, part in image.slabs():
             if not (part.min() >= 0 and part.max() <= MAX_LABEL):  # NaN is neither
                 raise UserError(
-                    f"{path} holds values outside 0 to {MAX_LABEL}: it is no mask of labels, name the segmentation."
+                    f"{path} holds values outside 0 to {MAX_LABEL}: it is not a mask of labels, name the segmentation."
                 )
             values[..., first : first + part.shape[-1]] = part
             if not np.array_equal(values[..., first : first + part.shape[-1]], part):

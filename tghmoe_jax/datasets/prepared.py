@@ -10,7 +10,9 @@
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import zlib
@@ -52,6 +54,13 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
 
 
+def table(rows: Iterable[Iterable[Any]]) -> bytes:
+    """A CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
 def read_lines(file: epath.Path) -> list[dict[str, Any]]:
     """The objects of a file that this project wrote. UserError where it is absent or damaged."""
     try:
@@ -67,7 +76,7 @@ def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
 def write_shard(
     folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
 ) -> None:
-    """Writes a shard whole: its index comes last and says that the rest is there."""
+    """Writes a shard whole: its index comes last, so that an index means a whole shard."""
     if records:
         file = shard_file(folder, shard, ".array_record")
         part = file.with_name(file.name + ".part")
@@ -76,15 +85,14 @@ def write_shard(
             writer.write(record)
         writer.close()
         os.replace(part, file)
-        part = shard_file(folder, shard, ".npy.part")
-        with open(part, "wb") as handle:
-            np.save(handle, signatures, allow_pickle=False)
-        os.replace(part, shard_file(folder, shard, ".npy"))
+        packed = io.BytesIO()
+        np.save(packed, signatures, allow_pickle=False)
+        write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())
     write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
 
 
 def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
-    """What a folder was prepared with; None where it is no prepared set."""
+    """What a folder was prepared with; None where it is not a prepared set."""
     file = epath.Path(folder) / "prepare.json"
     return (read_lines(file) or [{}])[0] if file.is_file() else None
 

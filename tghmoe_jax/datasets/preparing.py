@@ -7,11 +7,9 @@ when a process was killed shows in it.
 
 import concurrent.futures
 import contextlib
-import csv
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -48,7 +46,7 @@ def prepare(
 ) -> dict[str, Any]:  # fmt: skip
     """Prepares what a config's `data` section names into `folder`, and returns the card.
 
-    `dataset` stands in for what `data` names. UserError where the folder holds anything else, another process writes
+    `dataset` replaces what `data` names. UserError where the folder holds anything else, another process writes
     into it, or no volume could be read.
     """
     begun = time.monotonic()
@@ -274,7 +272,7 @@ def _pack(folder: Path, shard: int, volumes: int) -> None:
 
 
 class _Progress:
-    """A line now and then: how many, how fast, how long still."""
+    """Reports progress every few seconds: how many, how fast, how long it will take."""
 
     def __init__(self, total: int, done: int, say: Callable[[str], None]):
         self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
@@ -313,17 +311,14 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
         if good:
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("where", "reason"), *bad])
-    write_atomic(folder / "rejected.csv", text.getvalue().encode())
+    write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
     if not rows:
-        raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} says why.")
+        raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
     write_atomic(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
-    say("looking for what two splits share")
+    say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
-    write_atomic(folder / "leaks.csv", leaks.write_csv(leaked))
+    write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
     result = card.card(dataset.name, parameters, items, rows, len(bad), Counter(leak.kind for leak in leaked))
     write_atomic(folder / "card.md", card.markdown(result).encode())
     write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())

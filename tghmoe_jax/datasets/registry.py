@@ -25,13 +25,13 @@ def open_dataset(data: Mapping[str, Any]) -> Dataset:
     """The data set `data["name"]` below the folder `data["root"]`; `data["manifest"]` names index files, if it has any.
 
     Volumes are not read; `Dataset.read(key)` reads one, and can be sent to other processes. UserError for an unknown
-    name, a root that is no folder, an index file of another format and a data set of which nothing is usable.
+    name, a root that is not a folder, an index file of another format and a data set of which nothing is usable.
     """
     name, root = data["name"], str(data["root"])
     if name not in DATASETS:
-        raise UserError(f"--config.data.name={name} is no data set of files: use one of {', '.join(DATASETS)}.")
+        raise UserError(f"--config.data.name={name} is not a data set of files: use one of {', '.join(DATASETS)}.")
     if not root or not Path(root).is_dir():
         raise UserError(
-            f"--config.data.root={root} is no folder: name the local folder that holds the data set {name}."
+            f"--config.data.root={root} is not a folder: name the local folder that holds the data set {name}."
         )
     return DATASETS[name](Path(root), str(data.get("manifest") or ""))

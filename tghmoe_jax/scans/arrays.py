@@ -20,7 +20,8 @@ from tghmoe_jax.scans.volume import Volume, check_canonical_shape, check_finite,
 def read_array(path: Path) -> Volume:
     """Read a (1, D, H, W) or (D, H, W) array with values in 0..1. Raises UserError for any other content."""
     try:
-        with _opened(path) as (file, size, packed):
+        with _opened(path) as (file, size, packed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's parser quotes what it reads
             array = _load(file, size, packed, path)
     except UserError:
         raise
@@ -62,9 +63,7 @@ def _load(file: BinaryIO, size: int, packed: bool, path: Path) -> np.ndarray:
     """The array float32 without its channel axis; the header is judged before memory is taken for the voxels."""
     if np.lib.format.read_magic(file) != (1, 0):  # later versions are for structures, and state sizes up to 4 GiB
         raise ValueError("not a plain array")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's parser quotes what it reads
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     inner = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
     check_shape(inner, str(path))
     if dtype.hasobject:
@@ -73,20 +72,9 @@ def _load(file: BinaryIO, size: int, packed: bool, path: Path) -> np.ndarray:
         raise UserError(f"{path} holds {dtype.kind}-type values where real numbers are expected: save it as float32.")
     check_canonical_shape(inner, str(path))
     check_stored_size(int(np.prod(inner)) * dtype.itemsize, size, packed, str(path))
-    array = np.empty(inner, np.float32)
-    planes = np.moveaxis(array, -1, 0) if fortran else array  # slowest stored axis first
-    for plane in planes:
-        data = _exactly(file, plane.size * dtype.itemsize, path)
-        plane[...] = np.frombuffer(data, dtype).reshape(plane.shape, order="F" if fortran else "C")
-    return array
-
-
-def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    """`count` bytes; a member of an archive may give them in parts."""
-    data = file.read(count)
-    while len(data) < count:
-        more = file.read(count - len(data))
-        if not more:
-            raise UserError(f"{path} is cut short: copy or save it again.")
-        data += more
-    return data
+    file.seek(0)
+    try:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError:
+        raise UserError(f"{path} is cut short: copy or save it again.") from None
+    return np.ascontiguousarray(array.reshape(inner), np.float32)

@@ -221,7 +221,7 @@ def _sorted(slices: list[_Slice], path: Path) -> list[_Slice]:
     if any(not np.allclose(entry.spacing, first.spacing, rtol=1e-3) for entry in slices):
         raise UserError(f"{path} mixes pixel spacings: keep the slices of one series.")
     if len(slices) < 2:
-        raise UserError(f"{path} holds one slice, which is no volume: name the folder of the whole series.")
+        raise UserError(f"{path} holds one slice, which is not a volume: name the folder of the whole series.")
     ordered = sorted(slices, key=lambda entry: float(entry.position @ normal))
     positions = np.stack([entry.position for entry in ordered])  # (N, 3)
     along = positions @ normal

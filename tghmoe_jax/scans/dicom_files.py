@@ -36,7 +36,7 @@ _CT_IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTI
 
 def series_at(path: Path, number: int | None) -> list[tuple[Path, pydicom.Dataset]]:
     """The image files of one CT series under the path, with their headers; `number` counts from 1 in the order that the
-    error for several series lists. UserError where there is none, or no one is chosen."""
+    error for several series lists. UserError where there is none, or none of several is chosen."""
     return _choose(_series_of(path), number, path)
 
 
@@ -55,7 +55,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_index(path: Path) -> bool:
-    """Whether a file says that it is a DICOMDIR. One too damaged to say so is refused later, as an image is."""
+    """Whether a file is a DICOMDIR. One too damaged to be recognised is refused later, as an image is."""
     try:
         return tag(_meta(path), "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     except PermissionError:
@@ -89,7 +89,7 @@ def _indexed(path: Path) -> list[Path]:
 
 
 def _meta(file: Path) -> pydicom.Dataset:
-    """The file meta group, empty for what is not DICOM. It tells how the rest is packed before that is unpacked."""
+    """The file meta group, empty for what is not DICOM. It states how the rest is packed."""
     with plain_file(file) as stream:
         if stream.read(132)[128:] != b"DICM":
             return pydicom.Dataset()
@@ -175,7 +175,7 @@ def _modality(header: pydicom.Dataset) -> str:
 
 
 def _summary(group: list[tuple[Path, pydicom.Dataset]]) -> str:
-    """What tells series apart without a description, which may hold patient data."""
+    """What distinguishes series without their descriptions, which may hold patient data."""
     first = group[0][1]
     count = sum(frames_of(header) or 1 for _, header in group)
     size = f"{tag(first, 'Rows')} x {tag(first, 'Columns')}" if whole(first, "Rows") else "unknown size"

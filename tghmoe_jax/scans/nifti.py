@@ -42,7 +42,7 @@ def read_nifti(path: Path) -> Volume:
         array = np.empty(grid.shape(stored.shape), np.float32)
         view = grid.as_stored(array)
         for first, part in stored.slabs():
-            with np.errstate(over="ignore"):  # what is no number is refused with the volume
+            with np.errstate(over="ignore"):  # what is not a number is refused with the volume
                 view[..., first : first + part.shape[-1]] = part
     warnings = stored.warnings + check_hu(array, str(path))
     sizes = " x ".join(str(n) for n in stored.shape)

@@ -30,7 +30,7 @@ def read_pictures(path: Path) -> Volume:
     """Read a folder of numbered pictures: sorted by number, 8-bit grey, the most common size kept, divided by 255.
 
     The header of every picture is judged before one is decoded. Errors name slices by their number. Raises UserError
-    for two pictures of one number, more than 8 bits, a damaged picture and what is no volume.
+    for two pictures of one number, more than 8 bits, a damaged picture and what is not a volume.
     """
     files: dict[int, Path] = {}
     for name in sorted(entry.name for entry in path.iterdir()):

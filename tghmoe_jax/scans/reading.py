@@ -38,7 +38,7 @@ def read_volume(path: str | Path, series: int | None = None) -> Volume:
             return read_array(path)
     except PermissionError:
         raise UserError(f"{path} may not be read: change its permissions.") from None
-    raise UserError(f"{path} is no known kind of scan: name a .nii, .nii.gz, .npy or .npz file or a DICOM folder.")
+    raise UserError(f"{path} is not a known kind of scan: name a .nii, .nii.gz, .npy or .npz file or a DICOM folder.")
 
 
 def _is_dicom(path: Path) -> bool:

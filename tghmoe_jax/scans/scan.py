@@ -33,7 +33,7 @@ class Scan:
 def read_scan(
     path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None
 ) -> Scan:
-    """Reads, orients, resamples and windows a scan as a config's `data` section says.
+    """Reads, orients, resamples and windows a scan as a config's `data` section states.
 
     `ranges` is the run's `input_ranges` (see `range_warnings`); `series` chooses in a DICOM folder. UserError as
     `read_volume` raises it.
@@ -42,7 +42,7 @@ def read_scan(
     prepared = prepare_slices(volume, data["slices"], data["size"], data["channels"])
     notes = []
     if volume.unit != "HU":
-        notes.append("units: the volume holds no HU, so its values were windowed by whoever wrote it")
+        notes.append("units: the volume holds no HU, so its values were windowed by the program that wrote it")
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
     return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)))

@@ -25,12 +25,6 @@ WINDOWS: dict[str, tuple[float, float]] = {
 }
 WINDOWS3 = ("lung", "mediastinum", "bone")
 
-# Grids of public data sets for `resample_to_spacing`: spacing (z, y, x) in mm, None for the whole extent, and shape.
-PRESETS: dict[str, tuple[tuple[float, float, float] | None, tuple[int, int, int]]] = {
-    "ct_rate": ((1.5, 0.75, 0.75), (240, 480, 480)),
-    "m3d": (None, (32, 256, 256)),
-}
-
 AIR = {"HU": -1000.0, "unit-interval": 0.0}  # what surrounds a slice that is padded to a square
 FLOOR_HU = -1024.0  # below lies only what scanners write outside their field of view
 
@@ -108,7 +102,7 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
     dz, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
     high, wide = rows * dy, columns * dx
     side = max(high, wide)
-    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are one.
+    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are equal.
     row_weights = _weights(rows, size, rows if side - high <= 1e-4 * side else side / dy)
     column_weights = _weights(columns, size, columns if side - wide <= 1e-4 * side else side / dx)
     array = _apply(volume, _weights(count, min(slices, count), count), row_weights, column_weights)
@@ -121,35 +115,6 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
         history.append(f"{count} slices resampled to {slices}, linear, anti-aliased")
         spacing = spacing and (dz * count / slices, *spacing[1:])
     return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, *history))
-
-
-def resample_to_spacing(
-    volume: Volume, spacing_mm: tuple[float, float, float] | None, shape: tuple[int, int, int]
-) -> Volume:
-    """To `shape` (D, H, W) voxels of `spacing_mm` (z, y, x) around the centre: cropped, or padded with air.
-
-    Linear and anti-aliased as `resample`. Without `spacing_mm` the whole extent is stretched onto `shape`, each axis by
-    itself, which invents slices where there are fewer. A volume that states no spacing has only that way: UserError
-    otherwise. `PRESETS` holds the grids of public data sets.
-    """
-    counts = volume.array.shape
-    if spacing_mm is None:
-        lengths = [float(count) for count in counts]
-        done = f"stretched to {' x '.join(map(str, shape))}, each axis by itself, linear, anti-aliased"
-        stated = volume.spacing_mm
-        spacing = stated and tuple(step * a / b for step, a, b in zip(stated, counts, shape, strict=True))
-    else:
-        if volume.spacing_mm is None:
-            raise UserError(
-                "the volume states no spacing, so it cannot be resampled to one in mm: give it as NIfTI or DICOM, or "
-                "stretch it to a grid without spacing."
-            )
-        spacing = tuple(float(step) for step in spacing_mm)
-        lengths = [n * new / old for n, new, old in zip(shape, spacing, volume.spacing_mm, strict=True)]
-        done = f"resampled to {' x '.join(f'{step:g}' for step in spacing)} mm, linear, anti-aliased, "
-        done += f"cropped or padded with air around the centre to {' x '.join(map(str, shape))}"
-    array = _apply(volume, *(_weights(n, new, length) for n, new, length in zip(counts, shape, lengths, strict=True)))
-    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, done))
 
 
 def _apply(volume: Volume, depth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -179,8 +144,7 @@ def _weights(source: int, target: int, length: float) -> np.ndarray:
     """Linear resampling weights float64 (target, source).
 
     The target spans `length` source pixels around the centre of the source. What of it lies beyond the source is
-    padding and takes its share of the weight, so rows sum to one or less; without padding, and where the target is
-    smaller than the source (a crop), they sum to one.
+    padding and takes its share of the weight, so rows sum to one or less; without padding they sum to one.
     """
     pad = (length - source) / 2
     scale = length / target

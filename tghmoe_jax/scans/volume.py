@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
+import nibabel as nib
 import numpy as np
 
 from tghmoe_jax.errors import UserError
@@ -27,10 +28,10 @@ _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source does not say.
+    """A scan as read. array float32 (D, H, W); spacing_mm is (z, y, x), or None where the source states none.
 
-    orientation is "LPS" (the canonical one) or "as stored" where the source does not say; window names the window the
-    source was already cut to, None for plain HU. history tells what was done and warnings what a user should look at,
+    orientation is "LPS" (the canonical one) or "as stored" where the source states none; window names the window the
+    source was already cut to, None for plain HU. history lists what was done and warnings what a user should check,
     both without paths or patient data.
     """
 
@@ -47,20 +48,11 @@ class Volume:
             raise ValueError(f"a Volume holds float32 (D, H, W), not {self.array.dtype} {self.array.shape}")
 
 
-def axis_letters(axes: np.ndarray) -> str:
-    """The nearest patient directions of three world vectors (rows, LPS), such as "SPL" for the canonical order."""
-    letters = []
-    for vector in axes:
-        world = int(np.argmax(np.abs(vector)))
-        letters.append(_LETTERS[world][int(vector[world] > 0)])
-    return "".join(letters)
-
-
 @dataclasses.dataclass(frozen=True)
 class AxisOrder:
     """How stored axes become the canonical ones, known before a voxel is read.
 
-    order[i] is the stored axis of canonical axis i; flips[i] tells whether it runs backwards; spacing_mm is (z, y, x).
+    order[i] is the stored axis of canonical axis i; flips[i] is True where it runs backwards; spacing_mm is (z, y, x).
     """
 
     order: tuple[int, int, int]
@@ -115,7 +107,8 @@ def canonical_grid(axes: np.ndarray, name: str) -> AxisOrder:
     # A tenth of a micrometre is far below any scanner and above the rounding of a float32 affine.
     spacing = tuple(round(float(lengths[axis]), 4) for axis in order)
     tilt = float(np.degrees(np.arccos(np.clip(np.min(np.abs(along)), -1, 1))))
-    notes = [f"axes {axis_letters(axes)} -> SPL (slices, rows, columns), not interpolated"]
+    letters = "".join(nib.aff2axcodes(nib.affines.from_matvec(axes.T), _LETTERS))
+    notes = [f"axes {letters} -> SPL (slices, rows, columns), not interpolated"]
     if tilt > 0.5:
         notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
     return AxisOrder(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
@@ -202,7 +195,7 @@ def rescale_state(array: np.ndarray) -> Literal["once", "twice", "never", "uncle
 
     After a second rescale (CT-RATE's second release invites it: its files are HU, its table still lists slope and
     intercept) soft tissue lies near -1000 and air near -2000; without any, air lies near 0 and tissue near 1000.
-    Scanners mark what lies outside the reconstruction by one value from -1500 down, which says nothing.
+    Scanners mark what lies outside the reconstruction by one value from -1500 down, which is no evidence.
     """
     step = max(1, round((array.size / 2**21) ** (1 / 3)))
     sample = array[::step, ::step, ::step]
