@@ -13,9 +13,20 @@ from tghmoe_jax.drawn.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS,
 SECTIONS = ("chest", "abdomen", "pelvis")
 LEVELS = ("upper", "lower")
 TRIES = 100_000  # of placing all lesions of a volume: far more than any volume takes, so that a field without room ends
-CORE = 0.66  # radii of what fills a mass or abscess, an aneurysm and a cyst: parts of the lesion's radius
-LUMEN = 0.7
-WATER = 0.62
+# What a lesion is made of, the outermost first: HU or a tissue of the body, and the part of the lesion's radius.
+LAYERS: dict[str, tuple[tuple[float | str, float], ...]] = {
+    "nodule": (("muscle", 1.0),),
+    "effusion": ((FLUID + 4, 1.0),),  # a loculated collection against the chest wall
+    "fracture": ((760.0, 1.0),),  # callus over displaced ends
+    "calcification": ((1050.0, 1.0),),
+    "stone": ((1050.0, 1.0),),
+    "ovary cyst": ((72.0, 1.0),),  # blood-filled
+    "cyst": ((500.0, 1.0), (0.0, 0.62)),  # calcified wall, water inside
+    "mass": ((8.0, 1.0), (750.0, 0.66)),  # hypodense tissue round a calcified core
+    "abscess": ((18.0, 1.0), (-800.0, 0.66)),  # pus, with gas inside
+    "metastasis": ((1100.0, 1.0),),  # sclerotic
+    "aneurysm": ((620.0, 1.0), ("artery", 0.7)),  # calcified wall, blood inside
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +135,7 @@ def place_lesions(
     """Draws `count` lesions in different organs, apart from each other and inside the scanned field.
 
     `scanned` is the middle and half length of the scanned z range. Returns (lesion, centre in the
-    nominal body, radius in mm). All places are drawn anew when one does not fit: the organs stay equally frequent.
+    nominal body, radius in mm). All places are drawn again when one does not fit: the organs stay equally frequent.
     """
     organs = ORGANS_BY_SECTION[section]
     chosen = [
@@ -174,35 +185,9 @@ def _collide(placed: list) -> bool:
 
 def draw_lesion(canvas: Canvas, body: Body, lesion: Lesion, centre: tuple[float, ...], radius: float) -> None:
     """Draws one lesion over the healthy torso."""
-    r = radius / canvas.frame.scale  # mm of this patient, not of the nominal body
-
-    def ball(value: float, part: float = 1.0, stretch=(1.0, 1.0, 1.0), limit=None) -> None:
-        canvas.ellipsoid(centre, r * part * np.asarray(stretch), value, limit=limit)
-
-    match lesion.lesion:
-        case "nodule":
-            ball(body.enhancement["muscle"])
-        case "effusion":  # a loculated collection against the chest wall
-            ball(FLUID + 4, stretch=(0.9, 1.15, 1.0), limit=body.lung)
-        case "fracture":  # callus over displaced ends
-            ball(760.0)
-        case "calcification" | "stone":
-            ball(1050.0)
-        case "cyst" if lesion.organ == "ovary":  # blood-filled
-            ball(72.0)
-        case "cyst":  # calcified wall, water inside
-            ball(500.0)
-            ball(0.0, WATER)
-        case "mass":  # hypodense tissue round a calcified core
-            ball(8.0)
-            ball(750.0, CORE)
-        case "abscess":  # pus, with gas inside
-            ball(18.0)
-            ball(-800.0, CORE)
-        case "metastasis":  # sclerotic
-            ball(1100.0)
-        case "aneurysm":  # calcified wall, blood inside
-            ball(620.0)
-            ball(body.enhancement["artery"], LUMEN)
-        case _:
-            raise ValueError(f"no drawing for {lesion.lesion}")
+    effusion = lesion.lesion == "effusion"
+    radii = radius / canvas.frame.scale  # mm of this patient, not of the nominal body
+    stretch, limit = (np.array([0.9, 1.15, 1.0]), body.lung) if effusion else (1.0, None)
+    for value, part in LAYERS.get(lesion.kind) or LAYERS[lesion.lesion]:
+        hu = body.enhancement[value] if isinstance(value, str) else value
+        canvas.ellipsoid(centre, radii * part * stretch, hu, limit=limit)

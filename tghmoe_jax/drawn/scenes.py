@@ -56,10 +56,9 @@ class ScenesSource:
         self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True,
         more_types: tuple[str, ...] = (),
     ):  # fmt: skip
-        if split not in SPLITS:
-            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
-        if wording not in WORDINGS:
-            raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
+        for name, value, known in (("split", split, SPLITS), ("wording", wording, WORDINGS)):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is unknown: use one of {', '.join(known)}.")
         if count < 1 or size < 32:
             raise UserError(f"count={count} and size={size} must be at least 1 picture and 32 pixels.")
         self.split, self.count, self.seed, self.size, self.wording = split, count, seed, size, wording
