@@ -5,13 +5,15 @@ tells nothing about the lesion. Points are millimetres of the nominal body of `p
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS, Body, Canvas, Frame
 
 SECTIONS = ("chest", "abdomen", "pelvis")
-LEVELS = ("upper", "lower")
+WANDER_MM = {"lung": (12, 24, 10), "rib": (0, 34, 8), "liver": (6, 6, 5), "muscle": (5, 2, 8)}  # about a place
 TRIES = 100_000  # of placing all lesions of a volume: far more than any volume takes, so that a field without room ends
 # What a lesion is made of, the outermost first: HU or a tissue of the body, and the part of the lesion's radius.
 LAYERS: dict[str, tuple[tuple[float | str, float], ...]] = {
@@ -124,6 +126,11 @@ ORGANS_BY_SECTION = {s: tuple(dict.fromkeys(k.organ for k in KINDS_BY_SECTION[s]
 KIND_PHRASES = tuple(dict.fromkeys(k.phrase for k in KINDS))
 
 
+def kinds_of(section: str, organ: str) -> list[LesionKind]:
+    """The kinds of lesion that an organ of a section can have."""
+    return [k for k in KINDS_BY_SECTION[section] if k.organ == organ]
+
+
 def kind_of(phrase: str, section: str) -> LesionKind:
     """The kind a phrase names in one section (muscle abscesses exist in two)."""
     return next(k for k in KINDS_BY_SECTION[section] if k.phrase == phrase)
@@ -138,10 +145,8 @@ def place_lesions(
     nominal body, radius in mm). All places are drawn again when one does not fit: the organs stay equally frequent.
     """
     organs = ORGANS_BY_SECTION[section]
-    chosen = [
-        [k for k in KINDS_BY_SECTION[section] if k.organ == organs[o]] for o in rng.permutation(len(organs))[:count]
-    ]
-    kinds = [options[rng.integers(len(options))] for options in chosen]
+    chosen = [organs[o] for o in rng.permutation(len(organs))[:count]]
+    kinds = [pick(rng, kinds_of(section, organ)) for organ in chosen]
     for _ in range(TRIES):
         placed = [_place(frame, kind, smallest_mm, rng) for kind in kinds]
         if all(_fits(frame, centre, radius, scanned) for _, centre, radius in placed) and not _collide(placed):
@@ -154,9 +159,7 @@ def _place(
 ) -> tuple[Lesion, tuple[float, ...], float]:
     place = list(kind.places)[rng.integers(len(kind.places))]
     x, y, z = kind.places[place]
-    wander = {"lung": (12, 24, 10), "rib": (0, 34, 8), "liver": (6, 6, 5), "muscle": (5, 2, 8)}.get(
-        kind.organ, (3, 4, 4)
-    )
+    wander = WANDER_MM.get(kind.organ, (3, 4, 4))
     x, y, z = (float(v + rng.uniform(-1, 1) * w) for v, w in zip((x, y, z), wander, strict=True))
     if kind.organ == "rib":  # on the shell round the thoracic cavity
         a, b = np.interp(z, Z_KNOTS, CAVITY_X) + 5, np.interp(z, Z_KNOTS, CAVITY_Y) + 5
@@ -176,11 +179,8 @@ def _fits(frame: Frame, centre: tuple[float, ...], radius: float, scanned: tuple
 
 
 def _collide(placed: list) -> bool:
-    for i, (_, a, ra) in enumerate(placed):
-        for _, b, rb in placed[:i]:
-            if np.linalg.norm(np.subtract(a, b)) < 0.9 * (ra + rb):
-                return True
-    return False
+    pairs = itertools.combinations(placed, 2)
+    return any(np.linalg.norm(np.subtract(a, b)) < 0.9 * (ra + rb) for (_, a, ra), (_, b, rb) in pairs)
 
 
 def draw_lesion(canvas: Canvas, body: Body, lesion: Lesion, centre: tuple[float, ...], radius: float) -> None:

@@ -137,18 +137,9 @@ class ScenesSource:
 
 def _item_labels(item: SceneItem) -> list[int]:
     """Indices into AUX_NAMES of what one shape makes true."""
-    names = [
-        f"shape:{item.shape}",
-        f"place:{item.place}",
-        f"place:{item.place}:{item.shape}",
-        f"size:{item.size}",
-        f"colour:{item.colour}",
-    ]
+    names = [f"shape:{item.shape}", f"size:{item.size}", f"colour:{item.colour}"]
+    names += [f"place:{item.place}", f"place:{item.place}:{item.shape}"]
     if item.mark:
-        names += [
-            "mark:mark",
-            f"mark:{item.mark.kind}",
-            f"mark:{item.mark.kind}:{item.mark.side}",
-            f"mark:{item.place}:mark",
-        ]
+        kind = item.mark.kind
+        names += ["mark:mark", f"mark:{kind}", f"mark:{kind}:{item.mark.side}", f"mark:{item.place}:mark"]
     return [_AUX_INDEX[name] for name in names]
