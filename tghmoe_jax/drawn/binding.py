@@ -19,26 +19,7 @@ from tghmoe_jax.samples.questions import LETTERS, Question
 SCENE_PHRASES = tuple(
     dict.fromkeys((*SHAPES, *MARKS, *TEXTURES, *COLOURS, *COUNTS, *GREYS, *PLACES, *SIDES, *SIZES, "nothing", "none"))
 )
-CT_WORDS = tuple(
-    """
-    lung liver spleen kidney aorta heart bladder bone rib spine pancreas colon stomach gallbladder adrenal thyroid
-    trachea bronchus oesophagus uterus prostate ovary pleura muscle vertebra pelvis chest abdomen brain vein artery
-    lymph
-    """.split()
-)
-CT_THINGS = tuple(
-    """
-    nodule mass cyst stone fracture effusion lesion calcification abscess tumour metastasis thrombus aneurysm hernia
-    oedema consolidation emphysema atelectasis haematoma dilatation thickening stenosis collection polyp infarct
-    ascites
-    """.split()
-)
-CT_ADJECTIVES = tuple(
-    """
-    left right upper lower anterior posterior medial lateral central peripheral small large diffuse focal solid
-    calcified bilateral acute chronic mild severe normal dense round irregular
-    """.split()
-)
+CT_WORDS, CT_THINGS, CT_ADJECTIVES = (tuple(words.split()) for words in TEXTS["binding_words"].values())
 PHASE_PHRASES = (
     *(f"{phase} phase" for phase in PHASES),
     *(f"{plane} plane" for plane in PLANES),

@@ -78,17 +78,15 @@ class Canvas:
         )
         self._inverse = np.linalg.inv(frame.steps)
 
-    def box(self, centre: Point, radii: Point) -> Box | None:
-        """The voxels that a shape within `centre` +- `radii` can touch, or None."""
+    def box(self, centre: Point, radii: Point) -> Box:
+        """The voxels that a shape within `centre` +- `radii` can touch; empty where it lies off the grid."""
         scale = self.frame.scale
         middle = self._inverse @ (np.asarray(centre) * scale - self.frame.origin)
         half = np.abs(self._inverse) @ ((np.asarray(radii) + self.soft) * scale)
         bounds = []
         for m, h, n in zip(middle, half, self.frame.grid, strict=True):
             low, high = max(0, int(np.ceil(m - h))), min(n, int(np.floor(m + h)) + 1)
-            if low >= high:
-                return None
-            bounds.append(slice(low, high))
+            bounds.append(slice(low, max(low, high)))
         return tuple(bounds)
 
     def coordinates(self, box: Box) -> list[np.ndarray]:
@@ -100,8 +98,8 @@ class Canvas:
         return np.clip(inside_mm * np.float32(1 / self.soft) + np.float32(0.5), 0, 1)
 
     def blend(self, box: Box | None, weight: np.ndarray, value) -> None:
-        """Moves the voxels of a box toward `value` by `weight`."""
-        view = self.hu[box] if box is not None else self.hu
+        """Moves the voxels of a box (None: all) toward `value` by `weight`."""
+        view = self.hu if box is None else self.hu[box]
         view += weight * (value - view)
 
     def ellipsoid_weight(self, box: Box, centre: Point, radii: Point, angle: float = 0.0) -> np.ndarray:
@@ -115,22 +113,17 @@ class Canvas:
         q = (x * rx) ** 2 + (y * ry) ** 2 + (z * rz) ** 2
         return self.weight((1 - q) * np.float32(min(radii) / 2))  # 1 - q is twice the relative depth near the surface
 
-    def ellipsoid(
-        self, centre: Point, radii: Point, value, angle: float = 0.0, limit: np.ndarray | None = None
-    ) -> None:
+    def ellipsoid(self, centre: Point, radii: Point, value, angle: float = 0.0, limit: np.ndarray | None = None):
         """Draws an ellipsoid; `limit` (D, H, W) in 0..1 confines it."""
         reach = (max(radii[:2]),) * 2 + (radii[2],) if angle else radii
         box = self.box(centre, reach)
-        if box is not None:
-            w = self.ellipsoid_weight(box, centre, radii, angle)
-            self.blend(box, w if limit is None else w * limit[box], value)
+        w = self.ellipsoid_weight(box, centre, radii, angle)
+        self.blend(box, w if limit is None else w * limit[box], value)
 
     def capsule(self, start: Point, end: Point, radius: float, value, limit: np.ndarray | None = None) -> None:
         """Draws a straight tube with round ends."""
         a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
         box = self.box((a + b) / 2, np.abs(b - a) / 2 + radius)
-        if box is None:
-            return
         x, y, z = (c - p for c, p in zip(self.coordinates(box), a, strict=True))
         d = b - a
         t = np.clip((x * d[0] + y * d[1] + z * d[2]) * np.float32(1 / max(float(d @ d), 1e-6)), 0, 1)
@@ -173,8 +166,7 @@ def _wall(canvas: Canvas, body: Body) -> None:
     canvas.capsule((-135, 126, -600), (-135, 126, 600), 6, -150.0)
     canvas.capsule((135, 126, -600), (135, 126, 600), 6, -150.0)
     table = canvas.box((0, 128, 0), (150, 6, 600))
-    if table is not None:
-        canvas.blend(table, canvas.weight(6 - np.abs(canvas.coordinates(table)[1] - 128)), -150.0)
+    canvas.blend(table, canvas.weight(6 - np.abs(canvas.coordinates(table)[1] - 128)), -150.0)
     breast = 45.0
     for side in (-1, 1):
         canvas.ellipsoid((side * 76, -92, 125), (56, breast, 62), FAT)
@@ -205,8 +197,6 @@ def _lungs(canvas: Canvas, body: Body) -> None:
     for side in (-1, 1):
         centre, radii = (side * 63, 4, 105), (57, 84, 178)
         box = canvas.box(centre, radii)
-        if box is None:
-            continue
         x, y, z = canvas.coordinates(box)
         w = canvas.ellipsoid_weight(box, centre, radii)
         top = 84 if side < 0 else 74  # the right dome of the diaphragm stands higher
@@ -217,18 +207,16 @@ def _lungs(canvas: Canvas, body: Body) -> None:
 
 def _spine(canvas: Canvas, body: Body) -> None:
     box = canvas.box((0, 48, 90), (26, 24, 270))
-    if box is not None:
-        x, y, z = canvas.coordinates(box)
-        w = canvas.weight((1 - (x / 25) ** 2 - ((y - 48) / 21) ** 2) * 10.5) * canvas.weight(360 - np.abs(z - 180))
-        bone = np.clip(np.cos(z * np.float32(2 * np.pi / 40)) * 4 + 3.2, 0, 1)
-        canvas.blend(box, w, DISC + (BONE - 130 - DISC) * bone)
+    x, y, z = canvas.coordinates(box)
+    w = canvas.weight((1 - (x / 25) ** 2 - ((y - 48) / 21) ** 2) * 10.5) * canvas.weight(360 - np.abs(z - 180))
+    bone = np.clip(np.cos(z * np.float32(2 * np.pi / 40)) * 4 + 3.2, 0, 1)
+    canvas.blend(box, w, DISC + (BONE - 130 - DISC) * bone)
     canvas.capsule((0, 77, -160), (0, 77, 600), 15, BONE)
     canvas.capsule((0, 77, -160), (0, 77, 600), 9, 20.0)
     box = canvas.box((0, 96, 200), (6, 10, 370))
-    if box is not None:
-        x, y, z = canvas.coordinates(box)
-        bands = np.clip(np.cos((z - 10) * np.float32(2 * np.pi / 40)) * 4 + 1, 0, 1) * canvas.weight(z + 160)
-        canvas.blend(box, canvas.weight((1 - (x / 6) ** 2 - ((y - 96) / 10) ** 2) * 4) * bands, BONE)
+    x, y, z = canvas.coordinates(box)
+    bands = np.clip(np.cos((z - 10) * np.float32(2 * np.pi / 40)) * 4 + 1, 0, 1) * canvas.weight(z + 160)
+    canvas.blend(box, canvas.weight((1 - (x / 6) ** 2 - ((y - 96) / 10) ** 2) * 4) * bands, BONE)
     canvas.ellipsoid((0, -84, 170), (17, 7, 75), BONE)  # sternum
     for side in (-1, 1):
         canvas.ellipsoid((side * 105, 72, 205), (38, 6, 62), BONE, angle=side * -0.6)  # shoulder blade
@@ -287,13 +275,12 @@ def _abdomen(canvas: Canvas, body: Body) -> None:
     canvas.ellipsoid((62, -30, 36), (31, 36, 35), 15.0, limit=below)
     canvas.ellipsoid((60, -50, 38), (22, 16, 26), AIR + 100, limit=below)
     box = canvas.box((88, 38, 14), (34, 54, 62))
-    if box is not None:
-        w = canvas.ellipsoid_weight(box, (88, 38, 14), (34, 54, 62)) * below[box]
-        value = np.float32(e["spleen"])
-        if e["artery"] > 3 * e["vein"]:  # the arterial spleen is striped
-            x, y, z = canvas.coordinates(box)
-            value = value + 45 * np.cos((y + z * 0.6 + x * 0.5) * np.float32(2 * np.pi / 30))
-        canvas.blend(box, w, value)
+    w = canvas.ellipsoid_weight(box, (88, 38, 14), (34, 54, 62)) * below[box]
+    value = np.float32(e["spleen"])
+    if e["artery"] > 3 * e["vein"]:  # the arterial spleen is striped
+        x, y, z = canvas.coordinates(box)
+        value = value + 45 * np.cos((y + z * 0.6 + x * 0.5) * np.float32(2 * np.pi / 30))
+    canvas.blend(box, w, value)
     for side in (-1, 1):
         c = (side * 62, 40, -45)
         canvas.ellipsoid(c, (31, 29, 58), e["cortex"])

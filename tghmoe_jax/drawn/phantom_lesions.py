@@ -5,17 +5,30 @@ tells nothing about the lesion. Points are millimetres of the nominal body of `p
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
+from tghmoe_jax.drawn.chance import pick
 from tghmoe_jax.drawn.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS, Body, Canvas, Frame
 
 SECTIONS = ("chest", "abdomen", "pelvis")
-LEVELS = ("upper", "lower")
+WANDER_MM = {"lung": (12, 24, 10), "rib": (0, 34, 8), "liver": (6, 6, 5), "muscle": (5, 2, 8)}  # about a place
 TRIES = 100_000  # of placing all lesions of a volume: far more than any volume takes, so that a field without room ends
-CORE = 0.66  # radii of what fills a mass or abscess, an aneurysm and a cyst: parts of the lesion's radius
-LUMEN = 0.7
-WATER = 0.62
+# What a lesion is made of, the outermost first: HU or a tissue of the body, and the part of the lesion's radius.
+LAYERS: dict[str, tuple[tuple[float | str, float], ...]] = {
+    "nodule": (("muscle", 1.0),),
+    "effusion": ((FLUID + 4, 1.0),),  # a loculated collection against the chest wall
+    "fracture": ((760.0, 1.0),),  # callus over displaced ends
+    "calcification": ((1050.0, 1.0),),
+    "stone": ((1050.0, 1.0),),
+    "ovary cyst": ((72.0, 1.0),),  # blood-filled
+    "cyst": ((500.0, 1.0), (0.0, 0.62)),  # calcified wall, water inside
+    "mass": ((8.0, 1.0), (750.0, 0.66)),  # hypodense tissue round a calcified core
+    "abscess": ((18.0, 1.0), (-800.0, 0.66)),  # pus, with gas inside
+    "metastasis": ((1100.0, 1.0),),  # sclerotic
+    "aneurysm": ((620.0, 1.0), ("artery", 0.7)),  # calcified wall, blood inside
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +126,11 @@ ORGANS_BY_SECTION = {s: tuple(dict.fromkeys(k.organ for k in KINDS_BY_SECTION[s]
 KIND_PHRASES = tuple(dict.fromkeys(k.phrase for k in KINDS))
 
 
+def kinds_of(section: str, organ: str) -> list[LesionKind]:
+    """The kinds of lesion that an organ of a section can have."""
+    return [k for k in KINDS_BY_SECTION[section] if k.organ == organ]
+
+
 def kind_of(phrase: str, section: str) -> LesionKind:
     """The kind a phrase names in one section (muscle abscesses exist in two)."""
     return next(k for k in KINDS_BY_SECTION[section] if k.phrase == phrase)
@@ -124,13 +142,11 @@ def place_lesions(
     """Draws `count` lesions in different organs, apart from each other and inside the scanned field.
 
     `scanned` is the middle and half length of the scanned z range. Returns (lesion, centre in the
-    nominal body, radius in mm). All places are drawn anew when one does not fit: the organs stay equally frequent.
+    nominal body, radius in mm). All places are drawn again when one does not fit: the organs stay equally frequent.
     """
     organs = ORGANS_BY_SECTION[section]
-    chosen = [
-        [k for k in KINDS_BY_SECTION[section] if k.organ == organs[o]] for o in rng.permutation(len(organs))[:count]
-    ]
-    kinds = [options[rng.integers(len(options))] for options in chosen]
+    chosen = [organs[o] for o in rng.permutation(len(organs))[:count]]
+    kinds = [pick(rng, kinds_of(section, organ)) for organ in chosen]
     for _ in range(TRIES):
         placed = [_place(frame, kind, smallest_mm, rng) for kind in kinds]
         if all(_fits(frame, centre, radius, scanned) for _, centre, radius in placed) and not _collide(placed):
@@ -143,9 +159,7 @@ def _place(
 ) -> tuple[Lesion, tuple[float, ...], float]:
     place = list(kind.places)[rng.integers(len(kind.places))]
     x, y, z = kind.places[place]
-    wander = {"lung": (12, 24, 10), "rib": (0, 34, 8), "liver": (6, 6, 5), "muscle": (5, 2, 8)}.get(
-        kind.organ, (3, 4, 4)
-    )
+    wander = WANDER_MM.get(kind.organ, (3, 4, 4))
     x, y, z = (float(v + rng.uniform(-1, 1) * w) for v, w in zip((x, y, z), wander, strict=True))
     if kind.organ == "rib":  # on the shell round the thoracic cavity
         a, b = np.interp(z, Z_KNOTS, CAVITY_X) + 5, np.interp(z, Z_KNOTS, CAVITY_Y) + 5
@@ -165,44 +179,15 @@ def _fits(frame: Frame, centre: tuple[float, ...], radius: float, scanned: tuple
 
 
 def _collide(placed: list) -> bool:
-    for i, (_, a, ra) in enumerate(placed):
-        for _, b, rb in placed[:i]:
-            if np.linalg.norm(np.subtract(a, b)) < 0.9 * (ra + rb):
-                return True
-    return False
+    pairs = itertools.combinations(placed, 2)
+    return any(np.linalg.norm(np.subtract(a, b)) < 0.9 * (ra + rb) for (_, a, ra), (_, b, rb) in pairs)
 
 
 def draw_lesion(canvas: Canvas, body: Body, lesion: Lesion, centre: tuple[float, ...], radius: float) -> None:
     """Draws one lesion over the healthy torso."""
-    r = radius / canvas.frame.scale  # mm of this patient, not of the nominal body
-
-    def ball(value: float, part: float = 1.0, stretch=(1.0, 1.0, 1.0), limit=None) -> None:
-        canvas.ellipsoid(centre, r * part * np.asarray(stretch), value, limit=limit)
-
-    match lesion.lesion:
-        case "nodule":
-            ball(body.enhancement["muscle"])
-        case "effusion":  # a loculated collection against the chest wall
-            ball(FLUID + 4, stretch=(0.9, 1.15, 1.0), limit=body.lung)
-        case "fracture":  # callus over displaced ends
-            ball(760.0)
-        case "calcification" | "stone":
-            ball(1050.0)
-        case "cyst" if lesion.organ == "ovary":  # blood-filled
-            ball(72.0)
-        case "cyst":  # calcified wall, water inside
-            ball(500.0)
-            ball(0.0, WATER)
-        case "mass":  # hypodense tissue round a calcified core
-            ball(8.0)
-            ball(750.0, CORE)
-        case "abscess":  # pus, with gas inside
-            ball(18.0)
-            ball(-800.0, CORE)
-        case "metastasis":  # sclerotic
-            ball(1100.0)
-        case "aneurysm":  # calcified wall, blood inside
-            ball(620.0)
-            ball(body.enhancement["artery"], LUMEN)
-        case _:
-            raise ValueError(f"no drawing for {lesion.lesion}")
+    effusion = lesion.lesion == "effusion"
+    radii = radius / canvas.frame.scale  # mm of this patient, not of the nominal body
+    stretch, limit = (np.array([0.9, 1.15, 1.0]), body.lung) if effusion else (1.0, None)
+    for value, part in LAYERS.get(lesion.kind) or LAYERS[lesion.lesion]:
+        hu = body.enhancement[value] if isinstance(value, str) else value
+        canvas.ellipsoid(centre, radii * part * stretch, hu, limit=limit)

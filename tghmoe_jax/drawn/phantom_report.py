@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.drawn.chance import pick
+from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.phantom import Truth
-from tghmoe_jax.drawn.phantom_lesions import KINDS, KINDS_BY_SECTION, ORGANS_BY_SECTION, Lesion
+from tghmoe_jax.drawn.phantom_lesions import KINDS, ORGANS_BY_SECTION, Lesion, kinds_of
 from tghmoe_jax.drawn.wordings import TEXTS
 
 
@@ -41,25 +41,24 @@ def report(truth: Truth, rng: np.random.Generator, sentences: Sentences = FIRST)
     if not truth.lesions:
         written.append(pick(rng, sentences.healthy).format(section=truth.section))
 
-    ill = {lesion.organ for lesion in truth.lesions}
-    well = [o for o in ORGANS_BY_SECTION[truth.section] if o not in ill]
-    well = [well[i] for i in rng.permutation(len(well))]
+    well = well_organs(truth, rng)
     wanted = max(1, 2 - len(truth.lesions) // 2)
     for organ, other in list(zip(well[::2], well[1::2], strict=False))[:wanted]:
-        written.append(
-            pick(rng, sentences.negative).format(
-                organ=organ,
-                other=other,
-                phrase=phrase_of(truth.section, organ, rng),
-                other_phrase=phrase_of(truth.section, other, rng),
-            )
-        )
+        sentence = pick(rng, sentences.negative)
+        phrase, other_phrase = (phrase_of(truth.section, o, rng) for o in (organ, other))
+        written.append(sentence.format(organ=organ, other=other, phrase=phrase, other_phrase=other_phrase))
     return " ".join(s[0].upper() + s[1:] for s in written)
 
 
 def phrase_of(section: str, organ: str, rng: np.random.Generator) -> str:
     """What a lesion of an organ is called, one of its kinds."""
-    return pick(rng, [k.phrase for k in KINDS_BY_SECTION[section] if k.organ == organ])
+    return pick(rng, kinds_of(section, organ)).phrase
+
+
+def well_organs(truth: Truth, rng: np.random.Generator) -> tuple[str, ...]:
+    """The section's organs without a lesion, in random order."""
+    ill = {lesion.organ for lesion in truth.lesions}
+    return shuffled(rng, [o for o in ORGANS_BY_SECTION[truth.section] if o not in ill])
 
 
 # The parser reads any text, a model's too: only what is plainly asserted counts.

@@ -53,12 +53,9 @@ class PhantomSource:
         style: str = "first",
         processes: int = 2,
     ):
-        if split not in SPLITS:
-            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
-        if wording not in WORDINGS:
-            raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
-        if style not in STYLES:
-            raise UserError(f"style={style!r} is unknown: use one of {', '.join(STYLES)}.")
+        for name, value, known in (("split", split, SPLITS), ("wording", wording, WORDINGS), ("style", style, STYLES)):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is unknown: use one of {', '.join(known)}.")
         if not 0 < count <= SPLIT_SEEDS:
             raise UserError(f"count={count} is out of range: ask for 1 to {SPLIT_SEEDS} phantom volumes.")
         if grid[0] < COARSEST[0] or min(grid[1:]) < COARSEST[1]:

@@ -9,32 +9,15 @@ import numpy as np
 from tghmoe_jax.drawn.chance import pick, shuffled
 from tghmoe_jax.drawn.phantom import LESION_COUNTS, PLANES, Truth
 from tghmoe_jax.drawn.phantom_anatomy import PHASES
-from tghmoe_jax.drawn.phantom_lesions import (
-    KIND_PHRASES,
-    KINDS,
-    KINDS_BY_SECTION,
-    ORGANS_BY_SECTION,
-    SECTIONS,
-    Lesion,
-    kind_of,
-)
-from tghmoe_jax.drawn.phantom_report import phrase_of, where
+from tghmoe_jax.drawn.phantom_lesions import KIND_PHRASES, KINDS, ORGANS_BY_SECTION, SECTIONS, Lesion, kind_of, kinds_of
+from tghmoe_jax.drawn.phantom_report import phrase_of, well_organs, where
 from tghmoe_jax.drawn.phantom_wordings import SEEN, Wording
 from tghmoe_jax.samples.questions import TYPES, Question
 
 NONE = "none"
-PLACES = tuple(dict.fromkeys(place for k in KINDS for place in k.places))
+_PLACED = (f"{place} {k.organ}" for k in KINDS for place in k.places)
 ANSWER_PHRASES: tuple[str, ...] = tuple(
-    dict.fromkeys(
-        (
-            *PLANES,
-            *PHASES,
-            NONE,
-            *(k.organ for k in KINDS),
-            *KIND_PHRASES,
-            *(f"{place} {k.organ}" for k in KINDS for place in k.places),
-        )
-    )
+    dict.fromkeys((*PLANES, *PHASES, NONE, *(k.organ for k in KINDS), *KIND_PHRASES, *_PLACED))
 )
 AUX_NAMES: tuple[str, ...] = (
     *(f"plane:{p}" for p in PLANES),
@@ -98,10 +81,8 @@ def _organ_or_abnormality(type: str, truth: Truth, rng: np.random.Generator) -> 
     def name(organ: str) -> str:
         return organ if type == "organ" else phrase_of(section, organ, rng)
 
-    ill = {lesion.organ for lesion in truth.lesions}
-    well = [o for o in ORGANS_BY_SECTION[section] if o not in ill]
-    well = [well[i] for i in rng.permutation(len(well))]
-    if not ill:
+    well = well_organs(truth, rng)
+    if not truth.lesions:
         return NONE, [NONE, *map(name, well[:3])]
     lesion = truth.lesions[rng.integers(len(truth.lesions))]
     answer = lesion.organ if type == "organ" else lesion.kind
@@ -117,7 +98,7 @@ def _location(text: str, truth: Truth, rng: np.random.Generator) -> tuple[str, s
         kind, answer = kind_of(lesion.kind, truth.section), where(lesion)
     else:
         organ = pick(rng, ORGANS_BY_SECTION[truth.section])
-        kind, answer = pick(rng, [k for k in KINDS_BY_SECTION[truth.section] if k.organ == organ]), NONE
+        kind, answer = pick(rng, kinds_of(truth.section, organ)), NONE
     others = [o for o in (NONE, *(f"{place} {kind.organ}" for place in kind.places)) if o != answer]
     others.pop(rng.integers(len(others)))  # five answers are equally frequent, any four of them are shown
     return text.format(lesion=kind.phrase), answer, [answer, *others]

@@ -56,10 +56,9 @@ class ScenesSource:
         self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True,
         more_types: tuple[str, ...] = (),
     ):  # fmt: skip
-        if split not in SPLITS:
-            raise UserError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}.")
-        if wording not in WORDINGS:
-            raise UserError(f"wording={wording!r} is unknown: use one of {', '.join(WORDINGS)}.")
+        for name, value, known in (("split", split, SPLITS), ("wording", wording, WORDINGS)):
+            if value not in known:
+                raise UserError(f"{name}={value!r} is unknown: use one of {', '.join(known)}.")
         if count < 1 or size < 32:
             raise UserError(f"count={count} and size={size} must be at least 1 picture and 32 pixels.")
         self.split, self.count, self.seed, self.size, self.wording = split, count, seed, size, wording
@@ -138,18 +137,9 @@ class ScenesSource:
 
 def _item_labels(item: SceneItem) -> list[int]:
     """Indices into AUX_NAMES of what one shape makes true."""
-    names = [
-        f"shape:{item.shape}",
-        f"place:{item.place}",
-        f"place:{item.place}:{item.shape}",
-        f"size:{item.size}",
-        f"colour:{item.colour}",
-    ]
+    names = [f"shape:{item.shape}", f"size:{item.size}", f"colour:{item.colour}"]
+    names += [f"place:{item.place}", f"place:{item.place}:{item.shape}"]
     if item.mark:
-        names += [
-            "mark:mark",
-            f"mark:{item.mark.kind}",
-            f"mark:{item.mark.kind}:{item.mark.side}",
-            f"mark:{item.place}:mark",
-        ]
+        kind = item.mark.kind
+        names += ["mark:mark", f"mark:{kind}", f"mark:{kind}:{item.mark.side}", f"mark:{item.place}:mark"]
     return [_AUX_INDEX[name] for name in names]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tghmoe_jax.drawn import binding, wordings
 from tghmoe_jax.drawn.phantom_report import FIRST
@@ -87,47 +87,16 @@ def build(size: int = SIZE) -> dict:
         pieces, merges = word_pieces(count)
         tokens.update(dict.fromkeys(pieces))
     vocab = {token: i for i, token in enumerate(tokens)}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": vocab[token],
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": token in SWALLOW_AFTER,
-                "normalized": False,
-                "special": True,
-            }
-            for token in SPECIALS
-        ],
-        "normalizer": {"type": "Prepend", "prepend": " "},
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False},
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        # ignore_merges: a piece that is in the vocabulary needs no merges, so a whole word costs one entry.
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": True,
-            "ignore_merges": True,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
+    # ignore_merges: a piece that is in the vocabulary needs no merges, so a whole word costs one entry.
+    model = models.BPE(vocab, [tuple(m) for m in merges], byte_fallback=True, ignore_merges=True)
+    built = tokenizers.Tokenizer(model)
+    built.add_special_tokens(
+        [tokenizers.AddedToken(t, rstrip=t in SWALLOW_AFTER, normalized=False, special=True) for t in SPECIALS]
+    )
+    built.normalizer = normalizers.Prepend(" ")
+    built.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated")
+    built.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return json.loads(built.to_str())
 
 
 CONFIG = {
