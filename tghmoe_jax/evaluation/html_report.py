@@ -4,6 +4,7 @@ Axis legend: D slices, G expert groups, E experts.
 """
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
 from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
+from tghmoe_jax.evaluation.text_table import number
 from tghmoe_jax.samples.questions import TYPES, Source
 from tghmoe_jax.samples.tasks import KINDS, under_controls
 
@@ -82,8 +84,7 @@ def write(
     outputs.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
 
 
-def _number(value) -> str:
-    return "–" if value is None else f"{value:.3f}"
+_number = functools.partial(number, missing="–")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -138,7 +138,7 @@ def result_of(first: Path, last: Path) -> dict:
     run = files.read_run(file.parent)
     items = {}
     for name, (kind, column) in SCORES.items():
-        top, bottom = comparison.judged_columns(kind, run[kind])[column]  # counts, both of them
+        top, bottom = comparison.columns(kind, run[kind], judged=True)[column]  # counts, both of them
         number: dict[Any, int] = {}
         units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
         items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
