@@ -165,8 +165,8 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "none of the sets of columns"),
-        (b"a,b\n1,2\n", "none of the sets of columns"),
+        (b"", "lacks the columns of every known kind"),
+        (b"a,b\n1,2\n", "lacks the columns of every known kind"),
         (b"Question,Answer,Pred\n", "holds no predictions"),
         (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
         (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume is not a number"),

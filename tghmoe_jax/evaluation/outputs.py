@@ -78,7 +78,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
-    M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
+    M3D's columns come first, then the volume, its case where the data set knows it, the task and what each control
     answered to the same question (`NOT_ASKED` where the control left it out). Every row ends with the disclaimer.
     """
     folder = epath.Path(folder)
@@ -123,7 +123,7 @@ def write_metrics(folder: epath.PathLike, metrics: Mapping[str, object]) -> epat
 
 
 def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
-    """Says what a forced wrong expert group changes, item by item, and where a metric could not be computed."""
+    """Sentences on what a forced wrong expert group changes, item by item, and on metrics that are missing."""
     remarks = []
     scored = [kind for kind in KINDS if metrics.get(f"{kind}/bleu1") is not None]
     for name, why in text_metrics.MISSING.items():
@@ -151,7 +151,7 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
 
 
 def cases(run: Run | None) -> list[str]:
-    """Says of how many cases the intervals are, and what a few of them can mean; nothing where no case is known."""
+    """A sentence on the number of cases behind the intervals; nothing where no case is known."""
     known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
     if not known:
         return []

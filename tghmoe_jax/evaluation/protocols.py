@@ -44,7 +44,7 @@ class Prediction:
     """One answered question.
 
     `index` is the volume the question is about (under a control the one shown is another, or none); `case` the patient
-    or study it belongs to, a number or a name, where a data set tells; `ranked` the letter of the likeliest option when
+    or study it belongs to, a number or a name, where the data set knows it; `ranked` the letter of the likeliest option when
     the choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the
     volume and those that the output states (reports only); `key` the volume's name in its data set, empty where it has
     none; `bert_f1` the BERTScore, where a model was named (see `bert`).

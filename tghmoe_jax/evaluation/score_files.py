@@ -29,7 +29,7 @@ def add_parsers(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Carries out either command and prints what it found. UserError names what to mend."""
+    """Carries out either command and prints the result. UserError for wrong flags or files."""
     if args.command == "compare":
         (a, b), _ = _read(args, args.a, args.b)
         result = comparison.compare(a, b)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         if args.predictions or not (args.pred_labels and args.true_labels):
             raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
         if args.leaks or args.bert_model or args.to:
-            raise UserError("--leaks, --bert-model and --to say nothing about label tables; leave them out.")
+            raise UserError("--leaks, --bert-model and --to do not apply to label tables; leave them out.")
         scored = labels.score(args.pred_labels, args.true_labels)
         print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
     elif not args.predictions:
@@ -61,7 +61,7 @@ def _score(args: argparse.Namespace) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--to {folder} cannot be made ({error.strerror}); name another folder.") from error
+            raise UserError(f"--to {folder} cannot be created ({error.strerror}); name another folder.") from error
         model = _bert_model(args)
         outputs.write_predictions(folder, found)
         outputs.write_metrics(folder, metrics)

@@ -44,6 +44,14 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
 
 
+def kinds_of(source: Source, tasks: Sequence[str]) -> list[str]:
+    """The kinds whose task the model has and that the source holds (a drawn source names them as `kinds`)."""
+    known = [kind for kind in KINDS if TASK_OF[kind] in tasks]
+    if isinstance(source, ItemSource):
+        return [kind for kind in known if sum(source.counts(kind))]
+    return [kind for kind in known if kind in getattr(source, "kinds", KINDS)]
+
+
 def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems) -> Asked:
     """What can be asked: of a data set of files, volumes may be broken and texts too long. See `pipeline.BadItems`."""
     if not isinstance(source, ItemSource):
@@ -82,10 +90,10 @@ def examine(
         return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
 
     parse = finding_parser(config.data.name)
-    bad = pipeline.BadItems(config.max_bad_fraction, progress)
+    bad, kinds = pipeline.BadItems(config.max_bad_fraction, progress), kinds_of(source, cfg.tasks)
     asked_of = {
         kind: usable(source, questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(kind)), reader, bad)
-        for kind in KINDS
+        for kind in kinds
     }
     everything = [one for asked in asked_of.values() for one in asked]
     volumes = sorted({volume for volume, _ in everything})
@@ -160,7 +168,7 @@ def examine(
     router = None
     if routed:
         other = [] if given else [  # a data set of files has one wording
-            one for kind in KINDS for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
+            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
         ]  # fmt: skip
         own_prompts, other_prompts = ([question.prompt for _, question in asked] for asked in (everything, other))
         router = {

@@ -1,6 +1,6 @@
 """The one way to ask a model: about volumes of a data set in batches, about one scan, or about a picture of a 2D base.
 
-Axis legend: B batch, O options, G groups, E experts.
+Axis legend: B batch, O options.
 """
 
 import dataclasses
@@ -20,8 +20,10 @@ from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.answer import Answer, no_load
+from tghmoe_jax.reader.routing import expert_load, routing_of, softmax
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
+from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.scan import Scan, read_scan
 from tghmoe_jax.sharding import arrays
@@ -32,7 +34,6 @@ Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
 BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
 PICTURE_BUCKET, PICTURE_TOKENS = 32, 4096  # the same for pictures; and the most tokens of an answer about one
-REPORT_REQUEST = "Write a report for this CT."
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
 SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
 
@@ -272,7 +273,7 @@ class Reader:
         if not allow_out_of_domain:
             self._refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
-        asked = Question("report", "report", "", REPORT_REQUEST, (), "")
+        asked = Question("report", "report", "", TASKS["report"].request, (), "")
         return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain=True)
 
     def read(self, path: str | Path, series: int | None = None) -> Scan:
@@ -383,12 +384,6 @@ class Reader:
             raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room in {name}.")
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    shares = np.exp((logits := logits.astype(np.float64)) - logits.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
-
-
 def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:
     """Columns for a text of `tokens` tokens beside `others` positions: whole buckets, so that texts of about one length
     share a compiled program.
@@ -404,32 +399,3 @@ def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) 
     within = tokens + others <= decoder.original_positions
     most = decoder.original_positions if within else decoder.max_positions
     return min(-(-tokens // PICTURE_BUCKET) * PICTURE_BUCKET, most - others)
-
-
-def expert_load(encoded, groups: int) -> np.ndarray:
-    """float32 (B, layers, G, E): pairs a sample sent to each expert of its group; one-expert layers left out."""
-    stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
-    used = arrays.to_host(encoded.group)
-    if not stats:
-        return np.zeros((len(used), 0, groups, 1), np.float32)
-    per_sample = np.stack([arrays.to_host(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
-    size = stats[0].load.shape[0]
-    load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
-    load[np.arange(len(used)), :, used % size] = per_sample
-    return load
-
-
-def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> RoutingMap:
-    """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
-    layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
-    pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
-    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.tower.grid, cfg.volume.patch_depth
-    real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
-    winner = np.zeros((len(layers), slabs, side, side), np.int32)
-    for i, layer in enumerate(layers):  # (T,) of slabs with their class token -> patches
-        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, int(cfg.tower.class_token) :]
-        winner[i] = first.reshape(slabs, side, side)
-    winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
-    load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
-    task = cfg.tasks[int(arrays.to_host(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
-    return RoutingMap(task, None, layers, load, winner)

@@ -2,10 +2,10 @@
 
     python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
 
-Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
+Rows whose stage 1 is the same share its run. A killed command resumes where it stopped; the table of what is finished
 is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
-<workdir>/results, one small file a row and seed: a row with a result there needs its runs no more. `--table` only
-writes the table anew. Two commands may share a workdir if rows with the same first stage are left to one of them.
+<workdir>/results, one small file a row and seed: a row with a result there no longer needs its runs. `--table` only
+rewrites the table. Two commands may share a workdir if rows with the same first stage are left to one of them.
 Axis legend: S seeds, N items.
 """
 
@@ -53,7 +53,7 @@ class Ablation:
 
     @classmethod
     def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
-        """UserError where the file is none."""
+        """UserError without such a file or its rows."""
         if not Path(file).is_file():
             raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
         sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
@@ -88,7 +88,7 @@ class Ablation:
         result = json.loads(file.read_text())
         old, new = result.get("config"), run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
         if old is None:
-            raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
+            raise UserError(f"{file} does not name the config it was made with; delete that file and run the command again.")
         free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
         if differ := run_folder.differing(old, new, free):
             raise UserError(
@@ -121,7 +121,7 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
     if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
         print(f"\n==== {folder}", flush=True)
         if code := train.run(config, str(folder)):
-            sys.exit(code)  # SIGTERM; the same command goes on
+            sys.exit(code)  # SIGTERM; the same command resumes
         jax.clear_caches()
 
 
@@ -261,7 +261,7 @@ def chosen(known: Iterable[str], names: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
     parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             table.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--workdir {args.workdir} cannot be made ({error.strerror}); name another.") from error
+            raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
         if args.table:
             write_table(table, rows, args.seeds)
             return 0
