@@ -8,7 +8,6 @@
 PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv.
 """
 
-import json
 import sys
 from typing import Any
 
@@ -79,7 +78,7 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():
-            outputs.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+            outputs.write_json(folder / "adversarial.json", ways)
         progress(router_tests.table(ways))
     return metrics
 

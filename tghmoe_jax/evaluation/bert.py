@@ -18,7 +18,7 @@ LAYERS = 17  # of roberta-large, which the library takes for English
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A BERTScore model: its folder and the layer whose outputs are compared. UserError where the folder holds no such model."""
+    """A BERTScore model: its folder and the layer whose outputs are compared. UserError without such a model."""
 
     folder: Path
     layers: int = LAYERS

@@ -42,7 +42,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     """
     run: dict[str, list[Prediction]] = {}
     for file in listed(path):
-        kind, predictions, rows = _read(file)
+        kind, predictions, rows = read_file(file)
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
         run[kind] = predictions
@@ -56,13 +56,8 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     return run
 
 
-def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
-    """The kind of a file, by its columns, and its predictions in order."""
-    return _read(file)[:2]
-
-
-def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
-    """The same, with the rows as they stand in the file."""
+def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
         if file.stat().st_size > MOST_BYTES:

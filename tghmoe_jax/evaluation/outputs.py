@@ -75,6 +75,11 @@ def write_text(path: epath.PathLike, text: str) -> None:
     part.replace(path)
 
 
+def write_json(path: epath.PathLike, content: object) -> None:
+    """Writes a whole JSON file or nothing, as `write_text` does. ValueError for NaN and infinity."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
@@ -112,14 +117,6 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
         write_text(path, text.getvalue())
         written.append(path)
     return written
-
-
-def write_metrics(folder: epath.PathLike, metrics: Mapping[str, object]) -> epath.Path:
-    """Writes `metrics.json`."""
-    path = epath.Path(folder) / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    return path
 
 
 def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:

@@ -64,13 +64,13 @@ def _score(args: argparse.Namespace) -> None:
             raise UserError(f"--to {folder} cannot be created ({error.strerror}); name another folder.") from error
         model = _bert_model(args)
         outputs.write_predictions(folder, found)
-        outputs.write_metrics(folder, metrics)
+        outputs.write_json(folder / "metrics.json", metrics)
         manifest = provenance.manifest(
             found, seed=0, predictions=digests,
             leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
             bert=None if model is None else {"sha256": model.digest, "layer": model.layers},
         )  # fmt: skip
-        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        outputs.write_json(folder / "manifest.json", manifest)
     if args.json:
         leaked = {} if args.leaks is None else {f"leaked_{name}": count for name, count in removed.items()}
         print(json.dumps({key: value for key, value in metrics.items() if value is not None} | leaked, indent=1))

@@ -3,7 +3,6 @@
 Axis legend: N items.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,12 +184,12 @@ def examine(
             run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
             data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
         )  # fmt: skip
-        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        outputs.write_json(folder / "manifest.json", manifest)
         html_report.write(
             folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
             overlays,
         )  # fmt: skip
-        outputs.write_metrics(folder, metrics)
+        outputs.write_json(folder / "metrics.json", metrics)
     progress(outputs.table(metrics, run))
     return metrics
 

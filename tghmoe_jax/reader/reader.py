@@ -66,10 +66,6 @@ class PictureViews:
         """Views float32 (V, S, S, 3) in 0..1 and a mask bool (V,) of ones."""
         return self.views, np.ones(len(self.views), bool)
 
-    def slice_spacing(self, index: int) -> float:
-        """A picture has none."""
-        return 1.0
-
 
 class Reader:
     """A model with its tokeniser, ready to answer in batches of `batch` rows.
@@ -287,7 +283,7 @@ class Reader:
     def _ask_scan(self, path, asked: Question, task, series, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
         begun, budget = time.perf_counter(), self.run.config["eval"]
-        # A report may be asked for in words of one's own, by --task report.
+        # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
         scan = self.read(path, series)
@@ -320,10 +316,7 @@ class Reader:
         tokens = len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)
         visual = cfg.picture_tokens(crops)
         room = min(PICTURE_TOKENS, cfg.decoder.max_positions - tokens - visual)
-        if not 1 <= new_tokens <= room:
-            raise UserError(
-                f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
-            )
+        _check_room(new_tokens, room, f"beside {visual} visual tokens")
         (answer,) = self.answer(PictureViews(views, crops), [Request(0, asked)], new_tokens)
         return dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
 
@@ -333,7 +326,7 @@ class Reader:
         others = [i for i, name in enumerate(self.tasks) if name != "report"]
         if self.tasks[group] != "report" or self.domain not in SYNTHETIC or allow_out_of_domain or not others:
             return group, ""
-        # A report on a patient's scan is not given by the way of a question either.
+        # A question must not get around the refusal of reports on patients' scans.
         group = max(others, key=lambda i: shares[i])
         return group, (
             f"task: the router sends the question to report ({shares[self.tasks.index('report')]:.2f}), which is "
@@ -367,7 +360,7 @@ class Reader:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
         if task is not None and self.groups == 1:
-            raise UserError(f"--task {task} chooses nothing: {name} has one group of experts; leave it out.")
+            raise UserError(f"--task {task} has no effect: {name} has one group of experts; leave it out.")
         if task is not None and task not in self.tasks:
             raise UserError(f"--task {task} is unknown to {name}; use one of {', '.join(self.tasks)}.")
         sizes = [len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)]
@@ -380,8 +373,12 @@ class Reader:
             )
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.visual_tokens(slices)
-        if not 1 <= new_tokens <= room:
-            raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room in {name}.")
+        _check_room(new_tokens, room, f"in {name}")
+
+
+def _check_room(new_tokens: int, room: int, where: str) -> None:
+    if not 1 <= new_tokens <= room:
+        raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room {where}.")
 
 
 def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:

@@ -88,7 +88,7 @@ class Ablation:
         result = json.loads(file.read_text())
         old, new = result.get("config"), run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
         if old is None:
-            raise UserError(f"{file} does not name the config it was made with; delete that file and run the command again.")
+            raise UserError(f"{file} does not name the config it was made with; delete it and run the command again.")
         free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
         if differ := run_folder.differing(old, new, free):
             raise UserError(
@@ -242,7 +242,7 @@ def markdown(records: Sequence[dict]) -> str:
 
 def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
     records = summary(table, rows, seeds)
-    outputs.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
+    outputs.write_json(table.workdir / "table.json", records)
     outputs.write_text(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
 
