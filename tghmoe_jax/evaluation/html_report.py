@@ -89,12 +89,10 @@ _number = functools.partial(number, missing="–")
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """An HTML table of text; the first row is its head."""
-    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
-    return (
-        "<table><tr>"
-        + "</tr><tr>".join(cells(row, "td" if i else "th") for i, row in enumerate(rows))
-        + "</tr></table>"
-    )
+    lines = []
+    for row, tag in zip(rows, ("th", *["td"] * (len(rows) - 1)), strict=True):
+        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
 
 
 def _scores(metrics: Mapping[str, object], run: Run) -> str:

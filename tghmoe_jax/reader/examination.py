@@ -35,7 +35,10 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
     its own first `items`, volume by volume, so that each volume is read once.
     """
-    rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
+
+    def rng(i: int) -> np.random.Generator:
+        return np.random.default_rng([seed, 7, i])
+
     if isinstance(source, ItemSource):
         asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
         return sorted(asked, key=lambda one: one[0])

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, statistics
+from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, reporting, run_folder
 from tghmoe_jax.training.command_line import parse
@@ -216,20 +216,17 @@ def verdict(difference: float, interval: tuple[float, float]) -> str:
 
 def markdown(records: Sequence[dict]) -> str:
     """The table for people; a difference is the row's minus the full recipe's, over the seeds that both have."""
-    interval = lambda pair: "" if pair is None else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
     lines = [
         "| row | what differs | seeds | closed | finding F1 | score - full's | verdict | M parameters, active "
         "| minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in records:
-        shown = []
-        for key in SCORES:
-            low_high = one.get(f"{key}_ci95")
-            shown.append(f"{one[key]:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""))
+        shown = [f"{one[key]:.3f} {text_table.interval(one.get(f'{key}_ci95'))}".rstrip() for key in SCORES]
         difference = ""
         if "score_difference" in one:
-            difference = f"{one['score_difference']:+.3f}" + interval(one["score_difference_ci95"])
+            low_high = text_table.interval(one["score_difference_ci95"], "+")
+            difference = f"{one['score_difference']:+.3f} {low_high}".rstrip()
         size = one.get("parameters")
         sizes = f"{size['total'] / 1e6:.2f}, {size['active'] / 1e6:.2f}" if size else ""
         minutes = f"{one['minutes']:.1f}" if "minutes" in one else ""
