@@ -49,7 +49,7 @@ RANGES = {
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A character a token, so that whatever a random model generates can be printed and told apart."""
+    """A character a token, so that whatever a random model generates can be printed and compared."""
     special = ["<unk>", "<s>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"]
     names = [*special, "\n", *map(chr, range(32, 127))]
     bpe = tokenizers.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], unk_token="<unk>")

@@ -8,7 +8,6 @@
 PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv.
 """
 
-import json
 import sys
 from typing import Any
 
@@ -68,7 +67,7 @@ def data_of(config: ConfigDict, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
-    """The scores of the run's own test set, into `folder`, and the studies that the config asks for besides.
+    """The scores of the run's own test set, into `folder`, and the other studies that the config asks for.
 
     `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
     each hard way to `folder`/adversarial.json.
@@ -79,7 +78,7 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():
-            outputs.write_text(folder / "adversarial.json", json.dumps(ways, indent=1, allow_nan=False) + "\n")
+            outputs.write_json(folder / "adversarial.json", ways)
         progress(router_tests.table(ways))
     return metrics
 
@@ -102,7 +101,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--to {target} cannot be made ({error.strerror or error}); name another folder.") from error
+        raise UserError(f"--to {target} cannot be created ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
@@ -118,7 +117,7 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     one = commands.add_parser("run", help="a finished run on its own test set, with every control")

@@ -5,7 +5,7 @@
     python -m tghmoe_jax.predict --base HF_DIR --image picture.png --question "What is shown?"    a 2D base, unadapted
 
 In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`. Where no checkpoint is named,
-the reader embedded in the package answers, and says so.
+the reader embedded in the package answers, with a warning.
 
 Exit codes: 0 done, 2 something the user can fix (one sentence on stderr; --debug adds the traceback). Answers, JSON
 and pictures name no patient and no file. Axis legend: M MoE layers, E experts, T tokens.
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if picture.suffix.lower() != ".png" or picture.is_dir():
             raise UserError(f"--routing {args.routing} must name a .png file.")
         if not picture.parent.is_dir() or not os.access(picture.parent, os.W_OK):
-            raise UserError(f"--routing {args.routing} lies in no folder that can be written to; make that first.")
+            raise UserError(f"--routing {args.routing} is in no folder that can be written to; create it first.")
     return args
 
 

@@ -148,7 +148,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
             ["5", "Where? Choices: A. vitamin B. liver B. left C. lung D. colon", "lung", "C", "none C. of these", "0"],
         ],
     )
-    kind, read = files.read_file(closed)
+    kind, read, _ = files.read_file(closed)
     assert kind == "closed" and [one.type for one in read] == ["plane", "location"]
     assert read[0].choices == ("axial", "coronal", "sagittal", "NA") and read[0].question == "Which plane?"
     assert read[1].choices == ("vitamin", "liver B. left", "lung", "colon")
@@ -158,15 +158,15 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
     report = write_csv(
         tmp_path / "eval_caption.csv", ["Question", "Ground Truth", "pred", "bleu"], [["q", "a b", "a b", "0"]]
     )
-    kind, read = files.read_file(report)
+    kind, read, _ = files.read_file(report)
     assert kind == "report" and kind_scores({"report": read})["report/bleu1"].value == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "none of the sets of columns"),
-        (b"a,b\n1,2\n", "none of the sets of columns"),
+        (b"", "lacks the columns of every known kind"),
+        (b"a,b\n1,2\n", "lacks the columns of every known kind"),
         (b"Question,Answer,Pred\n", "holds no predictions"),
         (b"Question,Answer,Pred\nq,a,p\nq,a", "ends in the middle of row 3"),
         (b"Question,Answer,Pred,Volume\nq,a,p,x\n", "Volume is not a number"),
@@ -177,7 +177,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"Question,Answer,Pred,Pred\nq,a,p,r\n", "two columns of one name"),
         (b"Question,Answer,Pred,Control blind\nq,a,p\n", "ends in the middle of row 2"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
-        (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice 'E'"),
+        (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice is 'E'"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
     ],
 )

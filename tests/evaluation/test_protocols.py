@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.evaluation.outputs import table, write_metrics, write_predictions
+from tghmoe_jax.evaluation.outputs import table, write_json, write_predictions
 from tghmoe_jax.evaluation.protocols import NOT_ASKED, Prediction, score
 from tghmoe_jax.samples.questions import Question
 
@@ -167,9 +167,9 @@ def test_load_is_the_worst_layer_and_skips_groups_without_tokens():
 
 def test_metrics_file_is_strict_json(tmp_path):
     metrics = score(small_run(), resamples=50)
-    path = write_metrics(tmp_path / "eval", metrics)
-    assert json.loads(path.read_text()) == metrics
-    assert [one.name for one in (tmp_path / "eval").iterdir()] == ["metrics.json"]
+    write_json(tmp_path / "metrics.json", metrics)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert [one.name for one in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_csv_files_carry_the_columns_of_m3d_first_and_the_disclaimer(tmp_path):

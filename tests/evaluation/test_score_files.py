@@ -180,12 +180,12 @@ def test_the_command_scores_with_a_model_folder(run, tiny_bert, tmp_path, capsys
     ("argv", "said"),
     [
         (["--leaks", "absent.csv"], "absent.csv is missing or damaged"),
-        (["--bert-model", "roberta-large"], "--bert-model roberta-large is no folder of a model"),
+        (["--bert-model", "roberta-large"], "--bert-model roberta-large holds no model"),
         (["--bert-layers", "3"], "--bert-layers belongs to --bert-model"),
         (["--bert-model", "BERT"], "--bert-layers 17 must lie in 1 to 3"),
         (["--bert-model", "BERT", "--bert-layers", "0"], "--bert-layers 0 must lie in 1 to 3"),
         (["--to", "RUN"], "holds the predictions themselves"),
-        (["--to", "FILE"], "cannot be made"),
+        (["--to", "FILE"], "cannot be created"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(run, tiny_bert, tmp_path, argv, said, capsys):

@@ -11,8 +11,13 @@ from tghmoe_jax.evaluation import outputs, text_metrics
 from tghmoe_jax.evaluation.protocols import kind_scores, score
 
 
+def per_sample(outputs, references):
+    pairs = list(zip(outputs, references, strict=True))
+    return {name: score(pairs) for name, score in text_metrics.SAMPLE.items()}
+
+
 def one(metric, output, reference):
-    return text_metrics.per_sample([output], [reference])[metric][0]
+    return per_sample([output], [reference])[metric][0]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_fixed_numbers_of_the_libraries(metric, wordnet):
     if metric == "meteor":
         # The small WordNet of the tests holds lump and mass as one synset: all words match in one chunk.
         expected[-1] = 1 - 0.5 * (1 / 2) ** 3
-    found = text_metrics.per_sample(*map(list, zip(*PAIRS, strict=True)))[metric]
+    found = per_sample(*map(list, zip(*PAIRS, strict=True)))[metric]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -104,10 +109,10 @@ def test_corpus_bleu_is_that_of_summed_counts():
 
 def test_cider_ignores_case_and_punctuation_and_rewards_rare_words():
     outputs = ["A cyst.", "a normal scan", "a normal scan"]
-    same = text_metrics.per_sample(outputs, ["a cyst", "A normal scan.", "A normal scan."])["cider"]
-    assert same[0] > 0 and same == pytest.approx(text_metrics.per_sample(
+    same = per_sample(outputs, ["a cyst", "A normal scan.", "A normal scan."])["cider"]
+    assert same[0] > 0 and same == pytest.approx(per_sample(
         [text.upper() for text in outputs], ["a cyst", "a normal scan", "a normal scan"])["cider"])  # fmt: skip
-    assert text_metrics.per_sample(["a cyst"], ["a cyst"])["cider"][0] == 0  # one document has no frequencies
+    assert per_sample(["a cyst"], ["a cyst"])["cider"][0] == 0  # one document has no frequencies
 
 
 def answered(pairs):
@@ -149,4 +154,4 @@ def test_a_wordnet_is_read_as_the_downloader_leaves_it(wordnet):
 def test_a_damaged_wordnet_counts_as_none(wordnet):
     (wordnet / "index.sense").unlink()
     text_metrics._wordnet.cache_clear()
-    assert text_metrics.per_sample(["a lump"], ["a mass"])["meteor"] is None
+    assert per_sample(["a lump"], ["a mass"])["meteor"] is None

@@ -8,9 +8,12 @@ import pytest
 from tests.evaluation.test_html_report import Source as Slices
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.bases.phi3v import CHAT
+from tghmoe_jax.drawn.phantom_source import PhantomSource
+from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.evaluation import comparison, files, html_report, outputs, protocols, provenance
 from tghmoe_jax.evaluation import metrics as registry
 from tghmoe_jax.evaluation.metrics import Metric
+from tghmoe_jax.reader.examination import kinds_of
 from tghmoe_jax.samples import pipeline, tasks
 from tghmoe_jax.samples.questions import Question
 from tghmoe_jax.samples.tasks import Columns, Task
@@ -91,6 +94,13 @@ def test_a_third_task_is_scored_written_read_compared_and_shown(tmp_path):
     html_report.write(tmp_path / "report.html", scores, own, Slices(), tuple(tasks.TASKS))
     page = (tmp_path / "report.html").read_text()
     assert "triage/accuracy" in page and "sent to triage" in page and "Triage: sample cases" in page
+
+
+def test_only_kinds_that_model_and_source_know_are_asked():
+    assert kinds_of(Source(), ("report", "vqa", "triage")) == ["closed", "open", "report", "triage"]
+    assert kinds_of(Source(), ("report", "triage")) == ["report", "triage"]
+    for drawn in (PhantomSource, ScenesSource):
+        assert kinds_of(drawn, ("report", "vqa", "triage")) == ["closed", "open", "report"]
 
 
 def test_a_name_is_registered_once():

@@ -148,7 +148,7 @@ def test_a_result_of_another_config_is_refused(rows, flags, capsys):
     (bare / "results").mkdir(parents=True)
     (bare / "results" / "full-seed0.json").write_text("{}")
     assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={rows.file}", "--table"]) == 2
-    assert "does not say by which config it was made" in capsys.readouterr().err
+    assert "does not name the config it was made with" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_every_row_takes_the_same_steps_batch_order_and_questions():
     def flat(row, stage):
         return run_folder.flatten(ablations.get_config(f"{row},stage={stage},seed=3"))
 
-    def equal(values):  # `full` alone is asked a control besides, which answers a copy of the same questions
+    def equal(values):  # `full` alone is asked a control as well, which answers a copy of the same questions
         return {k: v for k, v in values.items() if k.startswith(same) and k != "eval.controls"}
 
     full = [flat("full", stage) for stage in (1, 2)]
@@ -208,7 +208,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(rows, flags, capsys):
         (["--seeds=0"], "too small"),
         (["--config.train.steps"], "no value"),
         (["--config=nowhere.py"], "does not exist"),
-        (["--workdir=README.md", "--table"], "cannot be made"),
+        (["--workdir=README.md", "--table"], "cannot be created"),
         (["--config=configs/common.py"], "no ROWS"),
     ],
 )

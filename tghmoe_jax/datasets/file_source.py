@@ -93,7 +93,7 @@ class FileSource:
 
     def counts(self, kind: Kind) -> tuple[int, ...]:
         """Items of a kind in each data set."""
-        return self._counts[kind]
+        return self._counts.get(kind, ())
 
     def item(self, kind: Kind, index: int, rng: np.random.Generator) -> tuple[int, Question]:
         """Item `index` of a kind: its volume and request. `rng` words a report request in training; tests have one."""

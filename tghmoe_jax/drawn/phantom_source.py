@@ -40,6 +40,7 @@ class PhantomSource:
     """
 
     aux_names = AUX_NAMES
+    kinds = ("closed", "open", "report", "binding")
 
     def __init__(
         self,

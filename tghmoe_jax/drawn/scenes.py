@@ -50,6 +50,7 @@ class ScenesSource:
     """
 
     aux_names = AUX_NAMES
+    kinds = ("closed", "open", "report", "binding")
     types = SCENE_TYPES
 
     def __init__(

@@ -18,7 +18,7 @@ LAYERS = 17  # of roberta-large, which the library takes for English
 
 @dataclasses.dataclass(frozen=True)
 class BertModel:
-    """A BERTScore model: its folder and the layer whose outputs are compared. UserError where it is none."""
+    """A BERTScore model: its folder and the layer whose outputs are compared. UserError without such a model."""
 
     folder: Path
     layers: int = LAYERS
@@ -29,12 +29,12 @@ class BertModel:
             depth, _ = int(config["num_hidden_layers"]), int(config["max_position_embeddings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--bert-model {self.folder} is no folder of a model with a config.json; name one on this machine."
+                f"--bert-model {self.folder} holds no model with a config.json; name a model's folder on this machine."
             ) from error
         if not any(self.folder.glob("*.safetensors")):  # pickled weights are never loaded
             raise UserError(f"--bert-model {self.folder} holds no safetensors weights; convert it to safetensors.")
         if "auto_map" in config:
-            raise UserError(f"--bert-model {self.folder} asks for code of its own, which is never run; name another.")
+            raise UserError(f"--bert-model {self.folder} needs code of its own, which is never run; name another.")
         if not 1 <= self.layers <= depth:
             raise UserError(f"--bert-layers {self.layers} must lie in 1 to {depth}, the layers of {self.folder}.")
 

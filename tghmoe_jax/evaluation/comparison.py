@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.evaluation import statistics, text_table
 from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 from tghmoe_jax.evaluation.statistics import FEW_UNITS
 from tghmoe_jax.samples.tasks import KINDS
 
-Columns = Mapping[str, tuple[np.ndarray, np.ndarray]]
+Ratios = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def compare(
@@ -68,15 +68,13 @@ def paired(
     return list(keys[0].values()), [keys[1][key] for key in keys[0]]
 
 
-def columns(kind: str, predictions: Sequence[Prediction], judged: bool = False) -> Columns:
-    """{score: numerator and denominator (N,)} of each metric that all items have."""
+def columns(kind: str, predictions: Sequence[Prediction], judged: bool = False) -> Ratios:
+    """{score: numerator and denominator (N,)} of each metric that all items have.
+
+    `judged` leaves out the overlap of words: closed answers and stated findings remain.
+    """
     found = {one.name: one.ratio(predictions) for one in of_kind(kind) if one.compared and (one.judged or not judged)}
     return {name: ratio for name, ratio in found.items() if ratio is not None and not np.isnan(ratio[0]).any()}
-
-
-def judged_columns(kind: str, predictions: Sequence[Prediction]) -> Columns:
-    """`columns` without the overlap of words: what is right or wrong, of closed questions and stated findings."""
-    return columns(kind, predictions, judged=True)
 
 
 def table(result: Mapping[str, Mapping]) -> str:
@@ -84,13 +82,11 @@ def table(result: Mapping[str, Mapping]) -> str:
     rows = [["score", "items", "units", "A", "B", "B - A", "95% interval", ""]]
     for name, row in result.items():
         low_high = row["ci95"]
-        interval = "" if low_high is None else f"[{low_high[0]:+.3f}, {low_high[1]:+.3f}]"
         differs = low_high is not None and not low_high[0] <= 0 <= low_high[1]
         mark = "" if low_high is None else "few" if row["units"] < FEW_UNITS else "differs" if differs else ""
         rows.append([name, str(row["items"]), str(row["units"]), f"{row['a']:.3f}", f"{row['b']:.3f}",
-                     f"{row['difference']:+.3f}", interval, mark])  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+                     f"{row['difference']:+.3f}", text_table.interval(low_high, "+"), mark])  # fmt: skip
+    lines = text_table.table(rows, left=range(8))
     if any(row[-1] == "few" for row in rows):
         lines.append(f"few: fewer than {FEW_UNITS} cases or volumes, so the interval is too narrow to judge by.")
     return "\n".join(lines)

@@ -6,7 +6,7 @@
 `Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
 number counts), `Case` (its patient or study), `Ranked`, `Task Predicted`, `Findings True`, `Findings Stated` and
 `Control <name>` (the answer under a control, or `protocols.NOT_ASKED`) are used where a file has them. Correctness and
-word overlap are computed anew, never read.
+word overlap are always computed, never read from the file.
 """
 
 import csv
@@ -27,7 +27,7 @@ MOST_BYTES = 1 << 30  # a larger file is no table of predictions
 
 
 def listed(path: str | Path) -> list[Path]:
-    """The file, or the `predictions_*.csv` of a folder. UserError where there is none."""
+    """The file, or the `predictions_*.csv` of a folder. UserError without such a file."""
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -38,11 +38,11 @@ def listed(path: str | Path) -> list[Path]:
 def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     """{kind: predictions} of a file, or of the `predictions_*.csv` in a folder, and those under each control.
 
-    UserError names what to mend.
+    UserError names the file and what to change.
     """
     run: dict[str, list[Prediction]] = {}
     for file in listed(path):
-        kind, predictions, rows = _read(file)
+        kind, predictions, rows = read_file(file)
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
         run[kind] = predictions
@@ -56,13 +56,8 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     return run
 
 
-def read_file(file: Path) -> tuple[Kind, list[Prediction]]:
-    """The kind that a file's columns tell, and its predictions in order."""
-    return _read(file)[:2]
-
-
-def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
-    """The same, with the rows as they stand in the file."""
+def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
         if file.stat().st_size > MOST_BYTES:
@@ -76,12 +71,12 @@ def _read(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
     fitting = [kind for kind in KINDS if COLUMNS[kind].needed <= columns]
     if not fitting:
         wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind in KINDS if (names := COLUMNS[kind].needed))
-        raise UserError(f"{file} has none of the sets of columns that are understood ({wanted}).")
+        raise UserError(f"{file} lacks the columns of every known kind; give it those of one ({wanted}).")
     kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
     if len(columns) < len(reader.fieldnames):
         raise UserError(f"{file} has two columns of one name; leave one of them there.")
     if not rows:
-        raise UserError(f"{file} holds no predictions.")
+        raise UserError(f"{file} holds no predictions; write at least one row.")
     short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in columns)), None)
     long = next((i for i, row in enumerate(rows) if None in row), None)
     if long is not None:
@@ -110,12 +105,12 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
         question, choices = question[: found.start()], tuple(_options(found["text"]))
     letter = row.get("Answer Choice", "").strip().rstrip(".") if lettered else ""
     if lettered and letter not in tuple(LETTERS):
-        raise UserError(f"{file}, row {number + 2}: Answer Choice {letter!r} is none of {', '.join(LETTERS)}.")
+        raise UserError(f"{file}, row {number + 2}: Answer Choice is {letter!r}; use one of {', '.join(LETTERS)}.")
     if letter not in LETTERS[: len(choices)]:
         choices = ()  # not all of them were understood, so that the strict rule has no score
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
     if not volume.isdecimal():  # not quoted: it may be a name
-        raise UserError(f"{file}, row {number + 2}: Volume is not a number.")
+        raise UserError(f"{file}, row {number + 2}: Volume is not a number; put names into the column Key.")
     stated = row.get("Findings True") is not None and "Findings True" in COLUMNS[kind].more
     return Prediction(
         index=int(volume), kind=kind, type=_type(row), question=question, choices=choices,
@@ -154,6 +149,6 @@ def _type(row: dict[str, str]) -> str:
 
 
 def _triples(text: str) -> frozenset[Triple]:
-    """The inverse of how `tables` writes them; a finding without a side has two parts."""
+    """The inverse of `outputs`; a finding without a side has two parts."""
     parts = [tuple(part.split(" / ")) for part in text.split("; ") if part]
     return frozenset((*part, "")[:3] for part in parts)

@@ -4,6 +4,7 @@ Axis legend: D slices, G expert groups, E experts.
 """
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
 from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
+from tghmoe_jax.evaluation.text_table import number
 from tghmoe_jax.samples.questions import TYPES, Source
 from tghmoe_jax.samples.tasks import KINDS, under_controls
 
@@ -82,18 +84,15 @@ def write(
     outputs.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
 
 
-def _number(value) -> str:
-    return "–" if value is None else f"{value:.3f}"
+_number = functools.partial(number, missing="–")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """An HTML table of text; the first row is its head."""
-    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
-    return (
-        "<table><tr>"
-        + "</tr><tr>".join(cells(row, "td" if i else "th") for i, row in enumerate(rows))
-        + "</tr></table>"
-    )
+    lines = []
+    for row, tag in zip(rows, ("th", *["td"] * (len(rows) - 1)), strict=True):
+        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
 
 
 def _scores(metrics: Mapping[str, object], run: Run) -> str:

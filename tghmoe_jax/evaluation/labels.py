@@ -12,7 +12,8 @@ import numpy as np
 
 from tghmoe_jax.datasets.llava_json import case_of
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.evaluation import statistics, text_table
+from tghmoe_jax.evaluation.text_table import interval, number
 
 
 def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]:
@@ -73,9 +74,9 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
         h, e, m = (part[:, columns].sum() for part in (hit, extra, missed))
         ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
         n, d = top[:, columns].sum(1, keepdims=True), bottom[:, columns].sum(1, keepdims=True)
-        interval = statistics.ratio_ci95(n, d, units, seed)
+        ci95 = statistics.ratio_ci95(n, d, units, seed)
         return {
-            "f1": ratio(n.sum(), d.sum()), "ci95": None if interval is None else list(interval),
+            "f1": ratio(n.sum(), d.sum()), "ci95": None if ci95 is None else list(ci95),
             "precision": ratio(h, h + e), "recall": ratio(h, h + m),
             "prevalence": float(b[:, columns].mean()), "items": len(b), "units": len(set(units)),
         }  # fmt: skip
@@ -83,9 +84,9 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
     micro = row(slice(None))
     single = {label: row([j]) for j, label in enumerate(labels_b)}
     known = [one["f1"] for one in single.values() if one["f1"] is not None]
-    interval = statistics.ratio_ci95(top, bottom, units, seed)
+    ci95 = statistics.ratio_ci95(top, bottom, units, seed)
     macro = micro | {
-        "f1": float(np.mean(known)) if known else None, "ci95": None if interval is None else list(interval),
+        "f1": float(np.mean(known)) if known else None, "ci95": None if ci95 is None else list(ci95),
         "precision": None, "recall": None,
     }  # fmt: skip
     return {"micro": micro, "macro": macro, **single}
@@ -93,12 +94,9 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
 
 def table(result: dict[str, dict[str, object]]) -> str:
     """A terminal table, one line a label, and what its intervals are drawn of."""
-    number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     rows = [["label", "F1", "95% interval", "precision", "recall", "prevalence"]]
     for name, one in result.items():
-        interval = "" if one["ci95"] is None else f"[{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]"
-        rows.append([name, number(one["f1"]), interval, *(number(one[key]) for key in rows[0][3:])])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows.append([name, number(one["f1"]), interval(one["ci95"]), *(number(one[key]) for key in rows[0][3:])])
+    lines = text_table.table(rows, left=range(6))
     units, items = result["micro"]["units"], result["micro"]["items"]
     return "\n".join([*lines, f"intervals: whole cases are drawn, of which there are {units} in {items} rows."])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics
+from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics, text_table
 from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import (
     CONTROLS,
@@ -20,6 +20,7 @@ from tghmoe_jax.evaluation.protocols import (
     scores_of,
     under_control,
 )
+from tghmoe_jax.evaluation.text_table import interval, number
 from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 
@@ -74,10 +75,15 @@ def write_text(path: epath.PathLike, text: str) -> None:
     part.replace(path)
 
 
+def write_json(path: epath.PathLike, content: object) -> None:
+    """Writes a whole JSON file or nothing, as `write_text` does. ValueError for NaN and infinity."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
-    M3D's columns come first, then the volume, its case where a data set tells it, the task and what each control
+    M3D's columns come first, then the volume, its case where the data set knows it, the task and what each control
     answered to the same question (`NOT_ASKED` where the control left it out). Every row ends with the disclaimer.
     """
     folder = epath.Path(folder)
@@ -113,25 +119,8 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     return written
 
 
-def write_metrics(folder: epath.PathLike, metrics: Mapping[str, object]) -> epath.Path:
-    """Writes `metrics.json`."""
-    path = epath.Path(folder) / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _pair(metrics: Mapping[str, object], key: str) -> str:
-    low_high = metrics.get(f"{key}_ci95")
-    return "" if low_high is None else f"[{low_high[0]:.3f}, {low_high[1]:.3f}]"
-
-
 def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
-    """Says what a forced wrong expert group changes, item by item, and where a metric could not be computed."""
+    """Sentences on what a forced wrong expert group changes, item by item, and on metrics that are missing."""
     remarks = []
     scored = [kind for kind in KINDS if metrics.get(f"{kind}/bleu1") is not None]
     for name, why in text_metrics.MISSING.items():
@@ -159,7 +148,7 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
 
 
 def cases(run: Run | None) -> list[str]:
-    """Says of how many cases the intervals are, and what a few of them can mean; nothing where no case is known."""
+    """A sentence on the number of cases behind the intervals; nothing where no case is known."""
     known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
     if not known:
         return []
@@ -187,15 +176,8 @@ def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
     beside = beside_scores(metrics, run)
     rows = [["score", "value", "95% interval", "shuffled", "in section", "blind", "wrong group"]]
     for key in scores_of(metrics):
-        controls = [_number(beside[control].get(key)) for control in CONTROLS]
-        rows.append([key, _number(metrics[key]), _pair(metrics, key), *controls])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+        controls = [number(beside[control].get(key)) for control in CONTROLS]
+        rows.append([key, number(metrics[key]), interval(metrics.get(f"{key}_ci95")), *controls])
+    lines = text_table.table(rows, left=(0, 2))
+    lines.insert(1, "  ".join("-" * max(map(len, column)) for column in zip(*rows, strict=True)))
     return "\n".join([*lines, *cases(run), *remarks(metrics, run), DISCLAIMER])

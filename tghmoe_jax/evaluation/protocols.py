@@ -44,7 +44,7 @@ class Prediction:
     """One answered question.
 
     `index` is the volume the question is about (under a control the one shown is another, or none); `case` the patient
-    or study it belongs to, a number or a name, where a data set tells; `ranked` the letter of the likeliest option when
+    or study it belongs to, a number or a name, where known; `ranked` the letter of the likeliest option when
     the choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the
     volume and those that the output states (reports only); `key` the volume's name in its data set, empty where it has
     none; `bert_f1` the BERTScore, where a model was named (see `bert`).
@@ -183,18 +183,13 @@ def _load_scores(load: np.ndarray | None) -> dict[str, Score]:
 
     `load` (..., E) counts tokens (or shares of them) an expert; a group that received none says nothing.
     """
-    if load is None:
-        return {"moe/load_max_over_mean": Score(), "moe/load_min_share": Score()}
-    load = np.asarray(load, np.float64)
-    load = load.reshape(-1, load.shape[-1])
-    load = load[load.sum(-1) > 0]
-    if not len(load):
-        return _load_scores(None)
-    share = load / load.sum(-1, keepdims=True)
-    return {
-        "moe/load_max_over_mean": Score(float(share.max() * share.shape[-1])),
-        "moe/load_min_share": Score(float(share.min())),
-    }
+    most = least = None
+    if load is not None and np.any(load):
+        load = np.asarray(load, np.float64).reshape(-1, np.shape(load)[-1])
+        load = load[load.sum(-1) > 0]
+        share = load / load.sum(-1, keepdims=True)
+        most, least = float(share.max() * share.shape[-1]), float(share.min())
+    return {"moe/load_max_over_mean": Score(most), "moe/load_min_share": Score(least)}
 
 
 def score(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tghmoe_jax.evaluation import statistics
+from tghmoe_jax.evaluation import statistics, text_table
 from tghmoe_jax.evaluation.protocols import Prediction, kind_scores
 
 ROUTINGS = ("predicted", "oracle", "wrong")
@@ -56,9 +56,7 @@ def table(ways: Mapping[str, Mapping[str, object]]) -> str:
     """A terminal table, one line a way of asking."""
     keys = ["router/closed", "router/open", "router/report", "keyword/vqa", "keyword/report"]
     keys += [f"{name}/{routing}" for name in SCORES.values() for routing in ROUTINGS]
-    heads = ["asked", *(" ".join(key.split("/")[-2:]) for key in keys)]
-    rows = [heads]
+    rows = [["asked", *(" ".join(key.split("/")[-2:]) for key in keys)]]
     for way, scores in ways.items():
-        rows.append([way, *("-" if scores.get(key) is None else f"{scores[key]:.3f}" for key in keys)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        rows.append([way, *(text_table.number(scores.get(key)) for key in keys)])
+    return "\n".join(text_table.table(rows, left=()))

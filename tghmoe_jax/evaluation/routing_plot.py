@@ -102,7 +102,7 @@ def _figure(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, che
 
 
 def _colours(count: int) -> np.ndarray:
-    """RGB (count, 3), told apart by colour-blind readers up to eight (Okabe and Ito); more are spread over the hues."""
+    """RGB (count, 3), up to eight distinct for colour-blind readers (Okabe and Ito); more are spread over the hues."""
     named = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"]
     if count <= len(named):
         return np.array([[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for name in named[:count]])

@@ -29,7 +29,7 @@ def add_parsers(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Carries out either command and prints what it found. UserError names what to mend."""
+    """Carries out either command and prints the result. UserError for wrong flags or files."""
     if args.command == "compare":
         (a, b), _ = _read(args, args.a, args.b)
         result = comparison.compare(a, b)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         if args.predictions or not (args.pred_labels and args.true_labels):
             raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
         if args.leaks or args.bert_model or args.to:
-            raise UserError("--leaks, --bert-model and --to say nothing about label tables; leave them out.")
+            raise UserError("--leaks, --bert-model and --to do not apply to label tables; leave them out.")
         scored = labels.score(args.pred_labels, args.true_labels)
         print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
     elif not args.predictions:
@@ -61,16 +61,16 @@ def _score(args: argparse.Namespace) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--to {folder} cannot be made ({error.strerror}); name another folder.") from error
+            raise UserError(f"--to {folder} cannot be created ({error.strerror}); name another folder.") from error
         model = _bert_model(args)
         outputs.write_predictions(folder, found)
-        outputs.write_metrics(folder, metrics)
+        outputs.write_json(folder / "metrics.json", metrics)
         manifest = provenance.manifest(
             found, seed=0, predictions=digests,
             leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
             bert=None if model is None else {"sha256": model.digest, "layer": model.layers},
         )  # fmt: skip
-        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        outputs.write_json(folder / "manifest.json", manifest)
     if args.json:
         leaked = {} if args.leaks is None else {f"leaked_{name}": count for name, count in removed.items()}
         print(json.dumps({key: value for key, value in metrics.items() if value is not None} | leaked, indent=1))

@@ -112,6 +112,14 @@ def derangement(n: int, seed: int) -> np.ndarray:
             return order
 
 
+def _members(groups: Sequence[Hashable]) -> list[list[int]]:
+    """The indices of each group's items, groups in order of appearance."""
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return list(members.values())
+
+
 def derangement_across(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A permutation int64 (N,) that gives each item one of another group, and moved bool (N,).
 
@@ -119,10 +127,7 @@ def derangement_across(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
     half of all, which find no partner: the control leaves them out.
     """
     rng = np.random.default_rng(seed)
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    lists = list(members.values())
+    lists = _members(groups)
     row = np.concatenate([rng.permutation(lists[i]) for i in rng.permutation(len(lists))]) if lists else np.arange(0)
     order = np.arange(len(groups))
     if len(row):  # a shift by the largest group takes every item of a smaller or equal one out of its own
@@ -137,10 +142,7 @@ def derangement_within(groups: Sequence[Hashable], seed: int) -> tuple[np.ndarra
     leaves it out.
     """
     order = np.arange(len(groups))
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    for number, indices in enumerate(members.values()):
+    for number, indices in enumerate(_members(groups)):
         if len(indices) > 1:
             own = np.array(indices)
             order[own] = own[derangement(len(own), np.random.SeedSequence([seed, number]).generate_state(1)[0])]

@@ -19,7 +19,6 @@ import numpy as np
 
 ORDERS = (1, 2, 3, 4)
 BLEU = tuple(f"bleu{order}" for order in ORDERS)
-METRICS = (*BLEU, "rouge1", "rougeL", "meteor", "cider", "bert_f1")
 CORPUS = tuple(f"corpus_{name}" for name in BLEU)  # the only ones that are not the mean of the samples
 MISSING = {
     "meteor": "METEOR is left out because NLTK finds no WordNet or Punkt data; run `python -m nltk.downloader wordnet "
@@ -27,12 +26,6 @@ MISSING = {
     "cider": "CIDEr is left out because pycocoevalcap is not installed; run `pip install pycocoevalcap`.",
 }
 _KEPT = 1 << 16  # scores of (output, reference) pairs that are kept: tables and pages ask for them again
-
-
-def per_sample(outputs: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """{metric: float64 (N,) or None where its library or data is missing}; all METRICS but bert_f1."""
-    pairs = [(output.strip(), reference.strip()) for output, reference in zip(outputs, references, strict=True)]
-    return {name: score(pairs) for name, score in SAMPLE.items()}
 
 
 # ---- BLEU ------------------------------------------------------------------------------------------------------------
@@ -151,14 +144,10 @@ def _sample_meteor(pairs: Pairs) -> np.ndarray | None:
     return None if _wordnet() is None else np.array([_meteor(*pair) for pair in pairs])
 
 
-def _sample_cider(pairs: Pairs) -> np.ndarray | None:
-    return _cider(pairs)
-
-
 SAMPLE: dict[str, Callable[[Pairs], np.ndarray | None]] = {
     **{name: functools.partial(_sample_bleu, order=order) for order, name in zip(ORDERS, BLEU, strict=True)},
     "rouge1": functools.partial(_sample_rouge, place=0),
     "rougeL": functools.partial(_sample_rouge, place=1),
     "meteor": _sample_meteor,
-    "cider": _sample_cider,
+    "cider": _cider,
 }

@@ -3,7 +3,6 @@
 Axis legend: N items.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +35,23 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
     Of a source that draws its questions, item i asks about volume i, its type in rotation; a data set of files asks
     its own first `items`, volume by volume, so that each volume is read once.
     """
-    rng = lambda i: np.random.default_rng([seed, 7, i])  # noqa: E731
+
+    def rng(i: int) -> np.random.Generator:
+        return np.random.default_rng([seed, 7, i])
+
     if isinstance(source, ItemSource):
         asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
         return sorted(asked, key=lambda one: one[0])
     volumes = [i % len(source) for i in range(items)]
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
+
+
+def kinds_of(source: Source, tasks: Sequence[str]) -> list[str]:
+    """The kinds whose task the model has and that the source holds (a drawn source names them as `kinds`)."""
+    known = [kind for kind in KINDS if TASK_OF[kind] in tasks]
+    if isinstance(source, ItemSource):
+        return [kind for kind in known if sum(source.counts(kind))]
+    return [kind for kind in known if kind in getattr(source, "kinds", KINDS)]
 
 
 def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems) -> Asked:
@@ -82,10 +92,10 @@ def examine(
         return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
 
     parse = finding_parser(config.data.name)
-    bad = pipeline.BadItems(config.max_bad_fraction, progress)
+    bad, kinds = pipeline.BadItems(config.max_bad_fraction, progress), kinds_of(source, cfg.tasks)
     asked_of = {
         kind: usable(source, questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(kind)), reader, bad)
-        for kind in KINDS
+        for kind in kinds
     }
     everything = [one for asked in asked_of.values() for one in asked]
     volumes = sorted({volume for volume, _ in everything})
@@ -160,7 +170,7 @@ def examine(
     router = None
     if routed:
         other = [] if given else [  # a data set of files has one wording
-            one for kind in KINDS for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
+            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
         ]  # fmt: skip
         own_prompts, other_prompts = ([question.prompt for _, question in asked] for asked in (everything, other))
         router = {
@@ -177,12 +187,12 @@ def examine(
             run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
             data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
         )  # fmt: skip
-        outputs.write_text(folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        outputs.write_json(folder / "manifest.json", manifest)
         html_report.write(
             folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
             overlays,
         )  # fmt: skip
-        outputs.write_metrics(folder, metrics)
+        outputs.write_json(folder / "metrics.json", metrics)
     progress(outputs.table(metrics, run))
     return metrics
 

@@ -1,6 +1,6 @@
 """The one way to ask a model: about volumes of a data set in batches, about one scan, or about a picture of a 2D base.
 
-Axis legend: B batch, O options, G groups, E experts.
+Axis legend: B batch, O options.
 """
 
 import dataclasses
@@ -20,8 +20,10 @@ from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.answer import Answer, no_load
+from tghmoe_jax.reader.routing import expert_load, routing_of, softmax
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
+from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.scan import Scan, read_scan
 from tghmoe_jax.sharding import arrays
@@ -32,7 +34,6 @@ Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
 BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
 PICTURE_BUCKET, PICTURE_TOKENS = 32, 4096  # the same for pictures; and the most tokens of an answer about one
-REPORT_REQUEST = "Write a report for this CT."
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
 SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
 
@@ -64,10 +65,6 @@ class PictureViews:
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Views float32 (V, S, S, 3) in 0..1 and a mask bool (V,) of ones."""
         return self.views, np.ones(len(self.views), bool)
-
-    def slice_spacing(self, index: int) -> float:
-        """A picture has none."""
-        return 1.0
 
 
 class Reader:
@@ -277,7 +274,7 @@ class Reader:
         if not allow_out_of_domain:
             self._refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
-        asked = Question("report", "report", "", REPORT_REQUEST, (), "")
+        asked = Question("report", "report", "", TASKS["report"].request, (), "")
         return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain=True)
 
     def read(self, path: str | Path, series: int | None = None) -> Scan:
@@ -291,7 +288,7 @@ class Reader:
     def _ask_scan(self, path, asked: Question, task, series, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
         begun, budget = time.perf_counter(), self.run.config["eval"]
-        # A report may be asked for in words of one's own, by --task report.
+        # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
         scan = self.read(path, series)
@@ -324,10 +321,7 @@ class Reader:
         tokens = len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)
         visual = cfg.picture_tokens(crops)
         room = min(PICTURE_TOKENS, cfg.decoder.max_positions - tokens - visual)
-        if not 1 <= new_tokens <= room:
-            raise UserError(
-                f"--new-tokens {new_tokens} must lie between 1 and {room}, the room beside {visual} visual tokens."
-            )
+        _check_room(new_tokens, room, f"beside {visual} visual tokens")
         requests = [Request(0, asked)]
         if asked.choices:
             requests.append(Request(0, asked.without_choices(), asked.choices))
@@ -342,7 +336,7 @@ class Reader:
         others = [i for i, name in enumerate(self.tasks) if name != "report"]
         if self.tasks[group] != "report" or self.domain not in SYNTHETIC or allow_out_of_domain or not others:
             return group, ""
-        # A report on a patient's scan is not given by the way of a question either.
+        # A question must not get around the refusal of reports on patients' scans.
         group = max(others, key=lambda i: shares[i])
         return group, (
             f"task: the router sends the question to report ({shares[self.tasks.index('report')]:.2f}), which is "
@@ -376,7 +370,7 @@ class Reader:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
         if task is not None and self.groups == 1:
-            raise UserError(f"--task {task} chooses nothing: {name} has one group of experts; leave it out.")
+            raise UserError(f"--task {task} has no effect: {name} has one group of experts; leave it out.")
         if task is not None and task not in self.tasks:
             raise UserError(f"--task {task} is unknown to {name}; use one of {', '.join(self.tasks)}.")
         sizes = [len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)]
@@ -389,14 +383,12 @@ class Reader:
             )
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.visual_tokens(slices)
-        if not 1 <= new_tokens <= room:
-            raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room in {name}.")
+        _check_room(new_tokens, room, f"in {name}")
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    shares = np.exp((logits := logits.astype(np.float64)) - logits.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
+def _check_room(new_tokens: int, room: int, where: str) -> None:
+    if not 1 <= new_tokens <= room:
+        raise UserError(f"--new-tokens {new_tokens} must lie between 1 and {room}, the room {where}.")
 
 
 def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:
@@ -414,32 +406,3 @@ def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) 
     within = tokens + others <= decoder.original_positions
     most = decoder.original_positions if within else decoder.max_positions
     return min(-(-tokens // PICTURE_BUCKET) * PICTURE_BUCKET, most - others)
-
-
-def expert_load(encoded, groups: int) -> np.ndarray:
-    """float32 (B, layers, G, E): pairs a sample sent to each expert of its group; one-expert layers left out."""
-    stats = [s for _, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1]
-    used = arrays.to_host(encoded.group)
-    if not stats:
-        return np.zeros((len(used), 0, groups, 1), np.float32)
-    per_sample = np.stack([arrays.to_host(s.sample_load) for s in stats], axis=1)  # (B, layers, E)
-    size = stats[0].load.shape[0]
-    load = np.zeros((*per_sample.shape[:2], size, per_sample.shape[-1]), np.float32)
-    load[np.arange(len(used)), :, used % size] = per_sample
-    return load
-
-
-def routing_of(encoded, row: int, cfg, slice_mask: np.ndarray) -> RoutingMap:
-    """How sample `row` of an encoded batch was routed; slice_mask bool (N,) are its real slices."""
-    layers = tuple(layer for layer, s in sorted(encoded.stats.items()) if s.load.shape[-1] > 1)
-    pairs = expert_load(encoded, cfg.tgh.groups)[row].sum(axis=1)  # (layers, E)
-    slabs, side, depth = cfg.slabs(len(slice_mask)), cfg.tower.grid, cfg.volume.patch_depth
-    real = np.pad(slice_mask, (0, slabs * depth - len(slice_mask)))
-    winner = np.zeros((len(layers), slabs, side, side), np.int32)
-    for i, layer in enumerate(layers):  # (T,) of slabs with their class token -> patches
-        first = arrays.to_host(encoded.stats[layer].winner)[row].reshape(slabs, -1)[:, int(cfg.tower.class_token) :]
-        winner[i] = first.reshape(slabs, side, side)
-    winner[:, ~real.reshape(slabs, depth).any(axis=1)] = -1
-    load = pairs / np.maximum(pairs.sum(axis=-1, keepdims=True), 1)
-    task = cfg.tasks[int(arrays.to_host(encoded.group)[row])] if cfg.tgh.groups > 1 else "shared"
-    return RoutingMap(task, None, layers, load, winner)

@@ -52,7 +52,7 @@ KINDS: list[str] = []  # that an evaluation asks, in the order of its tables
 
 
 def register(task: Task) -> None:
-    """Adds a task. ValueError where a task or kind of that name exists."""
+    """Adds a task. ValueError if a task or kind of that name exists."""
     if task.name in TASKS or set(task.kinds) & TASK_OF.keys():
         raise ValueError(f"a task or kind of {task.name} is registered already")
     TASKS[task.name] = task

@@ -2,10 +2,10 @@
 
     python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
 
-Rows whose stage 1 is the same share its run. A killed command goes on where it stopped; the table of what is finished
+Rows whose stage 1 is the same share its run. A killed command resumes where it stopped; the table of what is finished
 is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
-<workdir>/results, one small file a row and seed: a row with a result there needs its runs no more. `--table` only
-writes the table anew. Two commands may share a workdir if rows with the same first stage are left to one of them.
+<workdir>/results, one small file a row and seed: a row with a result there no longer needs its runs. `--table` only
+rewrites the table. Two commands may share a workdir if rows with the same first stage are left to one of them.
 Axis legend: S seeds, N items.
 """
 
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, statistics
+from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, reporting, run_folder
@@ -55,7 +55,7 @@ class Ablation:
 
     @classmethod
     def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
-        """UserError where the file is none."""
+        """UserError without such a file or its rows."""
         if not Path(file).is_file():
             raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
         sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
@@ -90,7 +90,7 @@ class Ablation:
         result = json.loads(file.read_text())
         old, new = result.get("config"), run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
         if old is None:
-            raise UserError(f"{file} does not say by which config it was made; delete that file, and it is made anew.")
+            raise UserError(f"{file} does not name the config it was made with; delete it and run the command again.")
         free = (*_MAY_CHANGE, "data.root") if new["data.name"] in DRAWN else _MAY_CHANGE
         old = traverse_util.unflatten_dict(old, sep=".")  # a result of an earlier version may hold keys that have gone
         old = run_folder.flatten(old | {"model": current(old["model"])})
@@ -125,7 +125,7 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
     if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
         print(f"\n==== {folder}", flush=True)
         if code := train.run(config, str(folder)):
-            sys.exit(code)  # SIGTERM; the same command goes on
+            sys.exit(code)  # SIGTERM; the same command resumes
         jax.clear_caches()
 
 
@@ -142,7 +142,7 @@ def result_of(first: Path, last: Path) -> dict:
     run = files.read_run(file.parent)
     items = {}
     for name, (kind, column) in SCORES.items():
-        top, bottom = comparison.judged_columns(kind, run[kind])[column]  # counts, both of them
+        top, bottom = comparison.columns(kind, run[kind], judged=True)[column]  # counts, both of them
         number: dict[Any, int] = {}
         units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
         items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
@@ -220,20 +220,17 @@ def verdict(difference: float, interval: tuple[float, float]) -> str:
 
 def markdown(records: Sequence[dict]) -> str:
     """The table for people; a difference is the row's minus the full recipe's, over the seeds that both have."""
-    interval = lambda pair: "" if pair is None else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"  # noqa: E731
     lines = [
         "| row | what differs | seeds | closed | finding F1 | score - full's | verdict | M parameters, active "
         "| minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in records:
-        shown = []
-        for key in SCORES:
-            low_high = one.get(f"{key}_ci95")
-            shown.append(f"{one[key]:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""))
+        shown = [f"{one[key]:.3f} {text_table.interval(one.get(f'{key}_ci95'))}".rstrip() for key in SCORES]
         difference = ""
         if "score_difference" in one:
-            difference = f"{one['score_difference']:+.3f}" + interval(one["score_difference_ci95"])
+            low_high = text_table.interval(one["score_difference_ci95"], "+")
+            difference = f"{one['score_difference']:+.3f} {low_high}".rstrip()
         size = one.get("parameters")
         sizes = f"{size['total'] / 1e6:.2f}, {size['active'] / 1e6:.2f}" if size else ""
         minutes = f"{one['minutes']:.1f}" if "minutes" in one else ""
@@ -246,7 +243,7 @@ def markdown(records: Sequence[dict]) -> str:
 
 def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
     records = summary(table, rows, seeds)
-    outputs.write_text(table.workdir / "table.json", json.dumps(records, indent=1) + "\n")
+    outputs.write_json(table.workdir / "table.json", records)
     outputs.write_text(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
 
@@ -265,7 +262,7 @@ def chosen(known: Iterable[str], names: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 something the user can mend (one sentence on stderr)."""
+    """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
     parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
@@ -285,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             table.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--workdir {args.workdir} cannot be made ({error.strerror}); name another.") from error
+            raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
         if args.table:
             write_table(table, rows, args.seeds)
             return 0

@@ -1,4 +1,4 @@
-"""Ways of asking that training never holds and that make a task hard to tell: what the task level is worth then."""
+"""Ways of asking that training never holds and that hide the task: the value of the task level then."""
 
 import copy
 

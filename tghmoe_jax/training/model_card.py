@@ -5,12 +5,14 @@ from typing import Any
 
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.evaluation.protocols import CONTROLS
+from tghmoe_jax.evaluation.text_table import number
+from tghmoe_jax.samples.tasks import TASKS
 
 # Licences that this project can vouch for; of anything else it knows none.
 _LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
 _SCORES = (
-    ("closed/accuracy", "closed_accuracy"), ("closed/ranked_accuracy", None), ("report/finding_f1", "finding_f1"),
-    ("report/bleu1", None), ("open/bleu1", None), ("router/task_accuracy_unseen_wording", None),
+    "closed/accuracy", "closed/ranked_accuracy", "report/finding_f1", "report/bleu1", "open/bleu1",
+    "router/task_accuracy_unseen_wording",
 )  # fmt: skip
 
 
@@ -55,13 +57,13 @@ def _ranges(ranges: Mapping[str, Any]) -> str:
 
 def _table(what: str, metrics: Mapping[str, Any]) -> list[str]:
     """Scores beside the same scores under each control."""
-    number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    repeated = {score: name for task in TASKS.values() for score, name in task.scores.items()}
     lines = [f"| {what or 'own test set'} | score | 95% interval | {' | '.join(CONTROLS)} |", "|---" * 7 + "|"]
-    for key, control in _SCORES:
+    for key in _SCORES:
         if metrics.get(key) is None:
             continue
         low_high = metrics.get(f"{key}_ci95")
         interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "-"
-        beside = [number(metrics.get(f"control/{name}_{control}")) for name in CONTROLS]
+        beside = [number(metrics.get(f"control/{name}_{repeated.get(key)}")) for name in CONTROLS]
         lines.append(f"| {key} | {number(metrics[key])} | {interval} | {' | '.join(beside)} |")
     return lines
