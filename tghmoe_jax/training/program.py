@@ -144,7 +144,12 @@ class Program:
 
 
 def build(config: ConfigDict, model: MLLM, spec: pipeline.BatchSpec, mesh: jax.sharding.Mesh) -> Program:
-    """The program of a config. UserError for a pattern that matches nothing, or an unknown optimiser."""
+    """The program of a config.
+
+    UserError for a pattern that matches nothing, an unknown optimiser, or a transport that the devices lack.
+    """
+    if model.cfg.tgh.transport == "ragged" and mesh.devices.flat[0].platform != "tpu":
+        raise UserError("--config.model.tgh.transport=ragged needs a TPU; use all_to_all or gather on other devices.")
     shapes = loading.param_shapes(model, config.data)
     trains = rules.trainable(shapes, config.trainable)
     tx = optimizer.build(config.optimizer, config.train.steps, [path for path in shapes if trains[path]])
