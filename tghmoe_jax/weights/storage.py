@@ -17,6 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from etils import epath
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -66,7 +67,7 @@ class LazyTensor(OnDemand):
 
 @dataclasses.dataclass(frozen=True)
 class Lazy(OnDemand):
-    """An array that is made anew whenever it is asked for. `shape` and `dtype` are known before."""
+    """An array that is made again whenever it is read. `shape` and `dtype` are known before."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -154,21 +155,22 @@ def write_tensors(
     the first file gets its own; the index is removed first and placed last, so that a reader never sees a mixture.
     """
     folder = local_folder(folder, create=True)
-    shards = split_shards(tensors, max_shard_bytes)
-    count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    split = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=n_bytes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+    )
     metadata = {"format": "pt"} | (metadata or {})  # Hugging Face refuses a file without the format key
     pending: dict[Path, Path] = {}
     try:
-        for name, keys in zip(names, shards, strict=True):
+        for name, keys in split.filename_to_tensors.items():
             pending[folder / f".{name}.{os.getpid()}.tmp"] = folder / name
             # save_file writes raw memory: a strided view would be stored in the wrong order.
             data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
             save_file(data, next(reversed(pending)), metadata=metadata)
             os.chmod(next(reversed(pending)), 0o666 & ~_umask())  # save_file lets nobody else read it
-        if count > 1:
+        if split.is_sharded:
             pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
-            next(reversed(pending)).write_text(index_text(tensors, shards, names))
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            next(reversed(pending)).write_text(json.dumps(index, indent=2) + "\n")
         (folder / INDEX).unlink(missing_ok=True)
         for temporary, final in pending.items():
             os.replace(temporary, final)
@@ -186,27 +188,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> list[list[str]]:
-    """Groups names in order so that no group exceeds the limit, except one that is a single larger tensor."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in tensors.items():
-        size = n_bytes(tensor)
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
-def index_text(tensors: Mapping[str, np.ndarray], shards: list[list[str]], names: list[str]) -> str:
-    """The JSON text of a Hugging Face index."""
-    weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-    total = sum(n_bytes(tensor) for tensor in tensors.values())
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
 
 
 def n_bytes(tensor) -> int:
