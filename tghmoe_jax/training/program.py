@@ -102,7 +102,7 @@ class Program:
         trained = {path: s for path, s in placed.items() if self.trains[path]}
 
         def like_its_parameter(key_path, leaf):
-            path = next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey)), None)
+            path = optimizer.leaf_path(key_path)
             same = path in trained and trained[path].shape == leaf.shape
             sharding = trained[path].sharding if same else whole
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -17,7 +17,7 @@ from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
-_COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # of the base, where it has them
+_OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
 _MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
@@ -120,11 +120,11 @@ def read_manifest(run: epath.PathLike) -> dict[str, Any]:
 def _read_object(file: epath.Path) -> dict[str, Any]:
     """A JSON object. UserError where the file holds none."""
     try:
-        value = json.loads(file.read_text())
+        value, why = json.loads(file.read_text()), "no object"
     except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
+        value, why = None, error
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds no JSON object; copy the run again, or delete it and train anew.")
+        raise UserError(f"{file} is not JSON ({why}); copy the run again, or delete it and train again.")
     return value
 
 
@@ -174,12 +174,10 @@ def read_base_config(run: epath.PathLike) -> dict[str, Any]:
 
 def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.PathLike) -> None:
     """Writes the 2D base's config.json and copies its tokeniser files."""
-    model, tokenizer = model_folder(folder), epath.Path(tokenizer)
+    model = model_folder(folder)
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(base_config, indent=1))
-    for name in _COPIED:
-        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (model / name).resolve():
-            (model / name).write_bytes((tokenizer / name).read_bytes())
+    storage.copy_files(_OF_BASE, tokenizer, model)
 
 
 def write_description(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -209,6 +209,18 @@ def write_text(file: epath.PathLike, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def copy_files(names: Iterable[str], source: epath.PathLike, target: epath.PathLike) -> None:
+    """Copies those of the named files that the folder `source` has into the folder `target`."""
+    for old, new in ((epath.Path(source) / name, epath.Path(target) / name) for name in names):
+        if old.is_file() and old.resolve() != new.resolve():
+            new.write_bytes(old.read_bytes())
+
+
+def cache_home() -> Path:
+    """The project's own folder among the user's caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tghmoe_jax"
+
+
 def local_folder(folder: str | os.PathLike, create: bool = False) -> Path:
     """The folder as a path on a local disk, because safetensors maps its files into memory: of a URL a copy."""
     if "://" in str(folder):
@@ -238,7 +250,7 @@ def fetched(url: str | os.PathLike) -> Path:
         raise UserError(f"{url} holds no files; name the folder of a model.")
     state = [(file.name, stat.length, stat.mtime) for file, stat in zip(files, stats, strict=True)]
     key = hashlib.sha256(json.dumps([str(url), state]).encode()).hexdigest()[:16]
-    target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tghmoe_jax" / key
+    target = cache_home() / key
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         if not (target / file.name).is_file():
