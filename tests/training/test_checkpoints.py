@@ -158,10 +158,10 @@ def test_damage_is_one_sentence_with_a_mend(run, damage):
         checkpoints.load_params(run)
     assert str(run) in str(error.value)
     store = checkpoints.Checkpoints(run, keep=2)
-    with pytest.raises(UserError, match=r"checkpoints/4 cannot be read; delete that folder to go on from") as error:
+    with pytest.raises(UserError, match=r"checkpoints/4 cannot be read; delete that folder to resume from") as error:
         store.restore(state(0), numbers())
     store.close()
-    shutil.rmtree(run / "checkpoints" / "4")  # the mend it names
+    shutil.rmtree(run / "checkpoints" / "4")  # the remedy it names
     store = checkpoints.Checkpoints(run, keep=2)
     assert int(store.restore(state(0), numbers()).step) == 2
     store.close()

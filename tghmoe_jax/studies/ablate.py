@@ -121,7 +121,7 @@ def train_stage(config: ConfigDict, folder: Path) -> None:
     if not (folder / "checkpoints" / str(config.train.steps)).is_dir():
         print(f"\n==== {folder}", flush=True)
         if code := train.run(config, str(folder)):
-            sys.exit(code)  # SIGTERM; the same command goes on
+            sys.exit(code)  # SIGTERM; the same command resumes
         jax.clear_caches()
 
 

@@ -22,7 +22,7 @@ from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
 FOLDER = "checkpoints"
-_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for files that are not whole
+_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for incomplete files
 
 
 class Checkpoints:
@@ -60,7 +60,7 @@ class Checkpoints:
             _continue(iterator, epath.Path(self._manager.directory) / str(step) / "data")
         except _DAMAGE as error:
             raise UserError(
-                f"{self._manager.directory / str(step)} cannot be read; delete that folder to go on from the "
+                f"{self._manager.directory / str(step)} cannot be read; delete that folder to resume from the "
                 "checkpoint before it."
             ) from error
         flat = traverse_util.flatten_dict(restored["params"], sep="/")
@@ -80,7 +80,7 @@ class Checkpoints:
 def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
     """Moves the iterator to the next batch of a checkpoint that any number of processes wrote.
 
-    grain keeps a file for each process, which says how many steps were taken; that is the same in all of them.
+    grain keeps a file for each process with the number of steps taken, which is the same in all of them.
     """
     own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     file = own if own.exists() else sorted(folder.glob("process_0-of-*.json"))[0]
@@ -89,7 +89,7 @@ def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
 
 
 def folder_of(run: epath.PathLike) -> epath.Path:
-    """Where a run's checkpoints lie: a whole path, as orbax asks for, or a URL."""
+    """Where a run's checkpoints lie: an absolute path, as orbax requires, or a URL."""
     place = epath.Path(run)
     return (place if "://" in str(run) else place.resolve()) / FOLDER
 
