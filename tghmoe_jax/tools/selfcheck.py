@@ -314,10 +314,10 @@ def distance(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def seconds(function: Callable, *args, times: int = 5) -> float:
-    """Median of a few runs of a function that is compiled already."""
+def seconds(function: Callable, *args) -> float:
+    """Median time of five runs of a function that is compiled already."""
     spent = []
-    for _ in range(times):
+    for _ in range(5):
         start = time.perf_counter()
         jax.block_until_ready(function(*args))
         spent.append(time.perf_counter() - start)

@@ -94,21 +94,17 @@ def folder_of(run: epath.PathLike) -> epath.Path:
     return (place if "://" in str(run) else place.resolve()) / FOLDER
 
 
-def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
-    """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
+def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
+    """Canonical parameters and the step of a run's latest checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint or a damaged one.
     """
     if exported.is_exported(epath.Path(run)):
-        params, only = exported.read(epath.Path(run))
-        if step not in (None, only):
-            raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
-        return params, only
+        return exported.read(epath.Path(run))
     folder = folder_of(run)
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-    if not steps or (step is not None and step not in steps):
+    step = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None) if folder.is_dir() else None
+    if step is None:
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
-    step = steps[-1] if step is None else step
     item = folder / str(step) / "params"
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
     try:

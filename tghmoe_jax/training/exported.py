@@ -2,8 +2,8 @@
 
     config.json  manifest.json  model.safetensors  README.md  model/{config.json, tokenizer.json, tokenizer_config.json}
 
-The rest of the folder is a run's (see run_folder.py), so whatever reads a run reads this too. The manifest adds the step, the
-scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
+The rest of the folder is that of a run (run_folder.py), so whatever reads a run reads this too. The manifest adds the
+step, the scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
 """
 
 import hashlib

@@ -243,7 +243,7 @@ def identity(folder: str | os.PathLike) -> str:
     return whole.hexdigest()[:16]
 
 
-# ---- stopping on a signal ---------------------------------------------------------------------------------------------
+# ---- stopping on a signal --------------------------------------------------------------------------------------------
 
 
 def stop_at_once() -> None:

@@ -99,12 +99,11 @@ def read_tensors(folder: str | os.PathLike) -> Mapping[str, LazyTensor]:
         if not (folder / SINGLE).is_file():
             raise no_weights(folder)
         return read_header(folder / SINGLE)
-    shards, tensors, problems = read_index(index), {}, []
+    shards, tensors = read_index(index), {}
     for shard in sorted(set(shards.values())):
         tensors |= {name: tensor for name, tensor in read_header(folder / shard).items() if shards.get(name) == shard}
-    problems += sorted(set(shards) - set(tensors))
-    if problems:
-        raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(problems)}); copy them again.")
+    if missing := sorted(set(shards) - set(tensors)):
+        raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(missing)}); copy them again.")
     return tensors
 
 
@@ -144,10 +143,7 @@ def read_header(file: Path) -> dict[str, LazyTensor]:
 
 
 def write_tensors(
-    folder: str | os.PathLike,
-    tensors: Mapping[str, np.ndarray],
-    max_shard_bytes: int = 1 << 30,
-    metadata: dict[str, str] | None = None,
+    folder: str | os.PathLike, tensors: Mapping[str, np.ndarray], max_shard_bytes: int = 1 << 30
 ) -> list[Path]:
     """Writes a safetensors folder; returns the files written, the index last if there is one.
 
@@ -158,14 +154,14 @@ def write_tensors(
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=n_bytes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
     )
-    metadata = {"format": "pt"} | (metadata or {})  # Hugging Face refuses a file without the format key
     pending: dict[Path, Path] = {}
     try:
         for name, keys in split.filename_to_tensors.items():
             pending[folder / f".{name}.{os.getpid()}.tmp"] = folder / name
             # save_file writes raw memory: a strided view would be stored in the wrong order.
             data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
-            save_file(data, next(reversed(pending)), metadata=metadata)
+            # Hugging Face refuses a file without the format key.
+            save_file(data, next(reversed(pending)), metadata={"format": "pt"})
             os.chmod(next(reversed(pending)), 0o666 & ~_umask())  # save_file lets nobody else read it
         if split.is_sharded:
             pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
