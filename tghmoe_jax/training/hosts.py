@@ -154,8 +154,8 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     """
     if not several():
         return
-    client, me, count = distributed.global_state.client, distributed.global_state.process_id, _count()
-    folder, made = epath.Path(workdir), []
+    state, folder, made = distributed.global_state, epath.Path(workdir), []
+    client, me, count = state.client, state.process_id, state.num_processes
     mark = f".start-{uuid.uuid4().hex}"
     problem = ""
     client.wait_at_barrier("start/arrived", WAIT * 1000)  # a process that failed before leaves no folder behind
@@ -180,7 +180,10 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     reports = [json.loads(client.blocking_key_value_get(f"start/process/{i}", WAIT * 1000)) for i in range(count)]
     if reports[0]["problem"]:
         raise UserError(reports[0]["problem"])
-    name = lambda i: f"process {i} on {reports[i]['host']}"  # noqa: E731
+
+    def name(i: int) -> str:
+        return f"process {i} on {reports[i]['host']}"
+
     if blind := [name(i) for i in range(count) if not reports[i]["sees"]]:
         raise UserError(
             f"--workdir {workdir} is another folder for {_some(blind)} than for {name(0)}; name a folder on a disk "
@@ -309,10 +312,6 @@ def unexpected(error: BaseException) -> int:
     time.sleep(1.0)  # a collective breaks when another process ends: let that one report
     what = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return fail(what, 1, "".join(traceback.format_exception(error)))
-
-
-def _count() -> int:
-    return distributed.global_state.num_processes
 
 
 def _failure() -> dict | None:
