@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
         {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
          "token_input": "image_text", "task_input": "text", "hidden": 256,
          "dispatch": "capacity",  # dense | capacity | ragged: how a device computes its experts
-         "transport": "all_to_all",  # all_to_all | gather | ragged: how tokens reach experts of other devices
+         "transport": "all_to_all",  # all_to_all | gather | ragged (TPU): how tokens reach experts of other devices
          "capacity_factor": 1.5}
     )  # fmt: skip
     c.model.depth_pool = 1

@@ -76,7 +76,7 @@ while [ ${#number[@]} -gt 0 ]; do
   unset "number[$ended]"
   if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
     code=$status
-    # The others end by themselves, at the same step; but not where this one was killed and could not tell them.
+    # The others end by themselves, at the same step; but not where this one was killed and could not signal them.
     [ "$status" -eq 75 ] || (sleep "${GRACE:-60}" && kill -KILL "${!number[@]}" 2> /dev/null) > /dev/null 2>&1 &
     killer=$!
   fi

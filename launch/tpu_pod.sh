@@ -11,13 +11,13 @@ Commands
   create   queue the request for a pod slice
   setup    wait until it is there, then install the project on all its hosts (again: brings them up to date)
   train    start python -m tghmoe_jax.main on all hosts and follow process 0 to its end; what is preempted is created,
-           set up and started again. The run goes on when this command is ended; the same command follows it again
+           set up and started again. The run continues when this command ends; the same command follows it again
   status   the state of the request and of the slice
   logs     follow process 0 without starting anything
   delete   give the slice back (it costs money until then)
 
 Options
-  --type TYPE        v5e-64, v5p-32, v6e-16, ...: chips (v5e, v6e) or TensorCores (v5p); create, and train to create anew
+  --type TYPE        v5e-64, v5p-32, v6e-16, ...: chips (v5e, v6e) or TensorCores (v5p); create, and train to create again
   --runtime VERSION  runtime version; default by the type
   --project PROJECT  default: gcloud's own
   --spot             spot capacity, which is cheaper and can be preempted
@@ -41,7 +41,7 @@ command=${1:-help} name="" type="" runtime="" zone="" project="" spot="" dry=""
 case $command in
   create | setup | train | status | logs | delete) shift ;;
   -h | --help | help) usage; exit 0 ;;
-  *) fail "'$command' is no command; use create, setup, train, status, logs or delete." ;;
+  *) fail "'$command' is unknown; use create, setup, train, status, logs or delete." ;;
 esac
 while [ $# -gt 0 ]; do
   case $1 in
@@ -94,19 +94,19 @@ create() {
     ${spot:+--spot}
 }
 
-state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is none
+state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where it does not exist
   tpu queued-resources describe "$name" --format "value(state.state)" || true
 }
 
-wait_until_active() { # train creates what was preempted anew
+wait_until_active() { # train creates again what was preempted
   local now fresh=""
   while now=$(state); [ -z "$dry" ] && [ "$now" != ACTIVE ]; do
     case $now in
       "") fail "there is no slice $name in $zone; create it first." ;;
       FAILED | SUSPENDED)
-        [ "$command" = train ] || fail "the slice $name is $now; delete it, then create it anew."
-        [ -n "$type" ] || fail "the slice $name is $now; with --type it is created anew."
-        printf '%s is %s and is created anew\n' "$name" "$now" >&2
+        [ "$command" = train ] || fail "the slice $name is $now; delete it, then create it again."
+        [ -n "$type" ] || fail "the slice $name is $now; with --type it is created again."
+        printf '%s is %s and is created again\n' "$name" "$now" >&2
         tpu queued-resources delete "$name" --force --quiet
         create
         fresh=yes
@@ -148,7 +148,7 @@ install_project() { # packs all files that git does not ignore, unpacks and inst
   [ -n "$dry" ] || rm -r "$(dirname "$archive")"
 }
 
-# The run goes on without the connection that started it, and holds a lock: a second start finds it and does nothing.
+# The run continues without the connection that started it, and holds a lock: a second start finds it and does nothing.
 # Its log and its exit code are left in the home folder of each host.
 start() {
   local arguments
@@ -171,7 +171,7 @@ train() {
     if [[ $code =~ ^[0-9]+$ ]] && [ "$code" -ne 75 ]; then
       return "$code"
     fi
-    printf '%s %s; going on\n' "$name" "$([ "$code" = 75 ] && echo 'was told to stop' || echo 'does not answer')" >&2
+    printf '%s %s; resuming\n' "$name" "$([ "$code" = 75 ] && echo 'was stopped' || echo 'does not answer')" >&2
     sleep "${POLL:-30}"
   done
 }

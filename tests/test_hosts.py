@@ -202,7 +202,7 @@ def test_a_process_whose_partners_do_not_come_says_where_it_waited(tiny_folder, 
 @pytest.mark.parametrize("given, message", [
     (("host:1", "0", "", ""), "belong together"),
     (("host:1", "2", "2", ""), "--process=2 must lie between 0 and 1"),
-    (("host", "0", "2", ""), "--coordinator=host is no address"),
+    (("host", "0", "2", ""), "--coordinator=host is not an address"),
     (("host:1", "x", "2", ""), "--process=x must be a whole number"),
     (("", "", "3", ""), "--processes=3 needs --coordinator"),
     (("", "", "", "0"), "--wait=0 is too small"),

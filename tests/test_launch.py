@@ -26,7 +26,7 @@ def launch(script: str, *arguments: str, env=None) -> subprocess.CompletedProces
 
 
 def played(folder: Path, **commands: str) -> dict[str, str]:
-    """An environment in which each command appends its arguments to `folder`/calls and goes on as its script says."""
+    """An environment in which each command appends its arguments to `folder`/calls and continues as its script says."""
     for name, script in commands.items():
         file = folder / name
         file.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> {folder}/calls\n{script}\n')
@@ -78,7 +78,7 @@ def test_a_dry_run_prints_the_commands(name, script, arguments):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["start"], "'start' is no command"),
+    (["start"], "'start' is unknown"),
     (["create", "--name", "pod", "--zone", "z"], "--type"),
     (["create", "--name", "Pod", "--zone", "z", "--type", "v5e-64"], "--name Pod"),
     (["create", "--name", "pod", "--zone", "z", "--type", "v9-64"], "--runtime"),
@@ -112,7 +112,7 @@ case "$*" in
     echo $((round + 1)) > "$FOLDER/round"
     case $round in
       0) echo SUSPENDED > "$FOLDER/state"; exit 255 ;; # preempted: nobody answers
-      1) echo 75 ;;                                    # told to stop, and the slice stays
+      1) echo 75 ;;                                    # stopped, and the slice stays
       2) exit 255 ;;                                   # the connection was lost
       *) echo "$LAST" ;;
     esac ;;
@@ -140,7 +140,7 @@ def test_a_preempted_run_of_unknown_type_is_not_created_again(tmp_path):
     env = played(tmp_path, gcloud=GCLOUD) | {"FOLDER": str(tmp_path), "LAST": "0"}
     (tmp_path / "state").write_text("ACTIVE")
     done = launch("tpu_pod.sh", "train", "--name", "pod", "--zone", "z", *TRAIN, env=env)
-    assert done.returncode == 2 and "with --type it is created anew" in done.stderr
+    assert done.returncode == 2 and "with --type it is created again" in done.stderr
 
 
 @pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (75, True)])

@@ -12,7 +12,6 @@ experts has no 2D form and is refused without --export.
 """
 
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
         )
     params, step = checkpoints.load_merged(run)
     files = save_base(target, params, run_folder.read_base_config(run), dtype)
-    copy_tokenizer(run_folder.model_folder(run), target)
+    storage.copy_files(_COPIED, run_folder.model_folder(run), target)
     return f"step {step} of {source} -> {', '.join(map(str, files))}"
 
 
@@ -60,7 +59,7 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
         files = save_base(target, base.params, base.config, dtype)
     else:
         files = save_converted(target, base, dtype)
-    copy_tokenizer(base.folder, target)
+    storage.copy_files(_COPIED, base.folder, target)
     stored = storage.read_tensors(base.folder)
     names = base.params if published else FAMILIES[base.family].to_checkpoint(base.params, base.config)
 
@@ -75,13 +74,6 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
         f"-> {', '.join(map(str, files))}",
     ]
     return "\n".join(lines)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokeniser's files and those that describe how pictures are prepared."""
-    for name in _COPIED:
-        if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
-            shutil.copyfile(source / name, target / name)
 
 
 def main(argv: list[str] | None = None) -> int:

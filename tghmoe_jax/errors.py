@@ -1,10 +1,10 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can fix this."""
 
 import argparse
 
 
 class UserError(ValueError):
-    """A fault in what the user gave. The message is one sentence that names the file or flag and the mend."""
+    """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy."""
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -4,8 +4,8 @@
 
 --workdir defaults to runs/<config stem>[-<preset>]. Several processes find each other by the environment of TPU VMs,
 GKE and Slurm, or by --coordinator, --process and --processes (docs/hosts.md). Exit codes, the same for every process:
-0 done; 2 something the user can mend (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
-its state saved, to go on with the same command.
+0 done; 2 something the user can fix (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
+its state saved; the same command resumes it.
 """
 
 import os
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
         simulate_devices()
         compile_cache.keep()
-        hosts.start(place)  # before all that can fail, so that a fault is said once
+        hosts.start(place)  # before all that can fail, so that a fault is reported once
         config, workdir = parse(argv)
         from tghmoe_jax import train  # after the devices are set up
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _place(argv: list[str]) -> tuple[list[str], hosts.Place]:
-    """The command line without the flags of `_PLACE`, and what they say: needed before a config is read."""
+    """The command line without the flags of `_PLACE`, and their values, which are needed before a config is read."""
     given = {}
     for name in _PLACE:
         argv, values = take(argv, f"--{name}")

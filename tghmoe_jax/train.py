@@ -1,7 +1,7 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
 Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and
-a killed run goes on with the very losses of an unbroken one.
+a killed run resumes with exactly the losses of an unbroken one.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
 
     Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
-    user can mend, before anything is written.
+    user can fix, before anything is written.
     """
     run_folder.check_config(config)
     if config.mode == "evaluate":
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
     source = make_source(config.data, "train", config.data.volumes)
     if config.eval.every and config.data.name not in DRAWN:
-        test_sources(config)  # a set without a test item would say so after the last step only
+        test_sources(config)  # a set without a test item would fail after the last step only
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
@@ -121,8 +121,8 @@ def run(config: ConfigDict, workdir: str) -> int:
         log.scalars(step, metrics)
 
     first = step = int(state.step)
-    # A run that SIGTERM stopped at a step whose evaluation was due makes up for it.
-    owed = hosts.as_first_says(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
+    # A run that SIGTERM stopped at a step whose evaluation was due runs it now.
+    owed = hosts.as_first_sees(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
     with contextlib.ExitStack() as closing:
         closing.callback(store.close)
         closing.callback(log.close)
@@ -144,7 +144,7 @@ def run(config: ConfigDict, workdir: str) -> int:
             step += 1
             log.record(step, arrays.to_host(scalars))
         if stopped:
-            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on.")
+            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command resumes the run.")
     return hosts.PREEMPTED if stopped else 0
 
 
@@ -191,7 +191,7 @@ def load_origin(config: ConfigDict) -> Origin:
             fresh = [re.compile(one) for one in config.fresh]
         except re.error as error:
             raise UserError(
-                f"--config.fresh holds {error.pattern!r}, which is no regex ({error.msg}); correct it."
+                f"--config.fresh holds {error.pattern!r}, which is not a regex ({error.msg}); correct it."
             ) from error
         params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
         return Origin(params, base.config, base.folder, (*adapt.NEW_FROM_BASE, *config.fresh))

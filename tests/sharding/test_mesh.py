@@ -35,7 +35,7 @@ def pages(call: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets options of glibc's malloc")
 def test_memory_that_a_step_frees_is_kept_for_the_next():
-    assert pages("keep_freed_memory") < pages("simulate_devices") / 2, "which has them all anew"
+    assert pages("keep_freed_memory") < pages("simulate_devices") / 2, "which gets them all again"
 
 
 @pytest.mark.parametrize(("platforms", "touched"), [("", False), ("tpu", False), ("cpu", True)])

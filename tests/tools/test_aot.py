@@ -69,11 +69,11 @@ def test_the_roofline_is_the_slowest_of_its_parts(report):
 
 @pytest.mark.slow
 def test_the_report_for_people_states_what_the_numbers_say(report):
-    told = aot.text(report)
-    assert "4 chips, mesh data 1, fsdp 2, expert 2" in told
-    assert f"spare {report['bytes']['spare'] / 2**30:.2f}" in told
-    assert "625,000 samples" in told and "all-to-all" in told
-    assert f"{report['donated']['of']} of {report['donated']['of']} leaves" in told
+    text = aot.text(report)
+    assert "4 chips, mesh data 1, fsdp 2, expert 2" in text
+    assert f"spare {report['bytes']['spare'] / 2**30:.2f}" in text
+    assert "625,000 samples" in text and "all-to-all" in text
+    assert f"{report['donated']['of']} of {report['donated']['of']} leaves" in text
 
 
 def refused(capsys, *arguments) -> str:
@@ -85,7 +85,7 @@ def refused(capsys, *arguments) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (("--topology", "v9x:2x2"), "--topology v9x:2x2 is unknown; give a chip of v5e, v5p, v6e and its grid"),
         (("--topology", "v5e"), "--topology v5e is unknown"),
@@ -99,9 +99,9 @@ def refused(capsys, *arguments) -> str:
         (("--topology", "v5e:8x8", "--config.model.remat=some"), "--config.model.remat=some is unknown"),
     ],
 )
-def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, arguments, told):
+def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, arguments, text):
     monkeypatch.chdir(ROOT)
-    assert told in refused(capsys, "--config", FULL, *arguments)
+    assert text in refused(capsys, "--config", FULL, *arguments)
 
 
 def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
@@ -111,8 +111,8 @@ def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(aot.topologies, "get_topology_desc", not_installed)
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
-    told = refused(capsys, "--config", FULL, "--topology", "v5e:8x8")
-    assert "pip install -r requirements-tpu.txt" in told
+    text = refused(capsys, "--config", FULL, "--topology", "v5e:8x8")
+    assert "pip install -r requirements-tpu.txt" in text
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_change():
@@ -120,10 +120,10 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     big = jax.ShapeDtypeStruct((1 << 16, 1 << 16), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
     with pytest.raises(UserError) as caught:
         aot.build("train", chip, jax.jit(lambda x: x @ x.T), big)
-    told = str(caught.value)
-    needed, there, few = (float(part) for part in aot.re.findall(r"[\d.]+\d", told.split(";")[0]))
+    text = str(caught.value)
+    needed, there, few = (float(part) for part in aot.re.findall(r"[\d.]+\d", text.split(";")[0]))
     assert there == 15.75 and needed >= 32 and few == pytest.approx(needed - there, abs=0.011)
-    assert "train.accumulate" in told and "mesh.fsdp" in told
+    assert "train.accumulate" in text and "mesh.fsdp" in text
 
 
 def test_what_the_compiler_lets_pass_must_fit_all_the_same():
@@ -137,5 +137,5 @@ def test_what_the_compiler_lets_pass_must_fit_all_the_same():
 
 def test_another_failure_of_the_compiler_is_not_taken_for_a_lack_of_memory():
     assert aot.too_big("INTERNAL: Mosaic failed to compile") is None
-    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded by 1.75G."
-    assert aot.too_big(said) == 17.5 * 2**30
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded by 1.75G."
+    assert aot.too_big(message) == 17.5 * 2**30

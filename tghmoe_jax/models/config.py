@@ -320,7 +320,7 @@ def build(
     prefix_length: int = 4,
     group_shares: tuple[float, ...] = (),
 ) -> Model:
-    """The model of a base and an experiment's `model` section. UserError names the key that cannot hold."""
+    """The model of a base and an experiment's `model` section. UserError names the invalid key."""
     for key, allowed in ALLOWED.items():
         value = section
         for part in key.split("."):
@@ -386,13 +386,13 @@ def current(section: Mapping[str, Any]) -> dict[str, Any]:
         if (value := place.pop(name, only)) != only:
             raise UserError(
                 f"the run was trained with model.{key}={value}, which this version does not compute; read it with the "
-                "version that trained it, or train it again."
+                "version that trained it, or retrain it."
             )
     return section
 
 
 def check(model: Model) -> None:
-    """Raises UserError for a combination that has no meaning."""
+    """UserError for an invalid combination."""
     tower, volume, tgh = model.tower, model.volume, model.tgh
     try:
         hit = any(re.fullmatch(model.lora.targets, place) for place in LORA_PLACES)

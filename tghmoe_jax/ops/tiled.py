@@ -41,7 +41,7 @@ def tiled_ffn(activation, rows, counts, weights):
 
 
 def _forward(activation, rows, counts, weights, keep=True):
-    # The end of an expert's last tile belongs to the next one, which writes it anew.
+    # The end of an expert's last tile belongs to the next one, which overwrites it.
     starts = jnp.cumsum(counts) - counts
     out = jnp.zeros_like(rows)
     hidden = jnp.zeros((rows.shape[0], weights.fc1.shape[-1]) if keep else (), rows.dtype)

@@ -2,8 +2,8 @@
 
 `all_to_all` gives every (device, expert) pair a fixed number of slots: two exchanges of static size, and what finds no
 slot is dropped and counted. `gather` shows all tokens of the axis to every device and adds up what their experts say:
-exact, and the oracle of the others. `ragged` (TPU) exchanges exactly the rows there are, into a buffer of fixed size,
-and multiplies them by a grouped product (ops/grouped.py).
+exact, and the oracle of the others. `ragged` exchanges exactly the rows there are, into a buffer of fixed size, and
+multiplies them by a grouped product (ops/grouped.py); XLA has this exchange for TPU alone.
 
 A sample's tokens only ever need the experts of its own task's group. Where groups lie on an axis of their own,
 `all_to_all` therefore deals whole samples to their group's devices first, once each and without a spare slot, since the
@@ -18,6 +18,7 @@ Axis legend: B samples of a device, T tokens of a sample, N = B * T, K choices p
 experts of a device, C width, S slots, Q devices of the group axis.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -26,7 +27,6 @@ import jax.numpy as jnp
 
 from tghmoe_jax.ops.choices import TRANSPORTS
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts, combine, ffn, gather_rows, ranks, sources
-from tghmoe_jax.ops.platform import platform
 
 
 def apply_sharded_experts(
@@ -152,26 +152,10 @@ def _ragged(x, choice, gate, weights, activation, axis, capacity_factor, shares,
     sent = jnp.clip(room - there, 0, wanted)
     forth = (here[me], sent[me], there[me], sent[:, me])
     back = (there[:, me], sent[:, me], here[:, me], sent[me])
-    received = _exchange(rows, jnp.zeros((room, x.shape[1]), x.dtype), *forth, axis)
-    own = _exchange(owner.astype(jnp.int32)[:, None], jnp.full((room, 1), local, jnp.int32), *forth, axis)
+    exchange = functools.partial(jax.lax.ragged_all_to_all, axis_name=axis)
+    received = exchange(rows, jnp.zeros((room, x.shape[1]), x.dtype), *forth)
+    own = exchange(owner.astype(jnp.int32)[:, None], jnp.full((room, 1), local, jnp.int32), *forth)
     ones = jnp.ones((room, 1), x.dtype)
     y, _ = apply_experts(received, own, ones, weights, activation, "ragged", grouped=grouped)
-    y = _exchange(y, jnp.zeros_like(rows), *back, axis)
+    y = exchange(y, jnp.zeros_like(rows), *back)
     return combine(y, slot, source, gate), jnp.sum(wanted[me] - sent[me])
-
-
-def _exchange(rows, out, start, size, at, expected, axis):
-    """`jax.lax.ragged_all_to_all`, which XLA has for TPU alone; elsewhere the same by a gather, for tests.
-
-    Rows start[d] .. start[d] + size[d] go to device d and lie there from at[d] on; expected[d] rows come from d.
-    """
-    if platform() == "tpu":
-        return jax.lax.ragged_all_to_all(rows, out, start, size, at, expected, axis_name=axis)
-    me = jax.lax.axis_index(axis)
-    rows = jax.lax.all_gather(rows, axis)  # (D, M, ...)
-    start, size, at = (jax.lax.all_gather(a, axis)[:, me] for a in (start, size, at))
-    place = jnp.arange(out.shape[0])
-    hit = (place >= at[:, None]) & (place < (at + size)[:, None])  # (D, places)
-    device = jnp.argmax(hit, axis=0)
-    found = rows[device, jnp.clip(start[device] + place - at[device], 0, rows.shape[1] - 1)]
-    return jnp.where(jnp.any(hit, axis=0)[:, None], found, out)

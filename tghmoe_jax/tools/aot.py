@@ -1,10 +1,10 @@
-"""Compiles the real step of a config for a TPU topology that is not there, and says what it would take.
+"""Compiles the real step of a config for a TPU topology that is not there, and reports what it would need.
 
     python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
 
 Nothing is downloaded or materialised: the step is built from shapes alone and compiled by libtpu (requirements-tpu.txt)
-on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or something else the user can mend (one sentence).
+on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or another fault the user can fix (one sentence).
 """
 
 import dataclasses
@@ -180,7 +180,7 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
 def does_not_fit(name: str, chip: Chip, needed: float) -> str:
     return (
         f"the {name} step needs {needed / GIB:.2f} GiB a chip and {chip.hbm / GIB:.2f} are there, "
-        f"{(needed - chip.hbm) / GIB:.2f} too few; {mend(name)}."
+        f"{(needed - chip.hbm) / GIB:.2f} too few; {remedy(name)}."
     )
 
 
@@ -194,7 +194,7 @@ def too_big(message: str) -> float | None:
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else None
 
 
-def mend(step: str) -> str:
+def remedy(step: str) -> str:
     if step == "train":
         return (
             "raise train.accumulate or mesh.fsdp, set model.remat=full, lower train.batch, or take "
@@ -339,8 +339,8 @@ def text(report: dict[str, Any]) -> str:
         f"{gib(b['hbm'])}, spare {gib(b['spare'])} ({b['spare_share']:.0%})",
     ]
     for name, found in report["collectives"].items():
-        said = [f"{c['count']} x {kind} ({gib(c['bytes'])} GiB)" for kind, c in found.items()]
-        lines.append(f"collectives of {name}, a run: {', '.join(said) or 'none'}")
+        listed = [f"{c['count']} x {kind} ({gib(c['bytes'])} GiB)" for kind, c in found.items()]
+        lines.append(f"collectives of {name}, a run: {', '.join(listed) or 'none'}")
     e = report["experts"]
     if e["leaves"]:
         lines.append(f"experts: {gib(e['chip_bytes'])} GiB a chip of {gib(e['total_bytes'])}, {e['spec']}")

@@ -7,6 +7,7 @@ counts.
 
 import collections
 import dataclasses
+import graphlib
 import math
 import re
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
             if kind not in KINDS or not times[name]:
                 continue
             shapes = [_size(*shape) for shape in _SHAPE.findall(match[2])]
-            group = _group_size(line)
+            group = len((_groups(line) or [(0, 1)])[0])
             # A tuple of an asynchronous start holds operand and result; the larger side of one collective is its
             # result, but for a reduce-scatter, whose operand is `group` times as large.
             size = max(shapes) if match[3].endswith("-start") else sum(shapes)
@@ -76,7 +77,7 @@ def replica_groups(hlo: str, kinds: Sequence[str] = KINDS) -> set[tuple[int, ...
 
 
 def _groups(line: str) -> list[list[int]]:
-    """The groups of one instruction, in the three ways of writing them that `_group_size` knows."""
+    """The groups of one instruction: `replica_groups={{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] .. {'b'}`."""
     ids = lambda sizes, order: np.arange(math.prod(sizes)).reshape(sizes).transpose(order or range(len(sizes)))  # noqa: E731
     numbers = lambda text: [int(n) for n in (text or "").split(",") if n]  # noqa: E731
     if found := re.search(
@@ -97,18 +98,6 @@ def _groups(line: str) -> list[list[int]]:
 def _size(dtype: str, dimensions: str) -> int:
     width = _BYTES.get(dtype) or max(1, int(re.search(r"\d+", dtype)[0]) // 8 if re.search(r"\d", dtype) else 1)
     return width * math.prod(int(d) for d in dimensions.split(",") if d)
-
-
-def _group_size(line: str) -> int:
-    """Chips that take part together: `replica_groups={{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] .. {'b'}`."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(found[1].split(","))
-    return 2
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -135,22 +124,8 @@ def _times(bodies: dict[str, list[str]], entry: str) -> collections.Counter:
             for found in _CALLED.finditer(line):
                 calls[name] += [(callee, trips) for callee in re.findall(r"[\w.-]+", found[1]) if callee in bodies]
     times: collections.Counter = collections.Counter({entry: 1})
-    order, seen = [], set()
-
-    def visit(name: str) -> None:
-        stack = [(name, iter(calls[name]))]
-        seen.add(name)
-        while stack:
-            top, rest = stack[-1]
-            callee = next((c for c, _ in rest if c not in seen), None)
-            if callee is None:
-                order.append(stack.pop()[0])
-            else:
-                seen.add(callee)
-                stack.append((callee, iter(calls[callee])))
-
-    visit(entry)
-    for name in reversed(order):  # callers before what they call
+    called_first = graphlib.TopologicalSorter({name: [callee for callee, _ in made] for name, made in calls.items()})
+    for name in reversed([*called_first.static_order()]):  # callers before what they call
         for callee, trips in calls[name]:
             times[callee] += times[name] * trips
     return times

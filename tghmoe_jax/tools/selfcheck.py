@@ -1,4 +1,4 @@
-"""Ten minutes to spend on a new machine before trusting it: each fast path against its oracle, on this hardware.
+"""Checks a new machine in ten minutes: each fast path against its oracle, on this hardware.
 
     python -m tghmoe_jax.selfcheck [--json]
 
@@ -53,7 +53,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return all(distance <= self.tolerance for distance in self.distances.values())  # NaN is no pass
+        return all(distance <= self.tolerance for distance in self.distances.values())  # NaN does not pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(result, indent=1))
     else:
         failed = sum(not check.passed for check in found)
-        said = "all pass" if passed else f"{failed} of {len(found)} FAIL: do not trust this machine with a run"
-        print(f"{jax.local_device_count()} x {device.device_kind}: {said}")
+        verdict = "all pass" if passed else f"{failed} of {len(found)} FAIL: do not trust this machine with a run"
+        print(f"{jax.local_device_count()} x {device.device_kind}: {verdict}")
     return 0 if passed else 1
 
 
@@ -314,10 +314,10 @@ def distance(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def seconds(function: Callable, *args, times: int = 5) -> float:
-    """Median of a few runs of a function that is compiled already."""
+def seconds(function: Callable, *args) -> float:
+    """Median time of five runs of a function that is compiled already."""
     spent = []
-    for _ in range(times):
+    for _ in range(5):
         start = time.perf_counter()
         jax.block_until_ready(function(*args))
         spent.append(time.perf_counter() - start)

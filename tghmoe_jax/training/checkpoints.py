@@ -22,7 +22,7 @@ from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
 FOLDER = "checkpoints"
-_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for files that are not whole
+_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for incomplete files
 
 
 class Checkpoints:
@@ -60,7 +60,7 @@ class Checkpoints:
             _continue(iterator, epath.Path(self._manager.directory) / str(step) / "data")
         except _DAMAGE as error:
             raise UserError(
-                f"{self._manager.directory / str(step)} cannot be read; delete that folder to go on from the "
+                f"{self._manager.directory / str(step)} cannot be read; delete that folder to resume from the "
                 "checkpoint before it."
             ) from error
         flat = traverse_util.flatten_dict(restored["params"], sep="/")
@@ -80,7 +80,7 @@ class Checkpoints:
 def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
     """Moves the iterator to the next batch of a checkpoint that any number of processes wrote.
 
-    grain keeps a file for each process, which says how many steps were taken; that is the same in all of them.
+    grain keeps a file for each process with the number of steps taken, which is the same in all of them.
     """
     own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     file = own if own.exists() else sorted(folder.glob("process_0-of-*.json"))[0]
@@ -89,26 +89,22 @@ def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
 
 
 def folder_of(run: epath.PathLike) -> epath.Path:
-    """Where a run's checkpoints lie: a whole path, as orbax asks for, or a URL."""
+    """Where a run's checkpoints lie: an absolute path, as orbax requires, or a URL."""
     place = epath.Path(run)
     return (place if "://" in str(run) else place.resolve()) / FOLDER
 
 
-def load_params(run: epath.PathLike, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
-    """Canonical parameters and the step of a run's latest (or given) checkpoint, or of an exported run, on the host.
+def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
+    """Canonical parameters and the step of a run's latest checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint or a damaged one.
     """
     if exported.is_exported(epath.Path(run)):
-        params, only = exported.read(epath.Path(run))
-        if step not in (None, only):
-            raise UserError(f"{run} holds step {only} and no step {step}; name a run that kept it.")
-        return params, only
+        return exported.read(epath.Path(run))
     folder = folder_of(run)
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-    if not steps or (step is not None and step not in steps):
+    step = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None) if folder.is_dir() else None
+    if step is None:
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
-    step = steps[-1] if step is None else step
     item = folder / str(step) / "params"
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
     try:

@@ -24,10 +24,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 def parse(argv: list[str]):
     """The resolved config and the workdir. UserError for an unknown flag, config key, colon argument or file."""
-    spec = next(
-        (a.partition("=")[2] or argv[i + 1 : i + 2] for i, a in enumerate(argv) if a.split("=")[0] == "--config"), ""
-    )
-    spec = spec if isinstance(spec, str) else "".join(spec)
+    spec = next(iter(take(argv, "--config")[1]), "")
     file, _, arg = spec.partition(":")
     if not spec:
         raise UserError("--config is missing; name an experiment, for example --config configs/stage1.py.")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from tghmoe_jax.weights import storage
+
 MAX_BYTES = 4 << 30  # the programs used longest ago are deleted beyond it
 
 
@@ -21,8 +23,7 @@ def folder() -> Path:
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.is_file() else []
     kind = next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "tghmoe_jax" / f"programs-{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+    return storage.cache_home() / f"programs-{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
 
 
 def keep() -> None:

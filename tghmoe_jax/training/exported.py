@@ -2,8 +2,8 @@
 
     config.json  manifest.json  model.safetensors  README.md  model/{config.json, tokenizer.json, tokenizer_config.json}
 
-The rest of the folder is a run's (see `runs`), so whatever reads a run reads this too. The manifest adds the step, the
-scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
+The rest of the folder is that of a run (run_folder.py), so whatever reads a run reads this too. The manifest adds the
+step, the scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def digest(canonical: Mapping[str, np.ndarray]) -> str:
 def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, dtype: str) -> list[Path]:
     """Writes the parameters of a run's `step` without the auxiliary head, which only training uses.
 
-    `params` are canonical and merged (`checkpoints.load_merged`); `dtype` is a key of `weights.base.DTYPES`. Returns
+    `params` are canonical and merged (`checkpoints.load_merged`); `dtype` is a key of `bases.base.DTYPES`. Returns
     the files written.
     """
     config = run_folder.read_config(run)
@@ -45,7 +45,7 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     manifest = run_folder.read_manifest(run)
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
-    # A folder's name, and no path of a machine; `embedded` alone means the base inside the package.
+    # The folder's name alone, not a path of a machine; `embedded` alone means the base inside the package.
     base = dict(manifest.get("base") or {})
     manifest["base"] = {"base": _name_of(base.get("base", "unknown")), "init_from": _name_of(base.get("init_from", ""))}
     for section, key in ((config, "base"), (config, "init_from"), (config["data"], "root")):

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, agree, are told to stop, and end together.
+"""Several processes as one run: how they find each other, agree, stop on a signal, and end together.
 
-A run of one process needs none of this, and every function here then does the plain thing. With several, jax's
-coordination service carries it all: it starts in process 0, and each process keeps a connection to it.
+A run of one process needs none of this, and every function here is then trivial. With several, all of it goes
+through jax's coordination service, which starts in process 0 and to which each process keeps a connection.
 """
 
 import atexit
@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from tghmoe_jax.errors import UserError
 
-PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command goes on)
+PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command resumes)
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
 _LOOK = 10  # seconds that a file may take until other hosts see it
@@ -68,17 +68,17 @@ class Place:
         if coordinator:
             host, _, port = coordinator.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
-                raise UserError(f"--coordinator={coordinator} is no address; give HOST:PORT of process 0.")
+                raise UserError(f"--coordinator={coordinator} is not an address; give HOST:PORT of process 0.")
             if int(process) >= count:
                 raise UserError(f"--process={process} must lie between 0 and {count - 1}, one less than --processes.")
         return cls(coordinator, int(process) if process else -1, count, seconds)
 
 
 def start(place: Place) -> None:
-    """Joins the run's other processes, where flags or the environment of TPU VMs, GKE, Slurm or MPI tell of them.
+    """Joins the run's other processes, which flags or the environment of TPU VMs, GKE, Slurm or MPI name.
 
-    Before the first computation. UserError where the environment cannot be understood; processes that do not come
-    together within `place.wait` seconds end with one sentence each.
+    Before the first computation. UserError where the environment cannot be understood; processes that do not find
+    each other within `place.wait` seconds end with one sentence each.
     """
     if place.processes == 1 or distributed.global_state.client is not None:
         return
@@ -86,7 +86,7 @@ def start(place: Place) -> None:
     if place.coordinator:
         given = {"coordinator_address": place.coordinator, "num_processes": place.processes,
                  "process_id": place.process, "cluster_detection_method": "deactivate"}  # fmt: skip
-    # jax aborts with a page of C++ when its own time is up: this clock is faster and says one sentence.
+    # jax aborts with a page of C++ at its own timeout: this clock is earlier and prints one sentence.
     clock = threading.Timer(place.wait, _not_come, [place])
     clock.daemon = True
     clock.start()
@@ -102,13 +102,13 @@ def start(place: Place) -> None:
         text = " ".join(str(error).split())[:200]
         raise UserError(
             f"the processes of this run cannot be joined ({text}); name them with --coordinator, --process and "
-            "--processes, or say --processes=1 for this process alone."
+            "--processes, or give --processes=1 for this process alone."
         ) from error
     finally:
         clock.cancel()
     if several():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of processes that compute on the host
-        logging.set_verbosity(logging.ERROR)  # orbax would tell of each process what process 0 says
+        logging.set_verbosity(logging.ERROR)  # orbax would log in every process what process 0 reports
         watch = threading.Thread(target=_watch, daemon=True)
         watch.start()
         # Python would end the thread inside the C++ of jax, which aborts the process.
@@ -116,7 +116,7 @@ def start(place: Place) -> None:
 
 
 def _not_come(place: Place) -> None:
-    """Ends a process whose partners have not come, from a thread: the main one is inside jax."""
+    """Ends a process whose partners are missing, from a thread: the main one is inside jax."""
     state = distributed.global_state
     address = place.coordinator or state.coordinator_address or "an address that the environment gives"
     process = place.process if place.coordinator else state.process_id
@@ -138,8 +138,8 @@ def first() -> bool:
     return distributed.global_state.process_id == 0
 
 
-def as_first_says(value: bool) -> bool:
-    """The value that process 0 has, on every process: hosts may see a file at different moments."""
+def as_first_sees(value: bool) -> bool:
+    """Process 0's value, on every process: hosts may see a file at different moments."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if several() else value
 
 
@@ -154,11 +154,11 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     """
     if not several():
         return
-    client, me, count = distributed.global_state.client, distributed.global_state.process_id, _count()
-    folder, made = epath.Path(workdir), []
+    state, folder, made = distributed.global_state, epath.Path(workdir), []
+    client, me, count = state.client, state.process_id, state.num_processes
     mark = f".start-{uuid.uuid4().hex}"
     problem = ""
-    client.wait_at_barrier("start/come", WAIT * 1000)  # a process that failed before leaves no folder behind
+    client.wait_at_barrier("start/arrived", WAIT * 1000)  # a process that failed before leaves no folder behind
     if first():
         try:
             # An object store has no folders of its own to leave behind.
@@ -171,23 +171,26 @@ def check(parts: Mapping[str, str], workdir: str | os.PathLike) -> None:
     mark = client.blocking_key_value_get("start/mark", WAIT * 1000)
     mine = {"host": socket.gethostname(), "parts": dict(parts), "sees": bool(problem) or _appears(folder, mark)}
     client.key_value_set(f"start/process/{me}", json.dumps(mine | {"problem": problem}))
-    client.wait_at_barrier("start/said", WAIT * 1000)
+    client.wait_at_barrier("start/reported", WAIT * 1000)
     if first() and not problem:
         (folder / mark).unlink(missing_ok=True)
         for one in made:
             if not any(one.iterdir()):
                 one.rmdir()
-    said = [json.loads(client.blocking_key_value_get(f"start/process/{i}", WAIT * 1000)) for i in range(count)]
-    if said[0]["problem"]:
-        raise UserError(said[0]["problem"])
-    name = lambda i: f"process {i} on {said[i]['host']}"  # noqa: E731
-    if blind := [name(i) for i in range(count) if not said[i]["sees"]]:
+    reports = [json.loads(client.blocking_key_value_get(f"start/process/{i}", WAIT * 1000)) for i in range(count)]
+    if reports[0]["problem"]:
+        raise UserError(reports[0]["problem"])
+
+    def name(i: int) -> str:
+        return f"process {i} on {reports[i]['host']}"
+
+    if blind := [name(i) for i in range(count) if not reports[i]["sees"]]:
         raise UserError(
             f"--workdir {workdir} is another folder for {_some(blind)} than for {name(0)}; name a folder on a disk "
             "that all hosts share, or a URL."
         )
-    for what, value in said[0]["parts"].items():
-        if other := [name(i) for i in range(count) if said[i]["parts"].get(what) != value]:
+    for what, value in reports[0]["parts"].items():
+        if other := [name(i) for i in range(count) if reports[i]["parts"].get(what) != value]:
             raise UserError(f"{what} of {_some(other)} differs from that of {name(0)}; make all hosts the same.")
 
 
@@ -243,7 +246,7 @@ def identity(folder: str | os.PathLike) -> str:
     return whole.hexdigest()[:16]
 
 
-# ---- being told to stop ---------------------------------------------------------------------------------------------
+# ---- stopping on a signal --------------------------------------------------------------------------------------------
 
 
 def stop_at_once() -> None:
@@ -298,25 +301,21 @@ def fail(message: str, code: int, trace: str = "") -> int:
         distributed.global_state.client.key_value_set("failed", json.dumps(failure))
     except _GONE:  # another process was first, too
         trace = ""
-        if code != 2 or not first():  # where all have the same error, process 0 says its own
+        if code != 2 or not first():  # where all have the same error, process 0 reports its own
             failure = _failure() or failure
     _end(failure, trace)
     return code
 
 
 def unexpected(error: BaseException) -> int:
-    """`fail` for what no user can mend: the traceback, and exit code 1."""
-    time.sleep(1.0)  # a collective breaks when another process ends: let that one speak
+    """`fail` for an error that the user cannot fix: the traceback, and exit code 1."""
+    time.sleep(1.0)  # a collective breaks when another process ends: let that one report
     what = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return fail(what, 1, "".join(traceback.format_exception(error)))
 
 
-def _count() -> int:
-    return distributed.global_state.num_processes
-
-
 def _failure() -> dict | None:
-    """What the first process that failed has said."""
+    """What the first process that failed has reported."""
     try:
         return json.loads(distributed.global_state.client.blocking_key_value_get("failed", 2_000))
     except _GONE:
@@ -340,7 +339,7 @@ def _watch() -> None:
 
 
 def _end(failure: dict, trace: str) -> None:
-    """Prints (process 0), waits until every process knows, and ends this process without jax's own farewell."""
+    """Prints (process 0), waits until every process knows, and ends this process without jax's own shutdown."""
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # the other thread ends the process
     sys.stdout.flush()
@@ -353,7 +352,7 @@ def _end(failure: dict, trace: str) -> None:
     try:
         distributed.global_state.client.wait_at_barrier("ended", _END * 1000)
     except _GONE:
-        pass  # a process that is gone cannot come
+        pass  # a process that has ended cannot arrive
     if first():
         time.sleep(1.0)  # the service ends last
     os._exit(failure["code"])

@@ -41,12 +41,12 @@ class LoadedRun:
     digest: str
 
 
-def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
-    """The latest (or given) checkpoint of a run, of an exported one, or of `embedded`, the reader inside the package.
+def load_run(run: str | Path, flag: str) -> LoadedRun:
+    """The latest checkpoint of a run, of an exported one, or of `embedded`, the reader inside the package.
 
     The auxiliary finding head, which only training uses, is left out.
 
-    UserError names `flag` or the run where it is no finished run, or its checkpoint is damaged or does not fit.
+    UserError names `flag` or the run where it is not a finished run, or its checkpoint is damaged or does not fit.
     """
     folder = run_folder.find(str(run), flag)
     config, base_config = run_folder.read_config(folder), run_folder.read_base_config(folder)
@@ -54,7 +54,7 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
     prefix = prompts.encode(tokenizer, "", None).prefix_len
     model = MLLM(model_config.build(bases.describe(base_config), config["model"], prefix_length=prefix))
     shapes = param_shapes(generation.inference(model), config["data"])
-    canonical, step = checkpoints.load_params(folder, step)
+    canonical, step = checkpoints.load_params(folder)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
     if unfit:
@@ -73,7 +73,7 @@ def load_run(run: str | Path, flag: str, step: int | None = None) -> LoadedRun:
 
 
 def batch_shapes(data: Mapping[str, Any], rows: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `data.pipeline.collate` for a config's `data` section.
+    """A batch of `samples.pipeline.collate` for a config's `data` section.
 
     Text alone (`data.slices` = 0) gets one slice, so that the parameters of the tower are there too.
     """

@@ -60,10 +60,8 @@ def loss(
     total = lm
     stats = [s for s in output.encoded.stats.values() if s.load.shape[-1] > 1]
     if stats:
-        parts["balance"] = sum(s.balance for s in stats) / (len(stats) * shares)
-        parts["z"] = sum(s.z for s in stats) / (len(stats) * shares)
-        parts["dropped"] = sum(s.dropped for s in stats) / (len(stats) * shares)
-        parts["entropy"] = sum(s.entropy for s in stats) / (len(stats) * shares)
+        for key in ("balance", "z", "dropped", "entropy"):
+            parts[key] = sum(getattr(s, key) for s in stats) / (len(stats) * shares)
         parts["load"] = jnp.stack([s.load for s in stats])  # (layers, G, E)
         total = total + weights.balance * parts["balance"] + weights.z * parts["z"]
     if output.encoded.task_logits is not None:

@@ -73,6 +73,11 @@ def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformatio
     return optax.partition({"muon": muon, "adam": adam(cfg)}, {p: "muon" if axes[p] else "adam" for p in paths})
 
 
+def leaf_path(key_path) -> str | None:
+    """The leaf path among the keys to an entry of a state: the innermost, since an optimiser may keep dicts itself."""
+    return next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey)), None)
+
+
 def group_axis(path: str) -> int | None:
     """The axis of the expert groups of a TGH-MoE leaf, or None for a leaf that belongs to no group."""
     if "/moe/" not in path and "/task_ffn/" not in path:
@@ -88,8 +93,7 @@ def keep_absent_groups(new, old, present: jax.Array):
     """
 
     def choose(key_path, fresh, stale):
-        # The innermost key: an optimiser may keep its moments in dicts of its own.
-        path = next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey)), None)
+        path = leaf_path(key_path)
         axis = group_axis(path) if path else None
         if axis is None or fresh.shape[axis] != present.shape[0]:
             return fresh

@@ -102,7 +102,7 @@ class Program:
         trained = {path: s for path, s in placed.items() if self.trains[path]}
 
         def like_its_parameter(key_path, leaf):
-            path = next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey)), None)
+            path = optimizer.leaf_path(key_path)
             same = path in trained and trained[path].shape == leaf.shape
             sharding = trained[path].sharding if same else whole
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -144,7 +144,12 @@ class Program:
 
 
 def build(config: ConfigDict, model: MLLM, spec: pipeline.BatchSpec, mesh: jax.sharding.Mesh) -> Program:
-    """The program of a config. UserError for a pattern that matches nothing, or an unknown optimiser."""
+    """The program of a config.
+
+    UserError for a pattern that matches nothing, an unknown optimiser, or a transport that the devices lack.
+    """
+    if model.cfg.tgh.transport == "ragged" and mesh.devices.flat[0].platform != "tpu":
+        raise UserError("--config.model.tgh.transport=ragged needs a TPU; use all_to_all or gather on other devices.")
     shapes = loading.param_shapes(model, config.data)
     trains = rules.trainable(shapes, config.trainable)
     tx = optimizer.build(config.optimizer, config.train.steps, [path for path in shapes if trains[path]])

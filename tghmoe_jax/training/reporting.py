@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, TensorBoard files, the progress line, and its first printed page.
+"""What a run reports while it trains: `metrics.jsonl`, TensorBoard files, the progress line, the first printed page.
 
 Everything here may read clocks and files. Fields that a clock decides stand apart from those that the seed decides,
 so that two runs can be compared record by record (`deterministic`).
@@ -54,7 +54,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(path)
     if not path.exists():
         return []
-    # A record counts only with its newline: what follows the last one was cut short.
+    # A record counts only with its newline; what follows the last newline was cut short.
     return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
 
 
@@ -121,7 +121,7 @@ class RunLog:
         storage.write_text(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Notes one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays."""
+        """Records one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays."""
         if not self.enabled:
             return
         if step <= self._step:
@@ -131,7 +131,7 @@ class RunLog:
         values = _plain(values)
         now = self._clock()
         duration, self._last, self._step = now - self._last, now, step
-        if self._printed is not None:  # the first step compiles, and says nothing of the others
+        if self._printed is not None:  # the first step compiles, so its duration predicts nothing
             self._durations.append(duration)
         pace = statistics.median(self._durations or [duration])
         rate = 1 / pace if pace > 0 else 0.0
@@ -160,7 +160,7 @@ class RunLog:
         self._sent = now
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Sends numbers to TensorBoard alone, e.g. an evaluation's scores; what is no single number is passed over."""
+        """Sends the single numbers among `values`, e.g. an evaluation's scores, to TensorBoard alone."""
         if not self.enabled or self._board is None:
             return
         for key, value in values.items():
@@ -198,7 +198,7 @@ class RunLog:
             self._stream.flush()
 
     def flush(self) -> None:
-        """Brings everything noted so far to disk (call it before a checkpoint is written)."""
+        """Writes everything recorded so far to disk (call it before a checkpoint is written)."""
         if not self.enabled:
             return
         if self._remote:

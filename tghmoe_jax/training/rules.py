@@ -9,15 +9,15 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 
 
-def trainable(paths: Iterable[str], patterns: Sequence[str], flag: str = "trainable") -> dict[str, bool]:
+def trainable(paths: Iterable[str], patterns: Sequence[str]) -> dict[str, bool]:
     """{leaf path: trains}. UserError where a pattern matches nothing or only some layers of a scanned run."""
     paths = list(paths)
     result = dict.fromkeys(paths, False)
     for pattern in patterns:
-        hits = [path for path in paths if _match(pattern, path, flag)]
+        hits = [path for path in paths if _match(pattern, path, "trainable")]
         if not hits:
             raise UserError(
-                f"--config.{flag} holds the pattern {pattern!r}, which matches no parameter; correct or remove it."
+                f"--config.trainable holds the pattern {pattern!r}, which matches no parameter; correct or remove it."
             )
         result.update(dict.fromkeys(hits, True))
     return result

@@ -17,7 +17,7 @@ from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
-_COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # of the base, where it has them
+_OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
 _MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
@@ -45,7 +45,7 @@ _AT_LEAST = {
 
 
 def check_config(config: ConfigDict) -> None:
-    """UserError for a number that has no meaning, before anything is read or drawn."""
+    """UserError for an invalid number, before anything is read or drawn."""
     flat = flatten(config)
     for key, least in _AT_LEAST.items():
         if key == "data.slices" and flat["data.name"] == "scenes":
@@ -60,16 +60,16 @@ def check_config(config: ConfigDict) -> None:
         if flat[key] and flat["data.name"] not in ("phantom", ""):
             raise UserError(f"--config.{key}={flat[key]} needs the phantom; {flat['data.name']} has no such test.")
     if unknown := [name for name in flat.get("eval.controls", ()) if name not in CONTROLS]:
-        raise UserError(f"--config.eval.controls: {unknown[0]!r} is none; use some of {', '.join(CONTROLS)}.")
+        raise UserError(f"--config.eval.controls: {unknown[0]!r} is unknown; use some of {', '.join(CONTROLS)}.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
     drawn = flat["data.name"] in ("phantom", "scenes")
     for key in ("data.augment.intensity", "data.augment.shift"):
         if flat.get(key) and drawn:
-            raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn anew.")
+            raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn.")
     if not 0 <= flat["max_bad_fraction"] <= 1:
-        raise UserError(f"--config.max_bad_fraction={flat['max_bad_fraction']} is no share; give 0 to 1.")
+        raise UserError(f"--config.max_bad_fraction={flat['max_bad_fraction']} is not a share; give 0 to 1.")
     if len(flat["loss.task"]) != len(flat["model.tasks"]):
         raise UserError(
             f"--config.loss.task holds {len(flat['loss.task'])} weights; give one for each of the "
@@ -101,7 +101,7 @@ def differing(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...]) -
 
 
 def read_config(run: epath.PathLike) -> dict[str, Any]:
-    """A run's resolved config in today's form. UserError where the folder is no run, or needs another version."""
+    """A run's resolved config in today's form. UserError where the folder is not a run, or needs another version."""
     file = epath.Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
@@ -118,13 +118,13 @@ def read_manifest(run: epath.PathLike) -> dict[str, Any]:
 
 
 def _read_object(file: epath.Path) -> dict[str, Any]:
-    """A JSON object. UserError where the file holds none."""
+    """Reads a JSON object. UserError where the file does not hold one."""
     try:
-        value = json.loads(file.read_text())
+        value, why = json.loads(file.read_text()), "no object"
     except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the run again, or delete it and train anew.") from error
+        value, why = None, error
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds no JSON object; copy the run again, or delete it and train anew.")
+        raise UserError(f"{file} is not JSON ({why}); copy the run again, or delete it and train again.")
     return value
 
 
@@ -142,7 +142,7 @@ def place(path: epath.PathLike, flag: str) -> epath.Path:
 def find(run: str, flag: str) -> epath.Path:
     """The folder of a finished run or of an exported one; `embedded` is the reader inside the package.
 
-    UserError names the flag and the mend.
+    UserError names the flag and the remedy.
     """
     folder = place(EMBEDDED if run == "embedded" else run, flag)
     parameters = (folder / "checkpoints").is_dir() or (folder / "model.safetensors").is_file()
@@ -174,12 +174,10 @@ def read_base_config(run: epath.PathLike) -> dict[str, Any]:
 
 def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.PathLike) -> None:
     """Writes the 2D base's config.json and copies its tokeniser files."""
-    model, tokenizer = model_folder(folder), epath.Path(tokenizer)
+    model = model_folder(folder)
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(base_config, indent=1))
-    for name in _COPIED:
-        if (tokenizer / name).is_file() and (tokenizer / name).resolve() != (model / name).resolve():
-            (model / name).write_bytes((tokenizer / name).read_bytes())
+    storage.copy_files(_OF_BASE, tokenizer, model)
 
 
 def write_description(

@@ -11,12 +11,13 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -66,7 +67,7 @@ class LazyTensor(OnDemand):
 
 @dataclasses.dataclass(frozen=True)
 class Lazy(OnDemand):
-    """An array that is made anew whenever it is asked for. `shape` and `dtype` are known before."""
+    """An array that is made again whenever it is read. `shape` and `dtype` are known before."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -98,12 +99,11 @@ def read_tensors(folder: str | os.PathLike) -> Mapping[str, LazyTensor]:
         if not (folder / SINGLE).is_file():
             raise no_weights(folder)
         return read_header(folder / SINGLE)
-    shards, tensors, problems = read_index(index), {}, []
+    shards, tensors = read_index(index), {}
     for shard in sorted(set(shards.values())):
         tensors |= {name: tensor for name, tensor in read_header(folder / shard).items() if shards.get(name) == shard}
-    problems += sorted(set(shards) - set(tensors))
-    if problems:
-        raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(problems)}); copy them again.")
+    if missing := sorted(set(shards) - set(tensors)):
+        raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(missing)}); copy them again.")
     return tensors
 
 
@@ -143,10 +143,7 @@ def read_header(file: Path) -> dict[str, LazyTensor]:
 
 
 def write_tensors(
-    folder: str | os.PathLike,
-    tensors: Mapping[str, np.ndarray],
-    max_shard_bytes: int = 1 << 30,
-    metadata: dict[str, str] | None = None,
+    folder: str | os.PathLike, tensors: Mapping[str, np.ndarray], max_shard_bytes: int = 1 << 30
 ) -> list[Path]:
     """Writes a safetensors folder; returns the files written, the index last if there is one.
 
@@ -154,21 +151,22 @@ def write_tensors(
     the first file gets its own; the index is removed first and placed last, so that a reader never sees a mixture.
     """
     folder = local_folder(folder, create=True)
-    shards = split_shards(tensors, max_shard_bytes)
-    count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    metadata = {"format": "pt"} | (metadata or {})  # Hugging Face refuses a file without the format key
+    split = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=n_bytes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+    )
     pending: dict[Path, Path] = {}
     try:
-        for name, keys in zip(names, shards, strict=True):
+        for name, keys in split.filename_to_tensors.items():
             pending[folder / f".{name}.{os.getpid()}.tmp"] = folder / name
             # save_file writes raw memory: a strided view would be stored in the wrong order.
             data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
-            save_file(data, next(reversed(pending)), metadata=metadata)
+            # Hugging Face refuses a file without the format key.
+            save_file(data, next(reversed(pending)), metadata={"format": "pt"})
             os.chmod(next(reversed(pending)), 0o666 & ~_umask())  # save_file lets nobody else read it
-        if count > 1:
+        if split.is_sharded:
             pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
-            next(reversed(pending)).write_text(index_text(tensors, shards, names))
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            next(reversed(pending)).write_text(json.dumps(index, indent=2) + "\n")
         (folder / INDEX).unlink(missing_ok=True)
         for temporary, final in pending.items():
             os.replace(temporary, final)
@@ -188,27 +186,6 @@ def _umask() -> int:
     return mask
 
 
-def split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> list[list[str]]:
-    """Groups names in order so that no group exceeds the limit, except one that is a single larger tensor."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in tensors.items():
-        size = n_bytes(tensor)
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
-def index_text(tensors: Mapping[str, np.ndarray], shards: list[list[str]], names: list[str]) -> str:
-    """The JSON text of a Hugging Face index."""
-    weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-    total = sum(n_bytes(tensor) for tensor in tensors.values())
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
-
-
 def n_bytes(tensor) -> int:
     """Size of an array or lazy tensor in bytes."""
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
@@ -226,6 +203,18 @@ def write_text(file: epath.PathLike, text: str) -> None:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_files(names: Iterable[str], source: epath.PathLike, target: epath.PathLike) -> None:
+    """Copies those of the named files that the folder `source` has into the folder `target`."""
+    for old, new in ((epath.Path(source) / name, epath.Path(target) / name) for name in names):
+        if old.is_file() and old.resolve() != new.resolve():
+            new.write_bytes(old.read_bytes())
+
+
+def cache_home() -> Path:
+    """The project's own folder among the user's caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tghmoe_jax"
 
 
 def local_folder(folder: str | os.PathLike, create: bool = False) -> Path:
@@ -257,7 +246,7 @@ def fetched(url: str | os.PathLike) -> Path:
         raise UserError(f"{url} holds no files; name the folder of a model.")
     state = [(file.name, stat.length, stat.mtime) for file, stat in zip(files, stats, strict=True)]
     key = hashlib.sha256(json.dumps([str(url), state]).encode()).hexdigest()[:16]
-    target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tghmoe_jax" / key
+    target = cache_home() / key
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         if not (target / file.name).is_file():
