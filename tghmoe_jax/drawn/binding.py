@@ -1,4 +1,4 @@
-"""Closed questions that state their answer, whatever picture or volume stands beside them: asked is the letter.
+"""Closed questions that state their answer and ask for its letter, whatever picture or volume they come with.
 
 A tiny language part learns the skill "option text -> letter" and the words of CT answers here, before it meets any CT.
 """
@@ -33,7 +33,7 @@ REQUESTS: dict[str, tuple[str, ...]] = TEXTS["binding"]
 
 
 def ask(rng: np.random.Generator, wording: str = "seen", easy: float = EASY) -> Question:
-    """A closed question that states its answer: what is asked is the letter.
+    """A closed question that states its answer and asks for its letter.
 
     The share `easy` has two to four single words as options, the rest four phrases.
     """
@@ -47,7 +47,7 @@ def ask(rng: np.random.Generator, wording: str = "seen", easy: float = EASY) -> 
 
 
 def fewer_choices(question: Question, rng: np.random.Generator) -> Question:
-    """The same closed question with two to four of its options, the answer among them, in their order."""
+    """The same closed question with two to four of its options in their order; the answer is one of them."""
     others = [choice for choice in question.choices if choice != question.answer]
     kept = {question.answer, *(others[i] for i in rng.permutation(len(others))[: rng.integers(1, len(LETTERS))])}
     return dataclasses.replace(question, choices=tuple(c for c in question.choices if c in kept))

@@ -195,7 +195,7 @@ def _abdomen(s: Sketch, hu: dict[str, float], cavity: np.ndarray, below: np.ndar
 
 
 def draw_lesion(s: Sketch, lesion: Lesion, centre, radii: np.ndarray) -> None:
-    """Draws one lesion of half axes `radii` (3,) over the healthy torso: made of what its name says, shaped anew."""
+    """Draws one lesion of half axes `radii` (3,): the materials of the first style in shapes of its own."""
     turn = float(s.rng.uniform(-0.6, 0.6))
 
     def ball(value, part: float = 1.0, at=(0.0, 0.0, 0.0), power: float = 2.0, stretch=(1.0, 1.0, 1.0)) -> None:

@@ -1,4 +1,4 @@
-"""Ways of asking that training never holds and that make a task hard to tell: a test of the task router alone.
+"""Ways of asking that never occur in training and hide which task is meant: a test of the task router alone.
 
 Each way is a `Wording`, so that the same volumes, answers and options are asked about in it.
 """

@@ -1,7 +1,7 @@
 """The phantom's lesions: which exist in which body section, where they sit, and how they look in HU.
 
 Every section has five organs that can be ill and a lesion takes each with equal chance, so that knowing the section
-tells nothing about the lesion. Points are millimetres of the nominal body of `phantom_anatomy`.
+gives no hint of the lesion. Points are millimetres of the nominal body of `phantom_anatomy`.
 """
 
 import dataclasses

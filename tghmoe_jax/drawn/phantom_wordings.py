@@ -1,4 +1,4 @@
-"""How a phantom is asked about: wordings of training, wordings that training never holds, and what a style writes."""
+"""How a phantom is asked about in training and in tests, and how its reports are written."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -10,7 +10,7 @@ import numpy as np
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross", "bar")
 SOLID = SHAPES[:3]  # may hold a mark
-DOT = "dot"  # a shape too small for its outline to be told
+DOT = "dot"  # a shape too small to recognise its outline
 MARKS = ("bright spot", "dark spot", "small cross", "small ring")
 TEXTURES = ("plain", "striped", "dotted", "checked", "noisy", "shaded")
 UNIT = 64  # sizes and places are in pixels of a 64-pixel picture

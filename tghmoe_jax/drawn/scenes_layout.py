@@ -16,7 +16,7 @@ SIZES = {
     "large": (14.5, 17.0),
 }  # radius in pixels of 64
 PLACES = tuple(f"{row} {column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right"))
-# Of a mark in its shape, in words of their own: a visual token that holds both places is no riddle.
+# Where a mark lies in its shape. These words differ from PLACES, because one visual token may hold both places.
 SIDES = ("west", "east", "north", "south", "core")
 COLOURS = {
     "black": (10, 10, 10),
@@ -126,7 +126,7 @@ def _item(rng: np.random.Generator, mode: int, look: Look, items: list[SceneItem
     """A further item that overlaps none of `items`; takes its place out of `free`."""
     first = not items
     names = list(SIZES)
-    # The first item is never tiny (its shape can be told), and mostly one that can hold a mark.
+    # The first item is never tiny (its shape can be recognised), and mostly one that can hold a mark.
     holder = rng.random() < (0.85 if first else 0.15)
     size = names[rng.choice(4, p=(0.0, 0.0, 0.5, 0.5) if holder and first else FIRST_SIZES if first else OTHER_SIZES)]
     while True:

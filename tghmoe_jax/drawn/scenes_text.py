@@ -13,7 +13,7 @@ from tghmoe_jax.drawn.wordings import TEXTS
 from tghmoe_jax.samples.questions import Question
 
 SCENE_TYPES = ("shape", "colour", "place", "count", "size", "brightness", "texture", "inside")
-# What training asks beside: the hard types again, and, openly, for all that is known of one shape. Every word of such
+# Training also asks the hard types again and, openly, for all that is known of one shape. Every word of such
 # an answer depends on finding the right shape, so that this teaches a small decoder to look a shape up by its name.
 HARD_TYPES = ("place", "inside") * 2 + ("size", "brightness")
 OPEN_TYPES = ("item",) * 7
