@@ -9,7 +9,8 @@ import pytest
 
 from tests.evaluation.test_protocols import small_run
 from tghmoe_jax import evaluate
-from tghmoe_jax.datasets.leaks import Leak, write_csv
+from tghmoe_jax.datasets import leaks, prepared
+from tghmoe_jax.datasets.leaks import Leak
 from tghmoe_jax.evaluation import bert
 from tghmoe_jax.evaluation.outputs import write_predictions
 from tghmoe_jax.evaluation.protocols import score
@@ -33,11 +34,11 @@ def run(tmp_path):
 def leaked(tmp_path):
     """Volume 1 of the test split shares its text with training; volume 0 only with validation."""
     file = tmp_path / "leaks.csv"
-    file.write_bytes(write_csv([
+    file.write_bytes(prepared.table(leaks.rows([
         Leak("text_exact", "train", "case7/scan", "test", "case1/scan", 1.0),
         Leak("case", "validation", "case9/scan", "test", "case0/scan", 1.0),
         Leak("case", "train", "case2/scan", "validation", "case9/scan", 1.0),
-    ]))  # fmt: skip
+    ])))  # fmt: skip
     return str(file)
 
 
