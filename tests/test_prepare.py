@@ -256,7 +256,7 @@ def test_what_cannot_be_prepared_is_one_sentence(scans, tmp_path, refused):
     assert "--config.data.stepz" in refused(*arguments(scans, tmp_path / "new", "--config.data.stepz=3"))
     assert "--config.data.size=0" in refused(*arguments(scans, tmp_path / "new", "--config.data.size=0"))
     assert "wrokers" in refused(*arguments(scans, tmp_path / "new", "--wrokers=2"))
-    assert "no folder" in refused(*arguments(tmp_path / "absent", tmp_path / "new"))
+    assert "is not a folder" in refused(*arguments(tmp_path / "absent", tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
