@@ -93,6 +93,7 @@ def test_a_change_of_steps_is_recorded_once_and_compared_with_the_last_one(tmp_p
     }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_more_steps_says_that_its_schedule_moves(tiny_folder, tiny_stage1):
     run = tiny_folder / "longer"
     shutil.copytree(tiny_stage1, run)

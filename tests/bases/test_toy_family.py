@@ -152,6 +152,7 @@ def test_a_cached_answer_is_that_of_the_whole_sequence(base):
         assert np.array_equal(logits[row, start : start + new].argmax(-1), answer[row])
 
 
+@pytest.mark.slow
 def test_every_fact_of_the_base_moves_the_result(base):
     """A fact that the shared modules ignored would leave the result as it is."""
     model = model_of(base)

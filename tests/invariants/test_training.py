@@ -188,6 +188,7 @@ def right_tokens(model, params, batch):
     return (jnp.argmax(logits, -1) == targets) | ~mask, nll * mask
 
 
+@pytest.mark.slow
 def test_four_volumes_and_two_tasks_are_overfitted_and_each_group_alone_reproduces_its_task():
     """I29: loss falls to near zero by the real step, and a one-group model of a task's group answers its task."""
     batch = four_volumes_two_tasks()

@@ -229,7 +229,7 @@ def test_random_initialisation_leaves_the_rest_of_the_base_in_place(small):
     kept, base = train.load_origin(config).params, train.load_origin(whole).params
     assert {name for name in base if name not in kept} == {name for name in base if name.startswith("vision/")}
     config.fresh = ("vision/(",)
-    with pytest.raises(UserError, match="no regex"):
+    with pytest.raises(UserError, match="not a regex"):
         train.load_origin(config)
 
 
