@@ -23,6 +23,7 @@ import numpy as np
 from etils import epath
 
 import tghmoe_jax
+from tghmoe_jax.evaluation import text_table
 from tghmoe_jax.weights import storage
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
@@ -250,17 +251,6 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def _columns(rows: Sequence[Sequence[str]], right: Iterable[int]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def parameter_table(rows: Iterable[ParameterRow]) -> str:
     """Every leaf once, equal leaves of numbered blocks in one line, counts in millions to the last parameter.
 
@@ -287,7 +277,7 @@ def parameter_table(rows: Iterable[ParameterRow]) -> str:
     ordered += [status for status in totals if status not in ordered]
     sums = [(status, f"{totals[status] / 1e6:,.6f} M") for status in ordered]
     sums.append(("total", f"{sum(totals.values()) / 1e6:,.6f} M"))
-    return "\n".join([*_columns(cells, right={2}), "", *_columns(sums, right={1})])
+    return "\n".join([*text_table.table(cells, left=(0, 1, 3, 4)), "", *text_table.table(sums, left=(0, 2))])
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
