@@ -277,7 +277,7 @@ def parameter_table(rows: Iterable[ParameterRow]) -> str:
     ordered += [status for status in totals if status not in ordered]
     sums = [(status, f"{totals[status] / 1e6:,.6f} M") for status in ordered]
     sums.append(("total", f"{sum(totals.values()) / 1e6:,.6f} M"))
-    return "\n".join([*text_table.table(cells, left=(0, 1, 3, 4)), "", *text_table.table(sums, left=(0, 2))])
+    return "\n".join([*text_table.table(cells, left=(0, 1, 3, 4)), "", *text_table.table(sums, left=(0,))])
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
