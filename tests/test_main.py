@@ -157,7 +157,9 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
 @pytest.mark.slow
 def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
     """With Muon, a batch that lies over two devices, and the losses of one device."""
-    flags = ("--config.optimizer.name=muon", "--config.train.steps=3", "--config.eval.every=0")
+    # Without fixed capacities, which drop other tokens on two devices.
+    flags = ("--config.optimizer.name=muon", "--config.model.tgh.dispatch=ragged", "--config.train.steps=3",
+             "--config.eval.every=0")  # fmt: skip
     one, two = (
         tiny_run.trained(tiny_folder, "stage1.py", f"muon_{devices}", *flags, devices=devices) for devices in (1, 2)
     )
@@ -165,7 +167,7 @@ def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
     assert json.loads((two / "manifest.json").read_text())["devices"] != json.loads(
         (one / "manifest.json").read_text()
     )["devices"]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
 def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folder, tiny_stage2):
