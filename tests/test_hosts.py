@@ -170,7 +170,6 @@ def test_a_host_with_other_code_is_named(tiny_folder):
     assert re.match("error: the code of process 1 on .* differs from that of process 0", line), line
 
 
-@pytest.mark.slow
 def test_a_host_that_sees_another_base_is_named(tiny_folder):
     places = [tiny_folder / "base0", tiny_folder / "base1"]
     for place in places:

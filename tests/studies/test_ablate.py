@@ -151,7 +151,6 @@ def test_a_result_of_another_config_is_refused(rows, flags, capsys):
     assert "does not name the config it was made with" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_results_of_the_docs_still_give_the_table_of_the_docs(tmp_path):
     """Their configs are those of the version that made them."""
     docs = tiny_run.ROOT / "docs" / "ablations"
