@@ -33,7 +33,8 @@ from tghmoe_jax.training.step import variables
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
 BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
-PICTURE_BUCKET, PICTURE_TOKENS = 32, 4096  # the same for pictures; and the most tokens of an answer about one
+PICTURE_BUCKET = 32  # the same for questions about pictures
+PICTURE_TOKENS, MOST_PICTURE_TOKENS = 256, 4096  # of an answer about a picture: unless asked otherwise, and at most
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
 SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
 
@@ -256,7 +257,7 @@ class Reader:
         if self.views_of:
             if task is not None or series is not None:
                 raise UserError("--task and --series belong to --volume; leave them out for a picture.")
-            return self._ask_picture(path, asked, new_tokens or PICTURE_BUCKET * 8)
+            return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if task == "report" and not allow_out_of_domain:
             self._refuse_report("--task report")
         return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain)
@@ -320,7 +321,7 @@ class Reader:
         views, crops = self.views_of(pictures.read_picture(path), cfg.tower.image_size)
         tokens = len(prompts.encode(self.tokenizer, asked.prompt, None).tokens)
         visual = cfg.picture_tokens(crops)
-        room = min(PICTURE_TOKENS, cfg.decoder.max_positions - tokens - visual)
+        room = min(MOST_PICTURE_TOKENS, cfg.decoder.max_positions - tokens - visual)
         _check_room(new_tokens, room, f"beside {visual} visual tokens")
         requests = [Request(0, asked)]
         if asked.choices:
