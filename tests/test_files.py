@@ -21,13 +21,9 @@ from tghmoe_jax.training.reporting import deterministic, read_metrics
 TEXT = "--config.data.text_length=200"
 
 
-def raw(folder: Path, name: str) -> dict[str, str]:
-    """The `data` keys of a generated data set of this layout."""
-    root = folder / f"raw_{name}"
-    if not root.is_dir():
-        root.mkdir()
-        return getattr(dataset_fixtures, f"write_{name}")(root)
-    return getattr(dataset_fixtures, f"write_{name}")(root)
+def generated(folder: Path, name: str) -> dict[str, str]:
+    """The `data` keys of a data set of this layout that is generated in `folder`, which is new."""
+    return getattr(dataset_fixtures, f"write_{name}")(folder)
 
 
 def flags(data: dict[str, str]) -> list[str]:
@@ -62,9 +58,9 @@ def own(tiny_folder) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["m3d", "ct_rate", "llava", "labelmap", "manifest"])
-def test_each_data_set_gives_a_first_batch(tiny_folder, name):
+def test_each_data_set_gives_a_first_batch(tiny_folder, tmp_path, name):
     data = ConfigDict(stage1.get_config().data)
-    data.update(raw(tiny_folder, name) | {"slices": tiny_run.SLICES, "size": tiny_run.SIZE, "text_length": 200})
+    data.update(generated(tmp_path, name) | {"slices": tiny_run.SLICES, "size": tiny_run.SIZE, "text_length": 200})
     source, tokenizer = make_source(data, "train", 0), Tokenizer.from_folder(tiny_folder / "base", CHAT)
     mixture = tuple((kind, 1) for kind in ("report", "open", "closed") if sum(source.counts(kind)))
     spec = pipeline.BatchSpec(2 * len(mixture), 1, 1, 200, mixture, ("report", "vqa"))
@@ -77,9 +73,9 @@ def test_each_data_set_gives_a_first_batch(tiny_folder, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["m3d", "labelmap"])
-def test_training_runs_on_a_data_set(tiny_folder, name):
+def test_training_runs_on_a_data_set(tiny_folder, tmp_path, name):
     run = tiny_run.trained(
-        tiny_folder, "stage1.py", f"on_{name}", *flags(raw(tiny_folder, name)), TEXT, "--config.train.steps=2",
+        tiny_folder, "stage1.py", f"on_{name}", *flags(generated(tmp_path, name)), TEXT, "--config.train.steps=2",
         "--config.eval.every=0", "--config.max_bad_fraction=0.5",
     )  # fmt: skip
     losses = [record["loss"] for record in read_metrics(run / "metrics.jsonl")]
