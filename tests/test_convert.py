@@ -119,7 +119,8 @@ def llava_folder(folder):
     rng = np.random.default_rng(0)
     rows = llava.entries(llava.flatten(config))
     tensors = {
-        llava.named(row.name, "G1"): rng.standard_normal(row.torch_shape).astype(ml_dtypes.bfloat16) for row in rows
+        llava.NAMES.named(row.name, "G1"): rng.standard_normal(row.torch_shape).astype(ml_dtypes.bfloat16)
+        for row in rows
     }
     storage.write_tensors(folder, tensors, max_shard_bytes=50_000)
     (folder / "config.json").write_text(json.dumps(config))

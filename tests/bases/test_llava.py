@@ -43,23 +43,24 @@ def checkpoint(config: dict, generation: str, dtype=np.float32) -> dict[str, np.
     rng = np.random.default_rng(0)
     rows = llava.entries(llava.flatten(config))
     return {
-        llava.named(row.name, generation): rng.standard_normal(row.torch_shape).astype(np.float32).astype(dtype)
+        llava.NAMES.named(row.name, generation): rng.standard_normal(row.torch_shape).astype(np.float32).astype(dtype)
         for row in rows
     }
 
 
 def test_the_text_part_decides_how_it_is_spoken_to():
     chats = {kind: llava.FAMILY.chat(llava.flatten(published(kind))) for kind in ("llama", "mistral", "qwen2", "phi3")}
-    assert chats == dict.fromkeys(("llama", "mistral", "qwen2"), llava.VICUNA) | {"phi3": phi3v.CHAT}
+    expected = {"llama": llava.VICUNA, "mistral": llava.VICUNA, "qwen2": llava.CHATML, "phi3": phi3v.CHAT}
+    assert chats == expected
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "phi3"])
-@pytest.mark.parametrize("generation", llava.GENERATIONS)
+@pytest.mark.parametrize("generation", llava.NAMES.prefixes)
 def test_export_of_import_is_bitwise_the_checkpoint(generation, kind, dtype):
     config = llava.flatten(published(kind))
     tensors = checkpoint(config, generation, dtype)
-    assert llava.generation_of(tensors, config) == generation
+    assert llava.NAMES.of(tensors, config) == generation
     flat = llava.FAMILY.to_flax(tensors, config)
     assert {path: leaf.shape for path, leaf in flat.items()} == llava.FAMILY.shapes(config)
     again = llava.FAMILY.to_checkpoint(flat, config | {"generation": generation})
@@ -69,14 +70,14 @@ def test_export_of_import_is_bitwise_the_checkpoint(generation, kind, dtype):
 
 def test_all_generations_give_the_same_tree():
     config = llava.flatten(published("qwen2"))
-    trees = [llava.FAMILY.to_flax(checkpoint(config, one), config) for one in llava.GENERATIONS]
+    trees = [llava.FAMILY.to_flax(checkpoint(config, one), config) for one in llava.NAMES.prefixes]
     for tree in trees[1:]:
         assert tree.keys() == trees[0].keys() and all(np.array_equal(tree[path], trees[0][path]) for path in tree)
 
 
 def test_names_are_those_of_files_in_the_wild():
     config = llava.flatten(published("llama"))
-    names = {one: set(checkpoint(config, one)) for one in llava.GENERATIONS}
+    names = {one: set(checkpoint(config, one)) for one in llava.NAMES.prefixes}
     assert names["G1"] >= {
         "language_model.model.layers.1.self_attn.q_proj.weight", "language_model.lm_head.weight",
         "vision_tower.vision_model.pre_layrnorm.weight", "multi_modal_projector.linear_1.bias",
@@ -114,8 +115,11 @@ def test_the_config_of_the_original_repository_is_understood():
         assert (flat["hidden_size"], flat["num_hidden_layers"], flat["rms_norm_eps"]) == (5120, 40, 1e-5)
     qwen = original | {"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen"}
     assert llava.flatten(qwen)["qkv_bias"]
+    siglip = llava.flatten(qwen | {"mm_vision_tower": "google/siglip-so400m-patch14-384"})
+    tower = llava.describe(siglip).tower
+    assert (tower.layers, tower.executed, tower.grid, tower.post_norm, tower.class_token) == (26, 26, 27, False, False)
     for change, named in (
-        ({"mm_vision_tower": "google/siglip-so400m-patch14-384"}, "mm_vision_tower is siglip"),
+        ({"mm_vision_tower": "laion/CLIP-ViT-H-14"}, "mm_vision_tower is CLIP-ViT-H-14"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
         ({"mm_projector_type": "linear"}, "mm_projector_type is linear"),
         ({"architectures": ["LlavaMptForCausalLM"], "model_type": "llava_mpt"}, "names no Llama, Mistral or Qwen"),
@@ -198,7 +202,8 @@ def test_all_problems_are_raised_together_with_their_names():
     ("change", "named"),
     [
         ({"text_config": TEXT | {"model_type": "gemma"}}, "gemma is none of llama, mistral, qwen2, phi3"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "siglip_vision_model is not clip"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "is default, not full"),
+        ({"vision_config": {"model_type": "dinov2"}}, "dinov2 is neither clip_vision_model nor siglip_vision_model"),
         ({"vision_feature_select_strategy": "full"}, "is full, not default"),
         ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is relu"),

@@ -64,7 +64,7 @@ def base(folder, monkeypatch):
 def model_of(base, **changes) -> MLLM:
     section = tiny.section({"layers": (2, 3), "groups": 2}, patch_depth=2, attn3d_layers=(2, 3), **changes)
     section["depth_rope"]["rotary_dim"] = 8
-    return MLLM(model_config.build(bases.describe(base.config), section, prefix_length=tiny.PREFIX))
+    return MLLM(model_config.build(bases.describe(base.config), section, (), tiny.PREFIX, frame=(9, 8, 7)))
 
 
 def test_it_is_loaded_and_written_back_bit_for_bit(folder, base, tmp_path):

@@ -74,7 +74,7 @@ def describe(config):
             patch_size=v["patch"], eps=1e-6, activation="gelu_tanh", class_token=False, patch_bias=True, pre_norm=False,
             post_norm=True, feature_layer=-1, mean=(0.5,) * 3, std=(0.5,) * 3,
         ),
-        Projector(merge=2, separators=False, bias=False),
+        Projector(merge=2, kind="mlp", separators="frames", bias=False, eps=0.0),
         Decoder(
             width=config["width"], heads=config["heads"], kv_heads=config["kv_heads"], head_size=config["head"],
             ffn=config["ffn"], vocab=config["vocab_size"], eps=1e-6, blocks=blocks, max_positions=config["positions"],
@@ -85,12 +85,13 @@ def describe(config):
     )  # fmt: skip
 
 
-def views_of(folder: Path):
+def views_of(folder: Path, config):
     return pictures.square
 
 
 CHAT = ChatTemplate(
-    before_image="<start_of_turn>user\n\n\n<start_of_image>", after_image="<end_of_image>", before_question="\n\n",
+    before_image="<start_of_turn>user\n\n\n<start_of_image>",
+    between_images="<end_of_image>\n\n\n<start_of_image>", after_image="<end_of_image>", before_question="\n\n",
     after_question="<end_of_turn>\n<start_of_turn>model\n", after_answer="<end_of_turn>", bos_again=False, joint=None,
     eos_last=False, bos="<bos>", eos="<eos>", stop=("<end_of_turn>",),
     special=("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),

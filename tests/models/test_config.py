@@ -138,6 +138,6 @@ def test_a_run_with_a_removed_choice_is_refused_with_its_key(tmp_path, changes, 
 
 def test_a_base_without_separators_is_flat_whatever_the_layout_says():
     base = describe(tiny.CONFIG)
-    bare = dataclasses.replace(base, projector=dataclasses.replace(base.projector, separators=False))
+    bare = dataclasses.replace(base, projector=dataclasses.replace(base.projector, separators="none"))
     section = tiny.section(layout="sub_glb_3d")
     assert model_config.build(bare, section).flat and not model_config.build(base, section).flat

@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     Phi3Config,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from tests.parity.peers import VISION, batch_of, our_model, randomised
@@ -41,6 +42,7 @@ PARTS = {
     "mistral": MistralConfig(**TEXT, sliding_window=128),
     "qwen2": Qwen2Config(**TEXT),
     "qwen2 tied": Qwen2Config(**TEXT, tie_word_embeddings=True),
+    "qwen2 with siglip": Qwen2Config(**TEXT),
     "phi3": Phi3Config(**TEXT, rope_parameters=LONG, original_max_position_embeddings=ORIGINAL, sliding_window=256),
 }
 
@@ -49,9 +51,13 @@ PARTS = {
 def pair(request, tmp_path_factory):
     """The peer, and our model with its weights from disk, as a function of (method, *arguments)."""
     tied = bool(getattr(PARTS[request.param], "tie_word_embeddings", False))
+    vision = {"vision_config": CLIPVisionConfig(**VISION)}
+    if "siglip" in request.param:  # the feature of the last block, before the last norm
+        tower = SiglipVisionConfig(**VISION | {"hidden_act": "gelu_pytorch_tanh", "vision_use_head": False})
+        vision = {"vision_config": tower, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION), text_config=PARTS[request.param], image_token_index=IMAGE,
-        image_token_id=IMAGE, tie_word_embeddings=tied,
+        **vision, text_config=PARTS[request.param], image_token_index=IMAGE, image_token_id=IMAGE,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     peer = randomised(LlavaForConditionalGeneration(config))
     folder = tmp_path_factory.mktemp("llava")
@@ -65,10 +71,12 @@ def pair(request, tmp_path_factory):
     return peer, our_model(base, PREFIX)
 
 
-def asked(images, tokens) -> dict:
+def asked(peer, images, tokens) -> dict:
     """The peer's input: the picture's placeholders stand between the two chunks of text."""
     ids = np.concatenate([tokens[:, :PREFIX], np.full((len(tokens), TOKENS), IMAGE), tokens[:, PREFIX:]], axis=1)
-    pixels = (images - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    siglip = peer.config.vision_config.model_type == "siglip_vision_model"
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
+    pixels = (images - np.float32(mean)) / np.float32(std)
     return {
         "input_ids": torch.from_numpy(ids), "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
         "attention_mask": torch.ones(ids.shape, dtype=torch.long),
@@ -83,7 +91,7 @@ def prompts(length: int) -> np.ndarray:
 def test_logits_of_a_picture_and_its_prompt_equal_the_peers(pair, images, length):
     peer, ours = pair
     tokens = prompts(length)
-    expected = peer(**asked(images, tokens)).logits.numpy()[:, PREFIX + TOKENS : -1]
+    expected = peer(**asked(peer, images, tokens)).logits.numpy()[:, PREFIX + TOKENS : -1]
     assert np.abs(expected).max() > 1
     found = ours(MLLM.__call__, batch_of(images, tokens)).logits
     np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
@@ -93,7 +101,7 @@ def test_64_greedy_tokens_with_the_cache_equal_the_peers(pair, images):
     peer, ours = pair
     tokens = prompts(12)
     start = 12 + TOKENS
-    expected = peer.generate(**asked(images, tokens), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    expected = peer.generate(**asked(peer, images, tokens), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
     expected = expected.numpy()[:, start:]
     batch = batch_of(images, tokens)
     encoded = ours(MLLM.encode, batch)
@@ -112,7 +120,7 @@ def test_export_gives_the_peers_own_files_back_bit_for_bit(pair):
     config = llava.flatten(peer.config.to_dict())
     if config.get("tie_word_embeddings"):
         del state["lm_head.weight"]
-    config["generation"] = llava.generation_of(state, config)
+    config["generation"] = llava.NAMES.of(state, config)
     exported = llava.FAMILY.to_checkpoint(llava.FAMILY.to_flax(state, config), config)
     assert exported.keys() == state.keys()
     assert all(exported[name].tobytes() == state[name].tobytes() for name in state)

@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tghmoe_jax.bases import llava, phi3v
+from tghmoe_jax.bases import gemma3, llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base
@@ -22,7 +22,7 @@ EMBEDDED = Path(__file__).parent.parent / "assets" / "base"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (phi3v.FAMILY, llava.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (phi3v.FAMILY, llava.FAMILY, gemma3.FAMILY)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +115,40 @@ def family_of(config: Mapping) -> Family:
     raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
 
 
-def describe(config: Mapping) -> Base:
-    """What a base's config.json in flat form says; one that names no family, as of a random start, is a Phi-3-V's."""
-    return _family_or_phi3v(config).describe(config)
+def describe(config: Mapping, size: int | None = None) -> Base:
+    """What a base's config.json in flat form says, of a tower for images of `size` pixels (its own where None).
+
+    A config that names no family, as of a random start, is a Phi-3-V's. UserError for a size of no whole patch.
+    """
+    base = _family_or_phi3v(config).describe(config)
+    return base if size in (None, base.tower.image_size) else resized(base, size)
+
+
+def resized(base: Base, size: int) -> Base:
+    """The base for images of another size. An averaging projector keeps its number of tokens, where it can."""
+    tower = dataclasses.replace(base.tower, image_size=size)
+    if tower.grid < 1 or size % tower.patch_size:
+        raise UserError(f"--config.data.size={size} must be a multiple of the base's patches of {tower.patch_size}.")
+    projector = base.projector
+    if projector.kind == "mean_norm":
+        merge = max(1, tower.grid * projector.merge // base.tower.grid)
+        projector = dataclasses.replace(projector, merge=merge)
+    return dataclasses.replace(base, tower=tower, projector=projector)
 
 
 def tokenizer_of(folder: str | os.PathLike, config: Mapping) -> Tokenizer:
-    """The tokeniser files in a folder, with the chat template of the base whose config.json in flat form is given."""
-    return Tokenizer.from_folder(folder, _family_or_phi3v(config).chat(config))
+    """The tokeniser files in a folder, with the chat template of the base whose config.json in flat form is given.
+
+    UserError where its special tokens are not those of the config.
+    """
+    tokenizer = Tokenizer.from_folder(folder, _family_or_phi3v(config).chat(config))
+    for token, number in config.get("token_ids", {}).items():
+        if (found := tokenizer.id_of(token)) != number:
+            raise UserError(
+                f"{folder}: the tokeniser gives {token} the id {found} where config.json says {number}; use the "
+                "tokeniser files of the same base."
+            )
+    return tokenizer
 
 
 def _family_or_phi3v(config: Mapping) -> Family:

@@ -36,8 +36,9 @@ class Family:
     name that only it has, which is `mark_is`. flatten: config.json -> flat form (UserError for what cannot be
     computed). describe: flat form -> Base. table: flat form -> every tensor of the checkpoint, under the names that are
     written. renamed: a name as some file has it -> the table's, None for one to ignore. aliases: {name: the table's}
-    of doubles. learnt: what the tensor names add to the flat form. views_of: the folder of a base -> how it cuts a
-    picture into views (UserError for settings that make no sense). chat: flat form -> how its models are spoken to.
+    of doubles. learnt: what the tensor names add to the flat form. views_of: the folder of a base and the flat form ->
+    how it cuts a picture into views (UserError for settings that make no sense). chat: flat form -> how its models are
+    spoken to.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Family:
     describe: Callable[[Mapping], Base]
     table: Callable[[Mapping], list[Entry]]
     renamed: Callable[[str], str | None]
-    views_of: Callable[[Path], Views]
+    views_of: Callable[[Path, Mapping], Views]
     chat: Callable[[Mapping], ChatTemplate]
     aliases: Callable[[Mapping], dict[str, str]] = no_doubles
     learnt: Callable[[Mapping, Mapping], Flat] = no_facts

@@ -1,15 +1,17 @@
 """LLaVA: its config.json, and its tensor names of every generation and text part (model-spec 3.1, 3.2).
 
-The table below speaks normal names (`tower.`, `conn.`, `text.`, `head.`); a generation puts its own prefixes in front.
-Letters are those of `phi3v`.
+The table below speaks normal names (`generations`). Letters are those of `phi3v`. The tower is CLIP or SigLIP, the text
+part Llama, Mistral, Qwen2 or Phi-3.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tghmoe_jax.bases import phi3v, pictures
+from PIL import Image
+
+from tghmoe_jax.bases import generations, phi3v, pictures, siglip
 from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base, Projector
@@ -19,8 +21,10 @@ from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, T
 
 TEXT, BLOCK = "text.layers.{i}.", "decoder/block_{i}/"
 CLIP = phi3v.CLIP.replace(phi3v.TOWER, "tower.")
+CLIP_TOWER: list[Row] = [
+    (row[0].replace(phi3v.TOWER, "tower."), *row[1:]) for row in phi3v.TABLE if row[0].startswith(phi3v.TOWER)
+]
 SHARED: list[Row] = [
-    *((row[0].replace(phi3v.TOWER, "tower."), *row[1:]) for row in phi3v.TABLE if row[0].startswith(phi3v.TOWER)),
     ("conn.fc1.weight", "connector/fc1/kernel", "C W", T),
     ("conn.fc2.weight", "connector/fc2/kernel", "W W", T),
     ("text.embed_tokens.weight", "decoder/embed/embedding", "V W", COPY),
@@ -53,20 +57,10 @@ QKV_BIASES: list[Row] = [
 HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
 
 _TEXT_KINDS = {"mistral": "mistral", "qwen": "qwen2", "llama": "llama"}  # in what the original repository calls a model
-_TOWER = "clip-vit-large-patch14-336"
-_HF = {"conn.fc1.": "multi_modal_projector.linear_1.", "conn.fc2.": "multi_modal_projector.linear_2."}
-_IN_MODEL = {name: f"model.{new}" for name, new in _HF.items()}
-_ORIGINAL = {"conn.fc1.": "model.mm_projector.0.", "conn.fc2.": "model.mm_projector.2."}
-GENERATIONS: dict[str, dict[str, str]] = {
-    "G1": _HF | {"tower.": "vision_tower.vision_model.", "text.": "language_model.model.",
-                 "head.": "language_model.lm_head."},
-    "G2": _IN_MODEL | {"tower.": "model.vision_tower.vision_model.", "text.": "model.language_model.",
-                       "head.": "lm_head."},
-    "G3": _HF | {"tower.": "vision_tower.", "text.": "language_model.model.", "head.": "language_model.lm_head."},
-    "G4": _IN_MODEL | {"tower.": "model.vision_tower.", "text.": "model.language_model.", "head.": "lm_head."},
-    "G5": _ORIGINAL | {"tower.": "model.vision_tower.vision_tower.vision_model.", "text.": "model.",
-                       "head.": "lm_head."},
-}  # fmt: skip
+_TOWERS = {  # by the end of mm_vision_tower: how the original repository uses each
+    "clip-vit-large-patch14-336": phi3v.CLIP_L_336 | {"model_type": "clip_vision_model"},
+    "siglip-so400m-patch14-384": siglip.SO400M_384 | {"model_type": siglip.MODEL_TYPE},
+}
 
 
 def flatten(config: Mapping) -> dict[str, Any]:
@@ -82,18 +76,21 @@ def flatten(config: Mapping) -> dict[str, Any]:
     full = LlavaConfig.from_dict(_nested(config))
     text, vision = full.text_config, full.vision_config
     kinds = ("llama", "mistral", "qwen2", "phi3")
-    layer = full.vision_feature_layer
+    layer, of_siglip = full.vision_feature_layer, vision.model_type == siglip.MODEL_TYPE
+    selected = "full" if of_siglip else "default"  # all tokens, or all but the class token
     rules = {
         f"text_config.model_type {text.model_type} is none of {', '.join(kinds)}": text.model_type in kinds,
-        f"vision_config.model_type {vision.model_type} is not clip_vision_model": "clip" in vision.model_type,
+        f"vision_config.model_type {vision.model_type} is neither clip_vision_model nor {siglip.MODEL_TYPE}":
+            "clip" in vision.model_type or of_siglip,
         f"vision_feature_layer {layer} is not one layer before the last": isinstance(layer, int) and layer < 0,
-        f"vision_feature_select_strategy is {full.vision_feature_select_strategy}, not default":
-            full.vision_feature_select_strategy == "default",
+        f"vision_feature_select_strategy is {full.vision_feature_select_strategy}, not {selected}":
+            full.vision_feature_select_strategy == selected,
         f"projector_hidden_act is {full.projector_hidden_act}, not gelu": full.projector_hidden_act == "gelu",
         "an output bias in attention is not computed": text.model_type == "qwen2"
         or not getattr(text, "attention_bias", False),
     }  # fmt: skip
-    if problems := [rule for rule, holds in rules.items() if not holds]:
+    problems = [rule for rule, holds in rules.items() if not holds]
+    if problems := problems + (siglip.problems(vision.to_dict()) if of_siglip else []):
         raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
     kept = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -109,7 +106,8 @@ def flatten(config: Mapping) -> dict[str, Any]:
         "qkv_bias": text.model_type == "qwen2", "vision_feature_layer": layer, "published": dict(config),
         "projector_bias": bool(getattr(full, "multimodal_projector_bias", True)),
         "tie_word_embeddings": bool(full.tie_word_embeddings or getattr(text, "tie_word_embeddings", False)),
-        "vision_config": {key: getattr(vision, key) for key in phi3v.CLIP_L_336},
+        "vision_config": {key: getattr(vision, key) for key in phi3v.CLIP_L_336}
+        | ({"model_type": siglip.MODEL_TYPE} if of_siglip else {}),
     }  # fmt: skip
 
 
@@ -124,89 +122,76 @@ def _nested(config: Mapping) -> dict[str, Any]:
         "it has no text_config and names no Llama, Mistral or Qwen": kind,
         f"mm_projector_type is {config.get('mm_projector_type')}, not mlp2x_gelu":
             config.get("mm_projector_type") == "mlp2x_gelu",
-        f"mm_vision_tower is {tower or 'not named'}, not {_TOWER}": tower == _TOWER,
+        f"mm_vision_tower is {tower or 'not named'}, none of {', '.join(_TOWERS)}": tower in _TOWERS,
         f"mm_vision_select_feature is {config.get('mm_vision_select_feature')}, not patch":
             config.get("mm_vision_select_feature", "patch") == "patch",
     }  # fmt: skip
     if problems := [rule for rule, holds in rules.items() if not holds]:
         raise UserError(f"config.json describes a LLaVA that cannot be ported: {'; '.join(problems)}; name another.")
+    of_siglip = tower.startswith("siglip")  # its last block is left out, and the feature is what comes before
     return {
-        "text_config": dict(config) | {"model_type": kind},
-        "vision_config": phi3v.CLIP_L_336 | {"model_type": "clip_vision_model"},
-        "vision_feature_layer": config.get("mm_vision_select_layer", -2), "projector_hidden_act": "gelu",
-        "vision_feature_select_strategy": "default",
+        "text_config": dict(config) | {"model_type": kind}, "vision_config": _TOWERS[tower],
+        "vision_feature_layer": -1 if of_siglip else config.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": "full" if of_siglip else "default", "projector_hidden_act": "gelu",
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }  # fmt: skip
 
 
 def entries(config: Mapping) -> list[Entry]:
     """The table of one flat config, under normal names."""
-    size = phi3v.sizes(config | {"tie_word_embeddings": False})
-    rows = [*SHARED, *(FUSED if config["text_model_type"] == "phi3" else SPLIT)]
+    vision, of_siglip = config["vision_config"], siglip.is_siglip(config)
+    size = phi3v.sizes(config | {"tie_word_embeddings": False} | ({"vision_config": {}} if of_siglip else {}))
+    size |= siglip.sizes(vision) if of_siglip else {}
+    rows = [*(siglip.TABLE if of_siglip else CLIP_TOWER), *SHARED]
+    rows += FUSED if config["text_model_type"] == "phi3" else SPLIT
     rows += (BIASES if config["projector_bias"] else []) + (QKV_BIASES if config["qkv_bias"] else [])
     rows += [] if config.get("tie_word_embeddings") else HEAD
-    layers = {CLIP: config["vision_config"]["num_hidden_layers"], TEXT: config["num_hidden_layers"]}
+    layers = {CLIP: vision["num_hidden_layers"], TEXT: config["num_hidden_layers"]}
     return porting.entries(rows, size, layers)
-
-
-def named(name: str, generation: str) -> str:
-    """A normal name as one generation writes it."""
-    old, new = next((old, new) for old, new in GENERATIONS[generation].items() if name.startswith(old))
-    return new + name.removeprefix(old)
-
-
-def generation_of(names: Mapping, config: Mapping) -> str:
-    """The generation that explains the most names; the later ones lose a tie."""
-    due = [entry.name for entry in entries(config)]
-    return max(GENERATIONS, key=lambda one: sum(named(name, one) in names for name in due))
-
-
-def table(config: Mapping) -> list[Entry]:
-    """The table under the names of the config's `generation`, which `bases.base.load_base` records, or the hub's."""
-    generation = config.get("generation", "G1")
-    return [dataclasses.replace(entry, name=named(entry.name, generation)) for entry in entries(config)]
-
-
-def renamed(name: str) -> str | None:
-    """The name itself, None for a buffer."""
-    return None if phi3v.IGNORED.fullmatch("." + name) else name
-
-
-def aliases(config: Mapping) -> dict[str, str]:
-    """A tied head may be written out all the same."""
-    if not config.get("tie_word_embeddings"):
-        return {}
-    generation = config.get("generation", "G1")
-    return {named("head.weight", generation): named("text.embed_tokens.weight", generation)}
-
-
-def learnt(tensors: Mapping, config: Mapping) -> dict[str, Any]:
-    """The generation of the names."""
-    return {"generation": generation_of(tensors, config)}
 
 
 def describe(config: Mapping) -> Base:
     """What a flat config says: one token a patch, and nothing to separate rows and views with."""
-    projector = Projector(merge=1, separators=False, bias=config["projector_bias"])
-    return Base("llava", phi3v.clip_tower(config), projector, phi3v.llama_decoder(config))
+    projector = Projector(merge=1, kind="mlp", separators="none", bias=config["projector_bias"], eps=0.0)
+    tower = phi3v.clip_tower(config)
+    if siglip.is_siglip(config):  # hidden_states[-1] of transformers is before the last norm
+        tower = siglip.tower(config["vision_config"], config["vision_feature_layer"], post_norm=False)
+    return Base("llava", tower, projector, phi3v.llama_decoder(config))
 
 
-def views_of(folder: Path) -> Views:
-    """The middle of a picture."""
+def views_of(folder: Path, config: Mapping) -> Views:
+    """The middle of a picture for CLIP, the whole of it for SigLIP."""
+    if siglip.is_siglip(config):
+        return functools.partial(pictures.squashed, resample=Image.Resampling.BICUBIC)
     return pictures.square
 
 
 VICUNA = ChatTemplate(
-    before_image="USER: ", after_image="", before_question="\n", after_question=" ASSISTANT:", after_answer="",
-    bos_again=False, joint=" ", eos_last=True, bos="<s>", eos="</s>", special=(), stop=(),
+    before_image="USER: ", between_images="", after_image="", before_question="\n", after_question=" ASSISTANT:",
+    after_answer="", bos_again=False, joint=" ", eos_last=True, bos="<s>", eos="</s>", special=(), stop=(),
+)  # fmt: skip
+
+
+CHATML = ChatTemplate(
+    before_image="<|im_start|>user\n", between_images="", after_image="", before_question="\n",
+    after_question="<|im_end|>\n<|im_start|>assistant\n", after_answer="<|im_end|>", bos_again=False, joint=None,
+    eos_last=False, bos="", eos="<|im_end|>", special=("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    stop=("<|im_end|>", "<|endoftext|>"),
 )  # fmt: skip
 
 
 def chat(config: Mapping) -> ChatTemplate:
-    """Vicuna's plain words, as LLaVA-1.5 was trained; the special tokens of Phi-3 where that is the text part."""
-    return phi3v.CHAT if config["text_model_type"] == "phi3" else VICUNA
+    """Vicuna's plain words, as LLaVA-1.5 was trained; the special tokens of Phi-3 or Qwen2 where that is the text
+    part."""
+    return {"phi3": phi3v.CHAT, "qwen2": CHATML}.get(config["text_model_type"], VICUNA)
 
 
+_ORIGINAL = {
+    "conn.fc1.": "model.mm_projector.0.", "conn.fc2.": "model.mm_projector.2.",
+    "tower.": "model.vision_tower.vision_tower.vision_model.", "text.": "model.", "head.": "lm_head.",
+}  # fmt: skip
+_HUGGING_FACE = generations.hugging_face({"conn.fc1.": "linear_1.", "conn.fc2.": "linear_2."})
+NAMES = generations.Generations(entries, _HUGGING_FACE | {"G5": _ORIGINAL})  # G5: LLaVA's own repository
 FAMILY = Family(
     name="llava",
     architectures=(
@@ -214,5 +199,6 @@ FAMILY = Family(
     ),
     model_types=("llava", "llava_llama", "llava_mistral", "llava_qwen2"),
     mark=r".*(multi_modal_projector\.linear_1|mm_projector\.0).+", mark_is="projector", flatten=flatten,
-    describe=describe, table=table, renamed=renamed, views_of=views_of, chat=chat, aliases=aliases, learnt=learnt,
+    describe=describe, table=NAMES.table, renamed=generations.renamed, views_of=views_of, chat=chat,
+    aliases=NAMES.aliases, learnt=NAMES.learnt,
 )  # fmt: skip

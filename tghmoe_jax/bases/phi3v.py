@@ -232,11 +232,11 @@ def llama_decoder(config: Mapping) -> Decoder:
 
 def describe(config: Mapping) -> Base:
     """What a flat config says."""
-    projector = Projector(merge=2, separators=True, bias=True)
+    projector = Projector(merge=2, kind="mlp", separators="newlines", bias=True, eps=0.0)
     return Base("phi3_v", clip_tower(config), projector, llama_decoder(config))
 
 
-def views_of(folder: Path) -> Views:
+def views_of(folder: Path, config: Mapping) -> Views:
     """Crops and global view of a picture, as many as preprocessor_config.json allows (`num_crops`).
 
     UserError where that is no whole number of at least 1.
@@ -259,8 +259,9 @@ def aliases(config: Mapping) -> dict[str, str]:
 
 # model-spec 2.5. An answer that goes on as `<|assistant|>` has ended too.
 CHAT = ChatTemplate(
-    before_image="<|user|>\n", after_image="", before_question="\n", after_question="<|end|>\n<|assistant|>\n",
-    after_answer="<|end|>", bos_again=True, joint=None, eos_last=True, bos="<s>", eos="<|endoftext|>",
+    before_image="<|user|>\n", between_images="", after_image="", before_question="\n",
+    after_question="<|end|>\n<|assistant|>\n", after_answer="<|end|>", bos_again=True, joint=None, eos_last=True,
+    bos="<s>", eos="<|endoftext|>",
     special=("<|user|>", "<|end|>", "<|assistant|>"), stop=("<|end|>", "<|assistant|>"),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.weights.adapt import bicubic
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
@@ -58,6 +59,11 @@ def views(image: Image.Image, side: int, most: int) -> tuple[np.ndarray, tuple[i
     return np.concatenate([whole[None], crops]).astype(np.float32), (rows, columns)
 
 
+def squashed(image: Image.Image, side: int, resample: Image.Resampling) -> tuple[np.ndarray, None]:
+    """SigLIP's one view, float32 (1, S, S, 3): the whole picture, whatever its shape. No crops."""
+    return np.asarray(image.resize((side, side), resample), np.float32)[None] / 255, None
+
+
 def square(image: Image.Image, side: int) -> tuple[np.ndarray, None]:
     """LLaVA-1.5's one view, float32 (1, S, S, 3): the shorter edge scaled to `side`, the middle cut out. No crops."""
     short = min(image.size)
@@ -65,19 +71,3 @@ def square(image: Image.Image, side: int) -> tuple[np.ndarray, None]:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - side) // 2, (height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)[None] / 255, None
-
-
-def bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Resizes one axis as torch's bicubic interpolation does (a = -0.75, half-pixel centres, no antialiasing)."""
-    count, a = x.shape[axis], -0.75
-    place = (np.arange(size) + 0.5) * count / size - 0.5
-    first = np.floor(place).astype(int)
-    result = 0.0
-    for tap in range(-1, 3):
-        d = np.abs(place - (first + tap))
-        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        weight = np.where(d <= 1, near, np.where(d < 2, far, 0))
-        shape = [1] * x.ndim
-        shape[axis] = size
-        result = result + np.take(x, np.clip(first + tap, 0, count - 1), axis) * weight.reshape(shape)
-    return result

@@ -57,14 +57,18 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Projector:
-    """From patch features to visual tokens (model-spec 2.3): `merge` x `merge` patches are joined in one token.
+    """From patch features to visual tokens: `merge` x `merge` patches become one token.
 
-    separators: the base has newline and view separators. bias: of the two layers.
+    kind: `mlp`, patches joined and two layers (model-spec 2.3), or `mean_norm`, patches averaged, an RMSNorm of `eps`
+    and one matrix (Gemma 3). bias: of the two layers. separators: what the base puts between visual tokens: `newlines`,
+    learned newline and view separators; `frames`, the chat template's end and begin of image between views; `none`.
     """
 
     merge: int
-    separators: bool
+    kind: str
+    separators: str
     bias: bool
+    eps: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +194,8 @@ class Volume3D:
     """How the 2D model is carried to volumes (model-spec 0, 4.1 to 4.5).
 
     patch_depth: slices of a slab, whose patch kernel comes from the 2D one by `inflation`. depth_pool: slabs averaged
-    into one view. layout: `sub_glb_3d` closes rows with newlines and adds a global view; `flat` has neither, which is
-    the only layout of a base without separators.
+    into one view. layout: `sub_glb_3d` closes rows with newlines and adds a global view; `frames` puts the template's
+    end and begin of image between views; `flat` has neither. A base has the layout of its own separators, or `flat`.
     """
 
     patch_depth: int
@@ -218,6 +222,7 @@ class Lora:
 
 LORA_PLACES = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
 MAX_DEPTH = 128  # rows of the learned depth positions
+LAYOUTS = {"newlines": "sub_glb_3d", "frames": "frames", "none": "flat"}  # of a base's separators
 
 # The allowed values of the `model` section's keys.
 ALLOWED = {
@@ -244,7 +249,8 @@ class Model:
     """One 3D multimodal LLM.
 
     tasks: names of the expert groups. aux_labels: token ids of the phrase of each label of the auxiliary finding head.
-    prefix_length: tokens before the image (BOS and the user tag), the same for every sample. dtype: of activations.
+    prefix_length: tokens before the image (BOS and the user tag), the same for every sample. frame: ids of the tokens
+    between two views of the layout `frames`. dtype: of activations.
     scan_decoder: layers run as loops over stacked leaves; False with a cache alone (see generation.unrolled).
     """
 
@@ -257,6 +263,7 @@ class Model:
     tasks: tuple[str, ...]
     aux_labels: tuple[tuple[int, ...], ...]
     prefix_length: int
+    frame: tuple[int, ...]
     dtype: str
     param_dtype: str
     remat: str
@@ -275,7 +282,7 @@ class Model:
     @property
     def flat(self) -> bool:
         """Whether visual tokens have neither newlines nor a global view."""
-        return self.volume.layout == "flat"
+        return self.volume.layout != "sub_glb_3d"
 
     @property
     def view_side(self) -> int:
@@ -300,6 +307,10 @@ class Model:
         view = self.view_side * (self.view_side + (not self.flat))
         return view * self.views(slices) + (0 if self.flat else 1 + view)
 
+    def image_positions(self, slices: int) -> int:
+        """Positions that a volume of `slices` slices takes in the decoder: visual tokens and frames between views."""
+        return self.visual_tokens(slices) + max(0, self.views(slices) - 1) * len(self.frame)
+
     def picture_tokens(self, crops: tuple[int, int] | None) -> int:
         """Number of visual tokens of a 2D base's picture in (rows, columns) of crops, or as a single view."""
         if crops is None:
@@ -318,6 +329,7 @@ def build(
     section: Mapping[str, Any],
     aux_labels: tuple[tuple[int, ...], ...] = (),
     prefix_length: int = 4,
+    frame: tuple[int, ...] = (),
     group_shares: tuple[float, ...] = (),
 ) -> Model:
     """The model of a base and an experiment's `model` section. UserError names the invalid key."""
@@ -332,18 +344,19 @@ def build(
     volume = {field.name: section[field.name] for field in dataclasses.fields(Volume3D)}
     volume |= {
         "attn3d_layers": tuple(section["attn3d_layers"]), "depth_rope": DepthRope(**section["depth_rope"]),
-        "tgh": TGH(**tgh), "layout": section["layout"] if base.projector.separators else "flat",
+        "tgh": TGH(**tgh), "layout": LAYOUTS[base.projector.separators] if section["layout"] != "flat" else "flat",
     }  # fmt: skip
     copied = {key: section[key] for key in ("rope_factor", "dtype", "param_dtype", "remat", "attention")}
     model = Model(
         base.tower, base.projector, base.decoder, Volume3D(**volume), Lora(**section["lora"]),
-        tasks=tuple(section["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length, **copied,
+        tasks=tuple(section["tasks"]), aux_labels=aux_labels, prefix_length=prefix_length,
+        frame=frame if volume["layout"] == "frames" else (), **copied,
     )  # fmt: skip
     check(model)
     return model
 
 
-def plain(base: Base, prefix_length: int) -> Model:
+def plain(base: Base, prefix_length: int, frame: tuple[int, ...] = ()) -> Model:
     """The 2D model as it is, in float32: depth 1, no experts, no attention between slices; views are its slices."""
     tgh = TGH(
         layers=(), task_layers=(), topology="nested", groups=1, experts=1, top_k=1, token_input="image",
@@ -355,11 +368,11 @@ def plain(base: Base, prefix_length: int) -> Model:
     volume = Volume3D(
         patch_depth=1, inflation="average", attn3d_layers=(), attn3d_kind="joint", attn3d_window=0, depth_embed="none",
         depth_rope=rope, tgh=tgh, depth_pool=1, spatial_pool=1,
-        layout="sub_glb_3d" if base.projector.separators else "flat",
+        layout=LAYOUTS[base.projector.separators],
     )  # fmt: skip
     return Model(
         base.tower, base.projector, base.decoder, volume, Lora(rank=0, alpha=1.0, targets=LORA_PLACES[0]),
-        rope_factor="auto", tasks=("all",), aux_labels=(), prefix_length=prefix_length, dtype="float32",
+        rope_factor="auto", tasks=("all",), aux_labels=(), prefix_length=prefix_length, frame=frame, dtype="float32",
         param_dtype="float32", remat="none", attention="auto",
     )  # fmt: skip
 
@@ -421,12 +434,10 @@ def check(model: Model) -> None:
         raise UserError(f"--config.model.tgh.groups={tgh.groups} must be 1 or the number of tasks, {len(model.tasks)}.")
     if not 1 <= tgh.top_k <= tgh.experts:
         raise UserError(f"--config.model.tgh.top_k={tgh.top_k} must lie between 1 and the {tgh.experts} experts.")
-    if model.decoder.image_blocks and not model.flat:
-        raise UserError("--config.model.layout must be flat for a base whose image tokens see each other.")
     if set(tgh.layers) & set(tgh.task_layers):
         raise UserError("--config.model.tgh.task_layers must share no layer with tgh.layers (stacked topology).")
     merge = model.projector.merge
-    if tower.grid % merge or (tower.grid // merge) % volume.spatial_pool:
+    if merge < 1 or tower.grid % merge or (tower.grid // merge) % volume.spatial_pool:
         raise UserError(
             f"--config.model.spatial_pool={volume.spatial_pool} must divide the {tower.grid}-patch grid after "
             f"{merge} x {merge} patches are joined."

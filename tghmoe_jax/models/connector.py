@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.decoder import RMSNorm
 from tghmoe_jax.models.router import masked_mean
 from tghmoe_jax.ops.platform import over_batch
 
@@ -77,9 +78,10 @@ class Connector(nn.Module):
         projector, pool, flat = self.cfg.projector, self.cfg.volume.spatial_pool, self.cfg.flat
         width = self.cfg.decoder.width
         param_dtype, dtype = jnp.dtype(self.cfg.param_dtype), features.dtype
-        merged = projector.merge**2 * features.shape[-1]
+        mean, joined = projector.kind == "mean_norm", projector.merge**2
+        merged = features.shape[-1] * (1 if mean else joined)
         init = nn.initializers.normal(0.02)
-        if projector.separators:
+        if projector.separators == "newlines":
             sub_newline = self.param("sub_newline", init, (merged,), param_dtype).astype(dtype)
             glb_newline = self.param("glb_newline", init, (merged,), param_dtype).astype(dtype)
         grid, batch = self.cfg.tower.grid, features.shape[0]
@@ -87,6 +89,8 @@ class Connector(nn.Module):
         def rows(views: jax.Array, grid: int = grid) -> jax.Array:
             """(B, V, P, C) -> (B, V * tokens, m^2 C), each row closed by a newline unless flat."""
             x = merge_patches(views, grid, projector.merge)
+            if mean:
+                x = x.reshape(*x.shape[:-1], joined, merged).mean(axis=-2)
             if pool > 1:
                 side = x.shape[2] // pool
                 x = x.reshape(*x.shape[:2], side, pool, side, pool, merged).mean(axis=(3, 5))
@@ -108,5 +112,8 @@ class Connector(nn.Module):
             seen = jnp.any(slab_mask, axis=1, keepdims=True)
             mask = jnp.concatenate([mask, jnp.broadcast_to(seen, (batch, 1 + view.shape[1]))], axis=1)
         kw = {"dtype": dtype, "param_dtype": param_dtype, "use_bias": projector.bias}
+        if mean:
+            x = RMSNorm(projector.eps, param_dtype, zero_centred=True, name="norm")(x)
+            return over_batch(nn.Dense(width, name="proj", **kw)(x)), mask
         x = nn.gelu(over_batch(nn.Dense(width, name="fc1", **kw)(x)), approximate=False)
         return over_batch(nn.Dense(width, name="fc2", **kw)(x)), mask

@@ -137,6 +137,7 @@ class MLLM(nn.Module):
         """The pixels in 0..1, averaged over slices, colours and each row of patches' own rows: (B, grid * width)."""
         pixels = batch["slices"].astype(jnp.float32) / (255 if batch["slices"].dtype == jnp.uint8 else 1)
         grid = self.cfg.tower.grid
+        pixels = pixels[:, :, : pixels.shape[2] // grid * grid]  # a side need not be whole patches
         rows = jnp.mean(pixels.reshape(pixels.shape[0], pixels.shape[1], grid, -1, pixels.shape[3], 3), axis=(3, 5))
         mean = masked_mean(rows, batch["slice_mask"], axis=1)
         return mean.reshape(mean.shape[0], -1)
@@ -177,20 +178,39 @@ class MLLM(nn.Module):
         """[chunk 1 ; visual tokens ; chunk 2], its mask, and the blocks of tokens that see each other, None without."""
         p = self.cfg.prefix_length
         text, valid = self.decoder.embeddings(batch["tokens"]), batch["token_mask"]
+        visual, visual_mask, blocks = self._framed(visual, visual_mask)
         x = jnp.concatenate([text[:, :p], visual.astype(text.dtype), text[:, p:]], axis=1)
         valid = jnp.concatenate([valid[:, :p], visual_mask, valid[:, p:]], axis=1)
         if not self.cfg.decoder.image_blocks:
             return x, valid, None
-        place = jnp.arange(x.shape[1]) - p
-        seen = (place >= 0) & (place < visual.shape[1])  # each view is a block, as each picture of the base is
-        blocks = jnp.where(seen, place // self.cfg.view_side**2, -1)
+        blocks = jnp.pad(blocks, (p, text.shape[1] - p), constant_values=-1)
         return x, valid, jnp.broadcast_to(blocks, valid.shape)
+
+    def _framed(self, visual: jax.Array, mask: jax.Array):
+        """Visual tokens with the frames between their views, the mask, and the block of each position, -1 for none.
+
+        A view is a block, as a picture of the base is; without frames all of them are one.
+        """
+        rows, count, width = visual.shape
+        size, frame = self.cfg.view_side**2, self.cfg.frame
+        if self.cfg.volume.layout != "frames" or not count:
+            return visual, mask, np.zeros(count, np.int32)
+        views = visual.reshape(rows, -1, size, width)
+        seen = mask.reshape(rows, -1, size)
+        between = self.decoder.embeddings(np.array(frame, np.int32)).astype(visual.dtype)
+        between = jnp.broadcast_to(between, (*views.shape[:2], len(frame), width))
+        shown = jnp.broadcast_to(jnp.any(seen, axis=2, keepdims=True), between.shape[:3])
+        views = jnp.concatenate([between, views], axis=2).reshape(rows, -1, width)
+        seen = jnp.concatenate([shown, seen], axis=2).reshape(rows, -1)
+        number = np.arange(count // size)[:, None]
+        blocks = np.concatenate([np.full((count // size, len(frame)), -1), np.tile(number, size)], axis=1).ravel()
+        return views[:, len(frame) :], seen[:, len(frame) :], blocks[len(frame) :]  # no frame before the first view
 
     def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""
         x, valid, blocks = self._sequence(batch, visual, visual_mask)
         hidden, _ = self.decoder(x, valid, x.shape[1], blocks=blocks)
-        start = self.cfg.prefix_length + visual.shape[1]
+        start = x.shape[1] - batch["tokens"].shape[1] + self.cfg.prefix_length
         return self.decoder.logits(hidden[:, start:-1])
 
     def prefill(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array, new_tokens: int):

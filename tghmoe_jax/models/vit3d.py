@@ -247,6 +247,7 @@ class ViT3D(nn.Module):
         slabs = (count + pad) // depth
         slab_mask = jnp.any(slice_mask.reshape(batch, slabs, depth), axis=-1)
         grid, p = tower.grid, tower.patch_size
+        pixels = pixels[:, :, : grid * p, : grid * p]  # what is left of a side is not seen, as in the base
         pixels = pixels.reshape(batch, slabs, depth, grid, p, grid, p, 3)
         pixels = pixels.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, slabs, grid * grid, -1)
         init = nn.initializers.normal(0.02)

@@ -49,13 +49,11 @@ def load_picture_reader(folder: str | Path) -> Reader:
             f"--base={folder}: the tokeniser has {tokenizer.vocab_size} tokens and the model only "
             f"{facts.decoder.vocab}; use the tokeniser files of the same base."
         )
-    prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.plain(facts, prefix))
-    sizes = {"slices": 1, "size": model.cfg.tower.image_size, "text_length": prefix + 2}
+    model = MLLM(model_config.plain(facts, **prompts.around_image(tokenizer)))
+    sizes = {"slices": 1, "size": model.cfg.tower.image_size, "text_length": model.cfg.prefix_length + 2}
     shapes = {path: leaf.shape for path, leaf in param_shapes(model, sizes).items()}
     leaves, _ = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
     kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
     params = {path: leaf.astype(np.float32) for path, leaf in leaf_names.from_canonical(kept, leaves).items()}
-    return Reader(
-        model, tokenizer, jax.device_put(params), 0, views_of=FAMILIES[base.family].views_of(base.folder)
-    )
+    views_of = FAMILIES[base.family].views_of(base.folder, base.config)
+    return Reader(model, tokenizer, jax.device_put(params), 0, views_of=views_of)

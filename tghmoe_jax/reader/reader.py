@@ -383,7 +383,7 @@ class Reader:
                 f"{what} takes {max(sizes)} tokens where {name} reads {self.text_length}; shorten the text."
             )
         slices = self.run.config["data"]["slices"]
-        room = cfg.decoder.max_positions - self.text_length - cfg.visual_tokens(slices)
+        room = cfg.decoder.max_positions - self.text_length - cfg.image_positions(slices)
         _check_room(new_tokens, room, f"in {name}")
 
 

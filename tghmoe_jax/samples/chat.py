@@ -11,16 +11,19 @@ class ChatTemplate:
 
         BOS before_image | after_image before_question QUESTION after_question ANSWER after_answer
 
-    before_image, after_image, after_question and after_answer may hold special tokens. before_question is plain text in
-    one piece with the question. bos_again: the second chunk starts with a BOS too. joint: the text between
+    before_image, after_image, after_question and after_answer may hold special tokens. between_images is what stands
+    between the visual tokens of two images (`frames` of models/config.py). before_question is plain text in one piece
+    with the question. bos_again: the second chunk starts with a BOS too. joint: the text between
     after_question and the answer of a template whose question, after_question and answer are tokenised in one piece,
     without special tokens; None where each is tokenised by itself. eos_last: the EOS follows after_answer.
 
-    bos, eos: the names where tokenizer_config.json gives none; eos stands for a missing pad too. special: the other
-    tokens that the tokeniser must have. stop: those of them that end an answer, as the EOS does.
+    bos, eos: the names where tokenizer_config.json gives none; eos stands for a missing pad too, and an empty bos says
+    that the family has none. special: the other tokens that the tokeniser must have. stop: those of them that end an
+    answer, as the EOS does.
     """
 
     before_image: str
+    between_images: str
     after_image: str
     before_question: str
     after_question: str

@@ -5,6 +5,7 @@ Axis legend: B sample, T token.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,9 @@ def encode(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
     where generation starts. Special tokens spelt out in either text are plain text.
     """
     chat, plain, trusted = tokenizer.chat, tokenizer.encode, tokenizer.encode_template
-    first = [tokenizer.bos_id, *trusted(chat.before_image)]
-    second = [tokenizer.bos_id] * chat.bos_again + trusted(chat.after_image)
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    first = [*start, *trusted(chat.before_image)]
+    second = start * chat.bos_again + trusted(chat.after_image)
     question = chat.before_question + prompt
     before, asked = plain(chat.before_question), plain(question)
     if chat.joint is None:
@@ -54,6 +56,13 @@ def encode(tokenizer: Tokenizer, prompt: str, target: str | None) -> Encoded:
         question_mask=[False] * template + [start <= i < end for i in range(len(opened))] + [False] * carried,
         loss_mask=[False] * (template + len(opened)) + [True] * carried,
     )
+
+
+def around_image(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the model must know of the template, as arguments of `models.config.build`: how many tokens come before the
+    image, and the ids between two images."""
+    between = tokenizer.encode_template(tokenizer.chat.between_images)
+    return {"prefix_length": encode(tokenizer, "", None).prefix_len, "frame": tuple(between)}
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -32,7 +32,8 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         self._source, self.chat = source, chat
         self.vocab_size: int = self._template.get_vocab_size(with_added_tokens=True)
-        self.bos_id = self.id_of(_name(config.get("bos_token")) or chat.bos)
+        bos = _name(config.get("bos_token")) or chat.bos
+        self.bos_id: int | None = self.id_of(bos) if bos else None
         self.eos_id = self.id_of(_name(config.get("eos_token")) or chat.eos)
         self.pad_id = self.id_of(_name(config.get("pad_token")) or chat.eos)
         special = {token: self.id_of(token) for token in chat.special}

@@ -304,7 +304,7 @@ def work_of(config, whole: program.Program, step: str, mesh) -> tuple[flops.Flop
         )
     rows, d, new = config.eval.batch / chips, cfg.decoder, config.eval.new_tokens
     forward = flops.forward_sample(cfg, whole.shapes, slices, length, "splash", spread)
-    cached = cfg.visual_tokens(slices) + length
+    cached = cfg.image_positions(slices) + length
     token = flops.decode_token(cfg, whole.shapes, cached + new // 2)
     cache = 2 * (cached + new // 2) * d.kv_heads * d.head_size * d.layers * width
     moved = (new + 1) * size["active"] * width + new * rows * cache

@@ -140,7 +140,7 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
     tower, slabs = cfg.tower, cfg.slabs(slices)
     tokens = slabs * tower.tokens
     visual = cfg.visual_tokens(slices)
-    positions = visual + text
+    positions = cfg.image_positions(slices) + text
     predicted = text - cfg.prefix_length - 1
     of_canonical = {name: trains.get(path, False) for path in shapes for name in leaf_names.canonical_names(path)}
     parts = []
@@ -171,9 +171,10 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
     for place, spec in enumerate(block_specs(cfg)):
         parts.append(_attention(place, width, *vision_pairs(cfg, spec.attn, slabs, backend)))
     d = cfg.decoder
-    for layer in range(d.layers):
-        pairs = attention_pairs(positions, positions, backend, causal=True)
-        parts.append(_attention(_DECODER + layer, 4.0 * d.heads * d.head_size, *pairs))
+    for i, layer in enumerate(d.blocks):  # image blocks add a view's own later tokens, which are not counted
+        used = "blocked" if d.image_blocks or layer.window else backend
+        pairs = attention_pairs(positions, positions, used, causal=True, reach=layer.window)
+        parts.append(_attention(_DECODER + i, 4.0 * d.heads * d.head_size, *pairs))
     return parts
 
 
@@ -191,11 +192,11 @@ def vision_pairs(cfg: Model, kind: str, slabs: int, backend: str) -> tuple[float
 
 
 def attention_pairs(
-    queries: int, keys: int, backend: str, causal: bool = False, window: tuple[int, int] | None = None
+    queries: int, keys: int, backend: str, causal: bool = False, window: tuple[int, int] | None = None, reach: int = 0
 ) -> tuple[float, float, str]:
     """Query-key pairs that are visible, pairs that are computed, and the backend that computes them.
 
-    `window` is (tokens of a slice, slices to each side).
+    `window` is (tokens of a slice, slices to each side); `reach` the causal window in tokens, 0 for all.
     """
     if backend == "splash" and min(queries, keys) < SPLASH_LEAST:
         backend = "plain"
@@ -203,10 +204,10 @@ def attention_pairs(
     def seen(first: int, last: int) -> tuple[int, int]:
         """First and last key that the queries first..last see."""
         if causal:
-            return 0, min(last, keys - 1)
+            return max(0, first - reach + 1) if reach else 0, min(last, keys - 1)
         if window:
-            tokens, reach = window
-            low, high = (first // tokens - reach) * tokens, (last // tokens + reach + 1) * tokens - 1
+            tokens, sides = window
+            low, high = (first // tokens - sides) * tokens, (last // tokens + sides + 1) * tokens - 1
             return max(low, 0), min(high, keys - 1)
         return 0, keys - 1
 

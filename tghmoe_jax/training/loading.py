@@ -51,8 +51,8 @@ def load_run(run: str | Path, flag: str) -> LoadedRun:
     folder = run_folder.find(str(run), flag)
     config, base_config = run_folder.read_config(folder), run_folder.read_base_config(folder)
     tokenizer = bases.tokenizer_of(run_folder.model_folder(folder), base_config)
-    prefix = prompts.encode(tokenizer, "", None).prefix_len
-    model = MLLM(model_config.build(bases.describe(base_config), config["model"], prefix_length=prefix))
+    base = bases.describe(base_config, config["data"]["size"])
+    model = MLLM(model_config.build(base, config["model"], **prompts.around_image(tokenizer)))
     shapes = param_shapes(generation.inference(model), config["data"])
     canonical, step = checkpoints.load_params(folder)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})

@@ -51,19 +51,17 @@ def build_model(
     """
     phrases = [name.partition(":")[2].replace(":", " ") for name in aux_names]
     aux = tuple(tuple(tokenizer.encode(phrase)) for phrase in phrases) if config.model.aux_findings else ()
-    prefix = prompts.encode(tokenizer, "", None).prefix_len
-    cfg = model_config.build(bases.describe(base_config), config.model.to_dict(), aux, prefix, task_shares)
-    if config.data.size != cfg.tower.image_size:
-        raise UserError(
-            f"--config.data.size={config.data.size} must be the base's image size; set it to {cfg.tower.image_size}."
-        )
+    cfg = model_config.build(
+        bases.describe(base_config, config.data.size), config.model.to_dict(), aux, group_shares=task_shares,
+        **prompts.around_image(tokenizer),
+    )  # fmt: skip
     if tokenizer.vocab_size > cfg.decoder.vocab:
         raise UserError(
             f"the tokeniser has {tokenizer.vocab_size} tokens and the base model only {cfg.decoder.vocab}; use the "
             "tokeniser files of the same base (--config.base, --config.base_config.vocab_size)."
         )
     slices = config.data.slices
-    positions = config.data.text_length + (cfg.visual_tokens(slices) if slices else 0)
+    positions = config.data.text_length + (cfg.image_positions(slices) if slices else 0)
     if positions > cfg.decoder.max_positions:
         raise UserError(
             f"a sample takes {positions} positions and the base has {cfg.decoder.max_positions}; lower "

@@ -49,6 +49,37 @@ def inflate_patch(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:
     return inflated
 
 
+def bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Resizes one axis as torch's bicubic interpolation does (a = -0.75, half-pixel centres, no antialiasing)."""
+    count, a = x.shape[axis], -0.75
+    place = (np.arange(size) + 0.5) * count / size - 0.5
+    first = np.floor(place).astype(int)
+    result = 0.0
+    for tap in range(-1, 3):
+        d = np.abs(place - (first + tap))
+        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        weight = np.where(d <= 1, near, np.where(d < 2, far, 0))
+        shape = [1] * x.ndim
+        shape[axis] = size
+        result = result + np.take(x, np.clip(first + tap, 0, count - 1), axis) * weight.reshape(shape)
+    return result
+
+
+def resize_positions(table: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """The position table of a square grid, (g^2, C) or with a class token in front, for another grid; same dtype.
+
+    None where the shapes are not two such tables.
+    """
+    sides = [(math.isqrt(rows), rows - math.isqrt(rows) ** 2) for rows in (table.shape[0], shape[0])]
+    (old, cls), (new, same) = sides
+    if len(table.shape) != 2 or table.shape[1] != shape[1] or cls != same or cls > 1:
+        return None
+    table = np.asarray(table)
+    grid = table[cls:].astype(np.float32).reshape(old, old, -1)
+    grid = bicubic(bicubic(grid, new, 0), new, 1).astype(table.dtype).reshape(new * new, -1)
+    return np.concatenate([table[:cls], grid])
+
+
 def as_2d(flat: Flat) -> dict[str, np.ndarray]:
     """The 2D base inside a model of patch depth 1: without the leaves a base does not have, the depth axis dropped.
 
@@ -106,6 +137,7 @@ def rules(inflation: str) -> list[Rule]:
     return [
         ("reused", r".+", r"\g<0>", unchanged),
         ("inflated", r"vision/patch/kernel", r"\g<0>", inflated),
+        ("interpolated", r"vision/pos", r"\g<0>", resize_positions),
         ("copied per task", r"vision/block_\d+/(?:moe|task_ffn)/(?:experts|router)/.+", r"\g<0>", per_group),
         ("upcycled", experts, r"\1/mlp/\2", per_expert),
     ]
