@@ -74,7 +74,8 @@ def flatten(config: Mapping) -> dict[str, Any]:
         "text attention is bidirectional": not text["use_bidirectional_attention"],
         f"hidden_activation is {text['hidden_activation']}, not gelu_pytorch_tanh":
             text["hidden_activation"] == "gelu_pytorch_tanh",
-        "RoPE is neither default nor linear": all(one["rope_type"] in ("default", "linear") for one in ropes.values()),
+        "RoPE is neither default nor linear": kinds - {FULL, SLIDING}
+        or all(ropes[kind]["rope_type"] in ("default", "linear") for kind in kinds),
         f"vision_config.model_type is {vision['model_type']}, not {siglip.MODEL_TYPE}":
             vision["model_type"] == siglip.MODEL_TYPE,
         f"mm_tokens_per_image {full.mm_tokens_per_image} is no square that divides the {grid} x {grid} patches":
