@@ -5,7 +5,7 @@ Values that differ from the paper's public facts are this project's own choices 
 
 from ml_collections import ConfigDict
 
-PRESETS = ("bench", "phi3v")
+PRESETS = ("bench", "phi3v", "medgemma")
 
 # Stage 1 trains the vision tower, the connector and the decoder; stage 2 the experts, the routers, the connector and
 # the decoder, so that the shared features stay (model-spec 4.6). Patterns match canonical parameter names in full.
@@ -31,8 +31,9 @@ def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS, **typed) -> d
         else:
             known = ", ".join([*presets, *(f"{k}=..." for k in typed)])
             raise ValueError(f"the colon argument {part!r} is unknown; use {known}")
-    if result.get("pod") and result["preset"] != "phi3v":
-        raise ValueError(f"the colon argument pod={result['pod']} belongs to phi3v; give phi3v,pod={result['pod']}")
+    if result.get("pod") and result["preset"] not in FULL_SCALE:
+        known = " or ".join(f"{name},pod={result['pod']}" for name in FULL_SCALE)
+        raise ValueError(f"the colon argument pod={result['pod']} belongs to a full-scale preset; give {known}")
     return result
 
 
@@ -60,7 +61,7 @@ def get_config() -> ConfigDict:
     c.data.volumes = 6000  # drawn for training (phantom)
     c.data.slices = 16
     c.data.size = 64
-    c.data.channels = "windows3"  # windows3 | repeat:<window>
+    c.data.channels = "windows3"  # windows3 | medgemma | repeat:<window>
     c.data.text_length = 80
     # Kinds of samples in a batch. binding: closed questions that state their answer, so that letters stay known.
     c.data.mixture = ConfigDict({"report": 2, "open": 2, "closed": 3, "binding": 1})
@@ -139,7 +140,21 @@ PHI3V = {
     "intermediate_size": 8192, "vocab_size": 32064, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "tie_word_embeddings": False,
 }  # fmt: skip
-PHI3V_EVAL = {"items": 2000, "batch": 32, "new_tokens": 256}
+FULL_EVAL = {"items": 2000, "batch": 32, "new_tokens": 256}
+
+# The published config.json of Gemma 3 4B, which is MedGemma's too; what it leaves out is transformers' default.
+MEDGEMMA = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "boi_token_index": 255999,
+    "eoi_token_index": 256000, "image_token_index": 262144, "mm_tokens_per_image": 256,
+    "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 896, "patch_size": 14,
+        "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27, "vision_use_head": False,
+    },
+}  # fmt: skip
 
 # Mesh, microbatches and rematerialisation for pods, by the names Cloud TPU sells them under: chosen to leave a tenth of
 # the memory free. Every device's part of a microbatch is four rows, the pattern of the mixture below. What compiling
@@ -157,15 +172,38 @@ PODS = {
 
 def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     """Full scale: Phi-3-V 4.2B on M3D volumes of 32 slices (model-spec 0, 4.5, 4.6), on a pod of `PODS` or any mesh."""
-    c.base = ""  # --config.base=DIR of a Phi-3-vision checkpoint
-    c.base_config = ConfigDict(PHI3V)
-    c.data.update({"name": "m3d", "root": "", "slices": 32, "size": 336, "channels": "repeat", "text_length": 512})
-    c.data.mixture.update({"report": 1, "open": 1, "closed": 2, "binding": 0})  # Phi-3 knows its letters
+    c.base_config = ConfigDict(PHI3V)  # --config.base=DIR of a Phi-3-vision checkpoint
+    c.data.update({"name": "m3d", "size": 336, "channels": "repeat"})
+    c.model.attn3d_layers = tuple(range(12, 23))
+    c.model.tgh.layers = (12, 14, 16, 18, 20, 22)
+    return full_scale(c, patch_depth, pod)
+
+
+def medgemma(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
+    """Full scale: Gemma 3 or MedGemma 4B on CT-RATE at 448 pixels, half the base's side, its positions interpolated.
+
+    A view keeps the base's 256 tokens. The table of 262,208 embeddings, which is the head too, stays as it is: its
+    optimiser state alone would take 5 GiB.
+    """
+    c.base_config = ConfigDict(MEDGEMMA)  # --config.base=DIR of such a checkpoint
+    c.data.update({"name": "ct_rate", "size": 448, "channels": "medgemma"})
+    c.model.attn3d_layers = tuple(range(16, 27))
+    c.model.tgh.layers = (16, 18, 20, 22, 24, 26)
+    parts = {r"decoder/.*": r"decoder/(block_\d+|final_norm)/.*"}
+    c.trainable = tuple(parts.get(pattern, pattern) for pattern in c.trainable)
+    if STAGE1_TRAINABLE[0] in c.trainable:
+        c.trainable += (r"vision/post_ln/.*",)
+    return full_scale(c, patch_depth, pod)
+
+
+def full_scale(c: ConfigDict, patch_depth: int, pod: str) -> ConfigDict:
+    """What the full-scale recipes share."""
+    c.base = ""
+    c.data.update({"root": "", "slices": 32, "text_length": 512})
+    c.data.mixture.update({"report": 1, "open": 1, "closed": 2, "binding": 0})  # the bases know their letters
     c.model.patch_depth = patch_depth
     c.model.depth_pool = 4 // patch_depth if patch_depth in (1, 2, 4) else 1
-    c.model.attn3d_layers = tuple(range(12, 23))
     c.model.depth_rope.rotary_dim = 64
-    c.model.tgh.layers = (12, 14, 16, 18, 20, 22)
     c.model.tgh.update({"dispatch": "ragged", "capacity_factor": 1.25})
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
@@ -174,7 +212,7 @@ def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     c.optimizer.update({"name": "adamw", "rate": 5e-5, "final": 0.0, "rate_rules": ((r"vision/.*", 0.2),)})
     c.train.update({"steps": 20000, "batch": 128, "accumulate": 1})
     c.checkpoint.every = 500
-    c.eval.update(PHI3V_EVAL)
+    c.eval.update(FULL_EVAL)
     c.mesh.update({"data": 1, "fsdp": -1})  # of several copies of the model none would fit
     if pod:
         if pod not in PODS:
@@ -182,3 +220,6 @@ def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
         c.mesh, c.train.accumulate, c.model.remat = ConfigDict(PODS[pod][0]), *PODS[pod][1:]
         c.train.update({"steps": 10000, "batch": 256})  # as many samples as above
     return c
+
+
+FULL_SCALE = {"phi3v": phi3v, "medgemma": medgemma}

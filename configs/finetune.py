@@ -3,9 +3,9 @@
     python -m tghmoe_jax.main --config configs/finetune.py --config.data.root=runs/data/own
 
 starts from `runs/stage2` (--config.init_from=RUN names another, `embedded` the reader inside the package) and trains
-what stage 2 trains; `:lora=16` trains low-rank updates of the decoder instead of all of it. `:phi3v` is the full scale,
-from `runs/stage2-phi3v`. From a converted base without stages, run stage 1 and 2 on the same data instead:
-configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest.
+what stage 2 trains; `:lora=16` trains low-rank updates of the decoder instead of all of it. `:phi3v` and `:medgemma`
+are the full scale, from `runs/stage2-phi3v` and `runs/stage2-medgemma`. From a converted base without stages, run stage
+1 and 2 on the same data instead: configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest.
 """
 
 from configs import common
@@ -17,8 +17,8 @@ def get_config(arg: str | None = None):
     c.trainable = common.STAGE2_TRAINABLE
     common.lora(c, a["lora"])
     c.init_from = "runs/stage2" + (f"-{a['preset']}" if a["preset"] else "")
-    if a["preset"] == "phi3v":
-        c = common.phi3v(c, a["patch_depth"] or 2)
+    if full_scale := common.FULL_SCALE.get(a["preset"]):
+        c = full_scale(c, a["patch_depth"] or 2)
         c.train.update({"steps": 2000, "batch": 64})
     else:
         c.eval.new_tokens = 200  # a report of some 70 words of the embedded tokeniser

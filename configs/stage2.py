@@ -15,8 +15,8 @@ def get_config(arg: str | None = None):
     c.trainable = common.STAGE2_TRAINABLE
     common.lora(c, a["lora"])
     c.init_from = "runs/stage1" + (f"-{a['preset']}" if a["preset"] else "")
-    if a["preset"] == "phi3v":
-        c = common.phi3v(c, a["patch_depth"] or 2, a["pod"])
+    if full_scale := common.FULL_SCALE.get(a["preset"]):
+        c = full_scale(c, a["patch_depth"] or 2, a["pod"])
     elif a["patch_depth"]:
         c.model.patch_depth = a["patch_depth"]
     if a["preset"] == "bench":

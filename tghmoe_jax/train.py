@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
-from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
+from tghmoe_jax.bases.base import EMBEDDED, flattened, load_base, tokenizer_of
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
@@ -199,7 +199,7 @@ def load_origin(config: ConfigDict) -> Origin:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
         )
-    return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
+    return Origin({}, flattened(config.base_config.to_dict()), EMBEDDED, (".+",))
 
 
 def base_of(config: ConfigDict) -> str:

@@ -21,7 +21,8 @@ TEXT = (
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) "
     "+ '\\n' }}{% for part in m['content'] %}"
-    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}{{ '<end_of_turn>\\n' }}{% endfor %}{{ '<start_of_turn>model\\n' if add_generation_prompt else '' }}"
+    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}"
+    "{{ '<end_of_turn>\\n' }}{% endfor %}{{ '<start_of_turn>model\\n' if add_generation_prompt else '' }}"
 )
 
 

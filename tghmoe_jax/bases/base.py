@@ -14,6 +14,7 @@ from tghmoe_jax.bases import gemma3, llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base
+from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.weights import adapt, storage
 
@@ -124,6 +125,11 @@ def describe(config: Mapping, size: int | None = None) -> Base:
     return base if size in (None, base.tower.image_size) else resized(base, size)
 
 
+def flattened(config: Mapping) -> dict:
+    """A config.json in flat form, as `describe`: one that names no family is a Phi-3-V's."""
+    return _family_or_phi3v(config).flatten(config)
+
+
 def resized(base: Base, size: int) -> Base:
     """The base for images of another size. An averaging projector keeps its number of tokens, where it can."""
     tower = dataclasses.replace(base.tower, image_size=size)
@@ -141,7 +147,7 @@ def tokenizer_of(folder: str | os.PathLike, config: Mapping) -> Tokenizer:
 
     UserError where its special tokens are not those of the config.
     """
-    tokenizer = Tokenizer.from_folder(folder, _family_or_phi3v(config).chat(config))
+    tokenizer = Tokenizer.from_folder(folder, chat_of(config))
     for token, number in config.get("token_ids", {}).items():
         if (found := tokenizer.id_of(token)) != number:
             raise UserError(
@@ -149,6 +155,11 @@ def tokenizer_of(folder: str | os.PathLike, config: Mapping) -> Tokenizer:
                 "tokeniser files of the same base."
             )
     return tokenizer
+
+
+def chat_of(config: Mapping) -> ChatTemplate:
+    """The chat template of the base whose config.json in flat form is given."""
+    return _family_or_phi3v(config).chat(config)
 
 
 def _family_or_phi3v(config: Mapping) -> Family:

@@ -22,8 +22,13 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "bone": (400.0, 1800.0),
     "brain": (40.0, 80.0),
     "full": (0.0, 2000.0),
+    "wide": (0.0, 2048.0),
+    "soft_tissue": (40.0, 350.0),
 }
-WINDOWS3 = ("lung", "mediastinum", "bone")
+CHANNELS = {
+    "windows3": ("lung", "mediastinum", "bone"),
+    "medgemma": ("wide", "soft_tissue", "brain"),  # of MedGemma 1.5's published CT notebook
+}
 
 AIR = {"HU": -1000.0, "unit-interval": 0.0}  # what surrounds a slice that is padded to a square
 FLOOR_HU = -1024.0  # below lies only what scanners write outside their field of view
@@ -48,14 +53,16 @@ class Prepared:
 
 
 def window_names(channels: str) -> tuple[str, str, str]:
-    """The windows of the three channels: `windows3`, `repeat:<window>`, or `repeat` for `repeat:full`."""
-    if channels == "windows3":
-        return WINDOWS3
+    """The windows of the three channels: a name of `CHANNELS`, `repeat:<window>`, or `repeat` for `repeat:full`."""
+    if channels in CHANNELS:
+        return CHANNELS[channels]
     mode, colon, name = channels.partition(":")
     name = name if colon else "full"
     if mode != "repeat" or name not in WINDOWS:
-        known = ", ".join(WINDOWS)
-        raise UserError(f"channels={channels!r} is unknown: use windows3 or repeat:<window> with one of {known}.")
+        raise UserError(
+            f"channels={channels!r} is unknown: use {', '.join(CHANNELS)} or repeat:<window> with one of "
+            f"{', '.join(WINDOWS)}."
+        )
     return (name, name, name)
 
 

@@ -24,15 +24,16 @@ os.environ.update(dict.fromkeys(("TF_CPP_MIN_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "T
 
 import jax
 import jax.numpy as jnp
+import tokenizers
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from tghmoe_jax.bases.base import EMBEDDED, load_config, tokenizer_of
+from tghmoe_jax.bases.base import EMBEDDED, chat_of, flattened, load_config, tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.tools import flops
 from tghmoe_jax.tools.chips import CHIPS, GIB, Chip
@@ -145,11 +146,20 @@ def base_of(config: ConfigDict) -> tuple[dict[str, Any], Tokenizer]:
     if config.base:
         base, folder = load_config(config.base), EMBEDDED if config.base == "embedded" else config.base
     elif config.base_config:
-        base, folder = config.base_config.to_dict(), EMBEDDED
+        base = flattened(config.base_config.to_dict())
+        return base, stand_in_tokenizer(base)
     else:
         run = run_folder.find(config.init_from, "--config.init_from")
         base, folder = run_folder.read_base_config(run), run_folder.model_folder(run)
     return base, tokenizer_of(folder, base)
+
+
+def stand_in_tokenizer(base: dict[str, Any]) -> Tokenizer:
+    """The embedded tokeniser with the special tokens of the base's family, for a model that nobody asks."""
+    chat = chat_of(base)
+    extended = tokenizers.Tokenizer.from_file(str(EMBEDDED / FILES[0]))
+    extended.add_special_tokens([token for token in (chat.bos, chat.eos, *chat.special) if token])
+    return Tokenizer(extended.to_str(), {}, chat)
 
 
 def build(name: str, chip: Chip, function, *arguments) -> Compiled:
