@@ -168,6 +168,12 @@ PODS = {
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
     "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
 }
+# Of the preset medgemma. 16 is the most that divides the tower's FFN of 4,304.
+MEDGEMMA_PODS = {
+    "v5e-64": ({"data": 1, "fsdp": 16, "expert": 4}, 1, "full"),
+    "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "full"),
+    "v6e-16": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "full"),
+}
 
 
 def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
@@ -176,7 +182,7 @@ def phi3v(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     c.data.update({"name": "m3d", "size": 336, "channels": "repeat"})
     c.model.attn3d_layers = tuple(range(12, 23))
     c.model.tgh.layers = (12, 14, 16, 18, 20, 22)
-    return full_scale(c, patch_depth, pod)
+    return full_scale(c, patch_depth, pod, PODS)
 
 
 def medgemma(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
@@ -193,10 +199,10 @@ def medgemma(c: ConfigDict, patch_depth: int, pod: str = "") -> ConfigDict:
     c.trainable = tuple(parts.get(pattern, pattern) for pattern in c.trainable)
     if STAGE1_TRAINABLE[0] in c.trainable:
         c.trainable += (r"vision/post_ln/.*",)
-    return full_scale(c, patch_depth, pod)
+    return full_scale(c, patch_depth, pod, MEDGEMMA_PODS)
 
 
-def full_scale(c: ConfigDict, patch_depth: int, pod: str) -> ConfigDict:
+def full_scale(c: ConfigDict, patch_depth: int, pod: str, pods: dict) -> ConfigDict:
     """What the full-scale recipes share."""
     c.base = ""
     c.data.update({"root": "", "slices": 32, "text_length": 512})
@@ -215,9 +221,9 @@ def full_scale(c: ConfigDict, patch_depth: int, pod: str) -> ConfigDict:
     c.eval.update(FULL_EVAL)
     c.mesh.update({"data": 1, "fsdp": -1})  # of several copies of the model none would fit
     if pod:
-        if pod not in PODS:
-            raise ValueError(f"pod={pod} is unknown; use one of {', '.join(PODS)}")
-        c.mesh, c.train.accumulate, c.model.remat = ConfigDict(PODS[pod][0]), *PODS[pod][1:]
+        if pod not in pods:
+            raise ValueError(f"pod={pod} is unknown; use one of {', '.join(pods)}")
+        c.mesh, c.train.accumulate, c.model.remat = ConfigDict(pods[pod][0]), *pods[pod][1:]
         c.train.update({"steps": 10000, "batch": 256})  # as many samples as above
     return c
 

@@ -26,7 +26,7 @@ from tghmoe_jax.training.losses import LossWeights
 from tghmoe_jax.training.step import TrainState, make_step
 from tghmoe_jax.weights import adapt
 
-PREFIX, LENGTH, VOCAB = 3, 14, 64
+PREFIX, LENGTH, VOCAB, FRAME = 3, 14, 64, (9, 8, 7)
 CONFIG = {
     "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "hidden_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": VOCAB,
@@ -53,7 +53,7 @@ def exact_and_quick():
 
 def model(base: dict = CONFIG, tgh: dict | None = None, depth_rope: dict | None = None, **changes) -> MLLM:
     """Two 2D layers, two 3D layers with experts, depth-1 patches, all dropless; `changes` are keys of config.model."""
-    return MLLM(model_config.build(describe(base), section(tgh, depth_rope, **changes), prefix_length=PREFIX))
+    return MLLM(model_config.build(describe(base), section(tgh, depth_rope, **changes), (), PREFIX, FRAME))
 
 
 def section(tgh: dict | None = None, depth_rope: dict | None = None, **changes) -> dict:
@@ -90,9 +90,16 @@ def shapes(model: MLLM) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
 
 
-def leaf(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random float32 weights of one canonical leaf, large enough that every part of the model moves the result."""
+def leaf(name: str, shape: tuple[int, ...], seed: int, zero_centred: bool = False) -> np.ndarray:
+    """Random float32 weights of one canonical leaf, large enough that every part of the model moves the result.
+
+    zero_centred: of a base whose RMSNorms add one (Gemma), and whose embeddings are scaled.
+    """
     noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape).astype(np.float32)
+    if zero_centred and name == "decoder/embed/embedding":
+        return 0.1 * noise
+    if name.endswith("/scale") and zero_centred and name.startswith(("decoder/", "connector/norm")):
+        return 0.3 * noise
     if name.endswith("/scale"):
         return 1 + 0.3 * noise
     if name.endswith("/bias"):
@@ -109,7 +116,8 @@ def leaf(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def canonical(model: MLLM, seed: int = 0) -> dict[str, np.ndarray]:
-    return {name: leaf(name, shape, seed) for name, shape in leaf_names.canonical_shapes(shapes(model)).items()}
+    wanted = leaf_names.canonical_shapes(shapes(model))
+    return {name: leaf(name, shape, seed, model.cfg.decoder.zero_centred_norms) for name, shape in wanted.items()}
 
 
 def stacked(model: MLLM, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

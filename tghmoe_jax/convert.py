@@ -24,7 +24,8 @@ from tghmoe_jax.weights import storage
 # What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
 _COPIED = (
     *tokenizer.FILES, "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
-    "preprocessor_config.json", "generation_config.json",  # how pictures are cut, and how text is sampled
+    "chat_template.json", "preprocessor_config.json", "processor_config.json",  # how pictures are cut
+    "generation_config.json",  # how text is sampled
 )  # fmt: skip
 
 

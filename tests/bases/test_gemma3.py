@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer, Gemma3ImageProcessor, Gemma3Processor
 
-from tests.bases import gemma_fixtures
+from tests.bases import family_fixtures
 from tghmoe_jax.bases import gemma3
 from tghmoe_jax.bases.base import describe, load_base, load_config, tokenizer_of
 from tghmoe_jax.errors import UserError
@@ -55,7 +55,7 @@ def changed(**parts) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return gemma_fixtures.write_base(tmp_path_factory.mktemp("gemma3"))
+    return family_fixtures.write_gemma3(tmp_path_factory.mktemp("gemma3"))
 
 
 def test_the_full_4b_has_its_published_number_of_tensors_and_parameters():
@@ -128,7 +128,7 @@ def test_what_cannot_be_computed_is_named_in_one_sentence(tmp_path, config, name
 
 
 def test_a_tokeniser_of_another_model_is_refused(folder, tmp_path):
-    gemma_fixtures.write_base(tmp_path)
+    family_fixtures.write_gemma3(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"boi_token_index": 7}))
     with pytest.raises(UserError, match="<start_of_image> the id .* where config.json says 7"):

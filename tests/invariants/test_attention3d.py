@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.bases.family_fixtures import FAMILIES, WRITERS
+from tghmoe_jax.bases.base import describe, load_base
 
 DENSE = {"layers": ()}
 DEPTHS = [1, 2]
@@ -58,12 +60,13 @@ def test_one_slice_gives_the_2d_features_wherever_it_lies(depth):
         tiny.close(found, expected)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny.base(tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module", params=["phi3_v", *WRITERS])
+def base(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    return load_base(WRITERS[request.param](folder)) if request.param in WRITERS else tiny.base(folder)
 
 
-def end_to_end(base, depth, visual_tokens):
+def end_to_end(base, depth):
     """Logits of the 2D path and of the whole stage-1 model on one slice."""
     sizes = base.config["vision_config"]
     batch = tiny.batch(slices=1, size=sizes["image_size"], vocab=base.config["vocab_size"])
@@ -74,17 +77,19 @@ def end_to_end(base, depth, visual_tokens):
     ):
         params = tiny.adapted(model, base.params)
         output = tiny.forward(model, params, batch | {"depth_index": np.full((2, 1), 7)})
-        assert output.encoded.tokens.shape[1] == model.cfg.visual_tokens(1) == visual_tokens
+        assert output.encoded.tokens.shape[1] == model.cfg.visual_tokens(1)
         assert np.all(output.encoded.mask)
         found.append(np.asarray(output.logits))
-    return found
+    return *found, output.encoded.tokens.shape[1]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_logits_of_one_slice_equal_those_of_the_2d_base(base, depth):
     """I3 end to end, on the imported base: 3D attention, rotation, pooling and upcycled experts change nothing."""
-    side = base.config["vision_config"]["image_size"] // base.config["vision_config"]["patch_size"] // 2
-    flat, volume = end_to_end(base, depth, visual_tokens=2 * side * (side + 1) + 1)
+    facts = describe(base.config)
+    side = facts.tower.grid // facts.projector.merge
+    flat, volume, tokens = end_to_end(base, depth)
+    assert tokens == (2 * side * (side + 1) + 1 if facts.projector.separators == "newlines" else side**2)
     assert np.std(flat) > 0.1
     tiny.close(volume, flat, atol=1e-4 * max(1, np.abs(flat).max()))
 
@@ -106,7 +111,8 @@ def test_logits_of_one_slice_at_phi3vs_grid_use_its_313_tokens(tmp_path):
     """I3 end to end at Phi-3-V's 24 x 24 grid: 2 x 156 + 1 = 313 visual tokens, the 2D path's logits."""
     sizes = tiny.CONFIG["vision_config"] | {"image_size": 48, "patch_size": 2}
     base = tiny.base(tmp_path, tiny.CONFIG | {"vision_config": sizes})
-    flat, volume = end_to_end(base, depth=1, visual_tokens=313)
+    flat, volume, tokens = end_to_end(base, depth=1)
+    assert tokens == 313
     tiny.close(volume, flat)
 
 
@@ -158,9 +164,10 @@ def losses_of(stats):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_content_and_amount_of_padding_change_nothing(depth):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_content_and_amount_of_padding_change_nothing(family, depth):
     """I7: tokens of valid slabs, router losses and logits; row 1 ends inside a slab where slabs are deeper."""
-    model = tiny.model(patch_depth=depth, depth_pool=depth)
+    model = tiny.model(FAMILIES[family], patch_depth=depth, depth_pool=depth)
     params = tiny.params(model)
     batch = tiny.batch(slices=4 * depth, real=[4 * depth, 2 * depth + 1])
     output = tiny.forward(model, params, batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.bases.family_fixtures import FAMILIES
 from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import load_base, save_base
 from tghmoe_jax.models.router import TokenRouting
@@ -225,21 +226,25 @@ def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
     assert all(np.asarray(again[n]).tobytes() == np.asarray(base.params[n]).tobytes() for n in again)
 
 
-def stage_1(topology="nested"):
+def stage_1(topology="nested", base=tiny.CONFIG):
     if topology == "stacked":
         return tiny.model(tgh={"topology": topology, "task_layers": (3,), "layers": (2,)})
-    return tiny.uniform({"topology": topology})
+    return tiny.uniform({"topology": topology}, base=base)
 
 
-def stage_2(topology="nested", **tgh):
-    model = stage_1(topology)
+def stage_2(topology="nested", base=tiny.CONFIG, **tgh):
+    model = stage_1(topology, base)
     return model.clone(cfg=model.cfg.with_tgh(groups=2, **tgh))
 
 
-@pytest.mark.parametrize("topology", ["nested", "stacked", "parallel"])
-def test_stage2_at_init_equals_stage1_for_every_task(topology):
+@pytest.mark.parametrize(
+    ("topology", "family"),
+    [("nested", "phi3_v"), ("stacked", "phi3_v"), ("parallel", "phi3_v"), ("nested", "gemma3"),
+     ("nested", "siglip_qwen2")],
+)  # fmt: skip
+def test_stage2_at_init_equals_stage1_for_every_task(topology, family):
     """I13: whatever the experts of stage 1 have become, and whatever the group."""
-    first, second = stage_1(topology), stage_2(topology)
+    first, second = (stage(topology, FAMILIES[family]) for stage in (stage_1, stage_2))
     leaves, batch = tiny.canonical(first), tiny.batch()
     params = tiny.adapted(second, leaves, adapt.NEW_FROM_STAGE1)
     expected = tiny.features(first, tiny.params(first), batch)

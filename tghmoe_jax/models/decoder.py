@@ -214,8 +214,10 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 (..., V)."""
         if self.cfg.decoder.tied:
-            return (hidden @ self.embed.embedding.astype(hidden.dtype).T).astype(jnp.float32)
-        return over_batch(self.lm_head(hidden).astype(jnp.float32))
+            logits = hidden @ self.embed.embedding.astype(hidden.dtype).T
+        else:
+            logits = self.lm_head(hidden)
+        return over_batch(logits.astype(jnp.float32))
 
     def __call__(
         self, x: jax.Array, valid: jax.Array, planned_length: int, cache: Cache | None = None,

@@ -23,7 +23,8 @@ from tghmoe_jax.ops.choices import BACKENDS
 from tghmoe_jax.ops.platform import batch_axes, platform
 
 _PLAIN_BYTES = 16 << 20  # scores of this size still live in the last-level cache of a small CPU
-_BLOCK_BYTES = 3 << 20  # of the scores of a block: they stay in the caches of its core
+_BLOCK_BYTES = 3 << 20  # of the scores of a block: they stay in the caches of a CPU's core
+_DEVICE_BLOCK_BYTES = 256 << 20  # on an accelerator, which a loop over small blocks would leave idle
 _CAUSAL_PARTS = 8  # into which blocks of queries are put by the keys that they meet; each is compiled
 _MASKED = -1e30  # finite: a row without any valid key gives a uniform average, never NaN
 SPLASH_LEAST = 256  # shorter sequences would be mostly padding
@@ -156,12 +157,13 @@ def _blocked(q, k, v, mask: Mask, block: int):
         k, v = k[:, :, :queries], v[:, :, :queries]
     keys = k.shape[2]
     a_query = 4 * groups * keys
-    block = min(queries, block or max(64, _BLOCK_BYTES // a_query))
+    most_bytes = _BLOCK_BYTES if platform() == "cpu" else _DEVICE_BLOCK_BYTES
+    block = min(queries, block or max(64, most_bytes // a_query))
     # No block lies across units, each of which meets the same keys: of a window, whole slices.
     unit = mask.slice_tokens * max(1, block // mask.slice_tokens) if mask.slice_tokens else queries
     units, split = -(-queries // unit), -(-unit // block)
     block = -(-unit // split)
-    most = max(1, _BLOCK_BYTES // (a_query * block))
+    most = max(1, most_bytes // (a_query * block))
     together = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)  # heads of one sample
 
     def in_blocks(x):  # (B, V, ...) -> (B * V / together, 1, together, ...)
