@@ -113,6 +113,21 @@ def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
     assert json.loads((unbroken / "card.json").read_text())["volumes"] == {"train": 6, "validation": 3, "test": 3}
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", " "])
+def test_texts_with_other_line_separators_are_checked_prepared_and_read(tmp_path, separator, capsys):
+    """A report pasted from a web page (U+2028, U+2029), or with an ellipsis read as Latin-1 (U+0085)."""
+    report = f"Findings: no effusion{separator}and nothing else. Impression: normal."
+    np.save(tmp_path / "0.npy", np.random.default_rng(0).random((1, 8, 32, 32), np.float32))
+    line = {"volume": "0.npy", "question": "", "answer": report, "task": "report", "split": "train"}
+    file = dataset_fixtures.write_lines(tmp_path / "manifest.jsonl", [line])
+    assert prepare.main(["--check", str(file)]) == 0
+    assert prepare.main(arguments(tmp_path, tmp_path / "set", "--workers=1")) == 0
+    (item,) = prepared.PreparedSet(tmp_path / "set", 8, 24).items
+    assert item.answer == report
+    capsys.readouterr()
+    assert prepare.main(arguments(tmp_path, tmp_path / "set")) == 0 and "is prepared already" in capsys.readouterr().out
+
+
 def test_no_case_is_named_in_the_set(unbroken):
     assert not [name for name, content in contents(unbroken).items() if b"patient " in content]
 

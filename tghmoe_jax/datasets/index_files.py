@@ -78,7 +78,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 text, blank lines left out."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(_bounded_lines(file, path), 1):
             if line.strip():
                 yield number, line.rstrip("\r\n")

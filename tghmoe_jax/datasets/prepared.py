@@ -62,9 +62,12 @@ def table(rows: Iterable[Iterable[Any]]) -> bytes:
 
 
 def read_lines(file: epath.Path) -> list[dict[str, Any]]:
-    """The objects of a file that this project wrote. UserError where it is absent or damaged."""
+    """The objects of a file that this project wrote. UserError where it is absent or damaged.
+
+    Lines end at `\\n` alone: a text may hold other separators, such as U+2028.
+    """
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is missing or damaged ({type(error).__name__}); prepare the set again.") from error
 
