@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -105,7 +106,7 @@ def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
         assert np.array_equal(slices, wanted.slices) and np.array_equal(mask, wanted.slice_mask)
     assert {path.name for path in unbroken.iterdir()} == {
         ".lock", "card.json", "card.md", "durations.json", "items.jsonl", "leaks.csv", "prepare.json", "rejected.csv",
-        "volumes",
+        "volumes", "warnings.csv",
     }  # fmt: skip
     assert len(list((unbroken / "volumes").glob("*.array_record"))) == 3
     (bad,) = rows(unbroken / "rejected.csv")
@@ -126,6 +127,34 @@ def test_texts_with_other_line_separators_are_checked_prepared_and_read(tmp_path
     assert item.answer == report
     capsys.readouterr()
     assert prepare.main(arguments(tmp_path, tmp_path / "set")) == 0 and "is prepared already" in capsys.readouterr().out
+
+
+def test_what_a_reader_warns_of_is_kept(tmp_path):
+    """In the provenance of the volume, in warnings.csv and as counts of the card."""
+    inverted = ct.dicom_slices(tmp_path / "inverted", dataset_fixtures.body(1))
+    for one in inverted:
+        one.PhotometricInterpretation = "MONOCHROME1"
+    ct.save(inverted)
+    ct.write_nifti(tmp_path / "plain.nii", dataset_fixtures.body(2))
+    affine = ct.affine_of(ct.axes_of())
+    moved = nib.Nifti1Image(dataset_fixtures.body(3), affine)
+    moved.set_sform(affine, code=1)
+    affine[2, 3] += 20
+    moved.set_qform(affine, code=1)
+    moved.to_filename(tmp_path / "moved.nii")
+    line = {"question": "Which side?", "answer": "left", "split": "train"}
+    keys = ("inverted", "plain.nii", "moved.nii")
+    dataset_fixtures.write_lines(tmp_path / "manifest.jsonl", [line | {"volume": key} for key in keys])
+    assert prepare.main(arguments(tmp_path, tmp_path / "set", "--workers=1")) == 0
+    warned = {key: list(read_volume(tmp_path / key).warnings) for key in keys}
+    assert [len(warned[key]) for key in keys] == [1, 0, 1]
+    stored = prepared.PreparedSet(tmp_path / "set").rows
+    assert {key: stored[key]["warnings"] for key in keys} == warned
+    listed = [(row["volume"], row["warning"]) for row in rows(tmp_path / "set" / "warnings.csv")]
+    assert listed == [(key, one) for key in keys for one in warned[key]]
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["with_warnings"] == 2 and card["warnings"] == {"geometry": 1, "photometric": 1}
+    assert "- warnings: geometry 1, photometric 1" in (tmp_path / "set" / "card.md").read_text()
 
 
 def test_no_case_is_named_in_the_set(unbroken):

@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{folder}: {sum(card['volumes'].values())} volumes, {card['rejected']} rejected, "
-        f"{sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv and leaks.csv there"
+        f"{folder}: {sum(card['volumes'].values())} volumes ({card.get('with_warnings', 0)} with warnings), "
+        f"{card['rejected']} rejected, {sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv, "
+        "warnings.csv and leaks.csv there"
     )
     return 0
 

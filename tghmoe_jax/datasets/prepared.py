@@ -4,7 +4,8 @@
     items.jsonl       one request a line        volumes/00000.array_record   SHARD volumes, one a record
     card.json, .md    counts and ranges         volumes/00000.jsonl          their index and provenance, and what was
     rejected.csv      what was left out                                      rejected among them, one a line
-    leaks.csv         what two splits share     volumes/00000.npy            their signatures (see `leaks`)
+    warnings.csv      what readers warned of    volumes/00000.npy            their signatures (see `leaks`)
+    leaks.csv         what two splits share
     durations.json    the only file that differs between two preparations of one set
 
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.

@@ -227,7 +227,7 @@ def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes)
         "sha256": hashlib.sha256(record).hexdigest(), "source_sha256": source_digest(root, key, volume),
         "source_shape": list(volume.array.shape), "source_spacing_mm": volume.spacing_mm,
         "spacing_mm": grid.spacing_mm, "orientation": volume.orientation, "window": volume.window,
-        "hu_range": grid.hu_range, "history": grid.history,
+        "hu_range": grid.hu_range, "history": grid.history, "warnings": volume.warnings,
         "versions": {"tghmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in READERS},
     }  # fmt: skip
 
@@ -300,7 +300,7 @@ class _Progress:
 
 
 def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: Callable[[str], None]) -> dict:
-    """Writes items, rejections, leaks and the card, the card last: with it the set is finished."""
+    """Writes items, rejections, warnings, leaks and the card, the card last: with it the set is finished."""
     rows, signatures = {}, {}
     bad = [(one.where, one.reason) for one in dataset.rejected]
     for shard in range(parameters["shards"]):
@@ -311,7 +311,9 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
         if good:
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
+    doubts = [(key, warning) for key, row in rows.items() for warning in row.get("warnings", ())]
     write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
+    write_atomic(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
@@ -319,7 +321,7 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
     say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
     write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
-    result = card.card(dataset.name, parameters, items, rows, len(bad), Counter(leak.kind for leak in leaked))
+    result = card.card(dataset.name, parameters, items, rows, len(bad), doubts, Counter(leak.kind for leak in leaked))
     write_atomic(folder / "card.md", card.markdown(result).encode())
     write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return result
