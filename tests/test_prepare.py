@@ -129,6 +129,27 @@ def test_texts_with_other_line_separators_are_checked_prepared_and_read(tmp_path
     assert prepare.main(arguments(tmp_path, tmp_path / "set")) == 0 and "is prepared already" in capsys.readouterr().out
 
 
+def test_equal_numbers_in_the_two_archives_of_m3d_are_two_patients(tmp_path):
+    """000007 of ct_case is trained on, 000007 of ct_quizze tested; two volumes of one case are still a leak."""
+    splits = {"train": ["ct_case/000007", "ct_case/000008"], "test": ["ct_quizze/000007", "ct_case/000008"]}
+    rng = np.random.default_rng(0)
+    index = {}
+    for split, cases in splits.items():
+        for case in cases:
+            folder = tmp_path / "M3D_Cap_npy" / case
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{split}.npy", rng.random((1, 8, 32, 32), np.float32))
+            (folder / "text.txt").write_text(f"study_findings: Seen in {case}.")
+            place = f"M3D_Cap_npy/{case}"
+            index.setdefault(split, []).append({"image": f"{place}/{split}.npy", "text": f"{place}/text.txt"})
+    dataset_fixtures.write_json(tmp_path / "M3D_Cap_npy" / "M3D_Cap.json", index)
+    config = tiny_run.ROOT / "configs" / "data_m3d.py"
+    flags = arguments(tmp_path, tmp_path / "set", "--workers=1")[1:]
+    assert prepare.main([f"--config={config}", *flags]) == 0
+    found = [(row["kind"], row["key_a"], row["key_b"]) for row in rows(tmp_path / "set" / "leaks.csv")]
+    assert found == [("case", "M3D_Cap_npy/ct_case/000008/train.npy", "M3D_Cap_npy/ct_case/000008/test.npy")]
+
+
 def test_what_a_reader_warns_of_is_kept(tmp_path):
     """In the provenance of the volume, in warnings.csv and as counts of the card."""
     inverted = ct.dicom_slices(tmp_path / "inverted", dataset_fixtures.body(1))

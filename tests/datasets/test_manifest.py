@@ -43,6 +43,17 @@ def test_a_good_manifest_has_no_problem_and_opens(tmp_path):
     assert table[1:] == [["train", "2", "2", "2", "2", "2"], ["validation", *"11111"], ["test", *"11111"]]
 
 
+def test_null_is_left_out(tmp_path):
+    """As tables that are exported to JSON lines write an empty cell; an unknown key is reported all the same."""
+    keys = ("choices", "task", "type", "case", "split", "indication")
+    assert not problems(tmp_path, line(1, case=None))
+    (plain,) = check_manifest(tmp_path / "m.jsonl", tmp_path).items
+    assert not problems(tmp_path, {**line(1), **dict.fromkeys(keys)})
+    assert check_manifest(tmp_path / "m.jsonl", tmp_path).items == (plain,)
+    found = problems(tmp_path, {**line(1), "answer": None, "patient": None})
+    assert [reason for _, reason in found][1:] == ["the key answer is missing."] and "'patient'" in found[0][1]
+
+
 @pytest.mark.parametrize(
     "bad, reason",
     [

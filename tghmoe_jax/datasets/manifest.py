@@ -1,9 +1,9 @@
 """The project's own manifest: a user's scans and texts as JSON lines (docs/own-data.md).
 
 One object a line: `volume` (path below the root), `question`, `answer`, and optionally `choices`, `task`, `type`,
-`case`, `split`, `indication`. It is strict: whatever is wrong is reported by line, and nothing is guessed or repaired.
-Problems never quote a value, which may be a patient's. `folder#series=2` is one series of a DICOM folder or DICOMDIR
-that holds several, counted as the readers list them.
+`case`, `split`, `indication`; a value of null is left out. It is strict: whatever is wrong is reported by line, and
+nothing is guessed or repaired. Problems never quote a value, which may be a patient's. `folder#series=2` is one series
+of a DICOM folder or DICOMDIR that holds several, counted as the readers list them.
 """
 
 import collections
@@ -133,7 +133,8 @@ def _object(text: str) -> dict[str, Any] | str:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in found}) != len(found):
             raise KeyError
-        return dict(found)
+        known = (*REQUIRED, *OPTIONAL)
+        return {key: value for key, value in found if value is not None or key not in known}
 
     try:
         row = json.loads(text, object_pairs_hook=pairs)

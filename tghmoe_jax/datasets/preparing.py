@@ -235,13 +235,14 @@ def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes)
 def source_digest(root: Path, key: str, volume: Volume) -> str:
     """sha256 of the file, or of the files of the folder, that a key names; of the canonical voxels where it names none.
 
-    What follows a `#` names a part of a scan.
+    Dot files are left out: a Mac leaves them beside the scan. What follows a `#` names a part of a scan.
     """
     for name in (key, key.partition("#")[0]):
         path = inside(root, name)
         if path.exists():
             digest = hashlib.sha256()
-            for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            for file in sorted(files) if path.is_dir() else [path]:
                 digest.update(file.relative_to(path).as_posix().encode())
                 with open(file, "rb") as content:
                     while block := content.read(2**20):
