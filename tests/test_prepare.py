@@ -1,12 +1,10 @@
 """The whole command `python -m tghmoe_jax.prepare`: what it leaves, what it refuses, and that a kill costs nothing."""
 
-import csv
 import json
 import random
 import re
 import signal
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,68 +15,19 @@ import pytest
 
 from tests import tiny_run
 from tests.datasets import dataset_fixtures
+from tests.prepare_runs import KILLED_AT_FILE, SHARD, VOLUMES, arguments, contents, rows, started, write_scans
 from tests.scans import ct_fixtures as ct
 from tghmoe_jax import prepare
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.slices import prepare_slices
 
-VOLUMES, SHARD = 13, 5
 KILLS = 20
-SMALL_SHARDS = f"from tghmoe_jax.datasets import prepared; prepared.SHARD = {SHARD}\n"
-# What the killed process does to itself: it is gone before or after a file gets its name.
-KILLED_AT_FILE = """
-import itertools, os, signal
-replace, count = os.replace, itertools.count(1)
-def dying(*names):
-    number = next(count)
-    if number == {at} and {before}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-    if number == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = dying
-"""
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> Path:
-    """A manifest of VOLUMES volumes of which one is not a volume."""
-    root = tmp_path_factory.mktemp("scans")
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(VOLUMES):
-        if i != 4:
-            np.save(root / f"{i}.npy", rng.random((1, 8, 32, 32), np.float32))
-        split = ("train", "train", "validation", "test")[i % 4]
-        rows.append({"volume": f"{i}.npy", "case": f"patient {i}", "split": split, "question": "Which side?"})
-        rows[-1] |= {"answer": "left", "choices": ["left", "right"]}
-    (root / "4.npy").write_bytes(b"no array")
-    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-def arguments(scans: Path, to: Path, *more: str) -> list[str]:
-    config = tiny_run.ROOT / "configs" / "data_manifest.py"
-    return [
-        f"--config={config}", f"--config.data.root={scans}", "--config.data.slices=8", "--config.data.size=24",
-        f"--to={to}", *more,
-    ]  # fmt: skip
-
-
-def started(scans: Path, to: Path, *more: str, code: str = "") -> subprocess.Popen:
-    """The command in a process of its own, with small shards; `code` is run before."""
-    program = f"{SMALL_SHARDS}{code}\nimport sys\nfrom tghmoe_jax.prepare import main\nsys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments(scans, to, *more)], cwd=tiny_run.ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a set but the one that says how long it took."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name != "durations.json"}
+    return write_scans(tmp_path_factory.mktemp("scans"))
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +39,6 @@ def unbroken(scans, tmp_path_factory) -> Path:
     assert process.returncode == 0, err
     assert "13 of 13 volumes, 1 rejected" in out
     return folder
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with open(file, encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):

@@ -11,13 +11,15 @@
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,22 @@ OPEN_READERS = 256  # below the usual limit of open files
 
 def write_atomic(file: Path, content: bytes) -> None:
     """Writes a whole file or nothing, whenever the process or the machine stops."""
+    with _renamed(file) as part:
+        part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _renamed(file: Path) -> Iterator[Path]:
+    """A file to be written, which gets its name when it is whole; on a full disk it is taken away again."""
     part = file.with_name(file.name + ".part")
-    with open(part, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(part, file)
+    try:
+        yield part
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -80,15 +92,17 @@ def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
 def write_shard(
     folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
 ) -> None:
-    """Writes a shard whole: its index comes last, so that an index means a whole shard."""
+    """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk."""
     if records:
-        file = shard_file(folder, shard, ".array_record")
-        part = file.with_name(file.name + ".part")
-        writer = ArrayRecordWriter(str(part), WRITE)
-        for record in records:
-            writer.write(record)
-        writer.close()
-        os.replace(part, file)
+        with _renamed(shard_file(folder, shard, ".array_record")) as part:
+            try:
+                writer = ArrayRecordWriter(str(part), WRITE)
+                for record in records:
+                    writer.write(record)
+                writer.close()
+            except RuntimeError as error:  # "write() failed: No space left on device; writing ..."
+                reason = re.search(r"failed: ([^;]+)", str(error))
+                raise OSError(0, reason[1] if reason else "a shard failed") from error
         packed = io.BytesIO()
         np.save(packed, signatures, allow_pickle=False)
         write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())
