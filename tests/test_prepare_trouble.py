@@ -1,20 +1,23 @@
 """`python -m tghmoe_jax.prepare` under trouble: one sentence, and the same command goes on to the very same files."""
 
 import errno
+import json
 import os
 import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.prepare_runs import KILLED_AT_FILE, SHARD, arguments, contents, started, write_scans
+from tests.prepare_runs import KILLED_AT_FILE, SHARD, arguments, contents, rows, started, write_scans
 from tghmoe_jax import prepare
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
 
 FULL = "run the command again: what is prepared stays.\n"
+NO_ROOM = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, {resource.RLIM_INFINITY}))"
 # A terminal sends Ctrl-C to every process of a command; workers may still be on their way up.
 CTRL_C = """
 import concurrent.futures, os, signal
@@ -113,13 +116,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_is_written(scans, fi
 
 def test_a_disk_that_is_full_while_a_shard_is_packed(scans, finished, tmp_path):
     """By the writer of shards itself: a volume takes 6 kB, a shard of five 20 kB."""
-    limit = (12_000, resource.RLIM_INFINITY)
-    code, err = ended(
-        scans,
-        tmp_path / "set",
-        "--workers=2",
-        code=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, {limit})",
-    )
+    code, err = ended(scans, tmp_path / "set", "--workers=1", code=NO_ROOM)
     assert code == 2 and err == f"error: {tmp_path / 'set'} cannot be written (File too large); fix that and {FULL}"
     assert not list((tmp_path / "set" / "volumes").iterdir())
     finished(tmp_path / "set")
@@ -133,6 +130,31 @@ def test_ctrl_c_is_one_sentence_and_costs_nothing(scans, finished, tmp_path, pla
     assert code == 130
     assert err == "stopped: what is prepared stays, and the same command goes on with the rest.\n"
     finished(tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_two_hundred_volumes_with_five_bad_ones_two_kills_and_a_full_disk(tmp_path):
+    """The set is byte for byte the one of an unbroken run, and lists the five bad ones and no other."""
+    raw, folder = tmp_path / "raw", tmp_path / "set"
+    raw.mkdir()
+    bad = (3, 57, 58, 119, 199)
+    write_scans(raw, 200, bad)
+    values = np.random.default_rng(1).random((1, 8, 32, 32), np.float32)
+    np.save(raw / "58.npy", values)
+    (raw / "58.npy").write_bytes((raw / "58.npy").read_bytes()[:5000])  # cut short
+    (raw / "57.npy").unlink()  # absent
+    np.save(raw / "119.npy", np.where(values > 0.99, np.nan, values))
+    np.save(raw / "199.npy", np.full_like(values, 0.5))  # blank
+    assert ended(raw, tmp_path / "unbroken", "--workers=1") == (0, "")
+    for workers, at in ((1, 100), (2, 30)):
+        code, _ = ended(raw, folder, f"--workers={workers}", code=KILLED_AT_FILE.format(at=at, before=True))
+        assert code == -signal.SIGKILL
+    code, err = ended(raw, folder, "--workers=2", code=NO_ROOM)
+    assert code == 2 and "cannot be written (File too large)" in err and err.count("\n") == 1
+    assert ended(raw, folder, "--workers=2") == (0, "")
+    assert contents(folder) == contents(tmp_path / "unbroken")
+    assert [row["where"] for row in rows(folder / "rejected.csv")] == [f"{number}.npy" for number in bad]
+    assert json.loads((folder / "durations.json").read_text())["volumes_of_this_run"] < 95
 
 
 def _out_of_memory(key: str):
