@@ -18,6 +18,7 @@ from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
+SEPARATORS = "\u2028\u2029\u0085"
 TEXT = "--config.data.text_length=200"
 
 
@@ -38,7 +39,7 @@ def predictions(run: Path, kind: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def own(tiny_folder) -> dict[str, str]:
-    """A prepared manifest of ten volumes in three splits."""
+    """A prepared manifest of ten volumes in three splits; its reports hold what some programs take for line ends."""
     root = tiny_folder / "own_raw"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -48,8 +49,8 @@ def own(tiny_folder) -> dict[str, str]:
         line = {"volume": f"{i}.npy", "case": f"{i}", "split": ("train", "train", "train", "validation", "test")[i % 5]}
         rows.append(line | {"question": "Which side?", "answer": "left", "choices": ["left", "right"]})
         rows.append(line | {"question": "Is it large?", "answer": "yes"})
-        rows.append(line | {"question": "", "answer": f"A finding of {i} mm.", "task": "report"})
-    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows.append(line | {"question": "", "answer": f"A finding{SEPARATORS[i % 3]}of {i} mm.", "task": "report"})
+    dataset_fixtures.write_lines(root / "manifest.jsonl", rows)
     to = tiny_folder / "own"
     sizes = [f"--config.data.slices={tiny_run.SLICES}", f"--config.data.size={tiny_run.SIZE}", "--workers=1"]
     config = f"--config={tiny_run.ROOT / 'configs' / 'data_manifest.py'}"
@@ -99,7 +100,7 @@ def test_own_scans_are_trained_on_and_asked_their_own_test_questions_once(finetu
     assert [len(rows) for rows in (closed, opened, reports)] == [2, 2, 2]
     assert [row["Volume"] for row in closed] == ["0", "1"] and {row["Question"] for row in opened} == {"Is it large?"}
     assert {row["Question"] for row in reports} == {"Write a report for this CT."}
-    assert [row["Ground Truth"] for row in reports] == ["A finding of 4 mm.", "A finding of 9 mm."]
+    assert [row["Ground Truth"] for row in reports] == ["A finding\u2029of 4 mm.", "A finding\u2028of 9 mm."]
     scores = tiny_run.metrics(finetuned)
     assert scores["closed/accuracy"] is not None and scores["control/shuffled_closed_accuracy"] is not None
     for key in ("report/finding_f1", "control/section_shuffled_closed_accuracy", "router/task_accuracy_unseen_wording"):
@@ -124,8 +125,8 @@ def test_a_run_on_files_is_gone_on_with_and_scored_again(tiny_folder, finetuned)
 
 
 def test_a_set_without_a_test_item_is_refused_before_it_is_trained_on(tiny_folder, own):
-    lines = (tiny_folder / "own_raw" / "manifest.jsonl").read_text().splitlines(True)
-    (tiny_folder / "own_raw" / "train.jsonl").write_text("".join(line for line in lines if '"train"' in line))
+    lines = (tiny_folder / "own_raw" / "manifest.jsonl").read_text().split("\n")
+    (tiny_folder / "own_raw" / "train.jsonl").write_text("".join(f"{line}\n" for line in lines if '"train"' in line))
     data = flags({"name": "manifest", "root": str(tiny_folder / "own_raw"), "manifest": "train.jsonl"})
     done = tiny_run.command(tiny_folder, "stage1.py", "untested", *tiny_run.options(tiny_folder), *data, TEXT)
     assert done.returncode == 2 and "train with --config.eval.every=0" in done.stderr

@@ -1,83 +1,33 @@
 """The whole command `python -m tghmoe_jax.prepare`: what it leaves, what it refuses, and that a kill costs nothing."""
 
-import csv
 import json
 import random
 import re
 import signal
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
 from tests import tiny_run
 from tests.datasets import dataset_fixtures
+from tests.prepare_runs import KILLED_AT_FILE, SHARD, VOLUMES, arguments, contents, rows, started, write_scans
 from tests.scans import ct_fixtures as ct
 from tghmoe_jax import prepare
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.slices import prepare_slices
 
-VOLUMES, SHARD = 13, 5
 KILLS = 20
-SMALL_SHARDS = f"from tghmoe_jax.datasets import prepared; prepared.SHARD = {SHARD}\n"
-# What the killed process does to itself: it is gone before or after a file gets its name.
-KILLED_AT_FILE = """
-import itertools, os, signal
-replace, count = os.replace, itertools.count(1)
-def dying(*names):
-    number = next(count)
-    if number == {at} and {before}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-    if number == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = dying
-"""
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> Path:
-    """A manifest of VOLUMES volumes of which one is not a volume."""
-    root = tmp_path_factory.mktemp("scans")
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(VOLUMES):
-        if i != 4:
-            np.save(root / f"{i}.npy", rng.random((1, 8, 32, 32), np.float32))
-        split = ("train", "train", "validation", "test")[i % 4]
-        rows.append({"volume": f"{i}.npy", "case": f"patient {i}", "split": split, "question": "Which side?"})
-        rows[-1] |= {"answer": "left", "choices": ["left", "right"]}
-    (root / "4.npy").write_bytes(b"no array")
-    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-def arguments(scans: Path, to: Path, *more: str) -> list[str]:
-    config = tiny_run.ROOT / "configs" / "data_manifest.py"
-    return [
-        f"--config={config}", f"--config.data.root={scans}", "--config.data.slices=8", "--config.data.size=24",
-        f"--to={to}", *more,
-    ]  # fmt: skip
-
-
-def started(scans: Path, to: Path, *more: str, code: str = "") -> subprocess.Popen:
-    """The command in a process of its own, with small shards; `code` is run before."""
-    program = f"{SMALL_SHARDS}{code}\nimport sys\nfrom tghmoe_jax.prepare import main\nsys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments(scans, to, *more)], cwd=tiny_run.ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a set but the one that says how long it took."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name != "durations.json"}
+    return write_scans(tmp_path_factory.mktemp("scans"))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +41,6 @@ def unbroken(scans, tmp_path_factory) -> Path:
     return folder
 
 
-def rows(file: Path) -> list[dict[str, str]]:
-    with open(file, encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
     found = prepared.PreparedSet(unbroken, 8, 24)
     assert list(found.rows) == [f"{i}.npy" for i in range(VOLUMES) if i != 4]
@@ -105,12 +50,76 @@ def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
         assert np.array_equal(slices, wanted.slices) and np.array_equal(mask, wanted.slice_mask)
     assert {path.name for path in unbroken.iterdir()} == {
         ".lock", "card.json", "card.md", "durations.json", "items.jsonl", "leaks.csv", "prepare.json", "rejected.csv",
-        "volumes",
+        "volumes", "warnings.csv",
     }  # fmt: skip
     assert len(list((unbroken / "volumes").glob("*.array_record"))) == 3
     (bad,) = rows(unbroken / "rejected.csv")
     assert bad["where"] == "4.npy" and bad["reason"].endswith(".") and str(scans) not in bad["reason"]
     assert json.loads((unbroken / "card.json").read_text())["volumes"] == {"train": 6, "validation": 3, "test": 3}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", " "])
+def test_texts_with_other_line_separators_are_checked_prepared_and_read(tmp_path, separator, capsys):
+    """A report pasted from a web page (U+2028, U+2029), or with an ellipsis read as Latin-1 (U+0085)."""
+    report = f"Findings: no effusion{separator}and nothing else. Impression: normal."
+    np.save(tmp_path / "0.npy", np.random.default_rng(0).random((1, 8, 32, 32), np.float32))
+    line = {"volume": "0.npy", "question": "", "answer": report, "task": "report", "split": "train"}
+    file = dataset_fixtures.write_lines(tmp_path / "manifest.jsonl", [line])
+    assert prepare.main(["--check", str(file)]) == 0
+    assert prepare.main(arguments(tmp_path, tmp_path / "set", "--workers=1")) == 0
+    (item,) = prepared.PreparedSet(tmp_path / "set", 8, 24).items
+    assert item.answer == report
+    capsys.readouterr()
+    assert prepare.main(arguments(tmp_path, tmp_path / "set")) == 0 and "is prepared already" in capsys.readouterr().out
+
+
+def test_equal_numbers_in_the_two_archives_of_m3d_are_two_patients(tmp_path):
+    """000007 of ct_case is trained on, 000007 of ct_quizze tested; two volumes of one case are still a leak."""
+    splits = {"train": ["ct_case/000007", "ct_case/000008"], "test": ["ct_quizze/000007", "ct_case/000008"]}
+    rng = np.random.default_rng(0)
+    index = {}
+    for split, cases in splits.items():
+        for case in cases:
+            folder = tmp_path / "M3D_Cap_npy" / case
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{split}.npy", rng.random((1, 8, 32, 32), np.float32))
+            (folder / "text.txt").write_text(f"study_findings: Seen in {case}.")
+            place = f"M3D_Cap_npy/{case}"
+            index.setdefault(split, []).append({"image": f"{place}/{split}.npy", "text": f"{place}/text.txt"})
+    dataset_fixtures.write_json(tmp_path / "M3D_Cap_npy" / "M3D_Cap.json", index)
+    config = tiny_run.ROOT / "configs" / "data_m3d.py"
+    flags = arguments(tmp_path, tmp_path / "set", "--workers=1")[1:]
+    assert prepare.main([f"--config={config}", *flags]) == 0
+    found = [(row["kind"], row["key_a"], row["key_b"]) for row in rows(tmp_path / "set" / "leaks.csv")]
+    assert found == [("case", "M3D_Cap_npy/ct_case/000008/train.npy", "M3D_Cap_npy/ct_case/000008/test.npy")]
+
+
+def test_what_a_reader_warns_of_is_kept(tmp_path):
+    """In the provenance of the volume, in warnings.csv and as counts of the card."""
+    inverted = ct.dicom_slices(tmp_path / "inverted", dataset_fixtures.body(1))
+    for one in inverted:
+        one.PhotometricInterpretation = "MONOCHROME1"
+    ct.save(inverted)
+    ct.write_nifti(tmp_path / "plain.nii", dataset_fixtures.body(2))
+    affine = ct.affine_of(ct.axes_of())
+    moved = nib.Nifti1Image(dataset_fixtures.body(3), affine)
+    moved.set_sform(affine, code=1)
+    affine[2, 3] += 20
+    moved.set_qform(affine, code=1)
+    moved.to_filename(tmp_path / "moved.nii")
+    line = {"question": "Which side?", "answer": "left", "split": "train"}
+    keys = ("inverted", "plain.nii", "moved.nii")
+    dataset_fixtures.write_lines(tmp_path / "manifest.jsonl", [line | {"volume": key} for key in keys])
+    assert prepare.main(arguments(tmp_path, tmp_path / "set", "--workers=1")) == 0
+    warned = {key: list(read_volume(tmp_path / key).warnings) for key in keys}
+    assert [len(warned[key]) for key in keys] == [1, 0, 1]
+    stored = prepared.PreparedSet(tmp_path / "set").rows
+    assert {key: stored[key]["warnings"] for key in keys} == warned
+    listed = [(row["volume"], row["warning"]) for row in rows(tmp_path / "set" / "warnings.csv")]
+    assert listed == [(key, one) for key in keys for one in warned[key]]
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["with_warnings"] == 2 and card["warnings"] == {"geometry": 1, "photometric": 1}
+    assert "- warnings: geometry 1, photometric 1" in (tmp_path / "set" / "card.md").read_text()
 
 
 def test_no_case_is_named_in_the_set(unbroken):

@@ -3,9 +3,9 @@
     python -m tghmoe_jax.prepare --config configs/data_m3d.py --config.data.root=DIR [--workers N] [--to DIR]
     python -m tghmoe_jax.prepare --check manifest.jsonl [--root DIR]      is a manifest ready to be prepared?
 
-The result (default runs/data/<name>-<slices>x<size>) is what `--config.data.root` of a training names. A killed run is
-resumed by the same command. Exit codes: 0 done, 2 an error that the user can fix (one sentence on stderr; --debug adds
-the traceback).
+The result (default runs/data/<name>-<slices>x<size>) is what `--config.data.root` of a training names. A run that was
+killed or stopped is resumed by the same command. Exit codes: 0 done, 2 an error that the user can fix (one sentence on
+stderr; --debug adds the traceback), 130 stopped by Ctrl-C.
 """
 
 import os
@@ -52,9 +52,13 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: what is prepared stays, and the same command goes on with the rest.", file=sys.stderr)
+        return 130
     print(
-        f"{folder}: {sum(card['volumes'].values())} volumes, {card['rejected']} rejected, "
-        f"{sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv and leaks.csv there"
+        f"{folder}: {sum(card['volumes'].values())} volumes ({card.get('with_warnings', 0)} with warnings), "
+        f"{card['rejected']} rejected, {sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv, "
+        "warnings.csv and leaks.csv there"
     )
     return 0
 

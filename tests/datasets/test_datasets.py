@@ -43,8 +43,13 @@ def test_m3d_rows_are_asked_closed_and_open_with_the_choice_na_as_text(tmp_path)
     assert kinds(dataset, "test") == {"report": 2, "open": 18, "closed": 18}
     plane = next(item for item in dataset.items if item.type == "plane" and item.choices)
     assert plane.choices == ("Sagittal", "Axial", "Coronal", "NA") and plane.asked().target == "B. Axial"
-    assert {item.case for item in dataset.items} == {"000006", "000007", "000011", "012518"}
-    report = next(item for item in dataset.items if item.task == "report" and item.case == "012518")
+    assert {item.case for item in dataset.items} == {
+        "ct_case/000006",
+        "ct_quizze/000007",
+        "ct_case/000011",
+        "ct_quizze/012518",
+    }
+    report = next(item for item in dataset.items if item.task == "report" and item.case.endswith("012518"))
     assert report.answer == "A small nodule in case 012518." and report.question == ""
 
 
@@ -59,7 +64,7 @@ def test_m3d_volume_of_the_published_shape_reads_bit_for_bit(tmp_path):
 def test_m3d_test_set_is_chosen_and_yes_no_questions_are_read_when_named(tmp_path):
     data = fixtures.write_m3d(tmp_path)
     hard = open_dataset(data | {"manifest": "M3D_Cap_npy/M3D_Cap.json#hard_test"})
-    assert [item.case for item in hard.items if item.split == "test"] == ["012518"]
+    assert [item.case for item in hard.items if item.split == "test"] == ["ct_quizze/012518"]
     more = open_dataset(data | {"manifest": "M3D-VQA/M3D_VQA_yn_train.csv, M3D-VQA/M3D_VQA_test5k.csv"})
     assert kinds(more, "train") == {"open": 2} and kinds(more, "test") == {"open": 5, "closed": 5}
     assert [item.answer for item in more.items][:2] == ["Yes", "No."]
@@ -133,6 +138,17 @@ def test_ct_rate_labels_are_asked_as_often_with_yes_as_with_no(tmp_path):
     assert not any("effusion present" in question for _, question in answers)  # it is always there
 
 
+def test_a_column_without_a_name_is_no_finding(tmp_path):
+    """Row numbers as pandas writes them, and as it names them when it reads and writes them again."""
+    data = fixtures.write_ct_rate(tmp_path)
+    before = open_dataset(data)
+    for table in (tmp_path / "dataset" / "multi_abnormality_labels").iterdir():
+        head, *rows = table.read_text().splitlines()
+        numbered = [f",{head},Unnamed: 0,"] + [f"{i},{row},{i % 2},{i % 2}" for i, row in enumerate(rows)]
+        table.write_text("\n".join(numbered))
+    assert open_dataset(data).items == before.items
+
+
 def test_ct_rate_slope_and_intercept_are_not_applied_again(tmp_path):
     dataset = open_dataset(fixtures.write_ct_rate(tmp_path))
     key = "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz"
@@ -162,6 +178,23 @@ def test_ct_rate_is_found_from_either_root_and_without_the_fixed_folders(tmp_pat
     dataset = open_dataset({"name": "ct_rate", "root": str(tmp_path / folder), "manifest": ""})
     for key in {item.volume for item in dataset.items}:
         dataset.read(key)
+
+
+@pytest.mark.parametrize("name", ["ct_rate", "m3d"])
+def test_a_set_in_the_cache_of_the_hub_is_read(tmp_path, name):
+    """Every file there is a link into `blobs`, which lies beside the folder of the snapshot."""
+    plain = open_dataset(getattr(fixtures, f"write_{name}")(tmp_path / "plain"))
+    cache = tmp_path / "hub" / "datasets--owner--name"
+    (cache / "blobs").mkdir(parents=True)
+    for number, file in enumerate(p for p in (tmp_path / "plain").rglob("*") if p.is_file()):
+        link = cache / "snapshots" / "0a1b" / file.relative_to(tmp_path / "plain")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (cache / "blobs" / f"{number:040x}").write_bytes(file.read_bytes())
+        link.symlink_to(cache / "blobs" / f"{number:040x}")
+    found = open_dataset({"name": name, "root": str(cache / "snapshots" / "0a1b"), "manifest": ""})
+    assert found.items == plain.items and found.rejected == plain.rejected
+    for key in {item.volume for item in found.items}:
+        np.testing.assert_array_equal(found.read(key).array, plain.read(key).array)
 
 
 def test_ct_rate_reports_of_the_vqa_file_are_used_where_no_table_has_them(tmp_path):

@@ -9,8 +9,10 @@ import pytest
 
 from tests.datasets import dataset_fixtures as fixtures
 from tests.scans.ct_fixtures import ORIGIN, REAL, axes_of, needs_real, turned, write_dicom, write_nifti
-from tghmoe_jax.datasets.labelmap import LEAST_ML, PLANES, part_of, split_key, spoken
+from tghmoe_jax.datasets.labelmap import LEAST_ML, spoken
 from tghmoe_jax.datasets.masks import read_labels, read_mask
+from tghmoe_jax.datasets.parts import PLANES, part_of, split_key
+from tghmoe_jax.datasets.preparing import source_digest
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.volume import Volume
@@ -154,7 +156,67 @@ def test_a_dicom_series_takes_a_nifti_mask(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["dots", "upper"])
+def test_names_that_disks_and_programs_leave_change_nothing(tmp_path, kind):
+    data = fixtures.write_labelmap(tmp_path, 4)
+    before = open_dataset(data)
+    key = before.items[0].volume
+    digest = source_digest(tmp_path, key.partition("/")[0], before.read(key))
+    for file in list(tmp_path.glob("*/segmentations/*")):
+        if kind == "upper":
+            file.rename(file.with_name(file.name.replace(".nii.gz", ".NII.GZ")))
+        else:
+            file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(400))
+    if kind == "dots":
+        (tmp_path / ".Trashes" / "segmentations").mkdir(parents=True)
+        assert source_digest(tmp_path, key.partition("/")[0], before.read(key)) == digest
+    after = open_dataset(data)
+    assert after.items == before.items and after.rejected == ()
+
+
+def test_the_published_split_is_used_and_a_case_without_one_is_left_out(tmp_path):
+    data = fixtures.write_labelmap(tmp_path, 6)
+    table = tmp_path / "meta.csv"
+    splits = {"s0000": "train", "s0001": "val", "s0002": "test", "s0003": "train", "s0004": ""}
+    rows = [f"{case};61;m;{split};CT" for case, split in splits.items()]
+    table.write_text("\n".join(["\ufeffimage_id;age;gender;split;manufacturer", *rows]), encoding="utf-8")
+    dataset = open_dataset(data)
+    said = {"train": "train", "val": "validation", "test": "test"}
+    assert {item.case: item.split for item in dataset.items} == {c: said[s] for c, s in splits.items() if s}
+    assert [one.where for one in dataset.rejected] == ["s0004", "s0005"]
+    assert all(one.reason == "meta.csv states no split (train, val or test) for it." for one in dataset.rejected)
+    table.write_text(table.read_text(encoding="utf-8").replace(";", ","), encoding="utf-8")
+    assert open_dataset(data).items == dataset.items
+    table.write_text("name,diagnosis\ns0000,none\n")
+    dataset = open_dataset(data)
+    assert [one.where for one in dataset.rejected] == ["meta.csv"] and "it is not read" in dataset.rejected[0].reason
+    table.unlink()
+    assert open_dataset(data).items == dataset.items
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("layout", ["folder", "map"])
+def test_a_scan_without_any_label_is_not_annotated(tmp_path, layout):
+    """An organ is absent where others are labelled; where none is, nobody looked."""
+    data = (fixtures.write_labelmap if layout == "folder" else fixtures.write_labelmap_index)(tmp_path, 3)
+    files = (tmp_path / "s0001" / "segmentations").iterdir() if layout == "folder" else [tmp_path / "mask1.nii.gz"]
+    for file in list(files):
+        write_nifti(file, np.zeros((24, 40, 44), np.uint8), AXES)
+    dataset = open_dataset(data)
+    (left,) = dataset.rejected
+    assert left.where == ("s0001/ct.nii.gz" if layout == "folder" else "scan1.nii.gz")
+    assert "the scan is not annotated" in left.reason
+    assert dataset.items and not any(item.volume.startswith(left.where[:5]) for item in dataset.items)
+
+
+def test_two_masks_of_one_structure_are_refused(tmp_path):
+    data = fixtures.write_labelmap(tmp_path, 2)
+    masks = tmp_path / "s0001" / "segmentations"
+    (masks / "liver.nii").write_bytes((masks / "liver.nii.gz").read_bytes())
+    (left,) = open_dataset(data).rejected
+    assert "two masks of one structure" in left.reason
 
 
 @pytest.mark.parametrize(
@@ -214,11 +276,48 @@ def test_a_bad_table_of_names_is_refused(tmp_path, table, reason):
         ("b.json", '{"liver": 1, "spleen": 2, "background": 0}'),
         ("c.csv", "value,name\n1,liver\n2,spleen\n0,background\n"),
         ("d.csv", "name,color,label\nliver,red,1\nspleen,blue,2\n"),
+        ("dataset.json", '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}}'),
+        ("old.json", '{"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "spleen"}}'),
+        ("slicer.ctbl", "# Color table file\n0 none 0 0 0 0\n1 liver 221 130 101 255\n2 spleen 157 108 162 255\n"),
+        ("slicer.txt", "1 liver 221 130 101 255\r\n2 spleen 157 108 162 255\r\n"),
+        (
+            "snap.txt",
+            '#####\n# IDX -R- -G- -B- -A-- VIS MSH LABEL\n    0     0    0    0        0  0  0    "Clear Label"\n'
+            '    1   255    0    0        1  1  1    "liver"\n    2     0  255    0      0.5  1  1    "spleen"\n',
+        ),
     ],
 )
 def test_tables_of_names_are_read_either_way_round(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_labels(tmp_path / name) == {1: "liver", 2: "spleen"}
+
+
+def test_sides_of_label_names_are_seen_however_they_are_written(tmp_path):
+    (tmp_path / "snap.txt").write_text('1 255 0 0 1 1 1 "Left kidney"\n2 0 255 0 1 1 1 "kidney Right"\n')
+    names = read_labels(tmp_path / "snap.txt")
+    assert names == {1: "left_kidney", 2: "kidney_right"}
+    assert [spoken(name) for name in names.values()] == ["left kidney", "right kidney"]
+
+
+@pytest.mark.parametrize(
+    "name, text, reason",
+    [
+        (
+            "dataset.json",
+            '{"labels": {"background": 0, "whole": [1, 2], "core": 2}}',
+            "names regions of several labels",
+        ),
+        ("dataset.json", '{"labels": {"background": 0, "liver": 1, "ignore": 2}}', "a label to ignore"),
+        ("names.ctbl", "# table\n1 liver 221\n", "line 2 is not one of a label table of 3D Slicer or ITK-SNAP"),
+        ("names.txt", "liver\n", "line 1 is not one of a label table"),
+        ("names.txt", "# only this\n", "or none at all"),
+    ],
+)
+def test_a_label_table_that_is_not_read_is_named(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_labels(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ def test_a_good_manifest_has_no_problem_and_opens(tmp_path):
     assert table[1:] == [["train", "2", "2", "2", "2", "2"], ["validation", *"11111"], ["test", *"11111"]]
 
 
+def test_null_is_left_out(tmp_path):
+    """As tables that are exported to JSON lines write an empty cell; an unknown key is reported all the same."""
+    keys = ("choices", "task", "type", "case", "split", "indication")
+    assert not problems(tmp_path, line(1, case=None))
+    (plain,) = check_manifest(tmp_path / "m.jsonl", tmp_path).items
+    assert not problems(tmp_path, {**line(1), **dict.fromkeys(keys)})
+    assert check_manifest(tmp_path / "m.jsonl", tmp_path).items == (plain,)
+    found = problems(tmp_path, {**line(1), "answer": None, "patient": None})
+    assert [reason for _, reason in found][1:] == ["the key answer is missing."] and "'patient'" in found[0][1]
+
+
 @pytest.mark.parametrize(
     "bad, reason",
     [
@@ -61,10 +72,10 @@ def test_a_good_manifest_has_no_problem_and_opens(tmp_path):
         (line(1, question="a\x00b"), "control characters"),
         (json.dumps(line(1, answer="\ud800")), "control characters"),
         (line(1, indication=["cough"]), "the indication is not text"),
-        (line(1, task="caption"), "neither report nor vqa"),
+        (line(1, task="caption"), "not one of report, vqa"),
         (line(1, split="dev"), "the split is not one of train"),
         (line(1, split=["train"]), "the split is not one of train"),
-        (line(1, task={}), "neither report nor vqa"),
+        (line(1, task={}), "not one of report, vqa"),
         (line(1, case=7), "the case is not text"),
         (line(1, type="t" * 201), "more than 200 characters"),
         (line(1, choices=["No"]), "not a list of 2 to 4"),
@@ -73,7 +84,7 @@ def test_a_good_manifest_has_no_problem_and_opens(tmp_path):
         (line(1, choices=["No", 1]), "the choice is not text"),
         (line(1, choices=["No", "No"]), "a choice occurs twice"),
         (line(1, choices=["no", "yes"]), "the answer is not one of the choices"),
-        (line(1, choices=["No", "Yes"], task="report"), "a report has no choices"),
+        (line(1, choices=["No", "Yes"], task="report"), "the task report has no choices"),
         (line(1, volume="scans/9.nii.gz"), "does not exist below the root"),
         (line(1, volume="/scans/1.nii.gz"), "its path is absolute"),
         (line(1, volume="scans\\..\\..\\1.nii.gz"), "its path climbs out"),

@@ -104,6 +104,15 @@ def test_a_table_that_does_not_fit_is_one_sentence(tables, text, said, capsys):
     assert said in err and err.count("\n") == 1
 
 
+def test_a_column_without_a_name_is_no_label(tables):
+    before = labels.score(*tables)
+    for table in tables:
+        head, *body = table.read_text().splitlines()
+        named = [f"{head.replace(',', ',,', 1)},Unnamed: 0"]
+        table.write_text("\n".join(named + [f"{row.replace(',', f',{i % 2},', 1)},1" for i, row in enumerate(body)]))
+    assert labels.score(*tables) == before
+
+
 def test_both_tables_are_needed(tables, capsys):
     for argv in (["score"], ["score", "--pred-labels", str(tables[0])], ["score", "x.csv", "--true-labels", "y.csv"]):
         assert evaluate.main(argv) == 2

@@ -1,6 +1,7 @@
 """A third task is one `Task` and one line that registers it: data, batches, scores, files and pages follow."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tests.evaluation.test_html_report import Source as Slices
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.bases.phi3v import CHAT
+from tghmoe_jax.datasets.file_source import FileSource
+from tghmoe_jax.datasets.manifest import check_manifest
 from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.evaluation import comparison, files, html_report, outputs, protocols, provenance
@@ -74,6 +77,30 @@ def test_a_third_task_is_drawn_into_batches():
     batch = next(pipeline.train_iterator(Source(), Tokenizer.from_folder(EMBEDDED, CHAT), spec, seed=0, steps=1))
     assert np.array_equal(batch["task"], [[0, 2, 0, 2]])
     assert batch["loss_mask"].any(axis=-1).all()
+
+
+def test_a_third_task_is_read_from_files(tmp_path):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).random((1, 8, 32, 32), np.float32))
+    line = {"task": "triage", "answer": "urgent", "split": "train"}
+    lines = [line | {"volume": f"{n}.npy", "question": ("", "Is it urgent?")[n % 2]} for n in range(4)]
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    report = check_manifest(path)
+    assert report.problems == () and report.text().splitlines()[0].split()[-1] == "triage"
+    data = {"name": "manifest", "root": str(tmp_path), "manifest": str(path), "slices": 8, "size": 32}
+    source = FileSource(data | {"channels": "windows3"}, "train")
+    assert source.counts("triage") == (4,) and source.counts("report") == source.counts("open") == (0,)
+    rng = np.random.default_rng(0)
+    asked = [source.item("triage", n, rng)[1] for n in range(2)]
+    assert [(one.task, one.kind, one.question) for one in asked] == [
+        ("triage", "triage", TRIAGE.request), ("triage", "triage", "Is it urgent?"),
+    ]  # fmt: skip
+    spec = pipeline.BatchSpec(4, 1, 1, 128, (("triage", 1),), tuple(tasks.TASKS))
+    batch = next(pipeline.train_iterator(source, Tokenizer.from_folder(EMBEDDED, CHAT), spec, seed=0, steps=1))
+    assert np.array_equal(batch["task"], [[2, 2, 2, 2]])
+    path.write_text(json.dumps(lines[1] | {"choices": ["urgent", "routine"]}) + "\n")
+    assert [one.reason for one in check_manifest(path).problems] == ["the task triage has no choices."]
 
 
 def test_a_third_task_is_scored_written_read_compared_and_shown(tmp_path):

@@ -61,6 +61,23 @@ def test_links_within_the_root_and_a_linked_root_are_followed(tmp_path):
     assert inside(tmp_path / "root", "b/scan.nii") == tmp_path / "root" / "b" / "scan.nii"
 
 
+def test_the_links_of_a_hub_cache_are_followed_into_that_cache_alone(tmp_path):
+    for name in ("datasets--one", "datasets--other"):
+        (tmp_path / name / "blobs").mkdir(parents=True)
+        (tmp_path / name / "blobs" / "hash").write_bytes(b"")
+    folder = tmp_path / "datasets--one" / "snapshots" / "commit" / "a"
+    folder.mkdir(parents=True)
+    (folder / "scan.nii").symlink_to("../../../blobs/hash")
+    (folder / "other.nii").symlink_to("../../../../datasets--other/blobs/hash")
+    assert inside(folder.parent, "a/scan.nii") == folder / "scan.nii" and inside(folder, "scan.nii").is_file()
+    with pytest.raises(UserError, match="through a link"):
+        inside(folder, "other.nii")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "scan.nii").symlink_to(folder / "scan.nii")
+    with pytest.raises(UserError, match="through a link"):
+        inside(tmp_path / "plain", "scan.nii")
+
+
 def test_a_circle_of_links_is_an_error(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

@@ -11,9 +11,12 @@ from tghmoe_jax.datasets.items import SPLITS, Item
 
 def card(
     name: str, parameters: Mapping[str, Any], items: Sequence[Item], rows: Mapping[str, Mapping], rejected: int,
-    leaked: Mapping[str, int],
+    doubts: Sequence[tuple[str, str]], leaked: Mapping[str, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """Counts by split, ranges over volumes. `rows` are the index rows of `prepared`; lengths in mm, HU of the grid."""
+    """Counts by split, ranges over volumes. `rows` are the index rows of `prepared`; lengths in mm, HU of the grid.
+
+    `doubts` are (volume, warning) of the readers; the word before the colon of a warning is its kind.
+    """
     spacing = np.array([row["source_spacing_mm"] for row in rows.values() if row["source_spacing_mm"]])
     hu = np.array([row["hu_range"] for row in rows.values() if row["hu_range"]])
 
@@ -29,6 +32,8 @@ def card(
         "items": {split: dict(Counter(i.kind for i in items if i.split == split)) for split in SPLITS},
         "types": dict(sorted(Counter(i.type for i in items).items())),
         "rejected": rejected,
+        "with_warnings": len({volume for volume, _ in doubts}),
+        "warnings": dict(sorted(Counter(warning.partition(":")[0] for _, warning in doubts).items())),
         "leaks": dict(leaked),
         "unit": counted("unit"),
         "orientation": counted("orientation"),
@@ -55,7 +60,8 @@ def markdown(card: Mapping[str, Any]) -> str:
     text = [
         f"# Data card: {card['name']}", "",
         f"Volumes of at most {card['slices']} slices of {card['size']} x {card['size']} pixels. {card['rejected']} "
-        "items or volumes were left out (rejected.csv); what splits share is in leaks.csv; how long it took in "
+        f"items or volumes were left out (rejected.csv), {card['with_warnings']} volumes were read with a warning "
+        "(warnings.csv); what splits share is in leaks.csv; how long it took in "
         "durations.json. Not for clinical use.", "",
         "| split | volumes | cases | items |", "|---|---|---|---|",
         *(
@@ -71,7 +77,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     named |= {f"words, {kind}": one for kind, one in card["words_an_answer"].items()}
     text += [f"| {name} | {one['min']:g} | {one['median']:g} | {one['max']:g} |" for name, one in named.items()]
     text += [""]
-    for name in ("unit", "orientation", "window", "types", "leaks"):
+    for name in ("unit", "orientation", "window", "warnings", "types", "leaks"):
         listed = ", ".join(f"{key} {count}" for key, count in card[name].items()) or "none"
         text.append(f"- {name}: {listed}")
     return "\n".join([*text, f"- volumes without spacing: {card['without_spacing']}", ""])

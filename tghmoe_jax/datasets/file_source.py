@@ -22,12 +22,12 @@ from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.prompts import REPORT_REQUESTS
 from tghmoe_jax.samples.questions import Kind, Question
+from tghmoe_jax.samples.tasks import TASKS, kinds_of_items
 from tghmoe_jax.scans.scan import low_high
 from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
 
 TEST_REQUEST = REPORT_REQUESTS[0]  # one wording for every report that is scored
-KINDS: tuple[Kind, ...] = ("report", "open", "closed")
 _KEPT = 16  # grids kept: an evaluation asks about one volume many times
 
 
@@ -62,7 +62,7 @@ class FileSource:
         self.volumes: list[tuple[int, str]] = []  # (data set, key)
         self._cases: list[int] = []
         cases: dict[tuple[int, str], int] = {}
-        items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in KINDS}
+        items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in kinds_of_items()}
         for number, (given, _, rows, gone) in enumerate(parts):
             index: dict[str, int] = {}
             for item in given:
@@ -100,7 +100,7 @@ class FileSource:
         volume, item = self._items[kind][index]
         training = self.split == "train"
         request = REPORT_REQUESTS[rng.integers(len(REPORT_REQUESTS))] if training else TEST_REQUEST
-        return volume, item.asked(request)
+        return volume, item.asked(request if item.task == "report" else TASKS[item.task].request)
 
     def case(self, index: int) -> int:
         """Cases are numbered, so that no name of a patient reaches a table."""
@@ -113,8 +113,8 @@ class FileSource:
     def digest(self) -> str:
         """sha256 of this split's items and of the stored voxels of its volumes; of a raw set, of its items alone."""
         result = hashlib.sha256()
-        for kind in KINDS:
-            result.update(prepared.lines(prepared.item_row(item) for _, item in self._items[kind]))
+        for listed in self._items.values():
+            result.update(prepared.lines(prepared.item_row(item) for _, item in listed))
         result.update("".join(row["sha256"] for row in self.rows).encode())
         return result.hexdigest()
 

@@ -25,6 +25,7 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test", "test5k": "test",
 }  # fmt: skip
 NUMBERED_TYPES = dict(zip("12345", TYPES, strict=True))  # question types as M3D numbers them
+NAMELESS = re.compile(r"\s*(?:Unnamed: \d+)?\s*")  # what pandas calls its row numbers when it reads them back
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -78,7 +79,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 text, blank lines left out."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(_bounded_lines(file, path), 1):
             if line.strip():
                 yield number, line.rstrip("\r\n")
@@ -92,27 +93,30 @@ def read_list(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     return ((f"{path.name}[{number}]", entry) for number, entry in enumerate(entries))
 
 
-def read_csv(path: Path, columns: Sequence[str], rejected: list[Rejected]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_csv(
+    path: Path, columns: Sequence[str], rejected: list[Rejected], delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(`file:line`, row) of a CSV that has at least `columns`; a row of another length goes to `rejected`.
 
-    Text is text: an empty field and `NA` stay what they are. UserError for a header without the columns and for what
-    is not a CSV in UTF-8.
+    Text is text: an empty field and `NA` stay what they are. A column without a name, such as the row numbers that
+    pandas writes, is left out. UserError for a header without the columns and for what is not a CSV in UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(_bounded_lines(file, path), strict=True)
+            reader = csv.reader(_bounded_lines(file, path), delimiter=delimiter, strict=True)
             header = next(reader, None)
             if header is None:
                 raise UserError(f"{path} is an empty file: download or export it again.")
             missing = [column for column in columns if column not in header]
-            if missing or len(set(header)) != len(header):
+            named = [i for i, column in enumerate(header) if not NAMELESS.fullmatch(column)]
+            if missing or len({header[i] for i in named}) != len(named):
                 what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
                 what = what if missing else "names a column twice"
                 raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
             where = f"{path.name}:{reader.line_num + 1}"  # a quoted text may span lines: a row is named by its first
             for fields in reader:
                 if len(fields) == len(header):
-                    yield where, dict(zip(header, fields, strict=True))
+                    yield where, {header[i]: fields[i] for i in named}
                 elif fields:
                     reason = f"the row has {len(fields)} fields where the header names {len(header)}."
                     rejected.append(Rejected(where, reason))

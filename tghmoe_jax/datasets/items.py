@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tghmoe_jax.samples.questions import Question
+from tghmoe_jax.samples.tasks import kind_of
 from tghmoe_jax.scans.volume import Volume
 
 SPLITS = ("train", "validation", "test")
@@ -17,13 +18,13 @@ class Item:
     `volume` is the key of the volume: its path below the data set's root with forward slashes, and for a part of a
     scan a fragment that the data set itself understands. `case` is the patient or study: items of one case are never
     in two splits unless the data set was published so. `type` is one of `samples.TYPES` where it fits, else
-    the data set's own word. An empty `question` of the task `report` asks for a request of the project's own wording.
+    the data set's own word. An empty `question` asks for a request of the project's own wording.
     """
 
     volume: str
     split: str
     case: str
-    task: str  # report | vqa
+    task: str  # one of `samples.tasks`
     type: str
     question: str
     answer: str
@@ -31,8 +32,8 @@ class Item:
 
     @property
     def kind(self) -> str:
-        """`report`, `closed` (it has choices) or `open`: the kinds of `samples.Question`."""
-        return "report" if self.task == "report" else "closed" if self.choices else "open"
+        """One of the kinds of its task: `report`, `closed` (it has choices) or `open`."""
+        return kind_of(self.task, bool(self.choices))
 
     def asked(self, question: str = "") -> Question:
         """The request as the pipeline sees it; `question` is used where the item has none of its own."""

@@ -1,8 +1,9 @@
 """Questions and structured reports from any CT with a segmentation mask and a table of label names.
 
-Layouts: a folder of cases `<case>/ct.nii.gz` with `<case>/segmentations/*.nii.gz` (TotalSegmentator), or an index (JSON
-list or CSV) of `volume`, `mask`, `labels` and optionally `case`, `split`, `parts`. `parts` asks for that many crops and
-re-slicings of a scan beside the whole, so that few scans can give a score; one scan is one volume otherwise.
+Layouts: a folder of cases `<case>/ct.nii.gz` with `<case>/segmentations/*.nii.gz` (TotalSegmentator, split as its
+`meta.csv` says), or an index (JSON list or CSV) of `volume`, `mask`, `labels` and optionally `case`, `split`, `parts`.
+`parts` asks for that many crops and re-slicings of a scan beside the whole, so that few scans can give a score; one
+scan is one volume otherwise.
 
 Every question is asked as often with each of its answers within a split, question text by question text. What anatomy
 fixes (the liver lies right of the spleen) therefore is not asked: the text alone never gives the answer.
@@ -24,15 +25,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.index_files import Gathered, index_file, read_csv, read_list, split_of_case
+from tghmoe_jax.datasets.index_files import (
+    SPLIT_WORDS,
+    Gathered,
+    index_file,
+    read_csv,
+    read_lines,
+    read_list,
+    split_of_case,
+)
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item
 from tghmoe_jax.datasets.masks import LabelMap, read_mask
+from tghmoe_jax.datasets.parts import PLANES, Part, draw_parts, part_of, split_key
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume, check_canonical_shape
 
-PLANES = ("axial", "coronal", "sagittal")
+SPLIT_TABLE = "meta.csv"
 COLUMNS = ("volume", "mask", "labels")
 MAX_PARTS = 1000
 READERS = 8  # masks read at a time
@@ -44,75 +54,6 @@ APART_MM = 10.0  # distance of centres that are called above, below, left or rig
 NAMED_IN_REPORT = 12
 _SIDE = re.compile(r"(?:^|_)(left|right)(?=_|$)")
 _MIDDLE = re.compile(r"vertebra|spin|sternum|sacrum")
-_FRAGMENT = re.compile(r"#((?:[zyx]=\d{1,5}:\d{1,5}|plane=[a-z]+)(?:;(?:[zyx]=\d{1,5}:\d{1,5}|plane=[a-z]+))*)$")
-
-
-# ---------------------------------------------------------------------------------------------------------- parts
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A box of a scan in canonical voxels, (first, end) of z, y, x, and the plane its slices are cut in."""
-
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    plane: str = "axial"
-
-    def key(self, volume: str) -> str:
-        """`scan.nii.gz#z=10:40;y=0:90;x=5:80;plane=coronal`."""
-        ranges = ";".join(f"{axis}={low}:{high}" for axis, (low, high) in zip("zyx", self.box, strict=True))
-        return f"{volume}#{ranges};plane={self.plane}"
-
-
-def split_key(key: str) -> tuple[str, str]:
-    """The path of a key and its fragment, empty for a whole scan."""
-    found = _FRAGMENT.search(key)
-    return (key[: found.start()], found[1]) if found else (key, "")
-
-
-def part_of(volume: Volume, fragment: str, name: str) -> Volume:
-    """A part of a volume, its voxels unchanged. An axis that the fragment leaves out stays whole.
-
-    Coronal slices run toward Posterior with rows toward Inferior and columns toward Left; sagittal ones toward Left
-    with rows toward Inferior and columns toward Posterior. UserError for a box that does not lie in the volume.
-    """
-    said = dict(field.split("=") for field in fragment.split(";"))
-    plane = said.pop("plane", "axial")
-    if plane not in PLANES:
-        raise UserError(f"{name} asks for the plane {plane}: use one of {', '.join(PLANES)}.")
-    box = []
-    for axis, size in zip("zyx", volume.array.shape, strict=True):
-        low, high = (int(value) for value in said[axis].split(":")) if axis in said else (0, size)
-        if not 0 <= low < high <= size:
-            raise UserError(f"{name} asks for {axis}={low}:{high} of {size} voxels: name a range inside the scan.")
-        box.append(slice(low, high))
-    array, spacing = volume.array[tuple(box)], volume.spacing_mm
-    if plane != "axial":
-        order = (1, 0, 2) if plane == "coronal" else (2, 0, 1)
-        array = array.transpose(order)[:, ::-1]
-        spacing = spacing and tuple(spacing[axis] for axis in order)
-    check_canonical_shape(array.shape, name)
-    note = "part " + ", ".join(f"{axis} {s.start}:{s.stop}" for axis, s in zip("zyx", box, strict=True))
-    return dataclasses.replace(
-        volume,
-        array=np.ascontiguousarray(array),
-        spacing_mm=spacing,
-        orientation=volume.orientation if plane == "axial" else f"{plane} slices of {volume.orientation}",
-        history=(*volume.history, f"{note}, {plane} slices"),
-    )
-
-
-def draw_parts(shape: Sequence[int], count: int, seed: str) -> list[Part]:
-    """`count` parts drawn by `seed`, a third of each plane: four to ten tenths of each axis, 16 voxels at least."""
-    rng = np.random.default_rng(list(hashlib.sha256(seed.encode()).digest()[:8]))
-    parts = []
-    for number in range(count):
-        box = []
-        for size in shape:
-            length = int(rng.integers(min(size, max(16, round(0.4 * size))), size + 1))
-            low = int(rng.integers(0, size - length + 1))
-            box.append((low, low + length))
-        parts.append(Part(tuple(box), PLANES[number % 3]))
-    return parts
 
 
 # -------------------------------------------------------------------------------------------------------- opening
@@ -136,7 +77,7 @@ def open_labelmap(root: Path, manifest: str = "") -> Dataset:
     `manifest` names an index; empty: the TotalSegmentator layout. A scan whose mask cannot be used goes to `rejected`.
     """
     gathered = Gathered("labelmap", root)
-    scans = list(_listed(gathered, index_file(root, manifest)) if manifest else _folders(root))
+    scans = list(_listed(gathered, index_file(root, manifest)) if manifest else _folders(gathered))
     reports: list[Item] = []
     asked: list[Item] = []
     # Threads: reading masks is unpacking, for which Python leaves the interpreter lock.
@@ -157,6 +98,8 @@ def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item]] | UserError
     try:
         paths = (inside(root, scan.volume), inside(root, scan.mask), scan.labels and inside(root, scan.labels))
         mask = read_mask(*paths)
+        if not mask.array.any():
+            raise UserError(f"{scan.mask} is empty in every structure: the scan is not annotated, leave it out.")
         check_canonical_shape(mask.array.shape, str(paths[1]))
         _check_sides(mask, scan.mask)
     except UserError as error:
@@ -201,15 +144,36 @@ def balanced(items: Sequence[Item]) -> list[Item]:
     return [item for _, item in sorted(kept, key=lambda one: one[0])]
 
 
-def _folders(root: Path) -> Iterator[_Scan]:
-    cases = sorted(path.name for path in root.iterdir() if (path / "segmentations").is_dir())
+def _folders(gathered: Gathered) -> Iterator[_Scan]:
+    root = gathered.root
+    found = sorted(path.name for path in root.iterdir() if (path / "segmentations").is_dir())
+    cases = [name for name in found if not name.startswith(".")]
     if not cases:
         raise UserError(
             f"{root} holds no <case>/ct.nii.gz with <case>/segmentations: name that folder, or an index of volume, "
             "mask and labels with --config.data.manifest."
         )
+    published = _published_splits(gathered)
     for case in cases:
-        yield _Scan(f"{case}/ct.nii.gz", f"{case}/segmentations", None, case, split_of_case(case), 0)
+        split = split_of_case(case) if published is None else published.get(case)
+        if split:
+            yield _Scan(f"{case}/ct.nii.gz", f"{case}/segmentations", None, case, split, 0)
+        else:
+            gathered.add(case, f"{SPLIT_TABLE} states no split (train, val or test) for it.")
+
+
+def _published_splits(gathered: Gathered) -> dict[str, str] | None:
+    """The splits that TotalSegmentator's meta.csv states; None where it is absent, or is another table."""
+    path = gathered.root / SPLIT_TABLE
+    if not path.is_file():
+        return None
+    try:
+        delimiter = ";" if ";" in next(read_lines(path), (0, ""))[1] else ","
+        rows = list(read_csv(path, ("image_id", "split"), gathered.rejected, delimiter))
+    except UserError:
+        gathered.add(SPLIT_TABLE, "it is not read, for it names no image_id and split: a hash of the case splits.")
+        return None
+    return {row["image_id"].strip(): SPLIT_WORDS.get(row["split"].strip().lower(), "") for _, row in rows}
 
 
 def _listed(gathered: Gathered, path: Path) -> Iterator[_Scan]:

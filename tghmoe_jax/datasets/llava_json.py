@@ -22,6 +22,7 @@ from tghmoe_jax.datasets.index_files import (
     text_fault,
 )
 from tghmoe_jax.datasets.items import Dataset, Item
+from tghmoe_jax.datasets.m3d import m3d_case
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import LETTERS
 from tghmoe_jax.scans.paths import inside
@@ -73,7 +74,7 @@ def _items(entry: Any, split: str | None, report: bool, gathered: Gathered) -> I
             yield turn
             continue
         question, answer, kind = turn
-        kind = str(entry.get("question_type", kind)).strip().lower()
+        kind = str(entry.get("question_type") or kind).strip().lower()
         if report or kind in REPORT_WORDS:
             yield Item(volume, split or split_of_case(case), case, "report", "report", "", answer)
             continue
@@ -101,10 +102,9 @@ def volume_of(entry: Mapping[str, Any]) -> str | None:
 
 def case_of(volume: str) -> str:
     """The case in a path of M3D (six-digit folder) or CT-RATE (patient), else the path without its suffix."""
-    path = PurePosixPath(volume)
-    if re.fullmatch(r"\d{6}", path.parent.name):
-        return path.parent.name
-    found = _CT_RATE.match(path.name)
+    if found := m3d_case(volume):
+        return found
+    found = _CT_RATE.match(PurePosixPath(volume).name)
     return found[1] if found else re.sub(r"\.(nii|nii\.gz|npy|npz|dcm)$", "", volume)
 
 

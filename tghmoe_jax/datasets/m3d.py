@@ -33,6 +33,7 @@ from tghmoe_jax.scans.volume import Volume
 CHOICES = tuple(f"Choice {letter}" for letter in LETTERS)
 COLUMNS = ("Image Path", "Text", "Question Type", "Question", *CHOICES, "Answer", "Answer Choice")
 YES_NO_COLUMNS = ("Image Path", "Question", "Answer")
+ARCHIVES = ("ct_case", "ct_quizze")
 CAPTION_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 # What lies at the root as downloaded; the subset test5k and the unreviewed yn_train are read when named.
 DEFAULTS = (
@@ -95,16 +96,22 @@ def report_of(text: str) -> str:
     return one_line(text)
 
 
-def _case(image: str) -> str | None:
-    """The six-digit id of the case: the folder of the volume."""
-    folder = PurePosixPath(image).parent.name
-    return folder if re.fullmatch(r"\d{6}", folder) else None
+def m3d_case(image: str) -> str | None:
+    """The archive and the six-digit folder of a volume, `ct_case/000006`; None where there is no such folder.
+
+    The archives ct_case and ct_quizze count their patients independently.
+    """
+    folder = PurePosixPath(image).parent
+    if not re.fullmatch(r"\d{6}", folder.name):
+        return None
+    return f"{folder.parent.name}/{folder.name}" if folder.parent.name in ARCHIVES else folder.name
 
 
 def _image_fault(gathered: Gathered, image: Any) -> str | None:
     if not isinstance(image, str) or not image:
         return "it names no image."
-    return gathered.path_fault(image) or (None if _case(image) else "the folder of its image is not a six-digit case.")
+    no_case = None if m3d_case(image) else "the folder of its image is not a six-digit case."
+    return gathered.path_fault(image) or no_case
 
 
 # ------------------------------------------------------------------------------------------------------- captions
@@ -136,7 +143,7 @@ def _captions(gathered: Gathered, path: Path, test: str) -> None:
                     texts[text] = _report(root, text)
                 report = texts[text]
                 fault = str(report) if isinstance(report, UserError) else text_fault(report, "report")
-            gathered.add(where, fault or Item(image, split, _case(image), "report", "report", "", report))
+            gathered.add(where, fault or Item(image, split, m3d_case(image), "report", "report", "", report))
 
 
 def _prefix(root: Path, path: Path, image: str) -> str:
@@ -176,7 +183,7 @@ def _questions(gathered: Gathered, path: Path) -> None:
         if fault:
             gathered.add(where, fault)
             continue
-        asked = Item(image, split, _case(image), "vqa", type_, question, answer)
+        asked = Item(image, split, m3d_case(image), "vqa", type_, question, answer)
         closed = dataclasses.replace(asked, answer=choices[LETTERS.index(letter)], choices=choices)
         gathered.add(where, closed, asked)
 
@@ -206,7 +213,7 @@ def _yes_no(gathered: Gathered, path: Path) -> None:
         if not fault and not re.match(r"(yes|no)\b", answer, re.IGNORECASE):
             fault = "its answer is neither yes nor no."
         type_ = NUMBERED_TYPES.get(row.get("Question Type", "").strip(), "yes-no")
-        gathered.add(where, fault or Item(image, split, _case(image), "vqa", type_, question, answer))
+        gathered.add(where, fault or Item(image, split, m3d_case(image), "vqa", type_, question, answer))
 
 
 def _split(path: Path) -> str:

@@ -1,9 +1,9 @@
 """The project's own manifest: a user's scans and texts as JSON lines (docs/own-data.md).
 
 One object a line: `volume` (path below the root), `question`, `answer`, and optionally `choices`, `task`, `type`,
-`case`, `split`, `indication`. It is strict: whatever is wrong is reported by line, and nothing is guessed or repaired.
-Problems never quote a value, which may be a patient's. `folder#series=2` is one series of a DICOM folder or DICOMDIR
-that holds several, counted as the readers list them.
+`case`, `split`, `indication`; a value of null is left out. It is strict: whatever is wrong is reported by line, and
+nothing is guessed or repaired. Problems never quote a value, which may be a patient's. `folder#series=2` is one series
+of a DICOM folder or DICOMDIR that holds several, counted as the readers list them.
 """
 
 import collections
@@ -18,13 +18,13 @@ from tghmoe_jax.datasets.index_files import index_file, read_lines, split_of_cas
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item, Rejected
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import LETTERS
+from tghmoe_jax.samples.tasks import TASKS, kind_of, kinds_of_items
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.volume import Volume
 
 REQUIRED = ("volume", "question", "answer")
 OPTIONAL = ("choices", "task", "type", "case", "split", "indication")
-TASKS = ("report", "vqa")
 SERIES = "#series="
 MAX_NAME = 200  # characters of a case or a type
 REPORT_REQUEST = "Write the report of this CT."  # behind an indication, where the line has no question of its own
@@ -42,7 +42,7 @@ class ManifestReport:
         """All problems, one a line as `file:line: reason`, then a table of items by split and kind."""
         lines = [f"{problem.where}: {problem.reason}" for problem in self.problems]
         counts = collections.Counter((item.split, item.kind) for item in self.items)
-        kinds = ("report", "open", "closed")
+        kinds = kinds_of_items()
         lines += [f"{'split':12}{'volumes':>9}{'cases':>9}" + "".join(f"{kind:>9}" for kind in kinds)]
         for split in SPLITS:
             of = [item for item in self.items if item.split == split]
@@ -133,7 +133,8 @@ def _object(text: str) -> dict[str, Any] | str:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in found}) != len(found):
             raise KeyError
-        return dict(found)
+        known = (*REQUIRED, *OPTIONAL)
+        return {key: value for key, value in found if value is not None or key not in known}
 
     try:
         row = json.loads(text, object_pairs_hook=pairs)
@@ -151,15 +152,16 @@ def _faults(row: dict[str, Any]) -> list[str]:
     faults += [f"the key {key} is missing." for key in REQUIRED if key not in row]
     question, answer, choices = row.get("question", "?"), row.get("answer", "?"), row.get("choices", [])
     task = row.get("task", "vqa" if question else "report")
+    known_task = isinstance(task, str) and task in TASKS
     texts = (
         text_fault(row.get("volume", "?"), "volume"),
-        text_fault(question, "question", empty=task == "report"),
+        text_fault(question, "question", empty=known_task and bool(TASKS[task].request)),
         text_fault(answer, "answer"),
         text_fault(row.get("indication", ""), "indication", empty=True),
     )
     faults += filter(None, texts)
-    if task not in TASKS:
-        faults.append("the task is neither report nor vqa.")
+    if not known_task:
+        faults.append(f"the task is not one of {', '.join(TASKS)}.")
     for key in ("type", "case"):
         value = row.get(key, "?")
         fault = text_fault(value, key)
@@ -176,8 +178,8 @@ def _faults(row: dict[str, Any]) -> list[str]:
             faults.append("a choice occurs twice.")
         elif answer not in choices:
             faults.append("the answer is not one of the choices, letter by letter.")
-        if task == "report":
-            faults.append("a report has no choices.")
+        if known_task and kind_of(task, True) == kind_of(task, False):
+            faults.append(f"the task {task} has no choices.")
     return faults
 
 
@@ -213,13 +215,14 @@ def _item(row: dict[str, Any], splits: dict[str, str]) -> Item:
     task = row.get("task", "vqa" if question else "report")
     indication = row.get("indication", "").strip()
     if indication:
-        question = f"Indication: {indication.rstrip('.')}. {question or REPORT_REQUEST}"
+        own = REPORT_REQUEST if task == "report" else TASKS[task].request
+        question = f"Indication: {indication.rstrip('.')}. {question or own}"
     return Item(
         volume=row["volume"],
         split=splits.get(case) or split_of_case(case),
         case=case,
         task=task,
-        type=row.get("type", "report" if task == "report" else "question"),
+        type=row.get("type", "question" if task == "vqa" else task),
         question=question,
         answer=row["answer"] if row.get("choices") else row["answer"].strip(),
         choices=tuple(row.get("choices", ())),

@@ -6,21 +6,26 @@ Axis legend: D slices toward Superior, H rows toward Posterior, W columns toward
 import contextlib
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.index_files import read_csv, read_json, text_fault
+from tghmoe_jax.datasets.index_files import read_csv, read_json, read_text, text_fault
 from tghmoe_jax.datasets.items import Rejected
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.bounds import DEFLATE
 from tghmoe_jax.scans.dicom import read_geometry
 from tghmoe_jax.scans.nifti import OpenNifti, open_nifti
+from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.volume import canonicalise
 
 MAX_LABEL = 4095  # values of published label sets stay far below; more is a scan, not a mask
 MAX_LABEL_FILE = 2**20
 VALUE_COLUMNS = ("value", "label", "id", "index")
+# A line of a table of 3D Slicer (value, name, colours) or ITK-SNAP (value, colours, two switches, "name").
+_COLOUR_LINE = re.compile(r"\s*(\d+)\s+(?:([^\s\d]\S*)(?:\s+\d+){3,4}|(?:[\d.]+\s+){6}\"(.*)\")\s*", re.ASCII)
+_SIDE_WORD = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +73,14 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> LabelMap:
         if unknown:
             raise UserError(f"{mask} holds the label {unknown[0]}, which {labels} does not name: add it to the table.")
         return LabelMap(array, spacing, names)
-    files = sorted(path for path in mask.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    # A Mac leaves `._liver.nii.gz` beside `liver.nii.gz` where its disks are read elsewhere.
+    named = sorted(path.name for path in mask.iterdir() if _is_nifti(path) and not path.name.startswith("."))
+    files = [inside(mask, name) for name in named]
     if not files or len(files) > MAX_LABEL:
         raise UserError(f"{mask} holds {len(files)} masks: name the folder of one scan's .nii.gz masks.")
-    names = {value: _name(path.name.partition(".nii")[0], mask) for value, path in enumerate(files, 1)}
+    names = {value: _name(re.split(r"\.nii", name, flags=re.I)[0], mask) for value, name in enumerate(named, 1)}
+    if len(set(names.values())) < len(names):
+        raise UserError(f"{mask} holds two masks of one structure: keep one of them.")
     # Masks stored alike (all of a scan, as a rule) are put together before the one turn to the canonical order.
     layouts: dict[tuple, tuple[np.ndarray, Placement]] = {}
     for value, path in enumerate(files, 1):
@@ -83,7 +92,11 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> LabelMap:
 
 
 def read_labels(path: Path) -> dict[int, str]:
-    """Names by value, of a JSON object (either way round) or a CSV with columns `value` and `name`; 0 is left out."""
+    """Names by value; 0 is left out.
+
+    A JSON object (either way round), nnU-Net's dataset.json, a CSV with columns `value` and `name`, or a label table of
+    3D Slicer (.ctbl, .txt) or ITK-SNAP (.txt).
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the table of label names, JSON or CSV.")
     if path.suffix.lower() == ".csv":
@@ -93,8 +106,21 @@ def read_labels(path: Path) -> dict[int, str]:
         if bad or column is None:
             raise UserError(f"{path} is not a table of label names: it needs the columns value and name in every row.")
         pairs = [(row[column], row["name"]) for row in rows]
+    elif path.suffix.lower() in (".ctbl", ".txt"):
+        lines = enumerate(read_text(path, MAX_LABEL_FILE).split("\n"), 1)
+        found = [(n, _COLOUR_LINE.fullmatch(line)) for n, line in lines if not re.match(r"\s*(#|$)", line)]
+        if wrong := next((number for number, match in found if match is None), None):
+            raise UserError(f"{path} line {wrong} is not one of a label table of 3D Slicer or ITK-SNAP: correct it.")
+        pairs = [(match[1], match[2] or match[3]) for _, match in found]
     else:
         table = read_json(path, MAX_LABEL_FILE)
+        if isinstance(table, dict) and isinstance(table.get("labels"), dict):  # nnU-Net's dataset.json
+            table = table["labels"]
+            if any(isinstance(value, list) for value in table.values()) or "ignore" in table:
+                raise UserError(
+                    f"{path} names regions of several labels, or a label to ignore: write a table of one name for each "
+                    "value of the masks, and leave out scans that are annotated in part."
+                )
         if not isinstance(table, dict) or not table:
             raise UserError(f"{path} is not a table of label names: write a JSON object of value and name.")
         pairs = [(value, name) if _is_value(value) else (name, value) for value, name in table.items()]
@@ -115,12 +141,16 @@ def placement_of(scan: Path) -> Placement:
     """Where the grid of a NIfTI file or of a folder of one DICOM series lies; no voxel is read."""
     if scan.is_dir():
         return Placement(*read_geometry(scan))
-    if not scan.name.endswith((".nii", ".nii.gz")):
+    if not _is_nifti(scan):
         raise UserError(
             f"{scan} states no position of its voxels, so no mask fits it: give the scan as NIfTI or DICOM."
         )
     with _opened(scan) as image:
         return Placement(image.shape, image.axes, image.origin)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _is_value(value) -> bool:
@@ -131,7 +161,7 @@ def _is_value(value) -> bool:
 def _name(name: str, where: Path) -> str:
     if text_fault(name, "name") or len(name) > 60:
         raise UserError(f"{where} holds a label name that is empty, too long or no plain text: correct it.")
-    return name.strip()
+    return _SIDE_WORD.sub(lambda side: side[1].lower(), "_".join(name.split()))
 
 
 def _opened(path: Path) -> contextlib.AbstractContextManager[OpenNifti]:

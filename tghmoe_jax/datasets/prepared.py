@@ -4,19 +4,22 @@
     items.jsonl       one request a line        volumes/00000.array_record   SHARD volumes, one a record
     card.json, .md    counts and ranges         volumes/00000.jsonl          their index and provenance, and what was
     rejected.csv      what was left out                                      rejected among them, one a line
-    leaks.csv         what two splits share     volumes/00000.npy            their signatures (see `leaks`)
+    warnings.csv      what readers warned of    volumes/00000.npy            their signatures (see `leaks`)
+    leaks.csv         what two splits share
     durations.json    the only file that differs between two preparations of one set
 
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,22 @@ OPEN_READERS = 256  # below the usual limit of open files
 
 def write_atomic(file: Path, content: bytes) -> None:
     """Writes a whole file or nothing, whenever the process or the machine stops."""
+    with _renamed(file) as part:
+        part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _renamed(file: Path) -> Iterator[Path]:
+    """A file to be written, which gets its name when it is whole; on a full disk it is taken away again."""
     part = file.with_name(file.name + ".part")
-    with open(part, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(part, file)
+    try:
+        yield part
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -62,9 +75,12 @@ def table(rows: Iterable[Iterable[Any]]) -> bytes:
 
 
 def read_lines(file: epath.Path) -> list[dict[str, Any]]:
-    """The objects of a file that this project wrote. UserError where it is absent or damaged."""
+    """The objects of a file that this project wrote. UserError where it is absent or damaged.
+
+    Lines end at `\\n` alone: a text may hold other separators, such as U+2028.
+    """
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is missing or damaged ({type(error).__name__}); prepare the set again.") from error
 
@@ -76,15 +92,17 @@ def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
 def write_shard(
     folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
 ) -> None:
-    """Writes a shard whole: its index comes last, so that an index means a whole shard."""
+    """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk."""
     if records:
-        file = shard_file(folder, shard, ".array_record")
-        part = file.with_name(file.name + ".part")
-        writer = ArrayRecordWriter(str(part), WRITE)
-        for record in records:
-            writer.write(record)
-        writer.close()
-        os.replace(part, file)
+        with _renamed(shard_file(folder, shard, ".array_record")) as part:
+            try:
+                writer = ArrayRecordWriter(str(part), WRITE)
+                for record in records:
+                    writer.write(record)
+                writer.close()
+            except RuntimeError as error:  # "write() failed: No space left on device; writing ..."
+                reason = re.search(r"failed: ([^;]+)", str(error))
+                raise OSError(0, reason[1] if reason else "a shard failed") from error
         packed = io.BytesIO()
         np.save(packed, signatures, allow_pickle=False)
         write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())

@@ -14,7 +14,9 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import shutil
+import signal
 import threading
 import time
 import zlib
@@ -88,9 +90,12 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     """Makes `folder` the set of these parameters. UserError where it is anything else."""
     found = prepared.read_parameters(folder) if folder.is_dir() else None
     if found is None:
-        if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+        # What a run leaves that is killed before prepare.json has its name, and the dot files of desktops and disks.
+        own = {folder / "volumes", folder / "prepare.json.part"}
+        there = (*folder.iterdir(), *(folder / "volumes").glob("*")) if folder.is_dir() else (folder,) * folder.exists()
+        if any(path not in own and not (path.name.startswith(".") and path.is_file()) for path in there):
             raise UserError(f"--to {folder} holds other files; name a new folder.")
-        (folder / "volumes").mkdir(parents=True)
+        (folder / "volumes").mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "prepare.json", prepared.lines([parameters]))
         return
     differ = [key for key in parameters.keys() | found.keys() if parameters.get(key) != found.get(key)]
@@ -132,26 +137,27 @@ def _volumes(dataset, keys, data, folder, parameters, workers, say) -> list[floa
     work.mkdir(exist_ok=True)
     for part in (*work.glob("*.part"), *(folder / "volumes").glob("*.part")):
         part.unlink()
-    there = {int(file.name) for file in work.iterdir()}
+    there = {int(file.name) for file in work.iterdir() if re.fullmatch(r"\d{8}", file.name)}  # .nfs*, .DS_Store are not
     missing = _missing(folder, parameters)
     left: dict[int, set[int]] = {}
     for shard in missing:
         numbers = range(shard * prepared.SHARD, min((shard + 1) * prepared.SHARD, len(keys)))
         left[shard] = {number for number in numbers if number not in there}
     todo = [number for shard in missing for number in sorted(left[shard])]
-    progress = _Progress(len(keys), len(keys) - len(todo), say)
+    progress = _Progress(len(keys), len(keys) - len(todo), workers, say)
     job = (dataset, work, data["slices"], data["size"])
     seconds = []
     for shard in missing:
         if not left[shard]:
             _pack(folder, shard, len(keys))
-    for number, rejected, took in _run(job, [(n, keys[n]) for n in todo], workers):
-        seconds.append(took)
-        progress.one(rejected)
-        shard = number // prepared.SHARD
-        left[shard].discard(number)
-        if not left[shard]:
-            _pack(folder, shard, len(keys))
+    with contextlib.closing(_run(job, [(n, keys[n]) for n in todo], workers)) as results:
+        for number, rejected, took in results:
+            seconds.append(took)
+            progress.one(rejected, took)
+            shard = number // prepared.SHARD
+            left[shard].discard(number)
+            if not left[shard]:
+                _pack(folder, shard, len(keys))
     progress.end()
     return seconds
 
@@ -163,24 +169,38 @@ def _run(job: tuple, todo: list[tuple[int, str]], workers: int) -> Iterator[tupl
         return
     # Fresh interpreters: a fork after threads have started can hang.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,)) as pool:
-        running: dict[concurrent.futures.Future, str] = {}
-        waiting = iter(todo)
-        try:
-            while True:
+    with _without_interrupts():
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
+    running: dict[concurrent.futures.Future, str] = {}
+    waiting = iter(todo)
+    try:
+        while True:
+            with _without_interrupts():
                 while len(running) < 2 * workers and (one := next(waiting, None)):
                     running[pool.submit(_one_here, *one)] = one[1]
-                if not running:
-                    return
-                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    running.pop(future)
-                    yield future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise UserError(
-                f"a worker process died at one of {', '.join(sorted(running.values()))}; run the command again with "
-                "fewer --workers if memory ran out, or take that volume out of the data set."
-            ) from None
+            if not running:
+                return
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                running.pop(future)
+                yield future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            f"a worker process died at one of {', '.join(sorted(running.values()))}; run the command again with "
+            "fewer --workers if memory ran out, or take that volume out of the data set."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here never hear Ctrl-C: it is for the one that started them to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _job: tuple = ()
@@ -213,6 +233,11 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
         row |= _provenance(dataset.root, key, volume, grid, record)
         content = leaks.signature(grid.values).tobytes() + record
+    except MemoryError:
+        raise UserError(
+            f"memory ran out at {key}; run the command again with fewer --workers, or take that volume out of the data "
+            "set."
+        ) from None
     except UserError as error:
         row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
     except Exception as error:  # a reader's own fault costs one volume; its text may name a patient
@@ -227,7 +252,7 @@ def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes)
         "sha256": hashlib.sha256(record).hexdigest(), "source_sha256": source_digest(root, key, volume),
         "source_shape": list(volume.array.shape), "source_spacing_mm": volume.spacing_mm,
         "spacing_mm": grid.spacing_mm, "orientation": volume.orientation, "window": volume.window,
-        "hu_range": grid.hu_range, "history": grid.history,
+        "hu_range": grid.hu_range, "history": grid.history, "warnings": volume.warnings,
         "versions": {"tghmoe_jax": __version__} | {name: importlib.metadata.version(name) for name in READERS},
     }  # fmt: skip
 
@@ -235,13 +260,14 @@ def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes)
 def source_digest(root: Path, key: str, volume: Volume) -> str:
     """sha256 of the file, or of the files of the folder, that a key names; of the canonical voxels where it names none.
 
-    What follows a `#` names a part of a scan.
+    Dot files are left out: a Mac leaves them beside the scan. What follows a `#` names a part of a scan.
     """
     for name in (key, key.partition("#")[0]):
         path = inside(root, name)
         if path.exists():
             digest = hashlib.sha256()
-            for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            for file in sorted(files) if path.is_dir() else [path]:
                 digest.update(file.relative_to(path).as_posix().encode())
                 with open(file, "rb") as content:
                     while block := content.read(2**20):
@@ -274,18 +300,26 @@ def _pack(folder: Path, shard: int, volumes: int) -> None:
 class _Progress:
     """Reports progress every few seconds: how many, how fast, how long it will take."""
 
-    def __init__(self, total: int, done: int, say: Callable[[str], None]):
+    def __init__(self, total: int, done: int, workers: int, say: Callable[[str], None]):
         self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
-        self.begun = self.reported = time.monotonic()
+        self.workers, self.busy, self.reported = workers, 0.0, time.monotonic()
+        self.begun: float | None = None
         if done:
             say(f"{done} of {total} volumes are there already")
 
-    def one(self, rejected: bool) -> None:
+    def one(self, rejected: bool, took: float) -> None:
+        """Counts a volume that cost a worker so many seconds."""
+        now = time.monotonic()
+        if self.begun is None:
+            self.begun = now - took  # the workers are up: until then nothing was to be measured
         self.done += 1
         self.rejected += rejected
-        if time.monotonic() - self.reported >= REPORT_SECONDS:
-            self.reported = time.monotonic()
-            rate = (self.done - self.first) / (self.reported - self.begun)
+        self.busy += took
+        if now - self.reported >= REPORT_SECONDS:
+            self.reported = now
+            count = self.done - self.first
+            # The first volumes end together, so early on their own seconds tell; later also what lies between them.
+            rate = count / max(self.busy / self.workers, now - self.begun if count > 20 * self.workers else 0, 1e-9)
             left = int((self.total - self.done) / rate)
             self.say(
                 f"{self.done} of {self.total} volumes, {self.rejected} rejected, {rate:.1f} a second, "
@@ -300,7 +334,7 @@ class _Progress:
 
 
 def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: Callable[[str], None]) -> dict:
-    """Writes items, rejections, leaks and the card, the card last: with it the set is finished."""
+    """Writes items, rejections, warnings, leaks and the card, the card last: with it the set is finished."""
     rows, signatures = {}, {}
     bad = [(one.where, one.reason) for one in dataset.rejected]
     for shard in range(parameters["shards"]):
@@ -311,7 +345,9 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
         if good:
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
+    doubts = [(key, warning) for key, row in rows.items() for warning in row.get("warnings", ())]
     write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
+    write_atomic(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
@@ -319,7 +355,7 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
     say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
     write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
-    result = card.card(dataset.name, parameters, items, rows, len(bad), Counter(leak.kind for leak in leaked))
+    result = card.card(dataset.name, parameters, items, rows, len(bad), doubts, Counter(leak.kind for leak in leaked))
     write_atomic(folder / "card.md", card.markdown(result).encode())
     write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return result

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tghmoe_jax.datasets.index_files import NAMELESS
 from tghmoe_jax.datasets.llava_json import case_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics, text_table
@@ -17,7 +18,7 @@ from tghmoe_jax.evaluation.text_table import interval, number
 
 
 def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]:
-    """Cases, labels and int8 (N, L) of a table: the first column names the case, the others are labels.
+    """Cases, labels and int8 (N, L) of a table: the first column names the case, the others with a name are labels.
 
     UserError names the flag and the first row or value that does not fit.
     """
@@ -31,22 +32,24 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
         raise UserError(f"{flag} {path} is not a CSV file in UTF-8 ({error}); write it again.") from error
     if len(rows) < 2 or len(rows[0]) < 2:
         raise UserError(f"{flag} {path} needs a header with a case and at least one label, and a row.")
-    head, body = [name.strip() for name in rows[0]], rows[1:]
+    kept = [0, *(j for j, name in enumerate(rows[0]) if j and not NAMELESS.fullmatch(name))]
+    for i, row in enumerate(rows[1:]):
+        if len(row) != len(rows[0]):
+            raise UserError(f"{flag} {path}, row {i + 2}: {len(row)} columns where the header has {len(rows[0])}.")
+    head, *body = [[row[j].strip() for j in kept] for row in rows]
     values = np.zeros((len(body), len(head) - 1), np.int8)
     for i, row in enumerate(body):
-        if len(row) != len(head):
-            raise UserError(f"{flag} {path}, row {i + 2}: {len(row)} columns where the header has {len(head)}.")
         for j, cell in enumerate(row[1:]):
-            if cell.strip() not in ("0", "1", "0.0", "1.0"):
+            if cell not in ("0", "1", "0.0", "1.0"):
                 raise UserError(f"{flag} {path}, row {i + 2}: {head[j + 1]} is {cell!r}, neither 0 nor 1.")
-            values[i, j] = cell.strip().startswith("1")
+            values[i, j] = cell.startswith("1")
     if taken := {"micro", "macro"} & {name.lower() for name in head[1:]}:
         raise UserError(f"{flag} {path} names a label {taken.pop()!r}, as the mean over all labels is; rename it.")
-    for what, names in (("case", [row[0].strip() for row in body]), ("label", head[1:])):
+    for what, names in (("case", [row[0] for row in body]), ("label", head[1:])):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{flag} {path} names the {what} {twice!r} twice.")
-    return [row[0].strip() for row in body], head[1:], values
+    return [row[0] for row in body], head[1:], values
 
 
 def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, dict[str, object]]:

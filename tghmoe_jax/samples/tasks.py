@@ -30,7 +30,8 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task: a name, which is its expert group's, and its kinds of samples, which a mixture counts.
+    """One task: a name, which is its expert group's, and its kinds of samples, which a mixture counts. Items of files
+    are of the first kind, or of a lettered one where they have choices.
 
     `budget` is the key of `config.eval` that bounds an answer's tokens. `request` is what a volume is asked where an
     item brings no question of its own. `columns` {kind: Columns} are the kinds that an evaluation asks; `scores`
@@ -59,6 +60,18 @@ def register(task: Task) -> None:
     TASK_OF.update(dict.fromkeys(task.kinds, task.name))
     COLUMNS.update(task.columns)
     KINDS[:] = sorted(COLUMNS, key=lambda kind: COLUMNS[kind].order)
+
+
+def kind_of(task: str, choices: bool) -> str:
+    """The kind of a task's items in files: the lettered one of those with choices, where it has one, else the first."""
+    kinds = TASKS[task].kinds
+    lettered = (kind for kind in kinds if kind in COLUMNS and COLUMNS[kind].lettered)
+    return next(lettered, kinds[0]) if choices else kinds[0]
+
+
+def kinds_of_items() -> list[str]:
+    """The kinds that items in files can have, task by task."""
+    return list(dict.fromkeys(kind_of(task, choices) for task in TASKS for choices in (False, True)))
 
 
 def under_controls() -> set[str]:

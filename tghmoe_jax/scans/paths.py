@@ -13,6 +13,7 @@ _SHOWN = 120
 def inside(root: Path, relative: str) -> Path:
     """`root / relative`, proven to lie under `root`, links followed; it need not exist.
 
+    Where the root lies in a cache of the Hugging Face hub, whose files are links, they may lead into that cache too.
     For paths that come from a manifest, a CSV or a DICOMDIR, never for what a user types. Backslashes are separators
     too, as Windows writes them. Raises UserError for an absolute path (POSIX, drive or share), `..`, a link that leads
     out or in a circle, a NUL or another control character, and an empty or overlong text.
@@ -38,6 +39,12 @@ def inside(root: Path, relative: str) -> Path:
         raise UserError(
             f"the path {shown} cannot be followed (a circle of links?): name a file under {root}."
         ) from None
-    if not resolved.is_relative_to(base):
+    if not resolved.is_relative_to(base) and not any(map(resolved.is_relative_to, _hub_blobs(base))):
         raise UserError(f"the path {shown} leads out of {root} through a link: copy the file into that folder.")
     return path
+
+
+def _hub_blobs(base: Path) -> list[Path]:
+    """Where the files of `REPOSITORY/snapshots/COMMIT/...` lie in a cache of the Hugging Face hub; else empty."""
+    snapshots = next((folder for folder in base.parents if folder.name == "snapshots"), None)
+    return [snapshots.parent / "blobs"] if snapshots and (snapshots.parent / "blobs").is_dir() else []

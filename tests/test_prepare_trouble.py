@@ -1,0 +1,187 @@
+"""`python -m tghmoe_jax.prepare` under trouble: one sentence, and the same command goes on to the very same files."""
+
+import errno
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.prepare_runs import KILLED_AT_FILE, SHARD, arguments, contents, rows, started, write_scans
+from tghmoe_jax import prepare
+from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.datasets.items import Dataset, Item
+from tghmoe_jax.errors import UserError
+
+FULL = "run the command again: what is prepared stays.\n"
+NO_ROOM = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, {resource.RLIM_INFINITY}))"
+# A terminal sends Ctrl-C to every process of a command; workers may still be on their way up.
+CTRL_C = """
+import concurrent.futures, os, signal
+from tghmoe_jax.datasets import prepared
+place, name = {place}
+done = getattr(place, name)
+def interrupted(*args):
+    result = done(*args)
+    os.killpg(0, signal.SIGINT)
+    return result
+setattr(place, name, interrupted)
+"""
+SUBMIT, SHARDED = "concurrent.futures.ProcessPoolExecutor, 'submit'", "prepared, 'write_shard'"
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepared, "SHARD", SHARD)
+
+
+@pytest.fixture
+def finished(scans, tmp_path):
+    """finished(folder): the same command finds its way to the files of an unbroken run."""
+    assert prepare.main(arguments(scans, tmp_path / "unbroken", "--workers=1")) == 0
+
+    def finished(folder: Path) -> None:
+        assert prepare.main(arguments(scans, folder, "--workers=1")) == 0
+        assert contents(folder) == contents(tmp_path / "unbroken")
+
+    return finished
+
+
+def ended(scans: Path, folder: Path, *more: str, code: str = "") -> tuple[int, str]:
+    """The exit code of the command in a process of its own, and what it said of its trouble."""
+    process = started(scans, folder, *more, code=code)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def test_killed_before_the_first_file_has_its_name(scans, finished, tmp_path):
+    code, _ = ended(scans, tmp_path / "set", "--workers=1", code=KILLED_AT_FILE.format(at=1, before=True))
+    assert code == -signal.SIGKILL and not (tmp_path / "set" / "prepare.json").exists()
+    assert (tmp_path / "set" / "prepare.json.part").exists()
+    finished(tmp_path / "set")
+
+
+def test_files_of_desktops_and_disks_are_in_nobodys_way(scans, finished, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"")
+    code, _ = ended(scans, folder, "--workers=1", code=KILLED_AT_FILE.format(at=9, before=False))
+    assert code == -signal.SIGKILL and list((folder / preparing.WORK).iterdir())
+    for place in (folder, folder / "volumes", folder / preparing.WORK):
+        for name in (".nfs00000000001b", ".DS_Store", "._00000003"):
+            (place / name).write_bytes(b"")
+    finished(folder)
+    assert not (folder / preparing.WORK).exists()
+
+
+def test_a_folder_of_others_is_not_written_into(scans, tmp_path, capsys):
+    for number, name in enumerate((".work/00000000", "volumes/scan.nii", "notes.txt")):
+        file = tmp_path / str(number) / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+        assert prepare.main(arguments(scans, tmp_path / str(number))) == 2
+        assert "holds other files" in capsys.readouterr().err
+        assert [path for path in (tmp_path / str(number)).rglob("*") if path.is_file()] == [file]
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_is_written(scans, finished, tmp_path, capsys, monkeypatch):
+    """Full at the first file, when there is room again at the second of what is left, and so on to the end."""
+    folder, attempts, written, sync = tmp_path / "set", 0, 0, os.fsync
+
+    def full(file: int) -> None:
+        nonlocal written
+        written += 1
+        if written > attempts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    while (code := prepare.main(arguments(scans, folder, "--workers=1"))) == 2:
+        err = capsys.readouterr().err
+        assert err == f"error: {folder} cannot be written (No space left on device); fix that and {FULL}"
+        assert not list(folder.rglob("*.part"))
+        attempts, written = attempts + 1, 0
+    assert code == 0 and attempts > 7
+    monkeypatch.setattr(os, "fsync", sync)
+    finished(folder)
+
+
+def test_a_disk_that_is_full_while_a_shard_is_packed(scans, finished, tmp_path):
+    """By the writer of shards itself: a volume takes 6 kB, a shard of five 20 kB."""
+    code, err = ended(scans, tmp_path / "set", "--workers=1", code=NO_ROOM)
+    assert code == 2 and err == f"error: {tmp_path / 'set'} cannot be written (File too large); fix that and {FULL}"
+    assert not list((tmp_path / "set" / "volumes").iterdir())
+    finished(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "place, workers", [(SUBMIT, 2), pytest.param(SHARDED, 2, marks=pytest.mark.slow), (SHARDED, 1)]
+)
+def test_ctrl_c_is_one_sentence_and_costs_nothing(scans, finished, tmp_path, place, workers):
+    code, err = ended(scans, tmp_path / "set", f"--workers={workers}", code=CTRL_C.format(place=place))
+    assert code == 130
+    assert err == "stopped: what is prepared stays, and the same command goes on with the rest.\n"
+    finished(tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_two_hundred_volumes_with_five_bad_ones_two_kills_and_a_full_disk(tmp_path):
+    """The set is byte for byte the one of an unbroken run, and lists the five bad ones and no other."""
+    raw, folder = tmp_path / "raw", tmp_path / "set"
+    raw.mkdir()
+    bad = (3, 57, 58, 119, 199)
+    write_scans(raw, 200, bad)
+    values = np.random.default_rng(1).random((1, 8, 32, 32), np.float32)
+    np.save(raw / "58.npy", values)
+    (raw / "58.npy").write_bytes((raw / "58.npy").read_bytes()[:5000])  # cut short
+    (raw / "57.npy").unlink()  # absent
+    np.save(raw / "119.npy", np.where(values > 0.99, np.nan, values))
+    np.save(raw / "199.npy", np.full_like(values, 0.5))  # blank
+    assert ended(raw, tmp_path / "unbroken", "--workers=1") == (0, "")
+    for workers, at in ((1, 100), (2, 30)):
+        code, _ = ended(raw, folder, f"--workers={workers}", code=KILLED_AT_FILE.format(at=at, before=True))
+        assert code == -signal.SIGKILL
+    code, err = ended(raw, folder, "--workers=2", code=NO_ROOM)
+    assert code == 2 and "cannot be written (File too large)" in err and err.count("\n") == 1
+    assert ended(raw, folder, "--workers=2") == (0, "")
+    assert contents(folder) == contents(tmp_path / "unbroken")
+    assert [row["where"] for row in rows(folder / "rejected.csv")] == [f"{number}.npy" for number in bad]
+    assert json.loads((folder / "durations.json").read_text())["volumes_of_this_run"] < 95
+
+
+def _out_of_memory(key: str):
+    raise MemoryError
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_volume(tmp_path):
+    item = Item("0.npy", "train", "case", "vqa", "question", "Which side?", "left")
+    dataset = Dataset("manifest", tmp_path, (item,), (), _out_of_memory)
+    data = {"name": "manifest", "root": "", "manifest": "", "slices": 8, "size": 24}
+    with pytest.raises(UserError, match="memory ran out at 0.npy; run the command again with fewer --workers"):
+        preparing.prepare(data, tmp_path / "set", dataset=dataset)
+    assert not list((tmp_path / "set" / preparing.WORK).iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_time_left_is_right_from_the_first_report_on(workers, monkeypatch):
+    """A thousand volumes of two seconds each, by workers that need a minute to start."""
+    now, said = 100.0, []
+    monkeypatch.setattr(preparing.time, "monotonic", lambda: now)
+    progress = preparing._Progress(1200, 200, workers, said.append)
+    begun = now = now + 60
+    for number in range(1000):
+        now = begun + 2 * (number // workers + 1)
+        progress.one(rejected=False, took=2.0)
+    for line in said[1:]:
+        done, left = int(line.split(" of ")[0]), line.split(", ")[-1].removesuffix(" left").split(":")
+        seconds = sum(int(part) * unit for part, unit in zip(left, (3600, 60, 1), strict=True))
+        assert abs(seconds - 2 * (1200 - done) / workers) <= 0.1 * 2 * 1000 / workers, line
+    assert len(said) > 20
