@@ -24,21 +24,30 @@ GRID = {"v5e-64": "v5e:8x8", "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}
 ONE = ("--topology", "v5e:1x1", "--mesh", "data=1,fsdp=1,expert=1")
 
 
-def train(stage: int, pod: str, *more: str) -> tuple[str, ...]:
-    return ("--config", f"configs/stage{stage}.py:phi3v,pod={pod}", "--topology", GRID[pod], *more)
+def train(stage: int, pod: str, *more: str, preset: str = "phi3v") -> tuple[str, ...]:
+    return ("--config", f"configs/stage{stage}.py:{preset},pod={pod}", "--topology", GRID[pod], *more)
 
 
-def read(step: str) -> tuple[str, ...]:
-    return ("--config", "configs/stage2.py:phi3v", *ONE, "--step", step, "--config.eval.batch=2")
+def read(step: str, preset: str = "phi3v", batch: int = 2) -> tuple[str, ...]:
+    return ("--config", f"configs/stage2.py:{preset}", *ONE, "--step", step, f"--config.eval.batch={batch}")
 
 
-TUNE = ("--config", "configs/finetune.py:phi3v,lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
+def tune(preset: str) -> tuple[str, ...]:
+    return ("--config", f"configs/finetune.py:{preset},lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
+
+
 WINDOW, FULL = "--config.model.attn3d_kind=window", "--config.model.remat=full"
 ROWS = {
     **{f"stage {stage}, {pod}": train(stage, pod) for stage in (1, 2) for pod in GRID},
-    "fine-tuning, low rank, v5e-16": TUNE,
+    "fine-tuning, low rank, v5e-16": tune("phi3v"),
     "decode, one v5e": read("decode"),
     "evaluate, one v5e": read("evaluate"),
+    **{
+        f"medgemma, stage {stage}, {pod}": train(stage, pod, preset="medgemma") for stage in (1, 2) for pod in GRID
+    },
+    "medgemma, fine-tuning, low rank, v5e-16": tune("medgemma"),
+    "medgemma, decode, one v5e": read("decode", "medgemma", 1),
+    "medgemma, evaluate, one v5e": read("evaluate", "medgemma", 1),
     **{
         f"stage 1, {pod}, {slices} slices, {kind}": train(
             1, pod, FULL, f"--config.data.slices={slices}", *([WINDOW] if kind == "window" else [])

@@ -35,6 +35,9 @@ CONFIGS = {
     "ablations": (ablations, ""), "ablations-baseline-m3d": (ablations, "baseline=m3d"),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
     **{f"stage1-phi3v-{pod}": (stage1, f"phi3v,pod={pod}") for pod in common.PODS},
+    "stage1-medgemma": (stage1, "medgemma"), "stage2-medgemma": (stage2, "medgemma"),
+    "finetune-medgemma-lora-16": (finetune, "medgemma,lora=16"), "evaluate-medgemma": (evaluate, "medgemma"),
+    **{f"stage1-medgemma-{pod}": (stage1, f"medgemma,pod={pod}") for pod in common.MEDGEMMA_PODS},
 }  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def test_every_experiment_has_the_keys_of_common_and_numbers_with_a_meaning(name
 
 
 def test_stage2_differs_from_stage1_in_start_groups_and_what_trains_only():
-    for arg in ("", "bench", "phi3v"):
+    for arg in ("", "bench", "phi3v", "medgemma"):
         one, two = (flatten(module.get_config(arg)) for module in (stage1, stage2))
         differ = {key for key in one | two if one.get(key) != two.get(key)}
         assert {"init_from", "model.tgh.groups", "trainable"} <= differ
@@ -80,19 +83,22 @@ def test_stage2_differs_from_stage1_in_start_groups_and_what_trains_only():
 @pytest.mark.parametrize("arg", ["phi4v", "patch_height=1", "patch_depth", "patch_depth=", "phi3v;patch_depth=1"])
 def test_an_unknown_colon_argument_is_an_error_that_lists_the_known_ones(arg):
     for module in (stage1, stage2):
-        with pytest.raises(ValueError, match="is unknown; use bench, phi3v, patch_depth="):
+        with pytest.raises(ValueError, match="is unknown; use bench, phi3v, medgemma, patch_depth="):
             module.get_config(arg)
 
 
-@pytest.mark.parametrize(("arg", "told"), [("phi3v,pod=v9-8", "use one of v5e-64"), ("pod=v5e-64", "give phi3v,pod")])
+@pytest.mark.parametrize(
+    ("arg", "told"), [("phi3v,pod=v9-8", "use one of v5e-64"), ("pod=v5e-64", "give phi3v,pod=v5e-64 or medgemma,pod")]
+)
 def test_a_pod_is_one_of_those_that_full_scale_was_compiled_for(arg, told):
     for module in (stage1, stage2):
         with pytest.raises(ValueError, match=told):
             module.get_config(arg)
 
 
-def test_pods_differ_in_where_and_how_a_batch_is_computed_only():
-    one, *others = (flatten(stage2.get_config(f"phi3v,pod={pod}")) for pod in common.PODS)
+@pytest.mark.parametrize("preset", common.FULL_SCALE)
+def test_pods_differ_in_where_and_how_a_batch_is_computed_only(preset):
+    one, *others = (flatten(stage2.get_config(f"{preset},pod={pod}")) for pod in common.PODS)
     for other in others:
         differ = {key for key in one if one[key] != other[key]}
         assert differ <= {"mesh.data", "mesh.fsdp", "mesh.expert", "train.accumulate", "model.remat"}
