@@ -1,16 +1,17 @@
-"""Time and peak memory of carrying a full-size Phi-3-V (4.2B parameters, 8.3 GB of bf16) in and out, bit for bit.
+"""Time and peak memory of carrying a full-size base (4B parameters, 8.5 GB of bf16) in and out, bit for bit.
 
-    python -m benchmarks.convert_full_size [--folder DIR]
+    python -m benchmarks.convert_full_size [--family phi3_v|gemma3] [--folder DIR]
 
-Writes a random checkpoint in shards, converts it, exports it again and compares every tensor. Needs 25 GB of disk in
-the folder (default: the system's for temporary files), which is emptied afterwards. Each step is a process of its own;
-its peak is what the operating system reports for it (VmHWM).
+Writes a random checkpoint in shards, converts it, exports it again, compares every tensor, and puts the leaves of the
+full-scale stage 1 together from it, of which each is dropped where a device would take it. Needs 26 GB of disk in the
+folder (default: the system's for temporary files), which is emptied afterwards. Each step is a process of its own; its
+peak is what the operating system reports for it (VmHWM).
 """
 
 import argparse
+import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,20 +22,23 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tghmoe_jax.bases import phi3v
-from tghmoe_jax.bases.base import EMBEDDED
+from configs import common, stage1
+from tghmoe_jax import train
+from tghmoe_jax.bases.base import FAMILIES, flattened
+from tghmoe_jax.tools import aot
+from tghmoe_jax.training import loading, program
 from tghmoe_jax.weights import storage
 
-CONFIG = {
-    "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "hidden_size": 3072, "intermediate_size": 8192,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}  # fmt: skip
+PRESETS = {"phi3_v": "phi3v", "gemma3": "medgemma"}
+CONFIGS = {
+    "phi3_v": common.PHI3V | {"architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v"},
+    "gemma3": common.MEDGEMMA,
+}
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, family: str) -> None:
     """A random checkpoint: every tensor has values of its own, so that exchanged ones would show."""
+    config = CONFIGS[family] | {"torch_dtype": "bfloat16"}
 
     def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -46,12 +50,22 @@ def write(folder: Path) -> None:
         entry.name: storage.Lazy(
             entry.torch_shape, bf16, lambda entry=entry: random(entry.name, entry.torch_shape)
         )
-        for entry in phi3v.entries(CONFIG)
+        for entry in FAMILIES[family].table(flattened(config))
     }  # fmt: skip
     storage.write_tensors(folder, tensors)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(EMBEDDED / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def assemble(folder: Path, family: str) -> None:
+    """The leaves of stage 1, each made, looked at and dropped as it is when devices take their parts."""
+    config = stage1.get_config(PRESETS[family])
+    config.base = str(folder)
+    origin = train.load_origin(config)
+    tokenizer = aot.stand_in_tokenizer(origin.config)
+    model = program.build_model(config, origin.config, (), tokenizer, ())
+    loaded, fresh, report = train.assemble(origin, loading.param_shapes(model, config.data), config.model.inflation)
+    total = sum(np.asarray(leaf).size for leaf in loaded.values())
+    print(f"{len(loaded)} leaves, {total:,} parameters; {len(fresh)} are new\n{report}", file=sys.stderr)
 
 
 def compare(one: Path, other: Path) -> None:
@@ -67,7 +81,7 @@ def bits(tensor: storage.LazyTensor) -> tuple:
     return data.shape, data.dtype, zlib.crc32(data.tobytes()), zlib.adler32(data.tobytes())
 
 
-def measured(name: str, command: list[str]) -> None:
+def measured(name: str, *command: str) -> None:
     """Runs a process and prints its time and peak resident memory."""
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
@@ -80,19 +94,27 @@ def measured(name: str, command: list[str]) -> None:
 def main() -> None:
     """The whole benchmark, or one step of it in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", help="where 25 GB may be written")
+    parser.add_argument("--family", choices=CONFIGS, default="phi3_v")
+    parser.add_argument("--folder", help="where 26 GB may be written")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        {"write": write, "compare": compare}[args.step[0]](*map(Path, args.step[1:]))
+        steps = {
+            "write": functools.partial(write, family=args.family),
+            "assemble": functools.partial(assemble, family=args.family),
+            "compare": compare,
+        }
+        steps[args.step[0]](*map(Path, args.step[1:]))
         return
+    own = ("benchmarks.convert_full_size", "--family", args.family, "--step")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         hub, converted, again = (Path(name) / part for part in ("hub", "converted", "again"))
         hub.mkdir()
-        measured("write", ["benchmarks.convert_full_size", "--step", "write", str(hub)])
-        measured("convert", ["tghmoe_jax.convert", "--from", str(hub), "--to", str(converted)])
-        measured("export", ["tghmoe_jax.convert", "--from", str(converted), "--to", str(again), "--export"])
-        measured("compare", ["benchmarks.convert_full_size", "--step", "compare", str(hub), str(again)])
+        measured("write", *own, "write", str(hub))
+        measured("convert", "tghmoe_jax.convert", "--from", str(hub), "--to", str(converted))
+        measured("export", "tghmoe_jax.convert", "--from", str(converted), "--to", str(again), "--export")
+        measured("compare", *own, "compare", str(hub), str(again))
+        measured("assemble", *own, "assemble", str(hub))
     print("every tensor is the same, bit for bit")
 
 

@@ -260,6 +260,7 @@ def report_of(
     seconds = max(parts.values())
     report = {
         "topology": topology, "step": step, "chips": chips, "mesh": dict(mesh.shape), "slices": config.data.slices,
+        "image_positions": cfg.image_positions(config.data.slices),
         "batch": config.train.batch if step == "train" else config.eval.batch,
         "accumulate": config.train.accumulate, "remat": cfg.remat, "attn3d_kind": cfg.volume.attn3d_kind,
         "parameters": flops.parameters(cfg, whole.shapes, whole.trains),
