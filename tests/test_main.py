@@ -164,9 +164,10 @@ def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
         tiny_run.trained(tiny_folder, "stage1.py", f"muon_{devices}", *flags, devices=devices) for devices in (1, 2)
     )
     losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl")] for run in (one, two)]
-    assert json.loads((two / "manifest.json").read_text())["devices"] != json.loads(
-        (one / "manifest.json").read_text()
-    )["devices"]
+    assert (
+        json.loads((two / "manifest.json").read_text())["devices"]
+        != json.loads((one / "manifest.json").read_text())["devices"]
+    )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 

@@ -63,9 +63,7 @@ def dense_ffn(params, u):
     return hidden @ e["fc2"]["kernel"][0, 0] + e["fc2"]["bias"][0, 0]
 
 
-@pytest.mark.parametrize(
-    ("top_k", "equal"), [(2, True), (3, True), (E, True), (1, False)]
-)
+@pytest.mark.parametrize(("top_k", "equal"), [(2, True), (3, True), (E, True), (1, False)])
 def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, equal):
     """I9: for any router weights, since gates are renormalised; k = 1 keeps its gate."""
     given = inputs()

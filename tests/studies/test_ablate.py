@@ -89,9 +89,7 @@ def test_every_row_has_a_model_that_takes_its_base_and_then_its_stage_1(row, sma
     if ablations.ROWS[row].last_stage == 2:
         wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
         stage1 = {name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}
-        shapes_of(
-            small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1)
-        )
+        shapes_of(small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1))
 
 
 @pytest.mark.slow

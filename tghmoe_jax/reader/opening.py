@@ -56,6 +56,4 @@ def load_picture_reader(folder: str | Path) -> Reader:
     leaves, _ = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
     kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
     params = {path: leaf.astype(np.float32) for path, leaf in leaf_names.from_canonical(kept, leaves).items()}
-    return Reader(
-        model, tokenizer, jax.device_put(params), 0, views_of=FAMILIES[base.family].views_of(base.folder)
-    )
+    return Reader(model, tokenizer, jax.device_put(params), 0, views_of=FAMILIES[base.family].views_of(base.folder))
