@@ -31,7 +31,7 @@ from tghmoe_jax.training.loading import load_run
 
 
 def open_mesh(config: ConfigDict, experts: int) -> jax.sharding.Mesh:
-    """The mesh of the config for groups of so many experts, made current. UserError where it does not fit the devices."""
+    """The config's mesh for groups of `experts` experts, made current. UserError where it does not fit the devices."""
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=experts)
     except ValueError as error:

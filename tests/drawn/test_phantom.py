@@ -353,14 +353,6 @@ def test_channels_may_repeat_one_window(tmp_path):
     np.testing.assert_array_equal(source.slices(0)[0], to_channels(np.asarray(source.volumes[0]), "repeat"))
 
 
-def test_drawing_in_several_processes_gives_the_same_cache(tmp_path, monkeypatch):
-    alone = PhantomSource(tmp_path / "a", "train", 5)
-    monkeypatch.setattr(phantom_source, "INLINE", 2)
-    together = PhantomSource(tmp_path / "b", "train", 5, processes=2)
-    np.testing.assert_array_equal(alone.volumes, together.volumes)
-    assert alone.truths == together.truths
-
-
 def test_two_writers_of_one_cache_leave_one_whole_cache(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         sources = list(pool.map(lambda _: PhantomSource(tmp_path, "train", 4), range(2)))

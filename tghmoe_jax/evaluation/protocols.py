@@ -198,19 +198,17 @@ def score(
     router: Mapping[str, tuple[Sequence[bool], Sequence[str]]] | None = None,
     load: np.ndarray | None = None,
     seed: int = 0,
-    resamples: int = statistics.RESAMPLES,
 ) -> dict[str, float | list[float] | None]:
     """The contents of `metrics.json` (design: what a run leaves behind).
 
     `router`: right or wrong and the prompt, one decision each (N,), for any of ROUTER; without `task_accuracy`, the
     decisions noted in the run's own predictions count. A decision rests on the prompt, so whole prompts are drawn.
-    `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. `resamples` 0
-    leaves the intervals out. A score that rests on fewer than FEW_UNITS cases, volumes or prompts has their number
-    beside it, as `<key>_few_units`.
+    `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. A score that
+    rests on fewer than FEW_UNITS cases, volumes or prompts has their number beside it, as `<key>_few_units`.
     """
-    scorer = _Scorer(seed, resamples)
-    scores = kind_scores(run, seed, resamples)
-    controls = {name: kind_scores(under_control(run, name), seed, resamples) for name in CONTROLS}
+    scorer = _Scorer(seed, statistics.RESAMPLES)
+    scores = kind_scores(run, seed)
+    controls = {name: kind_scores(under_control(run, name), seed) for name in CONTROLS}
     scores |= {key: controls[name][source] for key, (name, source) in control_scores().items()}
 
     router = router or {}

@@ -84,15 +84,13 @@ def difference_ci95(
     one: tuple[np.ndarray, np.ndarray],
     other: tuple[np.ndarray, np.ndarray],
     units: Sequence[Hashable],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> tuple[float, float] | None:
     """95% percentile interval of (ratio of `other`) - (ratio of `one`) by a paired bootstrap.
 
     Each is a numerator and a denominator (N,) over the same items; both are resampled with the same `units` (N,).
     None where fewer than two units leave nothing to resample.
     """
-    sums = resampled_sums(np.stack([*one, *other], axis=1), units, seed, resamples)
+    sums = resampled_sums(np.stack([*one, *other], axis=1), units)
     if sums is None:
         return None
     top, bottom, other_top, other_bottom = sums.T[:, :, None]
@@ -153,8 +151,6 @@ def nested_ci95(
     numerators: np.ndarray,
     denominators: np.ndarray,
     units: Sequence[Hashable],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> tuple[float, float] | None:
     """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
 
@@ -162,12 +158,12 @@ def nested_ci95(
     repeats, which share their items. With few repeats it is too narrow: see `student_ci95`. None for fewer than two
     units. Where all units agree in all repeats it is Wilson's interval of the units: see `agreed_ci95`.
     """
-    sums = resampled_sums(np.concatenate([numerators, denominators]).T, units, seed, resamples)  # (R, 2 S)
+    sums = resampled_sums(np.concatenate([numerators, denominators]).T, units)  # (R, 2 S)
     if sums is None:
         return None
     tops, bottoms = np.split(sums, 2, axis=1)
     repeats = len(numerators)
-    drawn = np.random.default_rng([seed, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples)
+    drawn = np.random.default_rng([0, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=len(sums))
     scores = (tops / np.maximum(bottoms, 1e-9) * drawn).sum(axis=1) / repeats
     low, high = map(float, np.percentile(scores, [2.5, 97.5]))
     return agreed_ci95(low, high, count_units(denominators.T, list(units)))
