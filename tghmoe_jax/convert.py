@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.samples import tokenizer
 from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
@@ -76,7 +76,8 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Parses the command line, converts, and returns the exit code."""
     parser = CommandParser(
         prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
@@ -87,25 +88,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: a base's own, bfloat16 for a run"
     )
+    args = parser.parse_args(argv)
+    source, target = Path(args.source), Path(args.to)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to {args.to} is a file; name a folder.")
+    if target.exists() and source.resolve() == target.resolve():
+        raise UserError(f"--to {args.to} is the folder that is read; name another.")
+    if (target / "checkpoints").is_dir():
+        raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
     try:
-        args = parser.parse_args(argv)
-        source, target = Path(args.source), Path(args.to)
-        if target.exists() and not target.is_dir():
-            raise UserError(f"--to {args.to} is a file; name a folder.")
-        if target.exists() and source.resolve() == target.resolve():
-            raise UserError(f"--to {args.to} is the folder that is read; name another.")
-        if (target / "checkpoints").is_dir():
-            raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
         if (source / "config.json").is_file() and not (source / run_folder.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))
         else:
             print(from_run(args.source, target, args.dtype or "bfloat16", args.export))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:  # a target that cannot be written, a full disk
-        print(f"error: --to {args.to} cannot be written ({error.strerror or error}); name another.", file=sys.stderr)
-        return 2
+        raise UserError(f"--to {args.to} cannot be written ({error.strerror or error}); name another.") from error
     return 0
 
 

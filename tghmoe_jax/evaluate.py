@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import outputs, protocols, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
@@ -115,7 +115,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     return run(config, target)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
@@ -124,17 +125,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
     score_files.add_parsers(commands)
-    try:
-        args = parser.parse_args(argv)
-        if args.command == "run":
-            keep_freed_memory()
-            compile_cache.keep()
-            run_again(args.run, args.items, args.to)
-        else:
-            score_files.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    if args.command == "run":
+        keep_freed_memory()
+        compile_cache.keep()
+        run_again(args.run, args.items, args.to)
+    else:
+        score_files.run(args)
     return 0
 
 

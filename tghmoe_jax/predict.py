@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would drown the answer
 
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.reader.opening import load, load_picture_reader
 from tghmoe_jax.training import compile_cache
@@ -108,18 +108,12 @@ def run(args: argparse.Namespace) -> str:
     return json.dumps(answer.to_json(), indent=1, allow_nan=False) if args.json else str(answer)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        args = parse(argv)
-        compile_cache.keep()
-        print(run(args))
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parse(argv)
+    compile_cache.keep()
+    print(run(args))
     return 0
 
 

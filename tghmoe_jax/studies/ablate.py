@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
@@ -261,7 +261,8 @@ def chosen(known: Iterable[str], names: str) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
@@ -269,31 +270,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
     parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
     parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
-    argv = sys.argv[1:] if argv is None else argv
     flags = [one for one in argv if one.startswith("--config.")]
+    args = parser.parse_args([one for one in argv if one not in flags])
+    table = Ablation.of(args.config, args.workdir, flags)
+    rows = chosen(table.rows, args.rows)
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
+    if bare := [one for one in flags if "=" not in one]:
+        raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
     try:
-        args = parser.parse_args([one for one in argv if one not in flags])
-        table = Ablation.of(args.config, args.workdir, flags)
-        rows = chosen(table.rows, args.rows)
-        if args.seeds is not None and args.seeds < 1:
-            raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
-        if bare := [one for one in flags if "=" not in one]:
-            raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
-        try:
-            table.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
-        if args.table:
+        table.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
+    if args.table:
+        write_table(table, rows, args.seeds)
+        return 0
+    keep_freed_memory()
+    simulate_devices()
+    compile_cache.keep()
+    for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
+        for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
+            table.run(row, seed)
             write_table(table, rows, args.seeds)
-            return 0
-        keep_freed_memory()
-        simulate_devices()
-        compile_cache.keep()
-        for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
-            for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
-                table.run(row, seed)
-                write_table(table, rows, args.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0

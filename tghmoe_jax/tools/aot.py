@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from typing import Any
 
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.bases.base import EMBEDDED, load_config, tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples.tokenizer import Tokenizer
@@ -63,9 +62,9 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs - self.donated + self.code
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
     parser = CommandParser(
         prog="python -m tghmoe_jax.aot", description=__doc__.split("\n")[0], allow_abbrev=False,
         epilog="--config FILE[:preset,key=value] and --config.KEY=VALUE as for tghmoe_jax.main",
@@ -76,18 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=625_000, help="samples to state chip-hours for")
     parser.add_argument("--mfu", type=float, default=0.35, help="model FLOPs utilisation to state chip-hours at")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        args, rest = parser.parse_known_args(argv)
-        if not 0 < args.mfu <= 1:
-            raise UserError(f"--mfu {args.mfu} must lie between 0 and 1.")
-        if args.samples < 1:
-            raise UserError(f"--samples {args.samples} must be at least 1.")
-        config, _ = parse(["aot", *rest])
-        config.mesh.update(mesh_sizes(args.mesh))
-        report = examine(config, args.topology, args.step, args.samples, args.mfu)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args, rest = parser.parse_known_args(argv)
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu} must lie between 0 and 1.")
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples} must be at least 1.")
+    config, _ = parse(["aot", *rest])
+    config.mesh.update(mesh_sizes(args.mesh))
+    report = examine(config, args.topology, args.step, args.samples, args.mfu)
     print(json.dumps(report, indent=1) if args.json else text(report))
     return 0
 

@@ -13,7 +13,6 @@ Axis legend: B batch, T token, N head, H head size, C width, F hidden width, X e
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, command
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.ops.activations import quick_gelu
@@ -74,20 +73,17 @@ FULL = Sizes("bfloat16", 2, 577, 16, 1917, (16, 64), (32, 96), (9232, 1024, 4096
 SMALL = Sizes("float32", 2, 65, 4, 150, (2, 16), (2, 24), (260, 32, 64))
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the checks, prints a table, and returns the exit code."""
     parser = CommandParser(prog="python -m tghmoe_jax.selfcheck", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        args = parser.parse_args(argv)
-        found = []
-        for check in checks(SMALL if platform() == "cpu" else FULL):
-            found.append(check)
-            if not args.json:
-                print(line(check), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    found = []
+    for check in checks(SMALL if platform() == "cpu" else FULL):
+        found.append(check)
+        if not args.json:
+            print(line(check), flush=True)
     device = jax.local_devices()[0]
     passed = all(check.passed for check in found)
     if args.json:
