@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError, command
-from tghmoe_jax.evaluation import outputs, protocols, router_tests, score_files
+from tghmoe_jax.evaluation import outputs, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
@@ -103,14 +103,9 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"--to {target} cannot be created ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
-    config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
-    config.data.workers = config.data.get("workers", 0)
-    config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
-    for key in ("transfer", "adversarial"):  # runs of earlier versions have none of these
-        config.eval[key] = 0 if items else config.eval.get(key, 0)
-    config.eval["items"] = items or config.eval["items"]
-    config.eval.controls = config.eval.get("controls", protocols.CONTROLS)
+    if items:
+        config.eval.update({"items": items, "transfer": 0, "adversarial": 0})
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
     return run(config, target)
 
