@@ -62,7 +62,7 @@ def compare(one: Path, other: Path) -> None:
         assert bits(a[name]) == bits(b[name]), f"{name} differs"
 
 
-def bits(tensor: storage.LazyTensor) -> tuple:
+def bits(tensor: storage.Lazy) -> tuple:
     data = tensor.load()
     return data.shape, data.dtype, zlib.crc32(data.tobytes()), zlib.adler32(data.tobytes())
 
