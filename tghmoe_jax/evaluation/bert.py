@@ -4,12 +4,12 @@ M3D's numbers take roberta-large at layer 17 without baseline rescaling: give th
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import provenance
 from tghmoe_jax.evaluation.metrics import METRICS
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 
@@ -46,12 +46,7 @@ class BertModel:
     @property
     def digest(self) -> str:
         """SHA-256 of the weights, in the order of their file names."""
-        found = hashlib.sha256()
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with open(file, "rb") as data:
-                while block := data.read(1 << 22):
-                    found.update(block)
-        return found.hexdigest()
+        return provenance.digest(*sorted(self.folder.glob("*.safetensors")))
 
 
 def add(runs: Mapping[str, Run], model: BertModel) -> dict[str, dict[str, list[Prediction]]]:

@@ -56,33 +56,44 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     return run
 
 
-def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
-    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
+def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, without blank lines; messages call it `named`.
+
+    UserError where it is too large, no CSV in UTF-8, or a row has not as many columns as the header.
+    """
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
+        if (size := Path(file).stat().st_size) > MOST_BYTES:
+            raise UserError(f"{named} has {size} bytes, more than {MOST_BYTES}; split it.")
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)  # a stray quote would swallow the rows up to the next one
-            columns = set(reader.fieldnames or ())
-            rows = list(reader)
+            # Strict, because a stray quote would swallow the rows up to the next one.
+            header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
+    except FileNotFoundError as error:
+        raise UserError(f"{named} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{file} is not a CSV file in UTF-8 ({error}); write it again.") from error
+        raise UserError(f"{named} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    for number, row in enumerate(rows, 2):
+        if len(row) > len(header):
+            raise UserError(f"{named}, row {number} has more columns than the header; quote texts that hold commas.")
+        if len(row) < len(header):
+            raise UserError(f"{named} ends in the middle of row {number}; write it again.")
+    return header, rows
+
+
+def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
+    header, rows = read_table(file, str(file))
+    columns = set(header)
     fitting = [kind for kind in KINDS if COLUMNS[kind].needed <= columns]
     if not fitting:
         wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind in KINDS if (names := COLUMNS[kind].needed))
         raise UserError(f"{file} lacks the columns of every known kind; give it those of one ({wanted}).")
     kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
-    if len(columns) < len(reader.fieldnames):
+    if len(columns) < len(header):
         raise UserError(f"{file} has two columns of one name; leave one of them there.")
     if not rows:
         raise UserError(f"{file} holds no predictions; write at least one row.")
-    short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in columns)), None)
-    long = next((i for i, row in enumerate(rows) if None in row), None)
-    if long is not None:
-        raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
-    if short is not None:
-        raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
     named: dict[str, int] = {}
     for row in rows:
         if key := _key(row):
