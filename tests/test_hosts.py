@@ -91,9 +91,7 @@ def test_two_processes_train_evaluate_and_leave_one_run(tiny_folder):
     assert json.loads((run / "manifest.json").read_text())["processes"] == 2
     assert (run / "eval" / "3" / "metrics.json").is_file() and (run / "checkpoints" / "3").is_dir()
 
-    done = tiny_run.command(
-        tiny_folder, "stage1.py", run, *flags(tiny_folder, train_steps=5, eval_every=0)[1:]
-    )  # fmt: skip
+    done = tiny_run.command(tiny_folder, "stage1.py", run, *flags(tiny_folder, train_steps=5, eval_every=0)[1:])
     assert done.returncode == 0 and "continued from step 3" in done.stdout, done.stderr[-3000:]
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 

@@ -50,9 +50,7 @@ def rows(run, kind) -> list[dict[str, str]]:
 def test_a_run_leaves_the_files_of_the_design(request, stage):
     run = request.getfixturevalue(stage)
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
-    assert names == {
-        "checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"
-    }  # fmt: skip
+    assert names == {"checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"}
     assert list(run.glob("events.*"))
     assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
         "manifest.json", "metrics.json", "report.html",
@@ -145,9 +143,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     batch["slices"] = rng.integers(0, 256, batch["slices"].shape).astype(np.uint8)
     batch["tokens"] = rng.integers(0, 1000, batch["tokens"].shape).astype(np.int32)
     options = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
-    forward = jax.jit(
-        lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options
-    )  # fmt: skip
+    forward = jax.jit(lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options)
     expected = forward(one.model, variables(one.params), np.zeros(2, np.int32))
     for task in range(len(config.model.tasks)):
         found = forward(model, variables(leaves), np.full(2, task, np.int32))

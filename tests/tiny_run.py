@@ -68,7 +68,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def command(
     folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "", devices: int = 1
-) -> subprocess.CompletedProcess:  # fmt: skip
+) -> subprocess.CompletedProcess:
     """Runs `python -m tghmoe_jax.main` in `folder` on so many devices; `code` is run in its process before."""
     start = ["-c", f"{code}\nimport sys; from tghmoe_jax.main import main; sys.exit(main())"] if code else []
     start = start or ["-m", "tghmoe_jax.main"]

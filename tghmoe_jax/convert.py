@@ -79,9 +79,7 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
 @command
 def main(argv: list[str]) -> int:
     """Parses the command line, converts, and returns the exit code."""
-    parser = CommandParser(
-        prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
-    )  # fmt: skip
+    parser = CommandParser(prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--from", dest="source", required=True, help="folder of a run or of a 2D model")
     parser.add_argument("--to", required=True, help="folder to write")
     parser.add_argument("--export", action="store_true", help="published names of a base, or the whole of a run")

@@ -95,9 +95,7 @@ def run(args: argparse.Namespace) -> str:
         record = {"text": answer.text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
         return json.dumps(record, indent=1) if args.json else str(answer)
     reader = load(args.checkpoint or "embedded")
-    options = {
-        "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,
-    }  # fmt: skip
+    options = {"series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain}
     if args.report:
         answer = reader.report(args.volume, **options)
     else:

@@ -164,7 +164,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, text):
 
 words = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30).filter(
     lambda text: text == text.strip() and text
-)  # fmt: skip
+)
 entries = st.lists(
     st.fixed_dictionaries(
         {"volume": st.sampled_from(["a/1.nii.gz", "b.nii", "c d.npy"]), "question": words},

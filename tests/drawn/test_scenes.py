@@ -173,9 +173,8 @@ def test_an_item_question_finds_its_shape_by_name_and_asks_for_all_of_it():
         scene = SOURCE.scene(i)
         q = SOURCE.question(i, "open", rng(i), "item")
         item = next(
-            item for item in scene.items
-            if q.answer == f"{item.size} {item.colour} {item.shape} in the {item.place}"
-        )  # fmt: skip
+            item for item in scene.items if q.answer == f"{item.size} {item.colour} {item.shape} in the {item.place}"
+        )
         assert f"the {item.shape}" in q.question or f"the {item.colour} shape" in q.question
         assert item.place not in q.question and not q.choices
 

@@ -129,7 +129,7 @@ def test_emitted_length_is_the_formulas(slabs, pool):
 @pytest.mark.parametrize(
     "changes",
     [{"spatial_pool": 2}, {"layout": "flat"}, {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
-)  # fmt: skip
+)
 def test_emitted_length_is_the_formulas_for_every_switch(changes):
     """I24 for the connector's switches; `flat` is pooled patches alone."""
     model = tiny.model(**changes)

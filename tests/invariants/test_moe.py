@@ -214,9 +214,7 @@ def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
     """I11: imported at patch depth 1, written back and read again, every tensor is bitwise the base's."""
     base = tiny.base(tmp_path / "base")
     model = tiny.model(base.config, tgh={"experts": 1, "top_k": 1})
-    leaves = adapt.assemble(
-        {name: leaf.shape for name, leaf in tiny.canonical(model).items()}, base.params
-    )[0]  # fmt: skip
+    leaves = adapt.assemble({name: leaf.shape for name, leaf in tiny.canonical(model).items()}, base.params)[0]
     save_base(tmp_path / "again", leaves, base.config, dtype=None)
     again = load_base(tmp_path / "again").params
     assert set(again) == set(base.params)

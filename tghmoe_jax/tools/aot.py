@@ -239,9 +239,7 @@ def report_of(
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
     work, moved, tokens = work_of(config, whole, step, mesh)
-    parts = {
-        "compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth
-    }  # fmt: skip
+    parts = {"compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth}
     seconds = max(parts.values())
     report = {
         "topology": topology, "step": step, "chips": chips, "mesh": dict(mesh.shape), "slices": config.data.slices,

@@ -296,9 +296,7 @@ def run_steps(loaded: loading.LoadedRun, config: ConfigDict, way: dict, devices:
     text, slices = config.data.text_length, config.data.slices
     sample = flops.train_sample(model.cfg, one.shapes, one.trains, slices, text, "splash")
     losses = np.array([first["loss"], second["loss"]])
-    return Steps(
-        mesh.axis_sizes, losses, moved, donated, spent, sample.useful * config.train.batch / len(devices)
-    )  # fmt: skip
+    return Steps(mesh.axis_sizes, losses, moved, donated, spent, sample.useful * config.train.batch / len(devices))
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
