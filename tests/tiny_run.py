@@ -55,9 +55,10 @@ def options(folder: Path) -> list[str]:
 def keep_programs(folder: Path) -> dict[str, str]:
     """The environment in which compiled programs are kept in `folder`, even the smallest."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }  # fmt: skip
+    }
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -123,8 +123,9 @@ def test_the_export_that_the_docs_show_writes_a_manifest(tmp_path, monkeypatch):
     report = check_manifest("scans/manifest.jsonl")
     assert report.problems == ()
     assert [item.answer for item in report.items] == [
-        "Findings: Effusion, left.", "Findings: Keine. Impression: Unauff\u00e4llig."
-    ]  # fmt: skip
+        "Findings: Effusion, left.",
+        "Findings: Keine. Impression: Unauff\u00e4llig.",
+    ]
     assert [item.question for item in report.items] == ["Indication: Cough. Write the report of this CT.", ""]
 
 

@@ -110,8 +110,9 @@ def test_corpus_bleu_is_that_of_summed_counts():
 def test_cider_ignores_case_and_punctuation_and_rewards_rare_words():
     outputs = ["A cyst.", "a normal scan", "a normal scan"]
     same = per_sample(outputs, ["a cyst", "A normal scan.", "A normal scan."])["cider"]
-    assert same[0] > 0 and same == pytest.approx(per_sample(
-        [text.upper() for text in outputs], ["a cyst", "a normal scan", "a normal scan"])["cider"])  # fmt: skip
+    assert same[0] > 0 and same == pytest.approx(
+        per_sample([text.upper() for text in outputs], ["a cyst", "a normal scan", "a normal scan"])["cider"]
+    )
     assert per_sample(["a cyst"], ["a cyst"])["cider"][0] == 0  # one document has no frequencies
 
 

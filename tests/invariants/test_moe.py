@@ -40,10 +40,11 @@ def layer_params(seed=0, equal_experts=False):
     router = lambda n: {"kernel": rng.standard_normal((G, n, E)).astype(np.float32)}  # noqa: E731
     return {
         "experts": {
-            "fc1": {"kernel": expert(C, F), "bias": expert(F)}, "fc2": {"kernel": expert(F, C), "bias": expert(C)}
+            "fc1": {"kernel": expert(C, F), "bias": expert(F)},
+            "fc2": {"kernel": expert(F, C), "bias": expert(C)},
         },
         "router": {"x": router(C), "t": router(R)},
-    }  # fmt: skip
+    }
 
 
 def apply_layer(params, inputs, top_k=2, dispatch="ragged", task_input="text"):

@@ -70,9 +70,10 @@ def asked(images, tokens) -> dict:
     ids = np.concatenate([tokens[:, :PREFIX], np.full((len(tokens), TOKENS), IMAGE), tokens[:, PREFIX:]], axis=1)
     pixels = (images - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
     return {
-        "input_ids": torch.from_numpy(ids), "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        "input_ids": torch.from_numpy(ids),
+        "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
         "attention_mask": torch.ones(ids.shape, dtype=torch.long),
-    }  # fmt: skip
+    }
 
 
 def prompts(length: int) -> np.ndarray:
