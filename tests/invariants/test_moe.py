@@ -279,8 +279,7 @@ def test_a_single_choice_moves_token_routers_at_upcycling():
 
     def slope(top_k):
         """Relative to the experts' gradient: rounding grows with it, and differs between processors."""
-        total = lambda p: jnp.sum(apply_layer(p, given, top_k=top_k)[0] ** 2)  # noqa: E731
-        found = tiny.jit(jax.grad(total))(params)
+        found = tiny.jit(jax.grad(lambda p: jnp.sum(apply_layer(p, given, top_k=top_k)[0] ** 2)))(params)
         size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["experts"]))
         return np.abs(found["router"]["x"]["kernel"]).max() / size
 

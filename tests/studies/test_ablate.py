@@ -260,7 +260,6 @@ def test_seeds_that_differ_widen_the_interval_of_a_row():
     items, ones = np.arange(200), np.ones((4, 200))
     alike = np.tile(rng.random(200) < 0.5, (4, 1)).astype(float)
     apart = np.stack([rng.random(200) < share for share in (0.3, 0.45, 0.55, 0.7)]).astype(float)
-    width = lambda rows: np.subtract(*reversed(statistics.nested_ci95(rows, ones, items)))  # noqa: E731
-    assert width(apart) > 1.5 * width(alike)
-    low, high = statistics.nested_ci95(alike, ones, items)
+    (lowest, highest), (low, high) = (statistics.nested_ci95(rows, ones, items) for rows in (apart, alike))
+    assert highest - lowest > 1.5 * (high - low)
     assert low < alike.mean() < high

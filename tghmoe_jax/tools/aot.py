@@ -172,10 +172,14 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
     return result
 
 
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
+
+
 def does_not_fit(name: str, chip: Chip, needed: float) -> str:
     return (
-        f"the {name} step needs {needed / GIB:.2f} GiB a chip and {chip.hbm / GIB:.2f} are there, "
-        f"{(needed - chip.hbm) / GIB:.2f} too few; {remedy(name)}."
+        f"the {name} step needs {gib(needed)} GiB a chip and {gib(chip.hbm)} are there, "
+        f"{gib(needed - chip.hbm)} too few; {remedy(name)}."
     )
 
 
@@ -198,20 +202,21 @@ def remedy(step: str) -> str:
     return "lower eval.batch or eval.new_tokens, or spread the weights with mesh.fsdp"
 
 
+def placed(s: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+
+
 def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, step: str, chip: Chip) -> list[Compiled]:
     """The functions that answer questions (see reader/reader.py), with parameters as `loading.load_run` gives them."""
-    model, mesh = generation.inference(model), whole.mesh
+    model = generation.inference(model)
     rows = config.eval.batch + -config.eval.batch % whole.spec.devices
-    over = whole.batch_sharding.spec[1]
-    put = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, jax.P(over)))  # noqa: E731
+    spread = jax.NamedSharding(whole.mesh, jax.P(whole.batch_sharding.spec[1]))
     flat = loading.param_shapes(model, config.data)
-    params = variables(
-        {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole.shardings[p]) for p, s in flat.items()}
-    )
-    batch = jax.tree.map(put, loading.batch_shapes(config.data, rows))
+    params = variables({path: placed(s, whole.shardings[path]) for path, s in flat.items()})
+    batch = {key: placed(s, spread) for key, s in loading.batch_shapes(config.data, rows).items()}
     seen = model.cfg.visual_tokens(config.data.slices)
-    visual = put(jax.ShapeDtypeStruct((rows, seen, model.cfg.decoder.width), jnp.dtype(model.cfg.dtype)))
-    mask = put(jax.ShapeDtypeStruct((rows, seen), bool))
+    visual = jax.ShapeDtypeStruct((rows, seen, model.cfg.decoder.width), jnp.dtype(model.cfg.dtype), sharding=spread)
+    mask = jax.ShapeDtypeStruct((rows, seen), bool, sharding=spread)
 
     def call(name, function, *args):
         return build(name, chip, function, model, *args)
@@ -311,9 +316,9 @@ def expert_shards(whole: program.Program) -> dict[str, Any]:
         return {"leaves": 0}
     kernel = next(path for path in found if path.endswith("fc1/kernel"))
     sharding = whole.shardings[kernel]
-    placed = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole.shardings[p]) for p, s in found.items()]
+    leaves = [placed(s, whole.shardings[path]) for path, s in found.items()]
     return {
-        "leaves": len(found), "spec": str(sharding.spec), "chip_bytes": sum(map(shard_bytes, placed)),
+        "leaves": len(found), "spec": str(sharding.spec), "chip_bytes": sum(map(shard_bytes, leaves)),
         "total_bytes": sum(s.size * s.dtype.itemsize for s in found.values()),
     }  # fmt: skip
 
@@ -321,7 +326,6 @@ def expert_shards(whole: program.Program) -> dict[str, Any]:
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
     b, p, r, d = report["bytes"], report["parameters"], report["roofline"], report["donated"]
-    gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     lines = [
         f"{report['step']} step on {report['topology']}: {report['chips']} chips, mesh {mesh}",

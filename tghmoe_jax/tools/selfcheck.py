@@ -142,10 +142,14 @@ def compare(name: str, sizes: Sizes, fast: Callable, oracle: Callable, inputs: d
     return Check(name, distances, TOLERANCE[sizes.dtype], seconds(run, narrow), useful)
 
 
+def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
 def check_attention(name, rng, sizes: Sizes, batch: int, length: int, heads: int, size: int, mask: Mask) -> Check:
     backend = {"tpu": "splash", "gpu": "cudnn"}.get(platform(), "blocked")
     block = 24 if backend == "blocked" else 0  # several blocks, the last of them filled up
-    qkv = {key: jnp.asarray(rng.standard_normal((batch, length, heads, size)), jnp.float32) for key in "qkv"}
+    qkv = {key: normal(rng, batch, length, heads, size) for key in "qkv"}
     window = (mask.slice_tokens, mask.window) if mask.slice_tokens else None
     pairs, _, _ = flops.attention_pairs(length, length, "plain", mask.causal, window)
     useful = 3 * 4.0 * pairs * size * heads * batch  # forward once, backward twice
@@ -165,12 +169,14 @@ def check_experts(rng, sizes: Sizes) -> Iterator[Check]:
     (tokens, width, hidden), experts, top_k = sizes.experts, 8, 2
     base = np.arange(tokens) % experts
     choice = jnp.asarray(np.stack([base, (base + 1 + np.arange(tokens) // experts % (experts - 1)) % experts], 1))
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
     inputs = {
-        "x": draw(tokens, width), "gate": jax.nn.softmax(draw(tokens, top_k)),
-        "fc1": draw(experts, width, hidden) / width**0.5, "fc1_bias": draw(experts, hidden) / 9,
-        "fc2": draw(experts, hidden, width) / hidden**0.5, "fc2_bias": draw(experts, width) / 9,
-    }  # fmt: skip
+        "x": normal(rng, tokens, width),
+        "gate": jax.nn.softmax(normal(rng, tokens, top_k)),
+        "fc1": normal(rng, experts, width, hidden) / width**0.5,
+        "fc1_bias": normal(rng, experts, hidden) / 9,
+        "fc2": normal(rng, experts, hidden, width) / hidden**0.5,
+        "fc2_bias": normal(rng, experts, width) / 9,
+    }
 
     def run(dispatch):
         def experts_of(inputs):
