@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.tools import few_layers
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.tools import aot
 
@@ -74,6 +75,47 @@ def test_the_report_for_people_states_what_the_numbers_say(report):
     assert f"spare {report['bytes']['spare'] / 2**30:.2f}" in text
     assert "625,000 samples" in text and "all-to-all" in text
     assert f"{report['donated']['of']} of {report['donated']['of']} leaves" in text
+
+
+def examined(monkeypatch, step: str) -> dict:
+    """The report on `few_layers`, of which one small product is compiled in place of each function, once traced."""
+    build = aot.build
+
+    def small(name, chip, function, *arguments):
+        if name != "train":  # which takes long to trace
+            function.trace(*arguments)
+        one = jax.sharding.SingleDeviceSharding(aot.open_topology("v5e:2x2")[1][0])
+        return build(
+            name, chip, jax.jit(lambda x: x @ x.T), jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=one)
+        )
+
+    monkeypatch.setattr(aot, "build", small)
+    config = few_layers.get_config()
+    config.eval.batch = 4
+    return aot.examine(config, "v5e:2x2", step, 1000, 0.5)
+
+
+def test_a_report_adds_up_whatever_was_compiled(monkeypatch):
+    report = examined(monkeypatch, "train")
+    b, e, r = report["bytes"], report["experts"], report["roofline"]
+    assert b["arguments"] == 256 * 256 * 4 < b["peak"] and b["spare"] == b["hbm"] - b["peak"]
+    assert report["donated"]["leaves"] == 0 < report["donated"]["of"]
+    assert "expert" in e["spec"] and e["total_bytes"] / 4 <= e["chip_bytes"] < e["total_bytes"] / 2 * 1.01 < b["state"]
+    assert r["seconds"] == max(r["compute"], r["hbm"], r["ici"]) and r["ici"] == 0
+    useful, s = report["flops"]["useful"], report["samples"]
+    assert s["chip_hours"] == pytest.approx(1000 * useful * 4 / 16 / (197e12 * 0.5) / 3600)
+    text = aot.text(report)
+    assert "train step on v5e:2x2: 4 chips, mesh data 1, fsdp 2, expert 2" in text and "1,000 samples" in text
+    assert "collectives of train, a run: none" in text
+
+
+def test_answering_is_reported_function_by_function(monkeypatch):
+    report = examined(monkeypatch, "evaluate")
+    assert list(report["compile_seconds"]) == ["encode", "rank", "decode"] and "samples" not in report
+    assert report["new_tokens"] == few_layers.get_config().eval.new_tokens
+    # A new token reads every decoder weight: decoding is bound by memory.
+    assert report["roofline"]["hbm"] > 0 and report["flops"]["executed"] >= report["flops"]["useful"] > 0
+    assert "donated:" not in (text := aot.text(report)) and "collectives of rank" in text
 
 
 def refused(capsys, *arguments) -> str:
