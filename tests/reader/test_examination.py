@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests import tiny
+from tghmoe_jax import evaluate
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
@@ -145,14 +146,17 @@ def test_controls_show_another_patient_and_every_blind_prompt_once(examined):
     assert sum(a // 2 != b // 2 for a, b in other) >= 16 and 3 not in {volume for _, volume in shown}
 
 
-@pytest.mark.parametrize("errs", [False, True])
-def test_hard_questions_weigh_right_and_wrong_experts_by_the_router(tmp_path, monkeypatch, errs):
-    """What predicted routing scores is what true routing scores where the router is right, and else the other's."""
-    data = {"name": "phantom", "root": str(tmp_path), "slices": 8, "size": 32, "channels": "windows3"}
+@pytest.fixture
+def drawn(tmp_path, monkeypatch) -> ConfigDict:
+    """The config of an examination on phantoms, asked in one hard way of the many."""
     monkeypatch.setattr(hard_questions, "HARD_WORDINGS", ("typos",))
-    reader = Oracle(errs)
-    ways = hard_questions.hard_questions(reader, config(data=data), lambda text: None)
-    assert reader.text_length == 80 and ways.keys() == {"seen", "unseen", "typos"}
+    data = {"name": "phantom", "root": str(tmp_path), "slices": 8, "size": 32, "channels": "windows3"}
+    return config(data=data | {"drop_leaks": "none"})
+
+
+def weighed(ways: dict, errs: bool) -> None:
+    """What predicted routing scores is what true routing scores where the router is right, and else the other's."""
+    assert ways.keys() == {"seen", "unseen", "typos"}
     for way, scores in ways.items():
         assert {scores[f"router/{kind}"] for kind in ("closed", "open", "report")} == {float(not errs)}, way
         for score in ("closed/accuracy", "report/finding_f1"):
@@ -161,8 +165,24 @@ def test_hard_questions_weigh_right_and_wrong_experts_by_the_router(tmp_path, mo
     assert ways["seen"]["keyword/vqa"] == ways["seen"]["keyword/report"] == 1
 
 
-def test_files_have_one_wording_and_a_drawn_set_two(tmp_path):
-    data = {"name": "phantom", "root": str(tmp_path), "slices": 8, "size": 32, "channels": "windows3"}
-    seen, unseen = examination.test_sources(config(data=data))
+def test_hard_questions_weigh_right_and_wrong_experts_by_the_router(drawn):
+    reader = Oracle(errs=True)
+    weighed(hard_questions.hard_questions(reader, drawn, lambda text: None), errs=True)
+    assert reader.text_length == 80
+
+
+def test_a_long_evaluation_adds_the_second_style_and_the_hard_ways(drawn, tmp_path):
+    drawn.eval.update({"items": 3, "transfer": 2})
+    said = []
+    metrics = evaluate.evaluate_all(Oracle(), drawn, tmp_path / "eval", said.append)
+    assert metrics == json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["report/finding_f1"] == metrics["router/task_accuracy_unseen_wording"] == 1
+    weighed(json.loads((tmp_path / "eval" / "adversarial.json").read_text()), errs=False)
+    assert json.loads((tmp_path / "eval" / "second_style" / "manifest.json").read_text())["items"]["closed"] == 2
+    assert "the second drawing style, never trained on:" in said
+
+
+def test_a_drawn_set_has_two_wordings(drawn):
+    seen, unseen = examination.test_sources(drawn)
     asked = [source.question(0, "report", np.random.default_rng(0)).question for source in (seen, unseen)]
     assert seen is not unseen and seen.truths == unseen.truths and asked[0] != asked[1]

@@ -113,7 +113,6 @@ def test_answering_is_reported_function_by_function(monkeypatch):
     report = examined(monkeypatch, "evaluate")
     assert list(report["compile_seconds"]) == ["encode", "rank", "decode"] and "samples" not in report
     assert report["new_tokens"] == few_layers.get_config().eval.new_tokens
-    # A new token reads every decoder weight: decoding is bound by memory.
     assert report["roofline"]["hbm"] > 0 and report["flops"]["executed"] >= report["flops"]["useful"] > 0
     assert "donated:" not in (text := aot.text(report)) and "collectives of rank" in text
 
