@@ -92,6 +92,31 @@ def test_every_row_has_a_model_that_takes_its_base_and_then_its_stage_1(row, sma
         shapes_of(small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1))
 
 
+def test_finished_runs_are_tabulated_and_never_trained_again(
+    tiny_folder, tiny_stage1, tiny_stage2, tmp_path, monkeypatch
+):
+    argv = ["--rows=full", "--seeds=1", f"--workdir={tmp_path}", f"--config={ablations.__file__}"]
+    argv += tiny_run.options(tiny_folder)
+    table = ablate.Ablation.of(ablations.__file__, tmp_path, argv[4:])
+    shutil.copytree(tiny_stage1, table.first_run("full", 0))
+    shutil.copytree(tiny_stage2, table.last_run("full", 0))
+    monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    for _ in range(2):  # the second time from what is kept of the runs
+        assert ablate.main(argv) == 0
+        full, wrong = json.loads((tmp_path / "table.json").read_text())
+        shutil.rmtree(table.last_run("full", 0), ignore_errors=True)
+    metrics = tiny_run.metrics(tiny_stage2)
+    assert (full["row"], full["closed"]) == ("full", metrics["closed/accuracy_strict"]) and full["minutes"] > 0
+    assert (
+        wrong["row"] == ablate.WRONG_GROUP and wrong["closed"] == metrics["control/wrong_group_closed_accuracy_strict"]
+    )
+    assert wrong["score_difference"] == pytest.approx(wrong["score"] - full["score"]) and "verdict" not in wrong
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 2
+    assert ablate.main([*argv, "--config.eval.seed=5"]) == 2  # the result was made by another config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TRAINED)
 def test_a_row_trains_and_is_scored(row, rows):
