@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from tghmoe_jax.datasets.sources import DRAWN
+from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import outputs, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
@@ -23,7 +23,6 @@ from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
-from tghmoe_jax.studies.second_style import second_style
 from tghmoe_jax.training import compile_cache, hosts, run_folder
 from tghmoe_jax.training.loading import load_run
 
@@ -73,7 +72,11 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     """
     metrics = examine(reader, *test_sources(config), config, folder, progress)
     if config.eval.transfer:
-        second_style(reader, config, folder / "second_style", progress)
+        progress("the second drawing style, never trained on:")
+        source = make_source(config.data, "test", config.eval.transfer, "second", "second")
+        other = ConfigDict(config.to_dict())
+        other.eval["items"] = config.eval.transfer
+        examine(reader, source, source, other, folder / "second_style", progress)
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation.findings import Triple
+from tghmoe_jax.evaluation.metrics import Triple
 from tghmoe_jax.evaluation.protocols import CONTROLS, NOT_ASKED, Prediction
 from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF

@@ -87,24 +87,26 @@ def write(
 _number = functools.partial(number, missing="–")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of text; the first row is its head."""
-    lines = []
-    for row, tag in zip(rows, ("th", *["td"] * (len(rows) - 1)), strict=True):
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "".join(lines) + "</table>"
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    """An HTML table: texts of its head, and rows that are HTML."""
+    return f"<table>{_row(head, 'th')}{''.join(rows)}</table>"
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _scores(metrics: Mapping[str, object], run: Run) -> str:
     beside = outputs.beside_scores(metrics, run)
-    rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
+    rows = []
     for key in scores_of(metrics):
         if (value := metrics[key]) is None:
             continue
         pair = metrics.get(f"{key}_ci95")
         interval = "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-        rows.append([key, _number(value), interval, *(_number(beside[control].get(key)) for control in CONTROLS)])
-    return _table(rows)
+        controls = [_number(beside[control].get(key)) for control in CONTROLS]
+        rows.append(_row([key, _number(value), interval, *controls]))
+    return _table(["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)], rows)
 
 
 def _bars(metrics: Mapping[str, object], run: Run) -> str:
@@ -157,14 +159,14 @@ def _picture(alt: str, png: bytes, style: str = "") -> str:
 
 def _shaded(rows: Sequence[Sequence[object]], head: Sequence[str], form: str) -> str:
     """A table of a name and numbers a row, each cell as dark as its share of the row's sum."""
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
+    lines = []
     for name, *values in rows:
         whole = max(float(sum(values)), 1e-9)
         cells = "".join(
             f'<td style="background:rgba(31,95,168,{0.8 * float(v) / whole:.2f})">{v:{form}}</td>' for v in values
         )
         lines.append(f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>")
-    return "".join(lines) + "</table>"
+    return _table(head, lines)
 
 
 def _confusion(run: Run, tasks: Sequence[str]) -> str:

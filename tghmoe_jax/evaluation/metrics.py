@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax.evaluation import findings, text_metrics
+from tghmoe_jax.evaluation import text_metrics
 
 Ratio = tuple[np.ndarray, np.ndarray]
+Triple = tuple[str, str, str]  # (lesion, organ, side) of a finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +78,12 @@ def _ranked(ones):
 
 
 def _finding_f1(ones):
-    nothing = (np.nan,) * 3
-    counts = [
-        nothing if None in (one.findings_true, one.findings_stated)
-        else findings.counts(one.findings_true, one.findings_stated)
-        for one in ones
-    ]  # fmt: skip
-    hit, extra, missed = np.array(counts, np.float64).T
-    return 2 * hit, 2 * hit + extra + missed
+    """2 TP over 2 TP + FP + FN of positive findings, each counted once; a statement of absence is none."""
+    counts = np.full((len(ones), 2), np.nan)
+    for i, (true, stated) in enumerate((one.findings_true, one.findings_stated) for one in ones):
+        if true is not None and stated is not None:
+            counts[i] = 2 * len(true & stated), len(true) + len(stated)
+    return tuple(counts.T)
 
 
 def _pairs(ones) -> list[tuple[str, str]]:

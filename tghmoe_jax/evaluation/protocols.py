@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.evaluation import closed, findings, statistics
-from tghmoe_jax.evaluation.metrics import Metric, of_kind
+from tghmoe_jax.evaluation import closed, statistics
+from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
 from tghmoe_jax.samples.tasks import KINDS, TASKS
 
@@ -61,8 +61,8 @@ class Prediction:
     ranked: str | None = None
     task_true: str = ""
     task_predicted: str | None = None
-    findings_true: frozenset[findings.Triple] | None = None
-    findings_stated: frozenset[findings.Triple] | None = None
+    findings_true: frozenset[Triple] | None = None
+    findings_stated: frozenset[Triple] | None = None
     case: int | str | None = None
     key: str = ""
     bert_f1: float | None = None
