@@ -38,7 +38,7 @@ def compare(one: Run, other: Run, judged: bool = False) -> dict[str, dict]:
             interval = statistics.difference_ci95((top, bottom), (top_b, bottom_b), units)
             result[f"{kind}/{name}"] = {
                 "a": values[0], "b": values[1], "difference": values[1] - values[0],
-                "ci95": None if interval is None else list(interval), "items": len(a), "units": len(set(units)),
+                "ci95": interval, "items": len(a), "units": len(set(units)),
             }  # fmt: skip
     return result
 

@@ -65,21 +65,25 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
         """Scores over all decisions of some columns."""
         h, e, m = (part[:, columns].sum() for part in (hit, extra, missed))
         n, d = top[:, columns].sum(1, keepdims=True), bottom[:, columns].sum(1, keepdims=True)
-        ci95 = statistics.ratio_ci95(n, d, units, seed)
         return {
-            "f1": ratio(n.sum(), d.sum()), "ci95": None if ci95 is None else list(ci95),
-            "precision": ratio(h, h + e), "recall": ratio(h, h + m),
-            "prevalence": float(b[:, columns].mean()), "items": len(b), "units": len(set(units)),
-        }  # fmt: skip
+            "f1": ratio(n.sum(), d.sum()),
+            "ci95": statistics.ratio_ci95(n, d, units, seed),
+            "precision": ratio(h, h + e),
+            "recall": ratio(h, h + m),
+            "prevalence": float(b[:, columns].mean()),
+            "items": len(b),
+            "units": len(set(units)),
+        }
 
     micro = row(slice(None))
     single = {label: row([j]) for j, label in enumerate(labels_b)}
     known = [one["f1"] for one in single.values() if one["f1"] is not None]
-    ci95 = statistics.ratio_ci95(top, bottom, units, seed)
     macro = micro | {
-        "f1": float(np.mean(known)) if known else None, "ci95": None if ci95 is None else list(ci95),
-        "precision": None, "recall": None,
-    }  # fmt: skip
+        "f1": float(np.mean(known)) if known else None,
+        "ci95": statistics.ratio_ci95(top, bottom, units, seed),
+        "precision": None,
+        "recall": None,
+    }
     return {"micro": micro, "macro": macro, **single}
 
 

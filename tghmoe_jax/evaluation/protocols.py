@@ -99,7 +99,7 @@ class Score(NamedTuple):
     """A value in 0..1, its 95% interval and the units that it rests on, each None where it is not available."""
 
     value: float | None = None
-    ci95: tuple[float, float] | None = None
+    ci95: list[float] | None = None
     units: int | None = None
 
 
@@ -223,8 +223,7 @@ def score(
 
     metrics: dict[str, float | list[float] | None] = {}
     for key, (value, ci95, units) in scores.items():
-        metrics[key] = value
-        metrics[f"{key}_ci95"] = None if ci95 is None else list(ci95)
+        metrics[key], metrics[f"{key}_ci95"] = value, ci95
         if units is not None and units < statistics.FEW_UNITS:
             metrics[f"{key}_few_units"] = units
     return metrics

@@ -46,8 +46,7 @@ def score_way(
         scores = kind_scores(run, seed)
         for kind, name in SCORES.items():
             if kind in run:
-                result[f"{name}/{routing}"] = scores[name].value
-                result[f"{name}/{routing}_ci95"] = None if scores[name].ci95 is None else list(scores[name].ci95)
+                result[f"{name}/{routing}"], result[f"{name}/{routing}_ci95"], _ = scores[name]
     return result
 
 

@@ -20,7 +20,7 @@ from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.answer import Answer, no_load
-from tghmoe_jax.reader.routing import expert_load, routing_of, softmax
+from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import TASKS
@@ -129,7 +129,7 @@ class Reader:
         found = []
         for part in self._batches(list(range(len(asked)))):
             batch = self._collate(source, [Request(*asked[i]) for i in part])
-            found.append(softmax(arrays.to_host(generation.route(self.model, self.variables, batch))))
+            found.append(probabilities(generation.route(self.model, self.variables, batch)))
         return np.concatenate(found)[: len(asked)] if found else np.zeros((0, len(self.tasks)))
 
     def routings(self, source: Source, asked: Asked) -> list[RoutingMap]:
@@ -203,7 +203,7 @@ class Reader:
                 slice_mask = source.slices(request.volume)[1]
                 rows[-1]["routing"] = routing_of(encoded, i, self.model.cfg, slice_mask)
         if encoded.task_logits is not None:
-            for row, shares in zip(rows, softmax(arrays.to_host(encoded.task_logits)), strict=True):
+            for row, shares in zip(rows, probabilities(encoded.task_logits), strict=True):
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
 
