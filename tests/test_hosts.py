@@ -117,9 +117,9 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
 def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     run = tiny_folder / "stopped_alone"
     kill = "import os, signal\nfrom tghmoe_jax.training import reporting\nrecord = reporting.RunLog.record\n"
-    kill += "def told(self, step, values):\n    record(self, step, values)\n"
+    kill += "def record_and_kill(self, step, values):\n    record(self, step, values)\n"
     kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-    kill += "reporting.RunLog.record = told"
+    kill += "reporting.RunLog.record = record_and_kill"
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
     assert done.returncode == hosts.PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr
@@ -127,7 +127,7 @@ def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
 
 
 @pytest.mark.slow
-def test_processes_that_see_different_workdirs_are_told_so_at_the_start(tiny_folder):
+def test_different_workdirs_are_reported_at_the_start(tiny_folder):
     places = [tiny_folder / "disk0", tiny_folder / "disk1"]
     (first, text), (second, other) = two(tiny_folder, places, *flags(tiny_folder), "--workdir=runs/own")
     assert (first, second) == (2, 2), text + other

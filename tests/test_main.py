@@ -269,7 +269,7 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
 
 
 @pytest.mark.parametrize(
-    ("flag", "mend"),
+    ("flag", "fix"),
     [
         ("--config.mode=dance", "use train or evaluate"),
         ("--config.data.name=angiograms", "use phantom, scenes or a list of m3d"),
@@ -302,9 +302,9 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
         ("--config.trainable=vision/block_1/.*", "name all of them or none"),
     ],
 )
-def test_a_config_that_cannot_hold_is_one_sentence_with_its_mend(refused, flag, mend):
+def test_a_config_that_cannot_hold_is_one_sentence_with_its_fix(refused, flag, fix):
     text = refused("stage1.py", flag)
-    assert mend in text
+    assert fix in text
     assert flag.split("=")[0].removeprefix("--config.") in text
 
 

@@ -21,7 +21,7 @@ from tghmoe_jax.samples import tokenizer
 from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
 
-# What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
+# What the tokeniser and the pictures of a 2D model need besides the weights; copied where the base has it.
 _COPIED = (
     *tokenizer.FILES, "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
     "preprocessor_config.json", "generation_config.json",  # how pictures are cut, and how text is sampled
@@ -52,7 +52,7 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
     base = load_base(source, lazy=True, flag="--from")
     if published != bool(base.config.get(CONVERTED)):
         raise UserError(
-            f"--from={source} {'has its published names already' if published else 'is converted already'}; "
+            f"--from={source} {'already has its published names' if published else 'is already converted'}; "
             f"{'leave --export out' if published else 'add --export to get its published names back'}."
         )
     if published:
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     if target.exists() and source.resolve() == target.resolve():
         raise UserError(f"--to {args.to} is the folder that is read; name another.")
     if (target / "checkpoints").is_dir():
-        raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
+        raise UserError(f"--to {args.to} holds a run, which would be overwritten; name another folder.")
     try:
         if (source / "config.json").is_file() and not (source / run_folder.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))

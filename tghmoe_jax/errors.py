@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this. And how a command reports it."""
+"""The exception for what the user can fix, and how a command reports it."""
 
 import argparse
 import functools

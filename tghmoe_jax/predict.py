@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if picture.suffix.lower() != ".png" or picture.is_dir():
             raise UserError(f"--routing {args.routing} must name a .png file.")
         if not picture.parent.is_dir() or not os.access(picture.parent, os.W_OK):
-            raise UserError(f"--routing {args.routing} is in no folder that can be written to; create it first.")
+            raise UserError(f"--routing {args.routing} is not in a writable folder; create the folder first.")
     return args
 
 

@@ -130,7 +130,7 @@ def refused(capsys, *arguments) -> str:
     [
         (("--topology", "v9x:2x2"), "--topology v9x:2x2 is unknown; give a chip of v5e, v5p, v6e and its grid"),
         (("--topology", "v5e"), "--topology v5e is unknown"),
-        (("--topology", "v5e:3x5"), "--topology v5e:3x5 cannot be made"),
+        (("--topology", "v5e:3x5"), "--topology v5e:3x5 does not exist"),
         (("--topology", "v5e:8x8", "--mesh", "fsdp=5"), "does not give 64 devices of v5e:8x8; change data, fsdp or"),
         (("--topology", "v5e:8x8", "--mesh", "tensor=4"), "--mesh tensor=4 is not a mesh"),
         (("--topology", "v5e:8x8", "--mesh", "data=-1,fsdp=-1,expert=1"), "only one of mesh.data"),
@@ -145,7 +145,7 @@ def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, a
     assert text in refused(capsys, "--config", FULL, *arguments)
 
 
-def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
+def test_without_libtpu_the_message_says_to_install_it(capsys, monkeypatch):
     def not_installed(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 

@@ -50,7 +50,7 @@ class SceneItem:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Everything of a picture that is no shape: background texture, levels (C,), disturbances."""
+    """Everything in a picture except its shapes: background texture, levels (C,), disturbances."""
 
     texture: str
     levels: tuple[float, float, float]

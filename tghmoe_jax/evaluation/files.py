@@ -23,7 +23,7 @@ from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF
 
 _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
-MOST_BYTES = 1 << 30  # a larger file is no table of predictions
+MOST_BYTES = 1 << 30  # a larger file is not a table of predictions
 
 
 def listed(path: str | Path) -> list[Path]:
@@ -31,7 +31,7 @@ def listed(path: str | Path) -> list[Path]:
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UserError(f"{path} is no CSV file and holds no predictions_*.csv; name one of them.")
+        raise UserError(f"{path} is neither a CSV file nor a folder with predictions_*.csv; name one of these.")
     return files
 
 
@@ -44,7 +44,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     for file in listed(path):
         kind, predictions, rows = read_file(file)
         if kind in run:
-            raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
+            raise UserError(f"{path} holds two files of {kind} predictions; remove one of them.")
         run[kind] = predictions
         for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
             answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
@@ -59,7 +59,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
 def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file, without blank lines; messages call it `named`.
 
-    UserError where it is too large, no CSV in UTF-8, or a row has not as many columns as the header.
+    UserError where it is too large or not a CSV file in UTF-8, or where a row is not as long as the header.
     """
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
@@ -90,7 +90,7 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]
         raise UserError(f"{file} lacks the columns of every known kind; give it those of one ({wanted}).")
     kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
     if len(columns) < len(header):
-        raise UserError(f"{file} has two columns of one name; leave one of them there.")
+        raise UserError(f"{file} has two columns of the same name; remove one of them.")
     if not rows:
         raise UserError(f"{file} holds no predictions; write at least one row.")
     rows = [dict(zip(header, row, strict=True)) for row in rows]
@@ -118,7 +118,7 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
     if lettered and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice is {letter!r}; use one of {', '.join(LETTERS)}.")
     if letter not in LETTERS[: len(choices)]:
-        choices = ()  # not all of them were understood, so that the strict rule has no score
+        choices = ()  # some were not understood, so the strict rule gives no score
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
     if not volume.isdecimal():  # not quoted: it may be a name
         raise UserError(f"{file}, row {number + 2}: Volume is not a number; put names into the column Key.")
@@ -137,7 +137,7 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
 def _options(text: str) -> list[str]:
     """`axial B. coronal C. sagittal` -> the options in order; a letter counts only where it is the next one's.
 
-    They may stand on lines of their own, or with commas between them. None where only one is found.
+    They may stand on separate lines or have commas between them. Empty where only one is found.
     """
     options = []
     for letter in LETTERS[1:]:

@@ -30,7 +30,9 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
                 raise UserError(f"{flag} {path}, row {i + 2}: {head[j + 1]} is {cell!r}, neither 0 nor 1.")
             values[i, j] = cell.strip().startswith("1")
     if taken := {"micro", "macro"} & {name.lower() for name in head[1:]}:
-        raise UserError(f"{flag} {path} names a label {taken.pop()!r}, as the mean over all labels is; rename it.")
+        raise UserError(
+            f"{flag} {path} names a label {taken.pop()!r}, which the mean over all labels is called; rename it."
+        )
     for what, names in (("case", [row[0].strip() for row in body]), ("label", head[1:])):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)

@@ -33,8 +33,8 @@ class Metric:
     by_type: str = ""
     column: str = ""
     most: float = 1.0
-    judged: bool = True  # says right or wrong; the overlap of words does not
-    compared: bool = True  # between two systems
+    judged: bool = True  # whether it says right or wrong; the overlap of words does not
+    compared: bool = True  # whether `evaluate compare` shows it
 
     def ratio(self, predictions: Sequence[Any]) -> Ratio | None:
         """`per_item` as numerators and denominators float64 (N,)."""
@@ -78,7 +78,7 @@ def _ranked(ones):
 
 
 def _finding_f1(ones):
-    """2 TP over 2 TP + FP + FN of positive findings, each counted once; a statement of absence is none."""
+    """2 TP over 2 TP + FP + FN of positive findings, each counted once; a statement of absence does not count."""
     counts = np.full((len(ones), 2), np.nan)
     for i, (true, stated) in enumerate((one.findings_true, one.findings_stated) for one in ones):
         if true is not None and stated is not None:

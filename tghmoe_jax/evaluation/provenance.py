@@ -1,4 +1,4 @@
-"""`manifest.json` beside scores: what was scored, by which rules and versions. It names no file of a patient."""
+"""`manifest.json` of an evaluation: what was scored, by which rules and versions. It names no patient's file."""
 
 import hashlib
 import importlib.metadata

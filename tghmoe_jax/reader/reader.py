@@ -32,7 +32,7 @@ from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
-BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
+BUCKET = 128  # the decoder's text is padded to multiples of it; each length is a compiled program
 PICTURE_BUCKET = 32  # the same for questions about pictures
 PICTURE_TOKENS, MOST_PICTURE_TOKENS = 256, 4096  # of an answer about a picture: unless asked otherwise, and at most
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
@@ -222,7 +222,7 @@ class Reader:
         return self._put(batch)
 
     def _text(self, requests: list[Request], targets: list[str | None], others: int) -> dict[str, Any]:
-        """What the decoder reads beside `others` positions of visual and new tokens."""
+        """The text that the decoder reads, next to `others` positions of visual and new tokens."""
         encoded = [prompts.encode(self.tokenizer, r.question.prompt, t) for r, t in zip(requests, targets, strict=True)]
         longest = max(len(e.tokens) for e in encoded)
         length = padded_length(self.model.cfg.decoder, longest, others, self.text_length)
@@ -393,8 +393,8 @@ def _check_room(new_tokens: int, room: int, where: str) -> None:
 
 
 def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:
-    """Columns for a text of `tokens` tokens beside `others` positions: whole buckets, so that texts of about one length
-    share a compiled program.
+    """Columns for a text of `tokens` tokens and `others` further positions: whole buckets, so that texts of similar
+    length share a compiled program.
 
     Padding never changes the RoPE regime: a run's is that of its whole text length; that of a picture, whose texts have
     no common length (`text_length` 0), follows its own, and padding never passes the last position.

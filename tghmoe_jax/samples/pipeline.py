@@ -203,8 +203,8 @@ def train_iterator(
 ) -> grain.DatasetIterator:  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
 
-    `columns`: the rows of each microbatch that this process takes; None for all. With `workers` processes besides this
-    one make the batches; their order stays. UserError where the mixture asks for a kind that an `ItemSource` does not
+    `columns`: the rows of each microbatch that this process takes; None for all. `workers` further processes make the
+    batches, in the same order. UserError where the mixture asks for a kind that an `ItemSource` does not
     hold.
     """
     if isinstance(source, ItemSource):

@@ -34,11 +34,11 @@ from tghmoe_jax.training.command_line import parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
-EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
-LEAST_SEEDS = 3  # that a verdict takes
-# What may differ between a result and the config that is asked for: places, and what changes no score.
+EFFECT = 0.02  # of `score`: a smaller difference does not count (fixed in docs/ablations.md before the runs)
+LEAST_SEEDS = 3  # a verdict needs at least so many
+# What may differ between a result's config and the one asked for: paths, and keys that change no score.
 _MAY_CHANGE = ("init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
-WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
+WRONG_GROUP = "guidance=wrong"  # not trained: the full recipe, asked with the other task's experts
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def record(table: Ablation, name: str, results: dict[int, dict], reference: dict
             row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
             row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
         planned = table.rows["full" if wrong else name].seeds
-        if len(pairs) >= max(planned, LEAST_SEEDS):  # none before all seeds are there: it would stop where it pleases
+        if len(pairs) >= max(planned, LEAST_SEEDS):  # only when all seeds are there: no early stop
             row["verdict"] = verdict(row["score_difference"], row["score_difference_ci95"])
     return row
 

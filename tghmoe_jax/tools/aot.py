@@ -1,4 +1,4 @@
-"""Compiles the real step of a config for a TPU topology that is not there, and reports what it would need.
+"""Compiles the real step of a config for a TPU topology that this machine does not have, and reports its needs.
 
     python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
@@ -111,7 +111,7 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
     aux = make_source(config.data, "train", 2).aux_names if config.model.aux_findings else ()
     model = program.build_model(config, base, aux, tokenizer, spec.task_shares)
     whole = program.build(config, model, spec, mesh)
-    # Abstract: the mesh says what is compiled for, but nothing is placed on chips that are not there.
+    # Abstract: the mesh names the chips to compile for; no array is placed on them.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         if step == "train":
             compiled = [build("train", chip, whole.step(), whole.state_shapes(), whole.batch_shapes())]
@@ -132,7 +132,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
         what = " ".join(str(error).split())[:200]
         if importlib.util.find_spec("libtpu") is None or "libtpu" in what or "PJRT" in what:
             raise UserError(f"libtpu cannot be loaded ({what}); pip install -r requirements-tpu.txt.") from error
-        raise UserError(f"--topology {name} cannot be made ({what}); name one that Cloud TPU offers.") from error
+        raise UserError(f"--topology {name} does not exist ({what}); name one that Cloud TPU offers.") from error
 
 
 def base_of(config: ConfigDict) -> tuple[dict[str, Any], Tokenizer]:
@@ -167,7 +167,7 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
         given[1].count("-alias)") if given else 0, collectives(hlo),
     )  # fmt: skip
-    if result.peak > chip.hbm:  # the compiler has let such a program pass
+    if result.peak > chip.hbm:  # the compiler sometimes accepts such a program
         raise UserError(does_not_fit(name, chip, result.peak))
     return result
 

@@ -224,7 +224,7 @@ def fetched(url: str | os.PathLike) -> Path:
         source = epath.Path(url)
         files = [file for file in sorted(source.iterdir(), key=lambda one: one.name) if not file.is_dir()]
         stats = [file.stat() for file in files]
-    except Exception as error:  # each kind of URL has errors of its own
+    except Exception as error:  # each kind of URL raises other errors
         raise UserError(f"{url} cannot be read ({' '.join(str(error).split())[:200]}); name another folder.") from error
     if not files:
         raise UserError(f"{url} holds no files; name the folder of a model.")
