@@ -5,6 +5,7 @@ The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -139,15 +140,21 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
+    size = count * math.prod(grid) * np.dtype(np.int16).itemsize
+    if shutil.disk_usage(root).free < size:
+        raise UserError(
+            f"The phantom cache needs {size / 2**30:.1f} GiB and {root} has less free: "
+            "make room there, or ask for a smaller count."
+        )
     building = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root))
     try:
-        volumes = _reserved(building / "volumes.npy", (count, *grid))
-        with open(building / "truth.jsonl", "w", encoding="utf-8") as lines:
-            for i, volume_seed in enumerate(seeds_of(split, count, seed)):
+        header = {"descr": "<i2", "fortran_order": False, "shape": (count, *grid)}
+        with open(building / "volumes.npy", "wb") as volumes, open(building / "truth.jsonl", "w") as lines:
+            np.lib.format.write_array_header_1_0(volumes, header)
+            for volume_seed in seeds_of(split, count, seed):
                 drawn = STYLES[style](volume_seed, grid)
-                volumes[i] = drawn.hu
+                volumes.write(drawn.hu.astype("<i2").tobytes())
                 lines.write(json.dumps(drawn.truth.to_json()) + "\n")
-        volumes.flush()
         os.chmod(building, 0o755)
         try:
             os.replace(building, folder)
@@ -157,19 +164,3 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
-
-
-def _reserved(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A new int16 array file whose disk space is taken now: a disk that fills up later would kill the writer."""
-    volumes = np.lib.format.open_memmap(file, "w+", np.int16, shape)
-    volumes.flush()
-    size = file.stat().st_size
-    if shutil.disk_usage(file.parent).free < size:
-        raise UserError(
-            f"The phantom cache needs {size / 2**30:.1f} GiB and {file.parent.parent} has less free: "
-            "make room there, or ask for a smaller count."
-        )
-    if hasattr(os, "posix_fallocate"):
-        with open(file, "r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, size)
-    return volumes

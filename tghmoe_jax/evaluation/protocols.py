@@ -6,7 +6,7 @@ beside a `<key>_ci95` pair [low, high], and is None where the run does not give 
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,22 +109,18 @@ class _Scorer:
     def __init__(self, seed: int, resamples: int):
         self.seed, self.resamples = seed, resamples
 
-    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None, most: float = 1.0) -> Score:
-        """Score of (N, K) columns; see `statistics.ratio_ci95`."""
-        numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    def ratio(self, numerator, denominator, units: Sequence[Hashable], most: float = 1.0) -> Score:
+        """Score of float64 (N, K) columns; see `statistics.ratio_ci95`."""
         if not denominator.any():
             return Score()
         value = float(statistics.mean_of_ratios(numerator.sum(0), denominator.sum(0)))
         if not self.resamples:
             return Score(value)
-        units = None if units is None else list(units)
         interval = statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples, most)
         return Score(value, interval, statistics.count_units(denominator, units))
 
-    def mean(self, values: Sequence[float | None] | None, units: Iterable[Hashable] | None = None) -> Score:
-        """Score of a plain mean; not available where a single value is not."""
-        if values is None or not len(values) or any(value is None for value in values):
-            return Score()
+    def mean(self, values: Sequence[bool], units: Sequence[Hashable]) -> Score:
+        """Score of a plain mean; not available without values."""
         column = np.asarray(values, np.float64)[:, None]
         return self.ratio(column, np.ones_like(column), units)
 

@@ -24,10 +24,9 @@ def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> list[
     return [float(wilson.low * most), float(wilson.high * most)]
 
 
-def count_units(denominator: np.ndarray, units: Sequence[Hashable] | None = None) -> int:
-    """How many units (N labels; None: each sample is one) have a denominator (N, K) above 0: those a score rests on."""
-    present = np.flatnonzero(np.asarray(denominator).any(axis=-1))
-    return len(present) if units is None else len({units[i] for i in present})
+def count_units(denominator: np.ndarray, units: Sequence[Hashable]) -> int:
+    """How many units (N labels) have a denominator (N, K) above 0: those a score rests on."""
+    return len({units[i] for i in np.flatnonzero(denominator.any(axis=-1))})
 
 
 def mean_of_ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
