@@ -35,12 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=DISCLAIMER,
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="RUN",
-        help="folder of a finished run, as runs/stage2; default the "
-        "embedded reader, which was trained on drawn phantoms",
-    )
+    add("--checkpoint", metavar="RUN", help="folder of a run; default the embedded reader, which was trained on phantoms")
     add("--volume", metavar="PATH", help="NIfTI file, DICOM folder or file, or .npy volume")
     add("--base", metavar="DIR", help="ask a 2D base model about --image instead, to check a port; `embedded` is one")
     add("--image", metavar="FILE", help="picture for --base")
@@ -56,14 +51,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.base or args.image:
-        rest = {
-            "--checkpoint": args.checkpoint, "--volume": args.volume, "--report": args.report,
-            "--choices": args.choices, "--task": args.task, "--routing": args.routing, "--series": args.series,
-        }  # fmt: skip
+        of_scans = ("checkpoint", "volume", "report", "choices", "task", "routing", "series")
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
-        if wrong := [flag for flag, value in rest.items() if value]:
-            raise UserError(f"{wrong[0]} belongs to --volume; leave it out with --base and --image.")
+        if wrong := [name for name in of_scans if getattr(args, name)]:
+            raise UserError(f"--{wrong[0]} belongs to --volume; leave it out with --base and --image.")
     elif not args.volume:
         raise UserError("--volume is missing; name a scan, or a picture with --image and --base.")
     if args.report == (args.question is not None):

@@ -117,7 +117,7 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
             compiled = [build("train", chip, whole.step(), whole.state_shapes(), whole.batch_shapes())]
         else:
             compiled = reading(config, model, whole, tokenizer, step, chip)
-    return report_of(config, topology, step, chip, mesh, whole, compiled, samples, mfu)
+    return report_of(config, topology, step, chip, whole, compiled, samples, mfu)
 
 
 def open_topology(name: str) -> tuple[Chip, list]:
@@ -234,16 +234,14 @@ def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, s
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def report_of(
-    config, topology, step, chip: Chip, mesh, whole: program.Program, compiled, samples, mfu
-) -> dict[str, Any]:
+def report_of(config, topology, step, chip: Chip, whole: program.Program, compiled, samples, mfu) -> dict[str, Any]:
     """Everything as plain numbers: bytes and seconds, a chip and a step unless the key says otherwise."""
-    cfg, chips = whole.model.cfg, mesh.size
+    cfg, mesh, chips = whole.model.cfg, whole.mesh, whole.mesh.size
     leaves = jax.tree.leaves(whole.state_shapes())
     state = sum(map(shard_bytes, leaves))
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
-    work, moved, tokens = work_of(config, whole, step, mesh)
+    work, moved, tokens = work_of(config, whole, step)
     parts = {"compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth}
     seconds = max(parts.values())
     report = {
@@ -280,14 +278,15 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
-def work_of(config, whole: program.Program, step: str, mesh) -> tuple[flops.Flops, float, int]:
+def work_of(config, whole: program.Program, step: str) -> tuple[flops.Flops, float, int]:
     """FLOPs of a chip, the least bytes it moves to and from HBM, and new tokens of a sample.
 
     Least bytes of a train step: the state once in and once out, and for every microbatch the used weights in the
     compute dtype forward, backward (for inputs and for weights) and once more where layers are rematerialised. Of a
     decode step: every weight and the filled cache for every new token.
     """
-    cfg, slices, length, chips = whole.model.cfg, config.data.slices, config.data.text_length, mesh.size
+    cfg, slices, length = whole.model.cfg, config.data.slices, config.data.text_length
+    mesh, chips = whole.mesh, whole.mesh.size
     spread = mesh.shape["expert"] * mesh.shape.get("group", 1) > 1
     width = jnp.dtype(cfg.dtype).itemsize
     size = flops.parameters(cfg, whole.shapes, whole.trains)
