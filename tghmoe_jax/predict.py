@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=DISCLAIMER,
     )  # fmt: skip
     add = parser.add_argument
-    add("--checkpoint", metavar="RUN", help="folder of a run; default the embedded reader, which was trained on phantoms")
+    add("--checkpoint", metavar="RUN", help="folder of a run; default the embedded reader, trained on phantoms")
     add("--volume", metavar="PATH", help="NIfTI file, DICOM folder or file, or .npy volume")
     add("--base", metavar="DIR", help="ask a 2D base model about --image instead, to check a port; `embedded` is one")
     add("--image", metavar="FILE", help="picture for --base")
