@@ -217,3 +217,25 @@ def test_the_identity_of_a_folder_follows_its_files(tmp_path):
     changed = hosts.identity(tmp_path)
     os.truncate(tmp_path / "weights.safetensors", 99)
     assert len({before, changed, hosts.identity(tmp_path), hosts.identity(tmp_path / "absent")}) == 4
+
+
+def test_a_process_alone_reports_its_own_error(capsys):
+    assert hosts.fail("error: a flag is wrong.", 2, "the traceback\n") == 2
+    assert capsys.readouterr().err == "the traceback\nerror: a flag is wrong.\n"
+    hosts.check({"the code": "other"}, "no/folder")  # there is no other process to differ from
+    assert hosts.first() and not hosts.several() and hosts.as_first_sees(True)
+
+
+def test_sigterm_asks_only_while_a_run_watches_for_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with hosts.Stop() as stop:
+        assert not stop.at(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.at(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_digest_of_a_config_follows_its_keys_and_values_alone():
+    one, other, changed = ({"a": 1, "b": (2,)}, {"b": (2,), "a": 1}, {"a": 1, "b": (3,)})
+    assert hosts.config_digest(one) == hosts.config_digest(other) != hosts.config_digest(changed)
+    assert hosts.code_version() == hosts.code_version()
