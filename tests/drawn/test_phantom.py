@@ -70,8 +70,8 @@ def test_side_and_level_agree_with_the_voxels_of_the_lesion(truths):
     for section in SECTIONS:
         for organ in ORGANS_BY_SECTION[section]:
             lesions = [le for t in axial if t.section == section for le in t.lesions if le.organ == organ]
-            upper = np.mean([le.centre[0] for le in lesions if le.level == "upper"])
-            lower = np.mean([le.centre[0] for le in lesions if le.level == "lower"])
+            upper = np.mean([le.centre[0] for le in lesions if le.place.endswith("upper")])
+            lower = np.mean([le.centre[0] for le in lesions if le.place.endswith("lower")])
             assert upper > lower + 2, organ
             columns = {
                 side: np.mean([le.centre[2] for le in lesions if le.side == side] or [99]) for side in ("right", "left")

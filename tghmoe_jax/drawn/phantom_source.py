@@ -3,6 +3,7 @@
 The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -154,7 +155,7 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
             for volume_seed in seeds_of(split, count, seed):
                 drawn = STYLES[style](volume_seed, grid)
                 volumes.write(drawn.hu.astype("<i2").tobytes())
-                lines.write(json.dumps(drawn.truth.to_json()) + "\n")
+                lines.write(json.dumps(dataclasses.asdict(drawn.truth)) + "\n")
         os.chmod(building, 0o755)
         try:
             os.replace(building, folder)
