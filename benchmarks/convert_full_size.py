@@ -22,23 +22,20 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from configs import common, stage1
+from benchmarks.models import experiment
 from tghmoe_jax import train
 from tghmoe_jax.bases.base import FAMILIES, flattened
 from tghmoe_jax.tools import aot
 from tghmoe_jax.training import loading, program
 from tghmoe_jax.weights import storage
 
-PRESETS = {"phi3_v": "phi3v", "gemma3": "medgemma"}
-CONFIGS = {
-    "phi3_v": common.PHI3V | {"architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v"},
-    "gemma3": common.MEDGEMMA,
-}
+PRESETS = {"phi3_v": "stage1.py:phi3v", "gemma3": "stage1.py:medgemma"}
 
 
 def write(folder: Path, family: str) -> None:
     """A random checkpoint: every tensor has values of its own, so that exchanged ones would show."""
-    config = CONFIGS[family] | {"torch_dtype": "bfloat16"}
+    names = {"architectures": [FAMILIES[family].architectures[0]], "model_type": FAMILIES[family].model_types[0]}
+    config = experiment(PRESETS[family]).base_config.to_dict() | names | {"torch_dtype": "bfloat16"}
 
     def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -58,7 +55,7 @@ def write(folder: Path, family: str) -> None:
 
 def assemble(folder: Path, family: str) -> None:
     """The leaves of stage 1, each made, looked at and dropped as it is when devices take their parts."""
-    config = stage1.get_config(PRESETS[family])
+    config = experiment(PRESETS[family])
     config.base = str(folder)
     origin = train.load_origin(config)
     tokenizer = aot.stand_in_tokenizer(origin.config)
@@ -76,7 +73,7 @@ def compare(one: Path, other: Path) -> None:
         assert bits(a[name]) == bits(b[name]), f"{name} differs"
 
 
-def bits(tensor: storage.LazyTensor) -> tuple:
+def bits(tensor: storage.Lazy) -> tuple:
     data = tensor.load()
     return data.shape, data.dtype, zlib.crc32(data.tobytes()), zlib.adler32(data.tobytes())
 
@@ -94,7 +91,7 @@ def measured(name: str, *command: str) -> None:
 def main() -> None:
     """The whole benchmark, or one step of it in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--family", choices=CONFIGS, default="phi3_v")
+    parser.add_argument("--family", choices=PRESETS, default="phi3_v")
     parser.add_argument("--folder", help="where 26 GB may be written")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -21,7 +21,7 @@ from configs import (
     pretrain2d,
     stage1,
     stage2,
-)  # fmt: skip
+)
 from tghmoe_jax.training.run_folder import check_config, flatten
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -91,9 +91,7 @@ def test_two_processes_train_evaluate_and_leave_one_run(tiny_folder):
     assert json.loads((run / "manifest.json").read_text())["processes"] == 2
     assert (run / "eval" / "3" / "metrics.json").is_file() and (run / "checkpoints" / "3").is_dir()
 
-    done = tiny_run.command(
-        tiny_folder, "stage1.py", run, *flags(tiny_folder, train_steps=5, eval_every=0)[1:]
-    )  # fmt: skip
+    done = tiny_run.command(tiny_folder, "stage1.py", run, *flags(tiny_folder, train_steps=5, eval_every=0)[1:])
     assert done.returncode == 0 and "continued from step 3" in done.stdout, done.stderr[-3000:]
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
@@ -119,9 +117,9 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
 def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     run = tiny_folder / "stopped_alone"
     kill = "import os, signal\nfrom tghmoe_jax.training import reporting\nrecord = reporting.RunLog.record\n"
-    kill += "def told(self, step, values):\n    record(self, step, values)\n"
+    kill += "def record_and_kill(self, step, values):\n    record(self, step, values)\n"
     kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-    kill += "reporting.RunLog.record = told"
+    kill += "reporting.RunLog.record = record_and_kill"
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
     assert done.returncode == hosts.PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr
@@ -129,7 +127,7 @@ def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
 
 
 @pytest.mark.slow
-def test_processes_that_see_different_workdirs_are_told_so_at_the_start(tiny_folder):
+def test_different_workdirs_are_reported_at_the_start(tiny_folder):
     places = [tiny_folder / "disk0", tiny_folder / "disk1"]
     (first, text), (second, other) = two(tiny_folder, places, *flags(tiny_folder), "--workdir=runs/own")
     assert (first, second) == (2, 2), text + other
@@ -219,3 +217,25 @@ def test_the_identity_of_a_folder_follows_its_files(tmp_path):
     changed = hosts.identity(tmp_path)
     os.truncate(tmp_path / "weights.safetensors", 99)
     assert len({before, changed, hosts.identity(tmp_path), hosts.identity(tmp_path / "absent")}) == 4
+
+
+def test_a_process_alone_reports_its_own_error(capsys):
+    assert hosts.fail("error: a flag is wrong.", 2, "the traceback\n") == 2
+    assert capsys.readouterr().err == "the traceback\nerror: a flag is wrong.\n"
+    hosts.check({"the code": "other"}, "no/folder")  # there is no other process to differ from
+    assert hosts.first() and not hosts.several() and hosts.as_first_sees(True)
+
+
+def test_sigterm_asks_only_while_a_run_watches_for_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with hosts.Stop() as stop:
+        assert not stop.at(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.at(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_digest_of_a_config_follows_its_keys_and_values_alone():
+    one, other, changed = ({"a": 1, "b": (2,)}, {"b": (2,), "a": 1}, {"a": 1, "b": (3,)})
+    assert hosts.config_digest(one) == hosts.config_digest(other) != hosts.config_digest(changed)
+    assert hosts.code_version() == hosts.code_version()

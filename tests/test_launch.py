@@ -184,9 +184,10 @@ def test_the_manifest_is_a_jobset_of_the_slice(topology, hosts, chips, label):
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert container["args"] == TRAIN[1:], "no argument is read as YAML"
     assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-spot": "true",
+        "cloud.google.com/gke-tpu-accelerator": label,
+        "cloud.google.com/gke-spot": "true",
         "cloud.google.com/gke-tpu-topology": topology.split(":")[1],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("change", [

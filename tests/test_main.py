@@ -50,9 +50,7 @@ def rows(run, kind) -> list[dict[str, str]]:
 def test_a_run_leaves_the_files_of_the_design(request, stage):
     run = request.getfixturevalue(stage)
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
-    assert names == {
-        "checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"
-    }  # fmt: skip
+    assert names == {"checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"}
     assert list(run.glob("events.*"))
     assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
         "manifest.json", "metrics.json", "report.html",
@@ -145,9 +143,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     batch["slices"] = rng.integers(0, 256, batch["slices"].shape).astype(np.uint8)
     batch["tokens"] = rng.integers(0, 1000, batch["tokens"].shape).astype(np.int32)
     options = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
-    forward = jax.jit(
-        lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options
-    )  # fmt: skip
+    forward = jax.jit(lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options)
     expected = forward(one.model, variables(one.params), np.zeros(2, np.int32))
     for task in range(len(config.model.tasks)):
         found = forward(model, variables(leaves), np.full(2, task, np.int32))
@@ -164,9 +160,10 @@ def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
         tiny_run.trained(tiny_folder, "stage1.py", f"muon_{devices}", *flags, devices=devices) for devices in (1, 2)
     )
     losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl")] for run in (one, two)]
-    assert json.loads((two / "manifest.json").read_text())["devices"] != json.loads(
-        (one / "manifest.json").read_text()
-    )["devices"]
+    assert (
+        json.loads((two / "manifest.json").read_text())["devices"]
+        != json.loads((one / "manifest.json").read_text())["devices"]
+    )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
@@ -272,7 +269,7 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
 
 
 @pytest.mark.parametrize(
-    ("flag", "mend"),
+    ("flag", "fix"),
     [
         ("--config.mode=dance", "use train or evaluate"),
         ("--config.data.name=angiograms", "use phantom, scenes or a list of m3d"),
@@ -305,9 +302,9 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
         ("--config.trainable=vision/block_1/.*", "name all of them or none"),
     ],
 )
-def test_a_config_that_cannot_hold_is_one_sentence_with_its_mend(refused, flag, mend):
+def test_a_config_that_cannot_hold_is_one_sentence_with_its_fix(refused, flag, fix):
     text = refused("stage1.py", flag)
-    assert mend in text
+    assert fix in text
     assert flag.split("=")[0].removeprefix("--config.") in text
 
 

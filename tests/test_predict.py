@@ -517,9 +517,9 @@ def test_a_folder_that_is_no_run_or_a_damaged_one_is_named(stage2, scan, tmp_pat
         assert str(run) in refused(capsys, ask(run, scan, "--question", "a"))
 
 
-def test_debug_shows_the_traceback(stage2, scan):
-    with pytest.raises(UserError):
-        predict.main(ask(stage2, scan, "--question", "", "--debug"))
+def test_debug_shows_the_traceback(stage2, scan, capsys):
+    assert predict.main(ask(stage2, scan, "--question", "", "--debug")) == 2
+    assert "Traceback" in (shown := capsys.readouterr().err) and "\nerror: --question is empty" in shown
 
 
 # --------------------------------------------------------------------------------------------- a 2D base, unadapted

@@ -55,9 +55,10 @@ def options(folder: Path) -> list[str]:
 def keep_programs(folder: Path) -> dict[str, str]:
     """The environment in which compiled programs are kept in `folder`, even the smallest."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }  # fmt: skip
+    }
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -68,7 +69,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def command(
     folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "", devices: int = 1
-) -> subprocess.CompletedProcess:  # fmt: skip
+) -> subprocess.CompletedProcess:
     """Runs `python -m tghmoe_jax.main` in `folder` on so many devices; `code` is run in its process before."""
     start = ["-c", f"{code}\nimport sys; from tghmoe_jax.main import main; sys.exit(main())"] if code else []
     start = start or ["-m", "tghmoe_jax.main"]

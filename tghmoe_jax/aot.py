@@ -1,4 +1,4 @@
-"""Compiles a config's step for a TPU topology that is not there: `python -m tghmoe_jax.aot` (see tools/aot.py)."""
+"""Compiles a config's step for a TPU that this machine does not have: `python -m tghmoe_jax.aot` (see tools/aot.py)."""
 
 import sys
 

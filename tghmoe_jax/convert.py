@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.samples import tokenizer
 from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
 
-# What a tokeniser and the pictures of a 2D model need beside the weights; copied where it is there.
+# What the tokeniser and the pictures of a 2D model need besides the weights; copied where the base has it.
 _COPIED = (
     *tokenizer.FILES, "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
     "chat_template.json", "preprocessor_config.json", "processor_config.json",  # how pictures are cut
@@ -53,7 +53,7 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
     base = load_base(source, lazy=True, flag="--from")
     if published != bool(base.config.get(CONVERTED)):
         raise UserError(
-            f"--from={source} {'has its published names already' if published else 'is converted already'}; "
+            f"--from={source} {'already has its published names' if published else 'is already converted'}; "
             f"{'leave --export out' if published else 'add --export to get its published names back'}."
         )
     if published:
@@ -77,36 +77,31 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Parses the command line, converts, and returns the exit code."""
-    parser = CommandParser(
-        prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0]
-    )  # fmt: skip
+    parser = CommandParser(prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--from", dest="source", required=True, help="folder of a run or of a 2D model")
     parser.add_argument("--to", required=True, help="folder to write")
     parser.add_argument("--export", action="store_true", help="published names of a base, or the whole of a run")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: a base's own, bfloat16 for a run"
     )
+    args = parser.parse_args(argv)
+    source, target = Path(args.source), Path(args.to)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to {args.to} is a file; name a folder.")
+    if target.exists() and source.resolve() == target.resolve():
+        raise UserError(f"--to {args.to} is the folder that is read; name another.")
+    if (target / "checkpoints").is_dir():
+        raise UserError(f"--to {args.to} holds a run, which would be overwritten; name another folder.")
     try:
-        args = parser.parse_args(argv)
-        source, target = Path(args.source), Path(args.to)
-        if target.exists() and not target.is_dir():
-            raise UserError(f"--to {args.to} is a file; name a folder.")
-        if target.exists() and source.resolve() == target.resolve():
-            raise UserError(f"--to {args.to} is the folder that is read; name another.")
-        if (target / "checkpoints").is_dir():
-            raise UserError(f"--to {args.to} holds a run, which would be lost; name another folder.")
         if (source / "config.json").is_file() and not (source / run_folder.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))
         else:
             print(from_run(args.source, target, args.dtype or "bfloat16", args.export))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:  # a target that cannot be written, a full disk
-        print(f"error: --to {args.to} cannot be written ({error.strerror or error}); name another.", file=sys.stderr)
-        return 2
+        raise UserError(f"--to {args.to} cannot be written ({error.strerror or error}); name another.") from error
     return 0
 
 

@@ -15,15 +15,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError
-from tghmoe_jax.evaluation import outputs, protocols, router_tests, score_files
+from tghmoe_jax.datasets.sources import DRAWN, make_source
+from tghmoe_jax.errors import CommandParser, UserError, command
+from tghmoe_jax.evaluation import outputs, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
-from tghmoe_jax.studies.second_style import second_style
 from tghmoe_jax.training import compile_cache, hosts, run_folder
 from tghmoe_jax.training.loading import load_run
 
@@ -31,8 +30,7 @@ from tghmoe_jax.training.loading import load_run
 
 
 def open_mesh(config: ConfigDict, experts: int) -> jax.sharding.Mesh:
-    """The mesh of the config for groups of so many experts, made current. UserError where it does not fit the devices.
-    """
+    """The config's mesh for groups of `experts` experts, made current. UserError where it does not fit the devices."""
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.expert, experts=experts)
     except ValueError as error:
@@ -74,7 +72,11 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     """
     metrics = examine(reader, *test_sources(config), config, folder, progress)
     if config.eval.transfer:
-        second_style(reader, config, folder / "second_style", progress)
+        progress("the second drawing style, never trained on:")
+        source = make_source(config.data, "test", config.eval.transfer, "second", "second")
+        other = ConfigDict(config.to_dict())
+        other.eval["items"] = config.eval.transfer
+        examine(reader, source, source, other, folder / "second_style", progress)
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():
@@ -104,19 +106,15 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"--to {target} cannot be created ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
-    config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
-    config.data.workers = config.data.get("workers", 0)
-    config.max_bad_fraction = config.get("max_bad_fraction", 0.0)
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
-    for key in ("transfer", "adversarial"):  # runs of earlier versions have none of these
-        config.eval[key] = 0 if items else config.eval.get(key, 0)
-    config.eval["items"] = items or config.eval["items"]
-    config.eval.controls = config.eval.get("controls", protocols.CONTROLS)
+    if items:
+        config.eval.update({"items": items, "transfer": 0, "adversarial": 0})
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
     return run(config, target)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
@@ -125,17 +123,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
     score_files.add_parsers(commands)
-    try:
-        args = parser.parse_args(argv)
-        if args.command == "run":
-            keep_freed_memory()
-            compile_cache.keep()
-            run_again(args.run, args.items, args.to)
-        else:
-            score_files.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    if args.command == "run":
+        keep_freed_memory()
+        compile_cache.keep()
+        run_again(args.run, args.items, args.to)
+    else:
+        score_files.run(args)
     return 0
 
 

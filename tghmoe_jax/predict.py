@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would drown the answer
 
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.reader.opening import load, load_picture_reader
 from tghmoe_jax.training import compile_cache
@@ -35,12 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=DISCLAIMER,
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="RUN",
-        help="folder of a finished run, as runs/stage2; default the "
-        "embedded reader, which was trained on drawn phantoms",
-    )
+    add("--checkpoint", metavar="RUN", help="folder of a run; default the embedded reader, trained on phantoms")
     add("--volume", metavar="PATH", help="NIfTI file, DICOM folder or file, or .npy volume")
     add("--base", metavar="DIR", help="ask a 2D base model about --image instead, to check a port; `embedded` is one")
     add("--image", metavar="FILE", help="picture for --base")
@@ -56,14 +51,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.base or args.image:
-        rest = {
-            "--checkpoint": args.checkpoint, "--volume": args.volume, "--report": args.report,
-            "--choices": args.choices, "--task": args.task, "--routing": args.routing, "--series": args.series,
-        }  # fmt: skip
+        of_scans = ("checkpoint", "volume", "report", "choices", "task", "routing", "series")
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
-        if wrong := [flag for flag, value in rest.items() if value]:
-            raise UserError(f"{wrong[0]} belongs to --volume; leave it out with --base and --image.")
+        if wrong := [name for name in of_scans if getattr(args, name)]:
+            raise UserError(f"--{wrong[0]} belongs to --volume; leave it out with --base and --image.")
     elif not args.volume:
         raise UserError("--volume is missing; name a scan, or a picture with --image and --base.")
     if args.report == (args.question is not None):
@@ -82,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if picture.suffix.lower() != ".png" or picture.is_dir():
             raise UserError(f"--routing {args.routing} must name a .png file.")
         if not picture.parent.is_dir() or not os.access(picture.parent, os.W_OK):
-            raise UserError(f"--routing {args.routing} is in no folder that can be written to; create it first.")
+            raise UserError(f"--routing {args.routing} is not in a writable folder; create the folder first.")
     return args
 
 
@@ -95,9 +87,7 @@ def run(args: argparse.Namespace) -> str:
         record = {"text": answer.text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
         return json.dumps(record, indent=1) if args.json else str(answer)
     reader = load(args.checkpoint or "embedded")
-    options = {
-        "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,
-    }  # fmt: skip
+    options = {"series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain}
     if args.report:
         answer = reader.report(args.volume, **options)
     else:
@@ -108,18 +98,12 @@ def run(args: argparse.Namespace) -> str:
     return json.dumps(answer.to_json(), indent=1, allow_nan=False) if args.json else str(answer)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        args = parse(argv)
-        compile_cache.keep()
-        print(run(args))
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parse(argv)
+    compile_cache.keep()
+    print(run(args))
     return 0
 
 

@@ -94,7 +94,7 @@ def other_sizes(folder):
         (lambda folder: next(folder.glob("model-00001-*")).write_bytes(b""), "not a complete safetensors"),
     ],
 )
-def test_every_fault_names_the_flag_and_the_mend(folder, damage, said):
+def test_every_fault_names_the_flag_and_the_fix(folder, damage, said):
     damage(folder)
     with pytest.raises(UserError, match=said) as error:
         load_base(folder)

@@ -83,15 +83,17 @@ def test_names_are_those_of_files_in_the_wild():
         "vision_tower.vision_model.pre_layrnorm.weight", "multi_modal_projector.linear_1.bias",
     }  # fmt: skip
     assert names["G2"] >= {
-        "model.language_model.layers.1.mlp.up_proj.weight", "lm_head.weight",
+        "model.language_model.layers.1.mlp.up_proj.weight",
+        "lm_head.weight",
         "model.vision_tower.vision_model.embeddings.class_embedding",
-    }  # fmt: skip
+    }
     assert "vision_tower.embeddings.class_embedding" in names["G3"]
     assert "model.vision_tower.embeddings.class_embedding" in names["G4"]
     assert names["G5"] >= {
-        "model.layers.0.mlp.gate_proj.weight", "model.mm_projector.2.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.mm_projector.2.weight",
         "model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
-    }  # fmt: skip
+    }
 
 
 def test_the_full_7b_has_its_published_number_of_parameters():

@@ -24,7 +24,7 @@ def command(*flags: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def told() -> dict:
+def report() -> dict:
     """What the command says of all cases; it leaves the page and the reports of real sizes alone."""
     kept = [file.read_bytes() if file.is_file() else None for file in (benchmark.PAGE, benchmark.REPORTS)]
     done = command("--small", "--runs=1", "--json")
@@ -35,10 +35,10 @@ def told() -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", benchmark.CASES)
-def test_a_case_runs_at_small_size_and_gives_ratios_of_equal_outputs(told, name):
-    assert told["rates"]["matmul"] > 0 and told["rates"]["bandwidth"] > 0 and told["machine"]["versions"]["torch"]
-    assert "error" not in told["cases"][name], told["stderr"][-3000:]
-    rows = told["cases"][name]["rows"]
+def test_a_case_runs_at_small_size_and_gives_ratios_of_equal_outputs(report, name):
+    assert report["rates"]["matmul"] > 0 and report["rates"]["bandwidth"] > 0 and report["machine"]["versions"]["torch"]
+    assert "error" not in report["cases"][name], report["stderr"][-3000:]
+    rows = report["cases"][name]["rows"]
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
     assert ratios and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
     assert all(row["reached"] == (row["ratio"] <= row["bound"]) for row in rows if row["bound"] is not None)

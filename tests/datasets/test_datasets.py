@@ -235,8 +235,9 @@ def _rejected(dataset):
     return [entry.reason for entry in dataset.rejected]
 
 
-M3D_ROW = dict(zip(fixtures.M3D_COLUMNS, fixtures.m3d_questions("M3D_Cap_npy/ct_case/000006/a.npy", "r")[0],
-                   strict=True))  # fmt: skip
+M3D_ROW = dict(
+    zip(fixtures.M3D_COLUMNS, fixtures.m3d_questions("M3D_Cap_npy/ct_case/000006/a.npy", "r")[0], strict=True)
+)
 
 
 @pytest.mark.parametrize(

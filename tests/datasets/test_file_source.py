@@ -46,9 +46,10 @@ def dataset(root: Path, name: str, count: int, unit: str = "HU", bad: int = 0) -
         key = "bad" if i < bad else f"{name}{i}"
         one = functools.partial(Item, key, split, f"case {name}{i}")
         items += [
-            one("report", "report", "", f"Report {name}{i}."), one("vqa", "organ", f"Open {name}{i}?", "liver"),
+            one("report", "report", "", f"Report {name}{i}."),
+            one("vqa", "organ", f"Open {name}{i}?", "liver"),
             *(one("vqa", "edge", f"Closed {q} {name}{i}?", "yes", ("yes", "no")) for q in range(2)),
-        ]  # fmt: skip
+        ]
     return Dataset(name, root, tuple(items), (), functools.partial(read, unit))
 
 
@@ -295,8 +296,9 @@ def test_leaks_are_dropped_on_the_side_that_is_named(make):
     )
     keys = {
         (drop, split): [key for _, key in FileSource(data | {"drop_leaks": drop}, split).volumes]
-        for drop in ("none", "train", "test") for split in ("train", "test")
-    }  # fmt: skip
+        for drop in ("none", "train", "test")
+        for split in ("train", "test")
+    }
     assert len(keys["none", "train"]) == 7 and len(keys["none", "test"]) == 4
     assert "m1" not in keys["train", "train"] and keys["train", "test"] == keys["none", "test"]
     assert "m8" not in keys["test", "test"] and keys["test", "train"] == keys["none", "train"]

@@ -151,9 +151,7 @@ def test_a_dicom_series_takes_a_nifti_mask(tmp_path):
     assert sum(kind == "report" for _, kind, _ in both) == 7 and len(both) > 50
     assert all(said[key] == again[key] for key in both)
     key = next(item.volume for item in after.items if "coronal" in item.volume)
-    np.testing.assert_array_equal(
-        after.read(key).array, before.read(key.replace("series", "scan0.nii.gz")).array
-    )  # fmt: skip
+    np.testing.assert_array_equal(after.read(key).array, before.read(key.replace("series", "scan0.nii.gz")).array)
 
 
 @pytest.mark.parametrize("kind", ["dots", "upper"])

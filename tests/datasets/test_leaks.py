@@ -58,10 +58,11 @@ def test_texts_are_compared_without_case_spaces_and_stops_and_by_their_shingles(
         item("b", "test", answer=REPORT.upper().replace(" ", "  ") + "!", task="report"),
         item("c", "validation", answer=long, task="report"),
         item("d", "test", answer=long.replace("word30", "other"), task="report"),
-        item("e", "train", answer="A cyst in it."), item("f", "test", answer="A cyst in it."),
+        item("e", "train", answer="A cyst in it."),
+        item("f", "test", answer="A cyst in it."),
         item("g", "train", answer="No stone is seen.", task="report"),
         item("h", "test", answer="No stone is seen.", task="report"),
-    ]  # fmt: skip
+    ]
     assert found(items) == {("text_exact", "a", "b"), ("text_near", "c", "d")}
 
 
@@ -118,9 +119,10 @@ def test_a_volume_without_contrast_is_near_to_nothing():
 
 def test_what_is_dropped_is_the_side_that_is_named(tmp_path):
     rows = [
-        leaks.Leak("case", "train", "a", "test", "b", 1.0), leaks.Leak("case", "validation", "c", "test", "d", 1.0),
+        leaks.Leak("case", "train", "a", "test", "b", 1.0),
+        leaks.Leak("case", "validation", "c", "test", "d", 1.0),
         leaks.Leak("text_near", "train", 'e,"x"', "validation", "c", 0.9),
-    ]  # fmt: skip
+    ]
     (tmp_path / "leaks.csv").write_bytes(prepared.table(leaks.rows(rows)))
     dropped = {side: leaks.dropped(tmp_path / "leaks.csv", side) for side in ("none", "train", "test")}
     assert dropped == {

@@ -134,8 +134,9 @@ def test_the_export_that_the_docs_show_writes_a_manifest(tmp_path, monkeypatch):
     report = check_manifest("scans/manifest.jsonl")
     assert report.problems == ()
     assert [item.answer for item in report.items] == [
-        "Findings: Effusion, left.", "Findings: Keine. Impression: Unauff\u00e4llig."
-    ]  # fmt: skip
+        "Findings: Effusion, left.",
+        "Findings: Keine. Impression: Unauff\u00e4llig.",
+    ]
     assert [item.question for item in report.items] == ["Indication: Cough. Write the report of this CT.", ""]
 
 
@@ -175,7 +176,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, text):
 
 words = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30).filter(
     lambda text: text == text.strip() and text
-)  # fmt: skip
+)
 entries = st.lists(
     st.fixed_dictionaries(
         {"volume": st.sampled_from(["a/1.nii.gz", "b.nii", "c d.npy"]), "question": words},

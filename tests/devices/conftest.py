@@ -8,9 +8,7 @@ from pathlib import Path
 from tests.tiny import exact_and_quick  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "TF_CPP_MIN_LOG_LEVEL": "2",
-}  # fmt: skip
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def start_module(name: str, *arguments: str) -> subprocess.Popen:

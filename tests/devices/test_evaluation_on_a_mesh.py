@@ -34,9 +34,7 @@ def test_a_device_holds_a_share_of_the_parameters_and_the_scores_stay(tiny_folde
     name = "on_" + "_".join(f"{axis}{size}" for axis, size in mesh.items())
     flags = [*tiny_run.options(tiny_folder), f"--config.init_from={tiny_stage2}", "--config.model.tgh.experts=16"]
     flags += [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    done = tiny_run.command(
-        tiny_folder, "evaluate.py", tiny_folder / name, *flags, code=SHARE_OF_A_DEVICE, devices=8
-    )  # fmt: skip
+    done = tiny_run.command(tiny_folder, "evaluate.py", tiny_folder / name, *flags, code=SHARE_OF_A_DEVICE, devices=8)
     assert done.returncode == 0, done.stderr[-3000:]
     share, shape = re.search(r"^share ([\d.]+) (.+)$", done.stdout, re.MULTILINE).groups()
     assert float(share) < most and json.loads(shape.replace("'", '"')) == axes

@@ -41,7 +41,7 @@ def test_each_leaf_is_sharded_by_its_rule(name, stacked, shape, expected):
         ("vision/block_2/moe/experts/fc1/bias", (1, 4, 8), {"group": 2, "expert": 4}, "mesh.expert=8 does not divide"),
         ("vision/block_2/extra/kernel", (4, 4), {}, "vision/block_2/extra/kernel is matched by no rule"),
     ],
-)  # fmt: skip
+)
 def test_an_axis_that_does_not_divide_and_a_leaf_without_a_rule_are_named(name, shape, axes, message):
     with pytest.raises(ValueError, match=message):
         spec(name, False, shape, {"data": 1, "fsdp": 1, "expert": 1} | axes)

@@ -109,16 +109,16 @@ def moments(opt) -> list[tuple[str, jax.Array]]:
 
 def batches():
     """Batches of one process each, as a pure function of the step."""
-    make = lambda step: {"tokens": tiny.batch(rows=2, seed=int(step))["tokens"]}  # noqa: E731
-    return iter(grain.MapDataset.range(STEPS).map(make).to_iter_dataset())
+    batches = grain.MapDataset.range(STEPS).map(lambda step: {"tokens": tiny.batch(rows=2, seed=int(step))["tokens"]})
+    return iter(batches.to_iter_dataset())
 
 
 def some_state(mesh):
     """A state of stage 2 at step 3 whose moments are not zero."""
     state = start(program_of(config_of(2), mesh))
     rng = np.random.default_rng(0)
-    noise = lambda leaf: put(rng.standard_normal(leaf.shape).astype(leaf.dtype), leaf.sharding)  # noqa: E731
-    return state._replace(step=put(np.int32(3), state.step.sharding), opt=jax.tree.map(noise, state.opt))
+    opt = jax.tree.map(lambda x: put(rng.standard_normal(x.shape).astype(x.dtype), x.sharding), state.opt)
+    return state._replace(step=put(np.int32(3), state.step.sharding), opt=opt)
 
 
 def write(folder: Path, mesh) -> None:

@@ -107,9 +107,10 @@ def test_a_question_names_one_item_only():
         for item in scene.items:
             text = scenes_text._described(scene, item, rng(i), "")
             fits = [
-                o for o in scene.items
+                o
+                for o in scene.items
                 if text in (o.shape, f"{o.colour} shape", f"{o.place} shape", f"shape in the {o.place}")
-            ]  # fmt: skip
+            ]
             assert fits == [item]
 
 
@@ -173,9 +174,8 @@ def test_an_item_question_finds_its_shape_by_name_and_asks_for_all_of_it():
         scene = SOURCE.scene(i)
         q = SOURCE.question(i, "open", rng(i), "item")
         item = next(
-            item for item in scene.items
-            if q.answer == f"{item.size} {item.colour} {item.shape} in the {item.place}"
-        )  # fmt: skip
+            item for item in scene.items if q.answer == f"{item.size} {item.colour} {item.shape} in the {item.place}"
+        )
         assert f"the {item.shape}" in q.question or f"the {item.colour} shape" in q.question
         assert item.place not in q.question and not q.choices
 
@@ -184,8 +184,9 @@ def test_only_training_draws_from_more_types_and_item_questions_are_never_closed
     hard = {split: ScenesSource(split, 1000, more_types=("place",) * 8) for split in ("train", "test")}
     drawn = {
         (split, kind): [source.question(i, kind, rng(i)).type for i in range(400)]
-        for split, source in hard.items() for kind in ("open", "closed")
-    }  # fmt: skip
+        for split, source in hard.items()
+        for kind in ("open", "closed")
+    }
     assert drawn["train", "closed"].count("place") > 180 and "item" not in drawn["train", "closed"]
     assert drawn["train", "open"].count("item") > 80
     for kind in ("open", "closed"):

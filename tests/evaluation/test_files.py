@@ -174,7 +174,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"Question,Answer,Pred,Volume\nq,a,p,1\nq,a,p,\n", "numbers the volume of some rows only"),
         (b'Question,Answer,Pred\nq,a,"cut\nq,a,p\nq,a,p\n', "not a CSV file in UTF-8"),
         (b'Question,Answer,Pred\nq,a,"lone\nq,a,p" more\n', "not a CSV file in UTF-8"),
-        (b"Question,Answer,Pred,Pred\nq,a,p,r\n", "two columns of one name"),
+        (b"Question,Answer,Pred,Pred\nq,a,p,r\n", "two columns of the same name"),
         (b"Question,Answer,Pred,Control blind\nq,a,p\n", "ends in the middle of row 2"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice is 'E'"),

@@ -14,11 +14,12 @@ from PIL import Image
 
 from tests.evaluation.test_protocols import small_run
 from tghmoe_jax.evaluation import DISCLAIMER, html_report
-from tghmoe_jax.evaluation.protocols import score
+from tghmoe_jax.evaluation.protocols import CONTROLS, score
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
+from tghmoe_jax.samples.questions import TYPES
 
 ROUTING = RoutingMap("vqa", None, (2, 4), np.full((2, 3), 1 / 3), np.arange(24).reshape(2, 3, 2, 2) % 3)
-VOID = {"meta", "img", "line", "rect", "br"}
+VOID = {"meta", "img", "br"}
 
 
 class Source:
@@ -66,7 +67,6 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path):
     words = " ".join(parsed.text)
     assert DISCLAIMER in words and "closed/accuracy_strict" in words and "layer 4, vqa prompts, vqa experts" in words
     assert "report experts" not in words and html_report.routing_plot.CAPTION in words
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 1
     assert "sent to report" in words and "Routing, not explanation" in words
 
 
@@ -75,7 +75,7 @@ def test_failures_come_first_and_every_case_shows_its_slices(tmp_path):
     closed = text[text.index("Closed questions: sample") : text.index("Reports: sample")]
     marks = [match == "wrong" for match in re.findall(r'<div class="case (wrong|right)">', closed)]
     assert marks == sorted(marks, reverse=True) and True in marks and False in marks
-    strips = re.findall(r'volume (\d+)" src="data:image/png;base64,([^"]+)"', text)
+    strips = re.findall(r'alt="slices of volume (\d+)" src="data:image/png;base64,([^"]+)"', text)
     for index, data in strips:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         assert picture.shape == (8, 8 * html_report.SLICES) and (picture == 10 * int(index) + 5).all()
@@ -98,11 +98,21 @@ def test_a_report_that_nothing_judges_is_shown_as_neither_right_nor_wrong(tmp_pa
     assert re.findall(r'<div class="case (\w+)">', reports) == ["wrong", "unjudged", "unjudged"]  # the empty one first
 
 
-def test_chance_is_that_of_the_choices(tmp_path):
+def test_chance_is_that_of_the_choices():
     run = small_run()
     run["closed"] = [dataclasses.replace(one, choices=one.choices[:2]) for one in run["closed"]]
-    (y,) = re.findall(r'y1="([\d.]+)" y2="[\d.]+" stroke="#b8352c" stroke-dasharray', page(tmp_path, run))
-    assert float(y) == 20 + 220 * (1 - 0.5)
+    (line,) = html_report.bar_chart(score(run), run).axes[0].lines
+    assert list(line.get_ydata()) == [0.5, 0.5]
+
+
+def test_bars_are_as_high_as_the_scores():
+    run = small_run()
+    metrics = score(run)
+    bars, *controls = html_report.bar_chart(metrics, run).axes[0].containers
+    scores = [value for type in TYPES if (value := metrics[f"closed/by_type/{type}"]) is not None]
+    assert [bar.get_height() for bar in bars] == scores
+    assert len(controls) == sum(f"control/{control}_closed" in run for control in CONTROLS) > 0
+    assert html_report.bar_chart(score({}), {}) is None
 
 
 def test_a_run_without_cases_still_gives_a_page(tmp_path):

@@ -88,7 +88,7 @@ def test_the_command_prints_a_table_and_json(tables, capsys):
     [
         ("", "needs a header"),
         ("Case,Nodule\n", "needs a header"),
-        ("Case,Nodule,Effusion,Hernia\na,1,0\n", "row 2: 3 columns where the header has 4"),
+        ("Case,Nodule,Effusion,Hernia\na,1,0\n", "ends in the middle of row 2"),
         ("Case,Nodule,Effusion,Hernia\na,1,0,yes\n", "row 2: Hernia is 'yes', neither 0 nor 1"),
         ("Case,Nodule,Effusion,Hernia\na,1,0,0\na,1,0,0\n", "names the case 'a' twice"),
         ("Case,Nodule,Nodule,Hernia\na,1,0,0\n", "names the label 'Nodule' twice"),

@@ -166,7 +166,7 @@ def test_load_is_the_worst_layer_and_skips_groups_without_tokens():
 
 
 def test_metrics_file_is_strict_json(tmp_path):
-    metrics = score(small_run(), resamples=50)
+    metrics = score(small_run())
     write_json(tmp_path / "metrics.json", metrics)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert [one.name for one in tmp_path.iterdir()] == ["metrics.json"]

@@ -121,15 +121,16 @@ def test_emitted_length_is_the_formulas(slabs, pool):
     assert model.cfg.visual_tokens(slabs) == 6 * -(-slabs // pool) + 7
     full = tiny.model(
         tiny.CONFIG | {"vision_config": tiny.CONFIG["vision_config"] | {"image_size": 336, "patch_size": 14}},
-        depth_pool=pool, patch_depth=2,
-    )  # fmt: skip
+        depth_pool=pool,
+        patch_depth=2,
+    )
     assert full.cfg.visual_tokens(2 * slabs) == full.cfg.visual_tokens(2 * slabs - 1) == 156 * -(-slabs // pool) + 157
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"spatial_pool": 2}, {"layout": "flat"}, {"layout": "flat", "spatial_pool": 2, "depth_pool": 2}],
-)  # fmt: skip
+)
 def test_emitted_length_is_the_formulas_for_every_switch(changes):
     """I24 for the connector's switches; `flat` is pooled patches alone."""
     model = tiny.model(**changes)

@@ -41,10 +41,11 @@ def layer_params(seed=0, equal_experts=False):
     router = lambda n: {"kernel": rng.standard_normal((G, n, E)).astype(np.float32)}  # noqa: E731
     return {
         "experts": {
-            "fc1": {"kernel": expert(C, F), "bias": expert(F)}, "fc2": {"kernel": expert(F, C), "bias": expert(C)}
+            "fc1": {"kernel": expert(C, F), "bias": expert(F)},
+            "fc2": {"kernel": expert(F, C), "bias": expert(C)},
         },
         "router": {"x": router(C), "t": router(R)},
-    }  # fmt: skip
+    }
 
 
 def apply_layer(params, inputs, top_k=2, dispatch="ragged", task_input="text"):
@@ -64,9 +65,7 @@ def dense_ffn(params, u):
     return hidden @ e["fc2"]["kernel"][0, 0] + e["fc2"]["bias"][0, 0]
 
 
-@pytest.mark.parametrize(
-    ("top_k", "equal"), [(2, True), (3, True), (E, True), (1, False)]
-)
+@pytest.mark.parametrize(("top_k", "equal"), [(2, True), (3, True), (E, True), (1, False)])
 def test_equal_experts_are_the_dense_ffn_where_gates_sum_to_one(top_k, equal):
     """I9: for any router weights, since gates are renormalised; k = 1 keeps its gate."""
     given = inputs()
@@ -217,9 +216,7 @@ def test_a_model_of_one_expert_exports_as_its_base(tmp_path):
     """I11: imported at patch depth 1, written back and read again, every tensor is bitwise the base's."""
     base = tiny.base(tmp_path / "base")
     model = tiny.model(base.config, tgh={"experts": 1, "top_k": 1})
-    leaves = adapt.assemble(
-        {name: leaf.shape for name, leaf in tiny.canonical(model).items()}, base.params
-    )[0]  # fmt: skip
+    leaves = adapt.assemble({name: leaf.shape for name, leaf in tiny.canonical(model).items()}, base.params)[0]
     save_base(tmp_path / "again", leaves, base.config, dtype=None)
     again = load_base(tmp_path / "again").params
     assert set(again) == set(base.params)
@@ -287,8 +284,7 @@ def test_a_single_choice_moves_token_routers_at_upcycling():
 
     def slope(top_k):
         """Relative to the experts' gradient: rounding grows with it, and differs between processors."""
-        total = lambda p: jnp.sum(apply_layer(p, given, top_k=top_k)[0] ** 2)  # noqa: E731
-        found = tiny.jit(jax.grad(total))(params)
+        found = tiny.jit(jax.grad(lambda p: jnp.sum(apply_layer(p, given, top_k=top_k)[0] ** 2)))(params)
         size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found["experts"]))
         return np.abs(found["router"]["x"]["kernel"]).max() / size
 

@@ -53,7 +53,7 @@ CLIP_L = {key: value for key, value in tiny.CONFIG.items() if key != "vision_con
         ({"tgh": {"experts": 0, "top_k": 0}}, "model.tgh.experts=0 must be at least 1"),
         ({"attn3d_window": -1}, "model.attn3d_window=-1 must be at least 0"),
     ],
-)  # fmt: skip
+)
 def test_a_combination_without_meaning_is_refused_with_its_flag(changes, named):
     with pytest.raises(UserError, match=f"^--config.{named}"):
         tiny.model(**changes)

@@ -200,9 +200,11 @@ def test_blocks_of_heads_that_fit_together_equal_plain():
 def test_the_automatic_choice_is_blocked_for_large_scores_and_equal():
     """2 heads x 1500 x 1500 scores are 18 MB: over the cache limit, so `auto` takes blocks."""
     qkv = draw(np.random.default_rng(4), 1, 1500, 1500, 2, 1, 4)
-    auto = lambda qkv: attention(**qkv, backend="auto")  # noqa: E731
-    assert "while" in str(jax.make_jaxpr(auto)(qkv)) or "scan" in str(jax.make_jaxpr(auto)(qkv))
-    np.testing.assert_allclose(auto(qkv), attention(**qkv, backend="plain"), rtol=1e-4, atol=1e-5)
+    steps = str(jax.make_jaxpr(functools.partial(attention, backend="auto"))(**qkv))
+    assert "while" in steps or "scan" in steps
+    np.testing.assert_allclose(
+        attention(**qkv, backend="auto"), attention(**qkv, backend="plain"), rtol=1e-4, atol=1e-5
+    )
 
 
 SPLASH = {  # queries, keys, mask: several blocks of 128, with padding of both; a query that sees nothing is left out

@@ -78,9 +78,10 @@ def asked(peer, images, tokens) -> dict:
     mean, std = ((0.5,) * 3, (0.5,) * 3) if siglip else (CLIP_MEAN, CLIP_STD)
     pixels = (images - np.float32(mean)) / np.float32(std)
     return {
-        "input_ids": torch.from_numpy(ids), "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        "input_ids": torch.from_numpy(ids),
+        "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
         "attention_mask": torch.ones(ids.shape, dtype=torch.long),
-    }  # fmt: skip
+    }
 
 
 def prompts(length: int) -> np.ndarray:

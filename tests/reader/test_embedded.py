@@ -1,6 +1,7 @@
 """The embedded reader: what it says about itself, that it reads phantoms, and what it refuses on scans of patients."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,41 @@ def test_it_is_examined_on_phantoms_that_are_kept_below_runs():
     wanted.data.update({"root": "elsewhere", "text_length": 90})
     data = evaluate.data_of(wanted, run_folder.read_config(run_folder.EMBEDDED))
     assert (data["root"], data["text_length"]) == ("elsewhere", 90)
+
+
+def test_a_run_is_examined_as_it_recorded(tmp_path, monkeypatch):
+    """... on the devices that are here; with --items on as many, without the long studies."""
+    asked = []
+    monkeypatch.setattr(evaluate, "run", lambda config, target: asked.append((config, Path(target))))
+    for more in ([], ["--items", "4"]):
+        assert evaluate.main(["run", "embedded", "--to", str(tmp_path / str(len(more))), *more]) == 0
+    (whole, first), (short, second) = asked
+    assert (first.name, second.name) == ("0", "2") and first.is_dir() and second.is_dir()
+    recorded = run_folder.read_config(run_folder.EMBEDDED)
+    assert whole.eval.to_dict() == recorded["eval"] and whole.eval.transfer > 0
+    assert short.eval.to_dict() == whole.eval.to_dict() | {"items": 4, "batch": 4, "transfer": 0, "adversarial": 0}
+    for config in (whole, short):
+        assert config.init_from == "embedded" and config.mesh.to_dict() == {"data": -1, "fsdp": 1, "expert": 1}
+        assert evaluate.data_of(config, recorded) == recorded["data"] | {"root": "runs/data"}
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--items", "1"], "--items 1 is too small to shuffle volumes"),
+    (["--to", "taken/scores"], "--to taken/scores cannot be created"),
+    ([], "saw no volumes or pictures"),
+])  # fmt: skip
+def test_what_cannot_be_examined_is_one_sentence(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    run = "embedded"
+    if not flags:
+        run = shutil.copytree(run_folder.EMBEDDED, tmp_path / "text", ignore=shutil.ignore_patterns("*.safetensors"))
+        (run / "model.safetensors").touch()
+        config = run_folder.read_config(run)
+        (run / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"slices": 0}}))
+    assert evaluate.main(["run", str(run), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.count("\n") == 1
 
 
 def test_its_files_are_small_and_name_no_machine():

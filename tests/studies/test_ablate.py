@@ -89,9 +89,32 @@ def test_every_row_has_a_model_that_takes_its_base_and_then_its_stage_1(row, sma
     if ablations.ROWS[row].last_stage == 2:
         wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
         stage1 = {name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}
-        shapes_of(
-            small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1)
-        )
+        shapes_of(small.resolve(row, 2, 0), dataclasses.replace(origin, params=stage1, new=adapt.NEW_FROM_STAGE1))
+
+
+def test_finished_runs_are_tabulated_and_never_trained_again(
+    tiny_folder, tiny_stage1, tiny_stage2, tmp_path, monkeypatch
+):
+    argv = ["--rows=full", "--seeds=1", f"--workdir={tmp_path}", f"--config={ablations.__file__}"]
+    argv += tiny_run.options(tiny_folder)
+    table = ablate.Ablation.of(ablations.__file__, tmp_path, argv[4:])
+    shutil.copytree(tiny_stage1, table.first_run("full", 0))
+    shutil.copytree(tiny_stage2, table.last_run("full", 0))
+    monkeypatch.setattr(ablate.train, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    for _ in range(2):  # the second time from what is kept of the runs
+        assert ablate.main(argv) == 0
+        full, wrong = json.loads((tmp_path / "table.json").read_text())
+        shutil.rmtree(table.last_run("full", 0), ignore_errors=True)
+    metrics = tiny_run.metrics(tiny_stage2)
+    assert (full["row"], full["closed"]) == ("full", metrics["closed/accuracy_strict"]) and full["minutes"] > 0
+    assert (
+        wrong["row"] == ablate.WRONG_GROUP and wrong["closed"] == metrics["control/wrong_group_closed_accuracy_strict"]
+    )
+    assert wrong["score_difference"] == pytest.approx(wrong["score"] - full["score"]) and "verdict" not in wrong
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + 2
+    assert ablate.main([*argv, "--config.eval.seed=5"]) == 2  # the result was made by another config
 
 
 @pytest.mark.slow
@@ -262,7 +285,6 @@ def test_seeds_that_differ_widen_the_interval_of_a_row():
     items, ones = np.arange(200), np.ones((4, 200))
     alike = np.tile(rng.random(200) < 0.5, (4, 1)).astype(float)
     apart = np.stack([rng.random(200) < share for share in (0.3, 0.45, 0.55, 0.7)]).astype(float)
-    width = lambda rows: np.subtract(*reversed(statistics.nested_ci95(rows, ones, items)))  # noqa: E731
-    assert width(apart) > 1.5 * width(alike)
-    low, high = statistics.nested_ci95(alike, ones, items)
+    (lowest, highest), (low, high) = (statistics.nested_ci95(rows, ones, items) for rows in (apart, alike))
+    assert highest - lowest > 1.5 * (high - low)
     assert low < alike.mean() < high

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.tools import few_layers
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.tools import aot
 
@@ -76,6 +77,46 @@ def test_the_report_for_people_states_what_the_numbers_say(report):
     assert f"{report['donated']['of']} of {report['donated']['of']} leaves" in text
 
 
+def examined(monkeypatch, step: str) -> dict:
+    """The report on `few_layers`, of which one small product is compiled in place of each function, once traced."""
+    build = aot.build
+
+    def small(name, chip, function, *arguments):
+        if name != "train":  # which takes long to trace
+            function.trace(*arguments)
+        one = jax.sharding.SingleDeviceSharding(aot.open_topology("v5e:2x2")[1][0])
+        return build(
+            name, chip, jax.jit(lambda x: x @ x.T), jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=one)
+        )
+
+    monkeypatch.setattr(aot, "build", small)
+    config = few_layers.get_config()
+    config.eval.batch = 4
+    return aot.examine(config, "v5e:2x2", step, 1000, 0.5)
+
+
+def test_a_report_adds_up_whatever_was_compiled(monkeypatch):
+    report = examined(monkeypatch, "train")
+    b, e, r = report["bytes"], report["experts"], report["roofline"]
+    assert b["arguments"] == 256 * 256 * 4 < b["peak"] and b["spare"] == b["hbm"] - b["peak"]
+    assert report["donated"]["leaves"] == 0 < report["donated"]["of"]
+    assert "expert" in e["spec"] and e["total_bytes"] / 4 <= e["chip_bytes"] < e["total_bytes"] / 2 * 1.01 < b["state"]
+    assert r["seconds"] == max(r["compute"], r["hbm"], r["ici"]) and r["ici"] == 0
+    useful, s = report["flops"]["useful"], report["samples"]
+    assert s["chip_hours"] == pytest.approx(1000 * useful * 4 / 16 / (197e12 * 0.5) / 3600)
+    text = aot.text(report)
+    assert "train step on v5e:2x2: 4 chips, mesh data 1, fsdp 2, expert 2" in text and "1,000 samples" in text
+    assert "collectives of train, a run: none" in text
+
+
+def test_answering_is_reported_function_by_function(monkeypatch):
+    report = examined(monkeypatch, "evaluate")
+    assert list(report["compile_seconds"]) == ["encode", "rank", "decode"] and "samples" not in report
+    assert report["new_tokens"] == few_layers.get_config().eval.new_tokens
+    assert report["roofline"]["hbm"] > 0 and report["flops"]["executed"] >= report["flops"]["useful"] > 0
+    assert "donated:" not in (text := aot.text(report)) and "collectives of rank" in text
+
+
 def refused(capsys, *arguments) -> str:
     """The one sentence of a command that ends with code 2."""
     assert aot.main(list(arguments)) == 2
@@ -89,7 +130,7 @@ def refused(capsys, *arguments) -> str:
     [
         (("--topology", "v9x:2x2"), "--topology v9x:2x2 is unknown; give a chip of v5e, v5p, v6e and its grid"),
         (("--topology", "v5e"), "--topology v5e is unknown"),
-        (("--topology", "v5e:3x5"), "--topology v5e:3x5 cannot be made"),
+        (("--topology", "v5e:3x5"), "--topology v5e:3x5 does not exist"),
         (("--topology", "v5e:8x8", "--mesh", "fsdp=5"), "does not give 64 devices of v5e:8x8; change data, fsdp or"),
         (("--topology", "v5e:8x8", "--mesh", "tensor=4"), "--mesh tensor=4 is not a mesh"),
         (("--topology", "v5e:8x8", "--mesh", "data=-1,fsdp=-1,expert=1"), "only one of mesh.data"),
@@ -104,7 +145,7 @@ def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, a
     assert text in refused(capsys, "--config", FULL, *arguments)
 
 
-def test_without_libtpu_the_mend_is_to_install_it(capsys, monkeypatch):
+def test_without_libtpu_the_message_says_to_install_it(capsys, monkeypatch):
     def not_installed(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 

@@ -6,9 +6,13 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from tests import tiny
+from tghmoe_jax.ops.attention import Mask
 from tghmoe_jax.tools import selfcheck
+from tghmoe_jax.training.loading import batch_shapes
 
 
 @pytest.mark.slow
@@ -30,6 +34,42 @@ def test_every_fast_path_passes_on_two_devices_of_this_machine():
         assert 0 < worst <= check["tolerance"], f"{name} compares a path with itself, or fails"
         if name.startswith(("attention", "experts")):
             assert {"value"} < check["distances"].keys(), f"{name} compares no gradient"
+
+
+SIZES = selfcheck.Sizes("float32", 2, 9, 3, 30, (1, 8), (1, 8), (32, 4, 8))
+
+
+def test_windowed_attention_passes_with_values_and_gradients():
+    valid = np.arange(54).reshape(2, 27) < 45  # the last slab of the second volume is padding
+    window = Mask(key_valid=valid, slice_tokens=9, window=1)
+    check = selfcheck.check_attention("attention", np.random.default_rng(0), SIZES, 2, 27, 1, 8, window)
+    assert check.passed and check.distances.keys() == {"value", "d q", "d k", "d v"}
+    assert 0 < max(check.distances.values()) and check.seconds > 0
+    assert check.flops == 3 * 4 * 8 * 2 * (27**2 - 2 * 9**2)  # the outer slabs do not meet
+
+
+def test_experts_pass_with_values_and_gradients():
+    check = next(selfcheck.check_experts(np.random.default_rng(0), SIZES))
+    assert check.passed and check.distances.keys() == {
+        "value",
+        "d x",
+        "d gate",
+        "d fc1",
+        "d fc1_bias",
+        "d fc2",
+        "d fc2_bias",
+    }
+    assert 0 < max(check.distances.values()) and check.flops == 3 * 4 * 32 * 2 * 4 * 8
+
+
+def test_a_batch_is_text_of_several_lengths_that_ends_in_an_answer():
+    batch = selfcheck.random_batch(batch_shapes({"slices": 4, "size": 16, "text_length": 40}, 8), tiny.model(), seed=2)
+    lengths = batch["token_mask"].sum(-1)
+    assert len(set(lengths)) > 1 and set(batch["task"]) == {0, 1}
+    for mask in ("question_mask", "loss_mask"):
+        assert (batch[mask] <= batch["token_mask"]).all() and batch[mask].any(-1).all()
+    assert (batch["loss_mask"].sum(-1) == 6).all() and not (batch["loss_mask"] & batch["question_mask"]).any()
+    assert not batch["question_mask"][:, : tiny.PREFIX + 1].any()
 
 
 def plain(inputs):

@@ -146,7 +146,7 @@ def cut(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [empty, cut, shutil.rmtree])
-def test_damage_is_one_sentence_with_a_mend(run, damage):
+def test_damage_is_one_sentence_with_a_fix(run, damage):
     damage(run / "checkpoints" / "4" / "params")
     with pytest.raises(UserError, match="cannot be read; copy it again, or name another") as error:
         checkpoints.load_params(run)

@@ -1,4 +1,4 @@
-"""Closed questions that state their answer and ask for its letter, whatever picture or volume they come with.
+"""Closed questions that state their answer and ask for its letter; the picture or volume does not matter.
 
 A tiny language part learns the skill "option text -> letter" and the words of CT answers here, before it meets any CT.
 """

@@ -52,13 +52,9 @@ class Truth:
         """(lesion, organ, side) of every lesion."""
         return frozenset(lesion.triple for lesion in self.lesions)
 
-    def to_json(self) -> dict:
-        """A plain dict for one line of truth.jsonl."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, row: dict) -> "Truth":
-        """The inverse of `to_json`."""
+        """The inverse of `dataclasses.asdict`, from one line of truth.jsonl."""
         lesions = tuple(Lesion(**{**item, "centre": tuple(item["centre"])}) for item in row["lesions"])
         return cls(**{**row, "spacing_mm": tuple(row["spacing_mm"]), "lesions": lesions})
 

@@ -22,14 +22,14 @@ def _each(change) -> Wording:
     return Wording({type: changed(texts) for type, texts in SEEN.questions.items()}, changed(SEEN.requests))
 
 
-def mistyped(text: str, mistakes: int = 2) -> str:
-    """`text` with letters exchanged, left out or doubled in different words, always the same ones.
+def mistyped(text: str) -> str:
+    """`text` with a letter exchanged, left out or doubled in two of its words, always the same ones.
 
     Words of fewer than four letters and `{lesion}` stay as they are.
     """
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     words = [m.span() for m in re.finditer(r"(?<![\w{])[A-Za-z]{4,}(?![\w}])", text)]
-    chosen = rng.permutation(len(words))[:mistakes]
+    chosen = rng.permutation(len(words))[:2]
     for start, end in sorted((words[i] for i in chosen), reverse=True):
         at = int(rng.integers(start + 1, end - 1))
         a, b = text[at], text[at + 1]

@@ -14,7 +14,7 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float]
 
 PADDING = -1024  # HU outside the scanned range
-AIR, LUNG, FAT, MUSCLE, FLUID, BONE, DISC = -1000.0, -860.0, -100.0, 55.0, 8.0, 420.0, 90.0
+AIR, LUNG, FAT, FLUID, BONE, DISC = -1000.0, -860.0, -100.0, 8.0, 420.0, 90.0
 
 # Enhancement in HU by contrast phase: the sources of contrast a reader names the phase from.
 PHASES = ("non-contrast", "arterial", "portal venous", "delayed")

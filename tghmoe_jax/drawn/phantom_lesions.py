@@ -61,10 +61,6 @@ class Lesion:
     centre: tuple[float, float, float]
 
     @property
-    def level(self) -> str:
-        return self.place.split()[1]
-
-    @property
     def triple(self) -> tuple[str, str, str]:
         return (self.lesion, self.organ, self.side)
 

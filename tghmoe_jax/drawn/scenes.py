@@ -51,7 +51,6 @@ class ScenesSource:
 
     aux_names = AUX_NAMES
     kinds = ("closed", "open", "report", "binding")
-    types = SCENE_TYPES
 
     def __init__(
         self, split: str, count: int, seed: int = 0, size: int = 64, wording: str = "seen", pictures: bool = True,

@@ -50,7 +50,7 @@ class SceneItem:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Everything of a picture that is no shape: background texture, levels (C,), disturbances."""
+    """Everything in a picture except its shapes: background texture, levels (C,), disturbances."""
 
     texture: str
     levels: tuple[float, float, float]
@@ -89,10 +89,9 @@ def draw(items: list[SceneItem], look: Look, size: int = UNIT) -> np.ndarray:
     scale = size / UNIT
     picture = _background(look, size)
     for item in items:
-        _paint(picture, item.shape, item.centre, item.radius, item.turn, item.levels, look.soft, scale)
+        _paint(picture, item.shape, item, item.turn, look.soft, scale)
         if item.mark is not None:
-            m = item.mark
-            _paint(picture, m.kind, m.centre, m.radius, 0.0, m.levels, min(look.soft, 1.2), scale)
+            _paint(picture, item.mark.kind, item.mark, 0.0, min(look.soft, 1.2), scale)
     rows = np.linspace(-1, 1, size, dtype=np.float32)
     picture += (np.float32(look.shading[0]) * rows)[:, None, None] + (np.float32(look.shading[1]) * rows)[None, :, None]
     count = picture.size
@@ -128,18 +127,9 @@ def _background(look: Look, size: int) -> np.ndarray:
     return picture
 
 
-def _paint(
-    picture: np.ndarray,
-    shape: str,
-    centre: tuple[float, float],
-    radius: float,
-    turn: float,
-    levels: tuple[float, float, float],
-    soft: float,
-    scale: float,
-) -> None:
-    """Blends a shape into the picture in place; only the window around it is touched."""
-    row, column, r = centre[0] * scale, centre[1] * scale, radius * scale
+def _paint(picture: np.ndarray, shape: str, thing: SceneItem | Mark, turn: float, soft: float, scale: float) -> None:
+    """Blends a shape or mark into the picture in place; only the window around it is touched."""
+    row, column, r = thing.centre[0] * scale, thing.centre[1] * scale, thing.radius * scale
     reach = 1.15 * r + soft + 1
     top, left = max(0, int(row - reach)), max(0, int(column - reach))
     window = picture[top : int(row + reach) + 2, left : int(column + reach) + 2]
@@ -149,4 +139,4 @@ def _paint(
         c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
         u, v = c * u + s * v, c * v - s * u
     cover = np.clip(distance(shape, u, v, r) / np.float32(soft) + 0.5, 0, 1)
-    window += cover[..., None] * (np.array(levels, np.float32) - window)
+    window += cover[..., None] * (np.array(thing.levels, np.float32) - window)

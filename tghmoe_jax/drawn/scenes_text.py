@@ -79,12 +79,8 @@ def _brightness(scene: Scene, rng: np.random.Generator):
     forms = extremes(scene.items)
     if not forms or middling and rng.random() < 0.65 or grey and rng.random() < 0.1:
         item = pick(rng, middling or grey)
-        return (
-            "level",
-            {"x": _described(scene, item, rng, "colour")},
-            level_name(item),
-            _others(rng, tuple(GREYS), level_name(item)),
-        )
+        answer = level_name(item)
+        return "level", {"x": _described(scene, item, rng, "colour")}, answer, _others(rng, tuple(GREYS), answer)
     form = pick(rng, list(forms))
     answer = forms[form].shape
     return form, {}, answer, _others(rng, SHAPE_ODDS, answer, {i.shape for i in scene.items})

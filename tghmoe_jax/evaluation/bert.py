@@ -4,12 +4,12 @@ M3D's numbers take roberta-large at layer 17 without baseline rescaling: give th
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import provenance
 from tghmoe_jax.evaluation.metrics import METRICS
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 
@@ -34,7 +34,7 @@ class BertModel:
         if not any(self.folder.glob("*.safetensors")):  # pickled weights are never loaded
             raise UserError(f"--bert-model {self.folder} holds no safetensors weights; convert it to safetensors.")
         if "auto_map" in config:
-            raise UserError(f"--bert-model {self.folder} needs code of its own, which is never run; name another.")
+            raise UserError(f"--bert-model {self.folder} needs custom code, which is never run; name another model.")
         if not 1 <= self.layers <= depth:
             raise UserError(f"--bert-layers {self.layers} must lie in 1 to {depth}, the layers of {self.folder}.")
 
@@ -46,12 +46,7 @@ class BertModel:
     @property
     def digest(self) -> str:
         """SHA-256 of the weights, in the order of their file names."""
-        found = hashlib.sha256()
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with open(file, "rb") as data:
-                while block := data.read(1 << 22):
-                    found.update(block)
-        return found.hexdigest()
+        return provenance.digest(*sorted(self.folder.glob("*.safetensors")))
 
 
 def add(runs: Mapping[str, Run], model: BertModel) -> dict[str, dict[str, list[Prediction]]]:
@@ -61,7 +56,7 @@ def add(runs: Mapping[str, Run], model: BertModel) -> dict[str, dict[str, list[P
     except ImportError as error:
         raise UserError("--bert-model needs bert_score and torch; run `pip install bert-score torch`.") from error
     scorer = BERTScorer(model_type=str(model.folder.resolve()), num_layers=model.layers, device="cpu")
-    # A tokeniser that states no length of its own would cut nothing off; RoBERTa keeps two positions for itself.
+    # A tokeniser without a stated length would not truncate; RoBERTa reserves two positions.
     tokenizer = scorer._tokenizer
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config["max_position_embeddings"] - 2)
     scored = {}

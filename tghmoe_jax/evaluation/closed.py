@@ -23,9 +23,9 @@ def strict_letter(output: str, choices: Sequence[str]) -> str:
     """The one option that the output states, or an empty string where it states none or several.
 
     Stated means: the output starts with exactly one option letter as `A`, `A.`, `(A)` or `A)`, or is an option's
-    exact text. White space around the output is no part of it. A bare letter counts only alone or before its own
-    option's text, or the article would count. What follows a marked letter is free, but a second option's marked
-    letter makes the statement void unless it belongs to the first option's own text.
+    exact text. White space around the output is ignored. A bare letter counts only alone or before its own
+    option's text, or the article would count. Any text may follow a marked letter, but the marked letter of a
+    second option makes the statement void unless it belongs to the first option's own text.
     """
     text = output.strip()
     texts = {letter: choice.strip() for letter, choice in zip(LETTERS, choices, strict=False)}

@@ -15,9 +15,7 @@ from tghmoe_jax.samples.tasks import KINDS
 Ratios = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def compare(
-    one: Run, other: Run, seed: int = 0, resamples: int = statistics.RESAMPLES, judged: bool = False
-) -> dict[str, dict]:
+def compare(one: Run, other: Run, judged: bool = False) -> dict[str, dict]:
     """{score: {"a", "b", "difference" (b - a), "ci95" [low, high] or None, "items", "units"}} of the common kinds.
 
     Whole cases (or volumes) are drawn, the same ones for both; `units` counts them. UserError where the runs do not
@@ -37,10 +35,10 @@ def compare(
             if not (bottom.any() and bottom_b.any()):
                 continue
             values = [float(n.sum() / d.sum()) for n, d in ((top, bottom), (top_b, bottom_b))]
-            interval = statistics.difference_ci95((top, bottom), (top_b, bottom_b), units, seed, resamples)
+            interval = statistics.difference_ci95((top, bottom), (top_b, bottom_b), units)
             result[f"{kind}/{name}"] = {
                 "a": values[0], "b": values[1], "difference": values[1] - values[0],
-                "ci95": None if interval is None else list(interval), "items": len(a), "units": len(set(units)),
+                "ci95": interval, "items": len(a), "units": len(set(units)),
             }  # fmt: skip
     return result
 

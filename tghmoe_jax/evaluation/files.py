@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation.findings import Triple
+from tghmoe_jax.evaluation.metrics import Triple
 from tghmoe_jax.evaluation.protocols import CONTROLS, NOT_ASKED, Prediction
 from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF
 
 _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
-MOST_BYTES = 1 << 30  # a larger file is no table of predictions
+MOST_BYTES = 1 << 30  # a larger file is not a table of predictions
 
 
 def listed(path: str | Path) -> list[Path]:
@@ -31,7 +31,7 @@ def listed(path: str | Path) -> list[Path]:
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UserError(f"{path} is no CSV file and holds no predictions_*.csv; name one of them.")
+        raise UserError(f"{path} is neither a CSV file nor a folder with predictions_*.csv; name one of these.")
     return files
 
 
@@ -44,7 +44,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     for file in listed(path):
         kind, predictions, rows = read_file(file)
         if kind in run:
-            raise UserError(f"{path} holds two files of {kind} predictions; leave one of them there.")
+            raise UserError(f"{path} holds two files of {kind} predictions; remove one of them.")
         run[kind] = predictions
         for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
             answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
@@ -56,33 +56,44 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     return run
 
 
-def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
-    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
+def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, without blank lines; messages call it `named`.
+
+    UserError where it is too large or not a CSV file in UTF-8, or where a row is not as long as the header.
+    """
     csv.field_size_limit(min(sys.maxsize, MOST_BYTES))
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MOST_BYTES}; split it.")
+        if (size := Path(file).stat().st_size) > MOST_BYTES:
+            raise UserError(f"{named} has {size} bytes, more than {MOST_BYTES}; split it.")
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)  # a stray quote would swallow the rows up to the next one
-            columns = set(reader.fieldnames or ())
-            rows = list(reader)
+            # Strict, because a stray quote would swallow the rows up to the next one.
+            header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
+    except FileNotFoundError as error:
+        raise UserError(f"{named} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{file} is not a CSV file in UTF-8 ({error}); write it again.") from error
+        raise UserError(f"{named} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    for number, row in enumerate(rows, 2):
+        if len(row) > len(header):
+            raise UserError(f"{named}, row {number} has more columns than the header; quote texts that hold commas.")
+        if len(row) < len(header):
+            raise UserError(f"{named} ends in the middle of row {number}; write it again.")
+    return header, rows
+
+
+def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
+    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
+    header, rows = read_table(file, str(file))
+    columns = set(header)
     fitting = [kind for kind in KINDS if COLUMNS[kind].needed <= columns]
     if not fitting:
         wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind in KINDS if (names := COLUMNS[kind].needed))
         raise UserError(f"{file} lacks the columns of every known kind; give it those of one ({wanted}).")
     kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
-    if len(columns) < len(reader.fieldnames):
-        raise UserError(f"{file} has two columns of one name; leave one of them there.")
+    if len(columns) < len(header):
+        raise UserError(f"{file} has two columns of the same name; remove one of them.")
     if not rows:
         raise UserError(f"{file} holds no predictions; write at least one row.")
-    short = next((i for i, row in enumerate(rows) if any(row.get(name) is None for name in columns)), None)
-    long = next((i for i, row in enumerate(rows) if None in row), None)
-    if long is not None:
-        raise UserError(f"{file}, row {long + 2} has more columns than the header; quote texts that hold commas.")
-    if short is not None:
-        raise UserError(f"{file} ends in the middle of row {short + 2}; write it again.")
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
     named: dict[str, int] = {}
     for row in rows:
         if key := _key(row):
@@ -107,7 +118,7 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
     if lettered and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice is {letter!r}; use one of {', '.join(LETTERS)}.")
     if letter not in LETTERS[: len(choices)]:
-        choices = ()  # not all of them were understood, so that the strict rule has no score
+        choices = ()  # some were not understood, so the strict rule gives no score
     volume, case = row.get("Volume") or str(place), row.get("Case") or None
     if not volume.isdecimal():  # not quoted: it may be a name
         raise UserError(f"{file}, row {number + 2}: Volume is not a number; put names into the column Key.")
@@ -126,7 +137,7 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
 def _options(text: str) -> list[str]:
     """`axial B. coronal C. sagittal` -> the options in order; a letter counts only where it is the next one's.
 
-    They may stand on lines of their own, or with commas between them. None where only one is found.
+    They may stand on separate lines or have commas between them. Empty where only one is found.
     """
     options = []
     for letter in LETTERS[1:]:

@@ -87,28 +87,44 @@ def write(
 _number = functools.partial(number, missing="–")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of text; the first row is its head."""
-    lines = []
-    for row, tag in zip(rows, ("th", *["td"] * (len(rows) - 1)), strict=True):
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "<table>" + "".join(lines) + "</table>"
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    """An HTML table: texts of its head, and rows that are HTML."""
+    return f"<table>{_row(head, 'th')}{''.join(rows)}</table>"
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _scores(metrics: Mapping[str, object], run: Run) -> str:
     beside = outputs.beside_scores(metrics, run)
-    rows = [["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)]]
+    rows = []
     for key in scores_of(metrics):
         if (value := metrics[key]) is None:
             continue
         pair = metrics.get(f"{key}_ci95")
         interval = "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-        rows.append([key, _number(value), interval, *(_number(beside[control].get(key)) for control in CONTROLS)])
-    return _table(rows)
+        controls = [_number(beside[control].get(key)) for control in CONTROLS]
+        rows.append(_row([key, _number(value), interval, *controls]))
+    return _table(["score", "value", "95 % interval", *(NAMES[control] for control in CONTROLS)], rows)
 
 
 def _bars(metrics: Mapping[str, object], run: Run) -> str:
-    """An SVG of the accuracy of each question type and its controls, with the interval of the score."""
+    """The picture of `bar_chart`."""
+    if (figure := bar_chart(metrics, run)) is None:
+        return '<p class="note">No closed question of a known type.</p>'
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return _picture("accuracy of each question type and its controls", buffer.getvalue())
+
+
+def bar_chart(metrics: Mapping[str, object], run: Run):
+    """A matplotlib figure: the accuracy of each question type with its interval, its controls, and a line at chance.
+
+    None without a closed question of a known type.
+    """
+    from matplotlib.figure import Figure  # slow to import; no display is needed
+
     groups = {"score": {t: metrics.get(f"closed/by_type/{t}") for t in TYPES}}
     for control in CONTROLS:
         if f"control/{control}_closed" in run:
@@ -116,44 +132,41 @@ def _bars(metrics: Mapping[str, object], run: Run) -> str:
             groups[control] = {t: scores[f"closed/by_type/{t}"].value for t in TYPES}
     types = [t for t in TYPES if groups["score"][t] is not None]
     if not types:
-        return '<p class="note">No closed question of a known type.</p>'
-    wide, high, gap, left = 26, 220, 30, 40
-    step = wide * len(groups) + gap
-    y = lambda value: 20 + high * (1 - value)  # noqa: E731
-    drawn = [f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(v)}" y2="{y(v)}" stroke="#ddd"/>'
-             f'<text x="{left - 6}" y="{y(v) + 4}" text-anchor="end" font-size="11">{v:g}</text>'
-             for v in (0, 0.5, 1)]  # fmt: skip
+        return None
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis, width = figure.subplots(), 1 / (len(groups) + 1)
+    for j, (group, values) in enumerate(groups.items()):
+        left = np.arange(len(types)) + j * width
+        heights = [values[t] or 0.0 for t in types]
+        axis.bar(left, heights, width, color=COLOURS[group], label=NAMES[group], align="edge")
+    for i, pair in enumerate(metrics.get(f"closed/by_type/{t}_ci95") for t in types):
+        if pair is not None:
+            axis.vlines(i + width / 2, *pair, color="black")
     options = [len(one.choices) for one in run.get("closed", ()) if one.choices]
     chance = float(np.mean([1 / count for count in options])) if options else 0.0
-    drawn.append(f'<line x1="{left}" x2="{left + step * len(types)}" y1="{y(chance)}" y2="{y(chance)}" '
-                 'stroke="#b8352c" stroke-dasharray="4 3"/>')  # fmt: skip
-    for i, name in enumerate(types):
-        for j, (group, values) in enumerate(groups.items()):
-            x = left + gap / 2 + i * step + j * wide
-            value = values[name] or 0.0
-            place = f'x="{x}" y="{y(value)}" width="{wide - 4}" height="{high * value}" fill="{COLOURS[group]}"'
-            drawn.append(f"<rect {place}><title>{name}, {NAMES[group]}: {_number(values[name])}</title></rect>")
-            pair = metrics.get(f"closed/by_type/{name}_ci95") if group == "score" else None
-            if pair is not None:
-                middle = x + wide / 2 - 2
-                drawn.append(f'<line x1="{middle}" x2="{middle}" y1="{y(pair[0])}" y2="{y(pair[1])}" stroke="#000"/>')
-        drawn.append(f'<text x="{left + (i + 0.5) * step}" y="{high + 38}" text-anchor="middle" font-size="13">'
-                     f"{name} {_number(groups['score'][name])}</text>")  # fmt: skip
-    legend = " ".join(f'<span style="color:{COLOURS[group]}">&#9632;</span> {NAMES[group]}' for group in groups)
-    size = f'width="{left + step * len(types) + 10}" height="{high + 50}"'
-    return f'<svg {size} role="img">{"".join(drawn)}</svg><p class="note">{legend}; dashed: chance</p>'
+    axis.axhline(chance, color="#b8352c", linestyle="--", label="chance")
+    names = [f"{t} {_number(groups['score'][t])}" for t in types]
+    axis.set_xticks(np.arange(len(types)) + width * len(groups) / 2, names)
+    axis.set_ylim(0, 1)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _picture(alt: str, png: bytes, style: str = "") -> str:
+    """An image of the page; `style` is its class."""
+    return f'<img class="{style}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _shaded(rows: Sequence[Sequence[object]], head: Sequence[str], form: str) -> str:
     """A table of a name and numbers a row, each cell as dark as its share of the row's sum."""
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
+    lines = []
     for name, *values in rows:
         whole = max(float(sum(values)), 1e-9)
         cells = "".join(
             f'<td style="background:rgba(31,95,168,{0.8 * float(v) / whole:.2f})">{v:{form}}</td>' for v in values
         )
         lines.append(f"<tr><td>{html.escape(str(name))}</td>{cells}</tr>")
-    return "".join(lines) + "</table>"
+    return _table(head, lines)
 
 
 def _confusion(run: Run, tasks: Sequence[str]) -> str:
@@ -183,11 +196,9 @@ def _load(loads: Mapping[str, np.ndarray], layers: Sequence[int], tasks: Sequenc
 
 
 def _overlay(source: Source, index: int, routing: RoutingMap) -> str:
-    picture = base64.b64encode(routing_plot.png(routing, *source.slices(index), "of this evaluation")).decode()
-    return (
-        f'<img class="wide" alt="experts over slices of volume {index}" src="data:image/png;base64,{picture}">'
-        f'<p class="note">Volume {index}. {html.escape(routing_plot.CAPTION)}</p>'
-    )
+    png = routing_plot.png(routing, *source.slices(index), "of this evaluation")
+    caption = f'<p class="note">Volume {index}. {html.escape(routing_plot.CAPTION)}</p>'
+    return _picture(f"experts over slices of volume {index}", png, "wide") + caption
 
 
 def _mark(one: Prediction) -> str:
@@ -219,17 +230,17 @@ def _cases(kind: str, run: Run, source: Source) -> list[str]:
                                   ("findings invented", one.findings_stated - one.findings_true)):  # fmt: skip
                 lines.append((name, "; ".join(" ".join(filter(None, triple)) for triple in sorted(triples)) or "none"))
         body = "".join(f"<p><b>{name}</b>: {html.escape(text)}</p>" for name, text in lines)
-        picture = f'<img alt="slices of volume {one.index}" src="data:image/png;base64,{strip(source, one.index)}">'
+        picture = _picture(f"slices of volume {one.index}", strip(source, one.index))
         found.append(f'<div class="case {_mark(one)}">{picture}{body}</div>')
     return found or ['<p class="note">None.</p>']
 
 
-def strip(source: Source, index: int) -> str:
-    """SLICES of a volume side by side, evenly spaced, the second channel, as base64 PNG."""
+def strip(source: Source, index: int) -> bytes:
+    """SLICES of a volume side by side, evenly spaced, the second channel, as PNG."""
     slices, mask = source.slices(index)
     real = np.flatnonzero(mask) if mask.any() else np.array([0])
     chosen = real[np.unique(np.linspace(0, len(real) - 1, SLICES).round().astype(int))]
     row = np.concatenate(list(slices[chosen][..., 1]), axis=1)
     buffer = io.BytesIO()
     Image.fromarray(row).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -4,8 +4,6 @@ How to get such a table for generated reports: run a report classifier (CT-RATE'
 predicted and the true reports and threshold its outputs at the values its authors give.
 """
 
-import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import numpy as np
 from tghmoe_jax.datasets.index_files import NAMELESS
 from tghmoe_jax.datasets.llava_json import case_of
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import statistics, text_table
+from tghmoe_jax.evaluation import files, statistics, text_table
 from tghmoe_jax.evaluation.text_table import interval, number
 
 
@@ -22,21 +20,11 @@ def read(path: str | Path, flag: str) -> tuple[list[str], list[str], np.ndarray]
 
     UserError names the flag and the first row or value that does not fit.
     """
-    csv.field_size_limit(min(sys.maxsize, 1 << 30))
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as lines:
-            rows = [row for row in csv.reader(lines, strict=True) if row]  # blank lines say nothing
-    except FileNotFoundError as error:
-        raise UserError(f"{flag} {path} does not exist; name a CSV file.") from error
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{flag} {path} is not a CSV file in UTF-8 ({error}); write it again.") from error
-    if len(rows) < 2 or len(rows[0]) < 2:
+    head, body = files.read_table(path, f"{flag} {path}")
+    if not body or len(head) < 2:
         raise UserError(f"{flag} {path} needs a header with a case and at least one label, and a row.")
-    kept = [0, *(j for j, name in enumerate(rows[0]) if j and not NAMELESS.fullmatch(name))]
-    for i, row in enumerate(rows[1:]):
-        if len(row) != len(rows[0]):
-            raise UserError(f"{flag} {path}, row {i + 2}: {len(row)} columns where the header has {len(rows[0])}.")
-    head, *body = [[row[j].strip() for j in kept] for row in rows]
+    kept = [0, *(j for j, name in enumerate(head) if j and not NAMELESS.fullmatch(name))]
+    head, *body = [[row[j].strip() for j in kept] for row in (head, *body)]
     values = np.zeros((len(body), len(head) - 1), np.int8)
     for i, row in enumerate(body):
         for j, cell in enumerate(row[1:]):
@@ -72,26 +60,32 @@ def score(predicted: str | Path, true: str | Path, seed: int = 0) -> dict[str, d
     hit, extra, missed = a * b, a * (1 - b), (1 - a) * b
     top, bottom = 2.0 * hit, 2.0 * hit + extra + missed
 
+    def ratio(part: float, whole: float) -> float | None:
+        return float(part / whole) if whole else None
+
     def row(columns) -> dict[str, object]:
         """Scores over all decisions of some columns."""
         h, e, m = (part[:, columns].sum() for part in (hit, extra, missed))
-        ratio = lambda part, whole: float(part / whole) if whole else None  # noqa: E731
         n, d = top[:, columns].sum(1, keepdims=True), bottom[:, columns].sum(1, keepdims=True)
-        ci95 = statistics.ratio_ci95(n, d, units, seed)
         return {
-            "f1": ratio(n.sum(), d.sum()), "ci95": None if ci95 is None else list(ci95),
-            "precision": ratio(h, h + e), "recall": ratio(h, h + m),
-            "prevalence": float(b[:, columns].mean()), "items": len(b), "units": len(set(units)),
-        }  # fmt: skip
+            "f1": ratio(n.sum(), d.sum()),
+            "ci95": statistics.ratio_ci95(n, d, units, seed),
+            "precision": ratio(h, h + e),
+            "recall": ratio(h, h + m),
+            "prevalence": float(b[:, columns].mean()),
+            "items": len(b),
+            "units": len(set(units)),
+        }
 
     micro = row(slice(None))
     single = {label: row([j]) for j, label in enumerate(labels_b)}
     known = [one["f1"] for one in single.values() if one["f1"] is not None]
-    ci95 = statistics.ratio_ci95(top, bottom, units, seed)
     macro = micro | {
-        "f1": float(np.mean(known)) if known else None, "ci95": None if ci95 is None else list(ci95),
-        "precision": None, "recall": None,
-    }  # fmt: skip
+        "f1": float(np.mean(known)) if known else None,
+        "ci95": statistics.ratio_ci95(top, bottom, units, seed),
+        "precision": None,
+        "recall": None,
+    }
     return {"micro": micro, "macro": macro, **single}
 
 

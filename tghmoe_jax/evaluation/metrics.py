@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax.evaluation import findings, text_metrics
+from tghmoe_jax.evaluation import text_metrics
 
 Ratio = tuple[np.ndarray, np.ndarray]
+Triple = tuple[str, str, str]  # (lesion, organ, side) of a finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Metric:
     by_type: str = ""
     column: str = ""
     most: float = 1.0
-    judged: bool = True  # says right or wrong; the overlap of words does not
-    compared: bool = True  # between two systems
+    judged: bool = True  # whether it says right or wrong; the overlap of words does not
+    compared: bool = True  # whether `evaluate compare` shows it
 
     def ratio(self, predictions: Sequence[Any]) -> Ratio | None:
         """`per_item` as numerators and denominators float64 (N,)."""
@@ -77,14 +78,12 @@ def _ranked(ones):
 
 
 def _finding_f1(ones):
-    nothing = (np.nan,) * 3
-    counts = [
-        nothing if None in (one.findings_true, one.findings_stated)
-        else findings.counts(one.findings_true, one.findings_stated)
-        for one in ones
-    ]  # fmt: skip
-    hit, extra, missed = np.array(counts, np.float64).T
-    return 2 * hit, 2 * hit + extra + missed
+    """2 TP over 2 TP + FP + FN of positive findings, each counted once; a statement of absence does not count."""
+    counts = np.full((len(ones), 2), np.nan)
+    for i, (true, stated) in enumerate((one.findings_true, one.findings_stated) for one in ones):
+        if true is not None and stated is not None:
+            counts[i] = 2 * len(true & stated), len(true) + len(stated)
+    return tuple(counts.T)
 
 
 def _pairs(ones) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ def _triples(triples) -> str:
 
 
 def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
-    """Every column the predictions of a kind can fill; each file keeps its own."""
+    """All columns that the predictions of a kind can fill; each file keeps its own."""
     rows = [_row(one) for one in predictions]
     for metric in of_kind(predictions[0].kind) if predictions else ():
         values = metric.per_item(predictions) if metric.column else None
@@ -120,7 +120,7 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
 
 
 def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
-    """Sentences on what a forced wrong expert group changes, item by item, and on metrics that are missing."""
+    """Sentences on what forcing the wrong expert group changes, item by item, and on missing metrics."""
     remarks = []
     scored = [kind for kind in KINDS if metrics.get(f"{kind}/bleu1") is not None]
     for name, why in text_metrics.MISSING.items():
@@ -152,7 +152,7 @@ def cases(run: Run | None) -> list[str]:
     known = {one.case for kind in KINDS for one in (run or {}).get(kind, ()) if one.case is not None}
     if not known:
         return []
-    few = "" if len(known) >= comparison.FEW_UNITS else "; so few say little of another patient, whatever the interval"
+    few = "" if len(known) >= comparison.FEW_UNITS else "; so few cases say little about other patients"
     return [f"intervals: whole cases are drawn, of which there are {len(known)}{few}."]
 
 

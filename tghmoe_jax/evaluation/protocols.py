@@ -6,13 +6,13 @@ beside a `<key>_ci95` pair [low, high], and is None where the run does not give 
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.evaluation import closed, findings, statistics
-from tghmoe_jax.evaluation.metrics import Metric, of_kind
+from tghmoe_jax.evaluation import closed, statistics
+from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
 from tghmoe_jax.samples.tasks import KINDS, TASKS
 
@@ -61,8 +61,8 @@ class Prediction:
     ranked: str | None = None
     task_true: str = ""
     task_predicted: str | None = None
-    findings_true: frozenset[findings.Triple] | None = None
-    findings_stated: frozenset[findings.Triple] | None = None
+    findings_true: frozenset[Triple] | None = None
+    findings_stated: frozenset[Triple] | None = None
     case: int | str | None = None
     key: str = ""
     bert_f1: float | None = None
@@ -99,7 +99,7 @@ class Score(NamedTuple):
     """A value in 0..1, its 95% interval and the units that it rests on, each None where it is not available."""
 
     value: float | None = None
-    ci95: tuple[float, float] | None = None
+    ci95: list[float] | None = None
     units: int | None = None
 
 
@@ -109,22 +109,18 @@ class _Scorer:
     def __init__(self, seed: int, resamples: int):
         self.seed, self.resamples = seed, resamples
 
-    def ratio(self, numerator, denominator, units: Iterable[Hashable] | None, most: float = 1.0) -> Score:
-        """Score of (N, K) columns; see `statistics.ratio_ci95`."""
-        numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    def ratio(self, numerator, denominator, units: Sequence[Hashable], most: float = 1.0) -> Score:
+        """Score of float64 (N, K) columns; see `statistics.ratio_ci95`."""
         if not denominator.any():
             return Score()
         value = float(statistics.mean_of_ratios(numerator.sum(0), denominator.sum(0)))
         if not self.resamples:
             return Score(value)
-        units = None if units is None else list(units)
         interval = statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples, most)
         return Score(value, interval, statistics.count_units(denominator, units))
 
-    def mean(self, values: Sequence[float | None] | None, units: Iterable[Hashable] | None = None) -> Score:
-        """Score of a plain mean; not available where a single value is not."""
-        if values is None or not len(values) or any(value is None for value in values):
-            return Score()
+    def mean(self, values: Sequence[bool], units: Sequence[Hashable]) -> Score:
+        """Score of a plain mean; not available without values."""
         column = np.asarray(values, np.float64)[:, None]
         return self.ratio(column, np.ones_like(column), units)
 
@@ -198,19 +194,17 @@ def score(
     router: Mapping[str, tuple[Sequence[bool], Sequence[str]]] | None = None,
     load: np.ndarray | None = None,
     seed: int = 0,
-    resamples: int = statistics.RESAMPLES,
 ) -> dict[str, float | list[float] | None]:
     """The contents of `metrics.json` (design: what a run leaves behind).
 
     `router`: right or wrong and the prompt, one decision each (N,), for any of ROUTER; without `task_accuracy`, the
     decisions noted in the run's own predictions count. A decision rests on the prompt, so whole prompts are drawn.
-    `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. `resamples` 0
-    leaves the intervals out. A score that rests on fewer than FEW_UNITS cases, volumes or prompts has their number
-    beside it, as `<key>_few_units`.
+    `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. A score that
+    rests on fewer than FEW_UNITS cases, volumes or prompts has their number beside it, as `<key>_few_units`.
     """
-    scorer = _Scorer(seed, resamples)
-    scores = kind_scores(run, seed, resamples)
-    controls = {name: kind_scores(under_control(run, name), seed, resamples) for name in CONTROLS}
+    scorer = _Scorer(seed, statistics.RESAMPLES)
+    scores = kind_scores(run, seed)
+    controls = {name: kind_scores(under_control(run, name), seed) for name in CONTROLS}
     scores |= {key: controls[name][source] for key, (name, source) in control_scores().items()}
 
     router = router or {}
@@ -225,8 +219,7 @@ def score(
 
     metrics: dict[str, float | list[float] | None] = {}
     for key, (value, ci95, units) in scores.items():
-        metrics[key] = value
-        metrics[f"{key}_ci95"] = None if ci95 is None else list(ci95)
+        metrics[key], metrics[f"{key}_ci95"] = value, ci95
         if units is not None and units < statistics.FEW_UNITS:
             metrics[f"{key}_few_units"] = units
     return metrics

@@ -1,4 +1,4 @@
-"""`manifest.json` beside scores: what was scored, by which rules and versions. It names no file of a patient."""
+"""`manifest.json` of an evaluation: what was scored, by which rules and versions. It names no patient's file."""
 
 import hashlib
 import importlib.metadata
@@ -36,10 +36,13 @@ def manifest(run: Run, *, seed: int, **known: object) -> dict[str, object]:
     }
 
 
-def digest(file: str | Path) -> str:
-    """SHA-256 of a file."""
-    with open(file, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def digest(*files: str | Path) -> str:
+    """SHA-256 of the bytes of the files, one after the other."""
+    whole = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as data:
+            hashlib.file_digest(data, lambda: whole)
+    return whole.hexdigest()
 
 
 def _version(name: str) -> str | None:

@@ -1,11 +1,11 @@
-"""What the task level is worth: a keyword rule beside the router, and scores under true and wrong routing."""
+"""What the task level is worth: the router compared with a keyword rule, and scores under true and wrong routing."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tghmoe_jax.evaluation import statistics, text_table
+from tghmoe_jax.evaluation import text_table
 from tghmoe_jax.evaluation.protocols import Prediction, kind_scores
 
 ROUTINGS = ("predicted", "oracle", "wrong")
@@ -26,7 +26,6 @@ def score_way(
     wrong: Mapping[str, Sequence[Prediction]],
     hits: Mapping[str, Sequence[bool]],
     seed: int,
-    resamples: int = statistics.RESAMPLES,
 ) -> dict[str, object]:
     """One way of asking. `oracle` and `wrong` {kind: predictions} by the true and the other task's experts, item by
     item; `hits` {kind: whether the router picks the true task}, `open` being the closed questions without their
@@ -44,11 +43,10 @@ def score_way(
         task = ones[0].task_true
         result[f"keyword/{task}"] = float(np.mean([task_by_keyword(one.question) == task for one in ones]))
     for routing, run in zip(ROUTINGS, (predicted, oracle, wrong), strict=True):
-        scores = kind_scores(run, seed, resamples)
+        scores = kind_scores(run, seed)
         for kind, name in SCORES.items():
             if kind in run:
-                result[f"{name}/{routing}"] = scores[name].value
-                result[f"{name}/{routing}_ci95"] = None if scores[name].ci95 is None else list(scores[name].ci95)
+                result[f"{name}/{routing}"], result[f"{name}/{routing}_ci95"], _ = scores[name]
     return result
 
 

@@ -103,17 +103,14 @@ def _figure(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, che
 
 def _colours(count: int) -> np.ndarray:
     """RGB (count, 3), up to eight distinct for colour-blind readers (Okabe and Ito); more are spread over the hues."""
-    named = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"]
-    if count <= len(named):
-        return np.array([[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for name in named[:count]])
-    from matplotlib import colormaps
+    from matplotlib import colormaps, colors
 
-    return colormaps["hsv"](np.arange(count) / count)[:, :3]
+    named = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"]
+    found = colors.to_rgba_array(named[:count]) if count <= len(named) else colormaps["hsv"](np.arange(count) / count)
+    return found[:, :3]
 
 
 def _spread(items, most: int) -> list:
     """At most `most` of the items, evenly spread, first and last included."""
     items = list(items)
-    if len(items) <= most:
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]

@@ -12,7 +12,7 @@ from tghmoe_jax.samples.tasks import KINDS
 
 
 def add_parsers(commands) -> None:
-    """The options of both, under their names."""
+    """Adds the options of both commands."""
     score = commands.add_parser("score", help="prediction files of any system")
     score.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
     score.add_argument("--to", metavar="DIR", help="also write scores of every sample, metrics.json and manifest.json")
@@ -79,7 +79,7 @@ def _score(args: argparse.Namespace) -> None:
         print("leaked items removed: " + ", ".join(f"{kind} {count}" for kind, count in removed["removed"].items()))
         print(f"leaked volumes found: {removed['volumes_found']} of the {removed['volumes']} in {args.leaks}")
         if removed["volumes"] and not removed["volumes_found"]:
-            print("no leaked volume occurs: right only if they were left out before, or the names are not those of Key")
+            print("no leaked volume occurs: either they were left out before, or the column Key holds other names")
     print(outputs.table({key: value for key, value in metrics.items() if value is not None}, found))
 
 

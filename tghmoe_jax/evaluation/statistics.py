@@ -12,22 +12,21 @@ RESAMPLES = 1_000
 FEW_UNITS = 20  # with fewer cases or volumes the percentile interval is too narrow to judge by
 
 
-def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> tuple[float, float]:
-    """(low, high), or Wilson's interval of `units` where every resample scores 0 or every one scores `most`.
+def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> list[float]:
+    """[low, high], or Wilson's interval of `units` where every resample scores 0 or every one scores `most`.
 
     Units that all agree leave a bootstrap nothing to vary: it would return [0, 0] or [1, 1] for two units as for a
     thousand. Source: Wilson 1927, as scipy computes it. `most` is the highest possible score.
     """
     if low != high or low not in (0.0, most):
-        return low, high
+        return [low, high]
     wilson = stats.binomtest(units if low else 0, units).proportion_ci(method="wilson")
-    return float(wilson.low * most), float(wilson.high * most)
+    return [float(wilson.low * most), float(wilson.high * most)]
 
 
-def count_units(denominator: np.ndarray, units: Sequence[Hashable] | None = None) -> int:
-    """How many units (N labels; None: each sample is one) have a denominator (N, K) above 0: those a score rests on."""
-    present = np.flatnonzero(np.asarray(denominator).any(axis=-1))
-    return len(present) if units is None else len({units[i] for i in present})
+def count_units(denominator: np.ndarray, units: Sequence[Hashable]) -> int:
+    """How many units (N labels) have a denominator (N, K) above 0: those a score rests on."""
+    return len({units[i] for i in np.flatnonzero(denominator.any(axis=-1))})
 
 
 def mean_of_ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -45,7 +44,7 @@ def ratio_ci95(
     seed: int = 0,
     resamples: int = RESAMPLES,
     most: float = 1.0,
-) -> tuple[float, float] | None:
+) -> list[float] | None:
     """95% percentile bootstrap interval of the mean over K of sum_N numerator / sum_N denominator.
 
     `numerator` and `denominator` are (N, K). A mean has K = 1 and denominators 1, a micro F1 2TP and 2TP+FP+FN, a
@@ -84,20 +83,18 @@ def difference_ci95(
     one: tuple[np.ndarray, np.ndarray],
     other: tuple[np.ndarray, np.ndarray],
     units: Sequence[Hashable],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float] | None:
+) -> list[float] | None:
     """95% percentile interval of (ratio of `other`) - (ratio of `one`) by a paired bootstrap.
 
     Each is a numerator and a denominator (N,) over the same items; both are resampled with the same `units` (N,).
     None where fewer than two units leave nothing to resample.
     """
-    sums = resampled_sums(np.stack([*one, *other], axis=1), units, seed, resamples)
+    sums = resampled_sums(np.stack([*one, *other], axis=1), units)
     if sums is None:
         return None
     top, bottom, other_top, other_bottom = sums.T[:, :, None]
     low, high = np.nanpercentile(mean_of_ratios(other_top, other_bottom) - mean_of_ratios(top, bottom), [2.5, 97.5])
-    return float(low), float(high)
+    return [float(low), float(high)]
 
 
 def derangement(n: int, seed: int) -> np.ndarray:
@@ -153,30 +150,28 @@ def nested_ci95(
     numerators: np.ndarray,
     denominators: np.ndarray,
     units: Sequence[Hashable],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float] | None:
+) -> list[float] | None:
     """95% percentile interval of the mean over repeats S of sum_N numerator / sum_N denominator, both (S, N).
 
     Repeats (training seeds) and, within them, whole `units` (N,) are drawn with replacement, the same units in all
     repeats, which share their items. With few repeats it is too narrow: see `student_ci95`. None for fewer than two
     units. Where all units agree in all repeats it is Wilson's interval of the units: see `agreed_ci95`.
     """
-    sums = resampled_sums(np.concatenate([numerators, denominators]).T, units, seed, resamples)  # (R, 2 S)
+    sums = resampled_sums(np.concatenate([numerators, denominators]).T, units)  # (R, 2 S)
     if sums is None:
         return None
     tops, bottoms = np.split(sums, 2, axis=1)
     repeats = len(numerators)
-    drawn = np.random.default_rng([seed, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples)
+    drawn = np.random.default_rng([0, 1]).multinomial(repeats, np.full(repeats, 1 / repeats), size=len(sums))
     scores = (tops / np.maximum(bottoms, 1e-9) * drawn).sum(axis=1) / repeats
     low, high = map(float, np.percentile(scores, [2.5, 97.5]))
     return agreed_ci95(low, high, count_units(denominators.T, list(units)))
 
 
-def student_ci95(differences: Sequence[float]) -> tuple[float, float] | None:
+def student_ci95(differences: Sequence[float]) -> list[float] | None:
     """95% t interval of the mean of paired differences, one a training seed; None for fewer than two."""
     values = np.asarray(differences, np.float64)
     if len(values) < 2:
         return None
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    return [float(values.mean() - half), float(values.mean() + half)]

@@ -1,4 +1,4 @@
-"""One answer: what a model says to one request, and what a reader must know beside it."""
+"""One answer: what a model says to one request, and what its reader must know as well."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from tghmoe_jax.scans.scan import Scan
 
 
 def no_load() -> np.ndarray:
-    """Of a request whose volume was not looked at."""
+    """The load of a request whose volume was not shown."""
     return np.zeros((0, 0, 0), np.float32)
 
 
@@ -69,7 +69,7 @@ class Answer:
         return record
 
     def __str__(self) -> str:
-        """Text for a terminal: the answer, what stands against it and where it comes from, the disclaimer."""
+        """Text for a terminal: the answer, the warnings, where it comes from, the disclaimer."""
         details = []
         if self.option_likelihoods:
             ranked = sorted(self.option_likelihoods.items(), key=lambda item: -item[1])

@@ -1,4 +1,4 @@
-"""The examination of a model: the questions of a test split, every control beside them, and the scores.
+"""The examination of a model: the questions of a test split, the same under every control, and the scores.
 
 Axis legend: N items.
 """
@@ -55,7 +55,7 @@ def kinds_of(source: Source, tasks: Sequence[str]) -> list[str]:
 
 
 def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems) -> Asked:
-    """What can be asked: of a data set of files, volumes may be broken and texts too long. See `pipeline.BadItems`."""
+    """What can be asked: volumes of files may be broken, and texts too long. See `pipeline.BadItems`."""
     if not isinstance(source, ItemSource):
         return asked
     faults: dict[int, str] = {}

@@ -20,7 +20,7 @@ from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.answer import Answer, no_load
-from tghmoe_jax.reader.routing import expert_load, routing_of, softmax
+from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import TASKS
@@ -32,7 +32,7 @@ from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 
-BUCKET = 128  # the decoder's text is padded to multiples of it, each a program of its own
+BUCKET = 128  # the decoder's text is padded to multiples of it; each length is a compiled program
 PICTURE_BUCKET = 32  # the same for questions about pictures
 PICTURE_TOKENS, MOST_PICTURE_TOKENS = 256, 4096  # of an answer about a picture: unless asked otherwise, and at most
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
@@ -129,7 +129,7 @@ class Reader:
         found = []
         for part in self._batches(list(range(len(asked)))):
             batch = self._collate(source, [Request(*asked[i]) for i in part])
-            found.append(softmax(arrays.to_host(generation.route(self.model, self.variables, batch))))
+            found.append(probabilities(generation.route(self.model, self.variables, batch)))
         return np.concatenate(found)[: len(asked)] if found else np.zeros((0, len(self.tasks)))
 
     def routings(self, source: Source, asked: Asked) -> list[RoutingMap]:
@@ -203,7 +203,7 @@ class Reader:
                 slice_mask = source.slices(request.volume)[1]
                 rows[-1]["routing"] = routing_of(encoded, i, self.model.cfg, slice_mask)
         if encoded.task_logits is not None:
-            for row, shares in zip(rows, softmax(arrays.to_host(encoded.task_logits)), strict=True):
+            for row, shares in zip(rows, probabilities(encoded.task_logits), strict=True):
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
 
@@ -222,7 +222,7 @@ class Reader:
         return self._put(batch)
 
     def _text(self, requests: list[Request], targets: list[str | None], others: int) -> dict[str, Any]:
-        """What the decoder reads beside `others` positions of visual and new tokens."""
+        """The text that the decoder reads, next to `others` positions of visual and new tokens."""
         encoded = [prompts.encode(self.tokenizer, r.question.prompt, t) for r, t in zip(requests, targets, strict=True)]
         longest = max(len(e.tokens) for e in encoded)
         length = padded_length(self.model.cfg.decoder, longest, others, self.text_length)
@@ -393,8 +393,8 @@ def _check_room(new_tokens: int, room: int, where: str) -> None:
 
 
 def padded_length(decoder: Decoder, tokens: int, others: int, text_length: int) -> int:
-    """Columns for a text of `tokens` tokens beside `others` positions: whole buckets, so that texts of about one length
-    share a compiled program.
+    """Columns for a text of `tokens` tokens and `others` further positions: whole buckets, so that texts of similar
+    length share a compiled program.
 
     Padding never changes the RoPE regime: a run's is that of its whole text length; that of a picture, whose texts have
     no common length (`text_length` 0), follows its own, and padding never passes the last position.

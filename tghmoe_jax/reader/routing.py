@@ -4,15 +4,15 @@ Axis legend: B batch, G groups, E experts.
 """
 
 import numpy as np
+from scipy.special import softmax
 
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.sharding import arrays
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    shares = np.exp((logits := logits.astype(np.float64)) - logits.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
+def probabilities(logits) -> np.ndarray:
+    """The softmax of a task router's logits (..., tasks) on the host, in float64."""
+    return softmax(arrays.to_host(logits).astype(np.float64), axis=-1)
 
 
 def expert_load(encoded, groups: int) -> np.ndarray:

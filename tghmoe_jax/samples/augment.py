@@ -1,7 +1,7 @@
 """Changes of a training sample that leave every answer true: brightness, contrast, and a small shift within the plane.
 
-There are no flips and no rotations: they would exchange left and right, front and back, or the plane. What is asked or
-said about the edge of a scan is never shifted.
+There are no flips and no rotations: they would exchange left and right, front and back, or the plane. A volume is not
+shifted where the question or answer is about the edge of the scan.
 """
 
 import dataclasses

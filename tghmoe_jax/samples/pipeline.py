@@ -198,13 +198,13 @@ def _permutation(stream: tuple[int, ...], count: int) -> np.ndarray:
 
 def train_iterator(
     source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int,
-    columns: Sequence[int] | None = None, threads: int = 1, cell: tuple[int, int, int] | None = None, workers: int = 0,
+    columns: Sequence[int] | None = None, cell: tuple[int, int, int] | None = None, workers: int = 0,
     augment: Augment = Augment(),  # noqa: B008
 ) -> grain.DatasetIterator:  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
 
-    `columns`: the rows of each microbatch that this process takes; None for all. With `workers` processes besides this
-    one make the batches; their order stays. UserError where the mixture asks for a kind that an `ItemSource` does not
+    `columns`: the rows of each microbatch that this process takes; None for all. `workers` further processes make the
+    batches, in the same order. UserError where the mixture asks for a kind that an `ItemSource` does not
     hold.
     """
     if isinstance(source, ItemSource):
@@ -215,7 +215,7 @@ def train_iterator(
                 )
     columns = tuple(range(spec.columns) if columns is None else columns)
     data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell, augment))
-    data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads flags of its own when it starts workers
     return iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else data)
@@ -246,15 +246,13 @@ class BadItems:
             )
 
 
-def check_text(
-    source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, samples: int = 64, bad: float = 0.0
-) -> None:
-    """UserError where more than `bad` of the first `samples` of a run are longer than `text_length`.
+def check_text(source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, bad: float = 0.0) -> None:
+    """UserError where more than the share `bad` of a run's first samples (64 or more) exceed `text_length`.
 
     It comes before a run leaves files.
     """
     one = TrainBatches(source, tokenizer, spec, seed, range(spec.columns))
-    asked = [q for step in range(-(-samples // spec.rows)) for _, q in one.rows(step)]
+    asked = [q for step in range(-(-64 // spec.rows)) for _, q in one.rows(step)]
     encoded = sorted((prompts.encode(tokenizer, q.prompt, q.target) for q in asked), key=lambda e: len(e.tokens))
     prompts.batch(encoded[: len(encoded) - int(bad * len(encoded))], spec.text_length, 0)
 

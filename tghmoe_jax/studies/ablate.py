@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train
 from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
@@ -34,11 +34,11 @@ from tghmoe_jax.training.command_line import parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
-EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
-LEAST_SEEDS = 3  # that a verdict takes
-# What may differ between a result and the config that is asked for: places, and what changes no score.
+EFFECT = 0.02  # of `score`: a smaller difference does not count (fixed in docs/ablations.md before the runs)
+LEAST_SEEDS = 3  # a verdict needs at least so many
+# What may differ between a result's config and the one asked for: paths, and keys that change no score.
 _MAY_CHANGE = ("init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
-WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
+WRONG_GROUP = "guidance=wrong"  # not trained: the full recipe, asked with the other task's experts
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def record(table: Ablation, name: str, results: dict[int, dict], reference: dict
             row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
             row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
         planned = table.rows["full" if wrong else name].seeds
-        if len(pairs) >= max(planned, LEAST_SEEDS):  # none before all seeds are there: it would stop where it pleases
+        if len(pairs) >= max(planned, LEAST_SEEDS):  # only when all seeds are there: no early stop
             row["verdict"] = verdict(row["score_difference"], row["score_difference_ci95"])
     return row
 
@@ -261,7 +261,8 @@ def chosen(known: Iterable[str], names: str) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
@@ -269,31 +270,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
     parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
     parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
-    argv = sys.argv[1:] if argv is None else argv
     flags = [one for one in argv if one.startswith("--config.")]
+    args = parser.parse_args([one for one in argv if one not in flags])
+    table = Ablation.of(args.config, args.workdir, flags)
+    rows = chosen(table.rows, args.rows)
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
+    if bare := [one for one in flags if "=" not in one]:
+        raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
     try:
-        args = parser.parse_args([one for one in argv if one not in flags])
-        table = Ablation.of(args.config, args.workdir, flags)
-        rows = chosen(table.rows, args.rows)
-        if args.seeds is not None and args.seeds < 1:
-            raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
-        if bare := [one for one in flags if "=" not in one]:
-            raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
-        try:
-            table.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
-        if args.table:
+        table.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
+    if args.table:
+        write_table(table, rows, args.seeds)
+        return 0
+    keep_freed_memory()
+    simulate_devices()
+    compile_cache.keep()
+    for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
+        for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
+            table.run(row, seed)
             write_table(table, rows, args.seeds)
-            return 0
-        keep_freed_memory()
-        simulate_devices()
-        compile_cache.keep()
-        for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
-            for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
-                table.run(row, seed)
-                write_table(table, rows, args.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0

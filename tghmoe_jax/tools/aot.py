@@ -1,4 +1,4 @@
-"""Compiles the real step of a config for a TPU topology that is not there, and reports what it would need.
+"""Compiles the real step of a config for a TPU topology that this machine does not have, and reports its needs.
 
     python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from typing import Any
 
@@ -30,7 +29,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.bases.base import EMBEDDED, chat_of, flattened, load_config, tokenizer_of
 from tghmoe_jax.datasets.sources import make_source
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
@@ -64,9 +63,9 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs - self.donated + self.code
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
     parser = CommandParser(
         prog="python -m tghmoe_jax.aot", description=__doc__.split("\n")[0], allow_abbrev=False,
         epilog="--config FILE[:preset,key=value] and --config.KEY=VALUE as for tghmoe_jax.main",
@@ -77,18 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=625_000, help="samples to state chip-hours for")
     parser.add_argument("--mfu", type=float, default=0.35, help="model FLOPs utilisation to state chip-hours at")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        args, rest = parser.parse_known_args(argv)
-        if not 0 < args.mfu <= 1:
-            raise UserError(f"--mfu {args.mfu} must lie between 0 and 1.")
-        if args.samples < 1:
-            raise UserError(f"--samples {args.samples} must be at least 1.")
-        config, _ = parse(["aot", *rest])
-        config.mesh.update(mesh_sizes(args.mesh))
-        report = examine(config, args.topology, args.step, args.samples, args.mfu)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args, rest = parser.parse_known_args(argv)
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu} must lie between 0 and 1.")
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples} must be at least 1.")
+    config, _ = parse(["aot", *rest])
+    config.mesh.update(mesh_sizes(args.mesh))
+    report = examine(config, args.topology, args.step, args.samples, args.mfu)
     print(json.dumps(report, indent=1) if args.json else text(report))
     return 0
 
@@ -117,13 +112,13 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
     aux = make_source(config.data, "train", 2).aux_names if config.model.aux_findings else ()
     model = program.build_model(config, base, aux, tokenizer, spec.task_shares)
     whole = program.build(config, model, spec, mesh)
-    # Abstract: the mesh says what is compiled for, but nothing is placed on chips that are not there.
+    # Abstract: the mesh names the chips to compile for; no array is placed on them.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         if step == "train":
             compiled = [build("train", chip, whole.step(), whole.state_shapes(), whole.batch_shapes())]
         else:
             compiled = reading(config, model, whole, tokenizer, step, chip)
-    return report_of(config, topology, step, chip, mesh, whole, compiled, samples, mfu)
+    return report_of(config, topology, step, chip, whole, compiled, samples, mfu)
 
 
 def open_topology(name: str) -> tuple[Chip, list]:
@@ -138,7 +133,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
         what = " ".join(str(error).split())[:200]
         if importlib.util.find_spec("libtpu") is None or "libtpu" in what or "PJRT" in what:
             raise UserError(f"libtpu cannot be loaded ({what}); pip install -r requirements-tpu.txt.") from error
-        raise UserError(f"--topology {name} cannot be made ({what}); name one that Cloud TPU offers.") from error
+        raise UserError(f"--topology {name} does not exist ({what}); name one that Cloud TPU offers.") from error
 
 
 def base_of(config: ConfigDict) -> tuple[dict[str, Any], Tokenizer]:
@@ -182,15 +177,19 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
         given[1].count("-alias)") if given else 0, collectives(hlo),
     )  # fmt: skip
-    if result.peak > chip.hbm:  # the compiler has let such a program pass
+    if result.peak > chip.hbm:  # the compiler sometimes accepts such a program
         raise UserError(does_not_fit(name, chip, result.peak))
     return result
 
 
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
+
+
 def does_not_fit(name: str, chip: Chip, needed: float) -> str:
     return (
-        f"the {name} step needs {needed / GIB:.2f} GiB a chip and {chip.hbm / GIB:.2f} are there, "
-        f"{(needed - chip.hbm) / GIB:.2f} too few; {remedy(name)}."
+        f"the {name} step needs {gib(needed)} GiB a chip and {gib(chip.hbm)} are there, "
+        f"{gib(needed - chip.hbm)} too few; {remedy(name)}."
     )
 
 
@@ -213,20 +212,21 @@ def remedy(step: str) -> str:
     return "lower eval.batch or eval.new_tokens, or spread the weights with mesh.fsdp"
 
 
+def placed(s: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+
+
 def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, step: str, chip: Chip) -> list[Compiled]:
     """The functions that answer questions (see reader/reader.py), with parameters as `loading.load_run` gives them."""
-    model, mesh = generation.inference(model), whole.mesh
+    model = generation.inference(model)
     rows = config.eval.batch + -config.eval.batch % whole.spec.devices
-    over = whole.batch_sharding.spec[1]
-    put = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, jax.P(over)))  # noqa: E731
+    spread = jax.NamedSharding(whole.mesh, jax.P(whole.batch_sharding.spec[1]))
     flat = loading.param_shapes(model, config.data)
-    params = variables(
-        {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole.shardings[p]) for p, s in flat.items()}
-    )
-    batch = jax.tree.map(put, loading.batch_shapes(config.data, rows))
+    params = variables({path: placed(s, whole.shardings[path]) for path, s in flat.items()})
+    batch = {key: placed(s, spread) for key, s in loading.batch_shapes(config.data, rows).items()}
     seen = model.cfg.visual_tokens(config.data.slices)
-    visual = put(jax.ShapeDtypeStruct((rows, seen, model.cfg.decoder.width), jnp.dtype(model.cfg.dtype)))
-    mask = put(jax.ShapeDtypeStruct((rows, seen), bool))
+    visual = jax.ShapeDtypeStruct((rows, seen, model.cfg.decoder.width), jnp.dtype(model.cfg.dtype), sharding=spread)
+    mask = jax.ShapeDtypeStruct((rows, seen), bool, sharding=spread)
 
     def call(name, function, *args):
         return build(name, chip, function, model, *args)
@@ -244,19 +244,15 @@ def reading(config, model: MLLM, whole: program.Program, tokenizer: Tokenizer, s
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def report_of(
-    config, topology, step, chip: Chip, mesh, whole: program.Program, compiled, samples, mfu
-) -> dict[str, Any]:
+def report_of(config, topology, step, chip: Chip, whole: program.Program, compiled, samples, mfu) -> dict[str, Any]:
     """Everything as plain numbers: bytes and seconds, a chip and a step unless the key says otherwise."""
-    cfg, chips = whole.model.cfg, mesh.size
+    cfg, mesh, chips = whole.model.cfg, whole.mesh, whole.mesh.size
     leaves = jax.tree.leaves(whole.state_shapes())
     state = sum(map(shard_bytes, leaves))
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
-    work, moved, tokens = work_of(config, whole, step, mesh)
-    parts = {
-        "compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth
-    }  # fmt: skip
+    work, moved, tokens = work_of(config, whole, step)
+    parts = {"compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth}
     seconds = max(parts.values())
     report = {
         "topology": topology, "step": step, "chips": chips, "mesh": dict(mesh.shape), "slices": config.data.slices,
@@ -293,14 +289,15 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
-def work_of(config, whole: program.Program, step: str, mesh) -> tuple[flops.Flops, float, int]:
+def work_of(config, whole: program.Program, step: str) -> tuple[flops.Flops, float, int]:
     """FLOPs of a chip, the least bytes it moves to and from HBM, and new tokens of a sample.
 
     Least bytes of a train step: the state once in and once out, and for every microbatch the used weights in the
     compute dtype forward, backward (for inputs and for weights) and once more where layers are rematerialised. Of a
     decode step: every weight and the filled cache for every new token.
     """
-    cfg, slices, length, chips = whole.model.cfg, config.data.slices, config.data.text_length, mesh.size
+    cfg, slices, length = whole.model.cfg, config.data.slices, config.data.text_length
+    mesh, chips = whole.mesh, whole.mesh.size
     spread = mesh.shape["expert"] * mesh.shape.get("group", 1) > 1
     width = jnp.dtype(cfg.dtype).itemsize
     size = flops.parameters(cfg, whole.shapes, whole.trains)
@@ -329,9 +326,9 @@ def expert_shards(whole: program.Program) -> dict[str, Any]:
         return {"leaves": 0}
     kernel = next(path for path in found if path.endswith("fc1/kernel"))
     sharding = whole.shardings[kernel]
-    placed = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole.shardings[p]) for p, s in found.items()]
+    leaves = [placed(s, whole.shardings[path]) for path, s in found.items()]
     return {
-        "leaves": len(found), "spec": str(sharding.spec), "chip_bytes": sum(map(shard_bytes, placed)),
+        "leaves": len(found), "spec": str(sharding.spec), "chip_bytes": sum(map(shard_bytes, leaves)),
         "total_bytes": sum(s.size * s.dtype.itemsize for s in found.values()),
     }  # fmt: skip
 
@@ -339,7 +336,6 @@ def expert_shards(whole: program.Program) -> dict[str, Any]:
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
     b, p, r, d = report["bytes"], report["parameters"], report["roofline"], report["donated"]
-    gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     lines = [
         f"{report['step']} step on {report['topology']}: {report['chips']} chips, mesh {mesh}",

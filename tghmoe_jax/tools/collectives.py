@@ -78,21 +78,29 @@ def replica_groups(hlo: str, kinds: Sequence[str] = KINDS) -> set[tuple[int, ...
 
 def _groups(line: str) -> list[list[int]]:
     """The groups of one instruction: `replica_groups={{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=2,'b'=4] .. {'b'}`."""
-    ids = lambda sizes, order: np.arange(math.prod(sizes)).reshape(sizes).transpose(order or range(len(sizes)))  # noqa: E731
-    numbers = lambda text: [int(n) for n in (text or "").split(",") if n]  # noqa: E731
     if found := re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
     ):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        devices = ids(numbers(found[2]) or list(sizes.values()), numbers(found[3])).reshape(list(sizes.values()))
+        devices = _devices(found[2] or ",".join(map(str, sizes.values())), found[3]).reshape(list(sizes.values()))
         over = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", found[4])]
         rest = [i for i in range(len(sizes)) if i not in over]
         return devices.transpose(rest + over).reshape(-1, math.prod(devices.shape[i] for i in over)).tolist()
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        return ids(numbers(found[3]), numbers(found[4])).reshape(int(found[1]), int(found[2])).tolist()
+        return _devices(found[3], found[4]).reshape(int(found[1]), int(found[2])).tolist()
     if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
-        return [numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1])]
+        return [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1])]
     return []
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text or "")]
+
+
+def _devices(sizes: str, order: str | None) -> np.ndarray:
+    """The numbers of all devices in an array of these sizes, its axes in this order (None: as they are)."""
+    shape = _numbers(sizes)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(order) or range(len(shape)))
 
 
 def _size(dtype: str, dimensions: str) -> int:

@@ -13,7 +13,6 @@ Axis legend: B batch, T token, N head, H head size, C width, F hidden width, X e
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, command
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.ops.activations import quick_gelu
@@ -74,20 +73,17 @@ FULL = Sizes("bfloat16", 2, 577, 16, 1917, (16, 64), (32, 96), (9232, 1024, 4096
 SMALL = Sizes("float32", 2, 65, 4, 150, (2, 16), (2, 24), (260, 32, 64))
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the checks, prints a table, and returns the exit code."""
     parser = CommandParser(prog="python -m tghmoe_jax.selfcheck", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        args = parser.parse_args(argv)
-        found = []
-        for check in checks(SMALL if platform() == "cpu" else FULL):
-            found.append(check)
-            if not args.json:
-                print(line(check), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    found = []
+    for check in checks(SMALL if platform() == "cpu" else FULL):
+        found.append(check)
+        if not args.json:
+            print(line(check), flush=True)
     device = jax.local_devices()[0]
     passed = all(check.passed for check in found)
     if args.json:
@@ -146,10 +142,14 @@ def compare(name: str, sizes: Sizes, fast: Callable, oracle: Callable, inputs: d
     return Check(name, distances, TOLERANCE[sizes.dtype], seconds(run, narrow), useful)
 
 
+def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
 def check_attention(name, rng, sizes: Sizes, batch: int, length: int, heads: int, size: int, mask: Mask) -> Check:
     backend = {"tpu": "splash", "gpu": "cudnn"}.get(platform(), "blocked")
     block = 24 if backend == "blocked" else 0  # several blocks, the last of them filled up
-    qkv = {key: jnp.asarray(rng.standard_normal((batch, length, heads, size)), jnp.float32) for key in "qkv"}
+    qkv = {key: normal(rng, batch, length, heads, size) for key in "qkv"}
     window = (mask.slice_tokens, mask.window) if mask.slice_tokens else None
     pairs, _, _ = flops.attention_pairs(length, length, "plain", mask.causal, window)
     useful = 3 * 4.0 * pairs * size * heads * batch  # forward once, backward twice
@@ -169,12 +169,14 @@ def check_experts(rng, sizes: Sizes) -> Iterator[Check]:
     (tokens, width, hidden), experts, top_k = sizes.experts, 8, 2
     base = np.arange(tokens) % experts
     choice = jnp.asarray(np.stack([base, (base + 1 + np.arange(tokens) // experts % (experts - 1)) % experts], 1))
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
     inputs = {
-        "x": draw(tokens, width), "gate": jax.nn.softmax(draw(tokens, top_k)),
-        "fc1": draw(experts, width, hidden) / width**0.5, "fc1_bias": draw(experts, hidden) / 9,
-        "fc2": draw(experts, hidden, width) / hidden**0.5, "fc2_bias": draw(experts, width) / 9,
-    }  # fmt: skip
+        "x": normal(rng, tokens, width),
+        "gate": jax.nn.softmax(normal(rng, tokens, top_k)),
+        "fc1": normal(rng, experts, width, hidden) / width**0.5,
+        "fc1_bias": normal(rng, experts, hidden) / 9,
+        "fc2": normal(rng, experts, hidden, width) / hidden**0.5,
+        "fc2_bias": normal(rng, experts, width) / 9,
+    }
 
     def run(dispatch):
         def experts_of(inputs):
@@ -300,9 +302,7 @@ def run_steps(loaded: loading.LoadedRun, config: ConfigDict, way: dict, devices:
     text, slices = config.data.text_length, config.data.slices
     sample = flops.train_sample(model.cfg, one.shapes, one.trains, slices, text, "splash")
     losses = np.array([first["loss"], second["loss"]])
-    return Steps(
-        mesh.axis_sizes, losses, moved, donated, spent, sample.useful * config.train.batch / len(devices)
-    )  # fmt: skip
+    return Steps(mesh.axis_sizes, losses, moved, donated, spent, sample.useful * config.train.batch / len(devices))
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ as Hugging Face writes them. dtypes: float32, float16 and bfloat16 (the latter t
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -35,46 +36,17 @@ DTYPES = {
 }
 
 
-class OnDemand:
-    """Something that `np.asarray` makes an array of, by `load`. It has a `shape` and a `dtype`."""
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """An array that is read or made by `load` whenever `np.asarray` asks. `shape` and `dtype` are known before."""
 
-    def load(self) -> np.ndarray:
-        """The array."""
-        raise NotImplementedError
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         array = self.load()
         return array if dtype is None else array.astype(dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyTensor(OnDemand):
-    """A tensor on disk. `shape` and `dtype` are known from the header."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def load(self) -> np.ndarray:
-        """Reads the data. The file is closed at once, so resident memory stays that of the tensors in use."""
-        try:
-            with safe_open(self.file, framework="numpy") as handle:
-                return handle.get_tensor(self.name)
-        except (SafetensorError, OSError) as error:
-            raise damaged(self.file, error) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Lazy(OnDemand):
-    """An array that is made again whenever it is read. `shape` and `dtype` are known before."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    make: Callable[[], np.ndarray]
-
-    def load(self) -> np.ndarray:
-        return self.make()
 
 
 def cast(leaf, dtype: np.dtype | None):
@@ -91,7 +63,7 @@ def damaged(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} is not a complete safetensors file ({error}); copy or download it again.")
 
 
-def read_tensors(folder: str | os.PathLike) -> Mapping[str, LazyTensor]:
+def read_tensors(folder: str | os.PathLike) -> dict[str, Lazy]:
     """Lists the tensors of a folder without reading their data; with an index, exactly those the index names."""
     folder = local_folder(folder)
     index = folder / INDEX
@@ -105,6 +77,15 @@ def read_tensors(folder: str | os.PathLike) -> Mapping[str, LazyTensor]:
     if missing := sorted(set(shards) - set(tensors)):
         raise UserError(f"{index} names tensors that its shards do not hold ({', '.join(missing)}); copy them again.")
     return tensors
+
+
+def read_tensor(file: Path, name: str) -> np.ndarray:
+    """One tensor. The file is closed at once, so resident memory stays that of the tensors in use."""
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            return handle.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise damaged(file, error) from error
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -127,7 +108,7 @@ def read_index(index: Path) -> dict[str, str]:
     return shards
 
 
-def read_header(file: Path) -> dict[str, LazyTensor]:
+def read_header(file: Path) -> dict[str, Lazy]:
     """Reads names, shapes and dtypes of one file."""
     try:
         with safe_open(file, framework="numpy") as handle:
@@ -139,7 +120,10 @@ def read_header(file: Path) -> dict[str, LazyTensor]:
     unknown = sorted({dtype for dtype, _ in headers.values()} - set(DTYPES))
     if unknown:
         raise UserError(f"{file} holds {', '.join(unknown)} tensors; convert it to BF16, F16 or F32 first.")
-    return {name: LazyTensor(file, name, shape, DTYPES[dtype]) for name, (dtype, shape) in headers.items()}
+    return {
+        name: Lazy(shape, DTYPES[dtype], functools.partial(read_tensor, file, name))
+        for name, (dtype, shape) in headers.items()
+    }
 
 
 def write_tensors(
@@ -240,7 +224,7 @@ def fetched(url: str | os.PathLike) -> Path:
         source = epath.Path(url)
         files = [file for file in sorted(source.iterdir(), key=lambda one: one.name) if not file.is_dir()]
         stats = [file.stat() for file in files]
-    except Exception as error:  # each kind of URL has errors of its own
+    except Exception as error:  # each kind of URL raises other errors
         raise UserError(f"{url} cannot be read ({' '.join(str(error).split())[:200]}); name another folder.") from error
     if not files:
         raise UserError(f"{url} holds no files; name the folder of a model.")
