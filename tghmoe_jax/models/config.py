@@ -250,7 +250,7 @@ class Model:
 
     tasks: names of the expert groups. aux_labels: token ids of the phrase of each label of the auxiliary finding head.
     prefix_length: tokens before the image (BOS and the user tag), the same for every sample. frame: ids of the tokens
-    between two views of the layout `frames`. dtype: of activations.
+    between two views of the layout `frames`; labels: of those after each view, -1 filling up. dtype: of activations.
     scan_decoder: layers run as loops over stacked leaves; False with a cache alone (see generation.unrolled).
     """
 
@@ -269,6 +269,7 @@ class Model:
     remat: str
     attention: str
     scan_decoder: bool = True
+    labels: tuple[tuple[int, ...], ...] = ()
 
     @property
     def tgh(self) -> TGH:
@@ -308,8 +309,9 @@ class Model:
         return view * self.views(slices) + (0 if self.flat else 1 + view)
 
     def image_positions(self, slices: int) -> int:
-        """Positions that a volume of `slices` slices takes in the decoder: visual tokens and frames between views."""
-        return self.visual_tokens(slices) + max(0, self.views(slices) - 1) * len(self.frame)
+        """Positions that a volume of `slices` slices takes in the decoder: visual tokens, frames and labels."""
+        views, label = self.views(slices), len(self.labels[0]) if self.labels else 0
+        return self.visual_tokens(slices) + max(0, views - 1) * len(self.frame) + views * label
 
     def picture_tokens(self, crops: tuple[int, int] | None) -> int:
         """Number of visual tokens of a 2D base's picture in (rows, columns) of crops, or as a single view."""

@@ -187,24 +187,33 @@ class MLLM(nn.Module):
         return x, valid, jnp.broadcast_to(blocks, valid.shape)
 
     def _framed(self, visual: jax.Array, mask: jax.Array):
-        """Visual tokens with the frames between their views, the mask, and the block of each position, -1 for none.
+        """Visual tokens with frames between views and a label after each, the mask, and the block of each position.
 
-        A view is a block, as a picture of the base is; without frames all of them are one.
+        A view is a block, as a picture of the base is; without frames all of them are one. Text has block -1, and is
+        seen with the view that it belongs to.
         """
         rows, count, width = visual.shape
-        size, frame = self.cfg.view_side**2, self.cfg.frame
-        if self.cfg.volume.layout != "frames" or not count:
+        cfg, size = self.cfg, self.cfg.view_side**2
+        if cfg.volume.layout != "frames" or not count:
             return visual, mask, np.zeros(count, np.int32)
-        views = visual.reshape(rows, -1, size, width)
-        seen = mask.reshape(rows, -1, size)
-        between = self.decoder.embeddings(np.array(frame, np.int32)).astype(visual.dtype)
-        between = jnp.broadcast_to(between, (*views.shape[:2], len(frame), width))
-        shown = jnp.broadcast_to(jnp.any(seen, axis=2, keepdims=True), between.shape[:3])
-        views = jnp.concatenate([between, views], axis=2).reshape(rows, -1, width)
-        seen = jnp.concatenate([shown, seen], axis=2).reshape(rows, -1)
-        number = np.arange(count // size)[:, None]
-        blocks = np.concatenate([np.full((count // size, len(frame)), -1), np.tile(number, size)], axis=1).ravel()
-        return views[:, len(frame) :], seen[:, len(frame) :], blocks[len(frame) :]  # no frame before the first view
+        views, seen = visual.reshape(rows, -1, size, width), mask.reshape(rows, -1, size)
+        number = views.shape[1]
+
+        def text(ids: np.ndarray):
+            """ids (V, k), -1 for none, as tokens (B, V, k, W), their mask and their blocks."""
+            tokens = self.decoder.embeddings(np.maximum(ids, 0)).astype(visual.dtype)
+            shown = jnp.any(seen, axis=2, keepdims=True) & (ids >= 0)
+            return jnp.broadcast_to(tokens, (rows, *tokens.shape)), shown, np.full(ids.shape, -1)
+
+        frame = text(np.tile(np.array(cfg.frame, np.int32), (number, 1)))
+        label = text(np.array(cfg.labels[:number] or [()] * number, np.int32))
+        picture = views, seen, np.tile(np.arange(number)[:, None], size)
+        tokens, shown, blocks = (
+            (jnp if i < 2 else np).concatenate(parts, axis=1 if i == 2 else 2)
+            for i, parts in enumerate(zip(frame, picture, label, strict=True))
+        )
+        first = len(cfg.frame)  # none before the first view
+        return tokens.reshape(rows, -1, width)[:, first:], shown.reshape(rows, -1)[:, first:], blocks.ravel()[first:]
 
     def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""
