@@ -109,8 +109,8 @@ def moments(opt) -> list[tuple[str, jax.Array]]:
 
 def batches():
     """Batches of one process each, as a pure function of the step."""
-    batches = grain.MapDataset.range(STEPS).map(lambda step: {"tokens": tiny.batch(rows=2, seed=int(step))["tokens"]})
-    return iter(batches.to_iter_dataset())
+    data = grain.MapDataset.range(STEPS).map(lambda step: {"tokens": tiny.batch(rows=2, seed=int(step))["tokens"]})
+    return iter(data.to_iter_dataset())
 
 
 def some_state(mesh):
