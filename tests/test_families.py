@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests import tiny_run
 from tests.bases.family_fixtures import WRITERS
-from tghmoe_jax import convert, predict
+from tghmoe_jax import convert, evaluate, predict
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.weights import storage
 
@@ -49,6 +49,20 @@ def test_a_family_goes_through_every_command(folder, capsys):
         assert code == 0 and "not for clinical use" in json.dumps(answer).lower()
     code = predict.main(["--base", str(folder / "base"), "--image", str(folder / "picture.png"), *asked])
     assert code == 0 and json.loads(capsys.readouterr().out)["text"] is not None
+
+    asked = ["run", str(folder / "stage2"), "--items", "4", "--to"]
+    slices = ["--base", str(folder / "base"), "--protocol", "slices"]
+    assert evaluate.main([*asked, str(folder / "ours")]) == 0
+    code = evaluate.main([*asked, str(folder / "unadapted"), *slices])
+    if folder.name.startswith("siglip"):
+        assert code == 2 and "takes one image a prompt" in capsys.readouterr().err
+    else:
+        assert code == 0
+        (ours,), (unadapted,) = ((folder / name).glob("eval/*") for name in ("ours", "unadapted"))
+        scores = json.loads((unadapted / "metrics.json").read_text())
+        assert scores["closed/ranked_accuracy"] is not None and scores["control/blind_closed_accuracy"] is not None
+        assert json.loads((unadapted / "manifest.json").read_text())["checkpoint"] == {"name": "base, slices"}
+        assert evaluate.main(["compare", str(ours), str(unadapted)]) == 0
 
     assert convert.main(["--from", str(folder / "stage2"), "--to", str(folder / "model"), "--export"]) == 0
     assert predict.main(["--checkpoint", str(folder / "model"), "--volume", str(folder / "scan.npy"), *asked]) == 0

@@ -1,6 +1,7 @@
 """Asks a model the test questions, with every control, and scores the answers, its own or any system's.
 
     python -m tghmoe_jax.evaluate run RUN [--items N] [--to DIR]     a finished run (or `embedded`) on its test set
+    python -m tghmoe_jax.evaluate run RUN --base DIR --protocol slices    the same items, asked of an unadapted 2D base
     python -m tghmoe_jax.evaluate score PREDICTIONS [--json]         prediction files of any system
     python -m tghmoe_jax.evaluate score --pred-labels A.csv --true-labels B.csv    clinical F1 of label tables
     python -m tghmoe_jax.evaluate compare A B [--json]               two systems on the same items, paired intervals
@@ -9,22 +10,28 @@ PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predi
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from tghmoe_jax.bases.base import describe, load_config
+from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import outputs, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
+from tghmoe_jax.reader.slice_protocol import load_slice_reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
 from tghmoe_jax.training import compile_cache, hosts, run_folder
 from tghmoe_jax.training.loading import load_run
+
+MOST_SLICES = 1024  # of a volume of a raw data set that a 2D base is asked about
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
 
@@ -88,10 +95,11 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
+def run_again(source: str, items: int | None, to: str | None, base: str = "") -> dict[str, Any]:
     """Scores a finished run as its own config says, into `to` (default runs/evaluate-<name of the run>).
 
-    With `items` only the protocols on the run's own test set are asked.
+    With `items` only the protocols on the run's own test set are asked. With `base` they are asked of the 2D base in
+    that folder, slice by slice (default of `to`: runs/evaluate-<name of the base>-slices).
     """
     folder = run_folder.find(source, "RUN")
     config = ConfigDict(run_folder.read_config(folder))
@@ -99,7 +107,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
-    target = epath.Path(to or f"runs/evaluate-{folder.resolve().name}")
+    name = f"{Path(base).resolve().name}-slices" if base else folder.resolve().name
+    target = epath.Path(to or f"runs/evaluate-{name}")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,7 +119,19 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     if items:
         config.eval.update({"items": items, "transfer": 0, "adversarial": 0})
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
-    return run(config, target)
+    return ask_base(base, folder, config, target) if base else run(config, target)
+
+
+def ask_base(base: str, folder: epath.PathLike, config: ConfigDict, target: epath.Path) -> dict[str, Any]:
+    """The scores of a 2D base on the test items of the run in `folder`, by reader/slice_protocol.py."""
+    data = ConfigDict(data_of(config, run_folder.read_config(folder)))
+    data.channels = "medgemma"
+    if data.name not in DRAWN and read_parameters(data.root) is None:  # a raw set: its own slices, at the base's size
+        data.slices, data.size = MOST_SLICES, describe(load_config(base, "--base")).tower.image_size
+    config = ConfigDict(config.to_dict() | {"data": data.to_dict()})
+    config.eval.update({"transfer": 0, "adversarial": 0})
+    reader = load_slice_reader(base, tuple(config.model.tasks), data.slices)
+    return evaluate_all(reader, config, target / "eval" / "0", print)
 
 
 @command
@@ -123,11 +144,15 @@ def main(argv: list[str]) -> int:
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
     score_files.add_parsers(commands)
+    one.add_argument("--base", default="", help="folder of a 2D base to be asked the items of RUN in its place")
+    one.add_argument("--protocol", choices=("slices",), help="how --base sees a volume: as slices in one prompt")
     args = parser.parse_args(argv)
+    if args.command == "run" and bool(args.base) != bool(args.protocol):
+        parser.error("--base and --protocol slices belong together")
     if args.command == "run":
         keep_freed_memory()
         compile_cache.keep()
-        run_again(args.run, args.items, args.to)
+        run_again(args.run, args.items, args.to, args.base)
     else:
         score_files.run(args)
     return 0

@@ -21,8 +21,11 @@ from tghmoe_jax.bases import gemma3
 from tghmoe_jax.bases.base import describe, load_base, load_config, tokenizer_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import DecoderLayer
+from tghmoe_jax.reader import slice_protocol
 from tghmoe_jax.reader.opening import load_picture_reader
+from tghmoe_jax.reader.reader import Request
 from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.questions import Question
 
 REAL = os.environ.get("TGHMOE_GEMMA3_TOKENIZER", "")
 # The published 4B, which leaves most of its sizes to the library.
@@ -188,6 +191,65 @@ def test_the_ids_of_40_prompts_are_the_processors(spoken, count):
             asked = [i for i, on in zip(one.tokens, one.question_mask, strict=True) if on]
             assert ours.decode(asked).strip() == question.strip()
     assert ours.stop_ids == {ours.id_of("<eos>"), ours.id_of("<end_of_turn>")}
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_the_ids_of_the_slice_protocol_are_the_processors(spoken, number):
+    """An instruction, slices each followed by its number, and a question, in one turn."""
+    processor, tokenizer = spoken
+    chat = tokenizer.chat
+    ours = copy.copy(tokenizer)
+    ours.chat = slice_protocol.protocol_template(chat)
+    labels = slice_protocol.labels(ours, chat.after_image + chat.before_question, number)
+    frame = prompts.around_image(ours)["frame"]
+    soft = [ours.id_of("<image_soft_token>")] * 4
+    content = [{"type": "text", "text": slice_protocol.INSTRUCTION}]
+    for k in range(number):
+        content += [{"type": "image"}, {"type": "text", "text": f"SLICE {k + 1}"}]
+    for question in ("Is there a lesion?", "Based on the slices: which side?\nA. left\nB. right"):
+        asked = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        pictures = [[Image.new("RGB", (32, 32))] * number]
+        theirs = processor(text=text.removeprefix("<bos>"), images=pictures)["input_ids"][0]
+        one = prompts.encode(ours, question, None)
+        found = one.tokens[: one.prefix_len]
+        for k, label in enumerate(labels):
+            found += [*(frame if k else ()), *soft, *(i for i in label if i >= 0)]
+        assert found + one.tokens[one.prefix_len :] == list(theirs)
+
+
+def test_the_slice_protocol_shows_85_slices_of_more_and_says_which():
+    assert slice_protocol.chosen(3) == [0, 1, 2] and slice_protocol.chosen(85) == list(range(85))
+    kept = slice_protocol.chosen(512)
+    assert len(kept) == 85 and kept[:3] == [6, 12, 18] and kept[-1] == 511  # round half to even, index 0 never taken
+    slices, mask = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6) < 4
+    slices += 10 * np.arange(6, dtype=np.uint8)[:, None, None, None]
+    views, seen = slice_protocol.slice_views(slices, mask, gemma3.views_of(Path(), {}), 32, 6)
+    assert views.shape == (6, 32, 32, 3) and seen.tolist() == mask.tolist()
+    np.testing.assert_allclose(views[:4].mean(axis=(1, 2, 3)) * 255, [0, 10, 20, 30], atol=0.01)
+
+
+class Slices:
+    """A source of one volume."""
+
+    def __init__(self, slices: np.ndarray, real: int):
+        self.given = slices, np.arange(len(slices)) < real
+
+    def slices(self, index: int):
+        return self.given
+
+
+def test_a_base_asked_by_slices_sees_them_in_order_and_nothing_of_missing_ones(folder):
+    """The likelihoods for two slices are those of them padded to three, and other than of the slices swapped."""
+    slices = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    padded = np.concatenate([slices, np.full((1, 16, 16, 3), 99, np.uint8)])
+    asked = Request(0, Question("vqa", "open", "", "Is there a lesion?", (), ""), ("yes", "no"))
+    found = []
+    for given in (slices, padded, slices[::-1]):
+        reader = slice_protocol.load_slice_reader(folder, ("report", "vqa"), len(given))
+        found.append(reader.answer(Slices(given, 2), [asked], 0)[0].likelihoods)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert np.abs(found[0] - found[2]).max() > 1e-3
 
 
 def test_a_picture_is_squashed_as_the_processor_does_it(folder):

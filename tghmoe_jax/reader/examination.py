@@ -66,7 +66,8 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
             faults[volume] = str(error)
     kept, skipped = [], []
     for volume, question in asked:
-        long = len(prompts.encode(reader.tokenizer, question.prompt, None).tokens) > reader.text_length
+        tokens = len(prompts.encode(reader.tokenizer, question.prompt, None).tokens)
+        long = 0 < reader.text_length < tokens  # the texts of a 2D base have no common length
         if volume in faults or long:
             fault = faults.get(volume, "a question is longer than --config.data.text_length allows.")
             skipped.append((source.key(volume), fault))

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 
 from tghmoe_jax.bases.base import FAMILIES, describe, load_base, tokenizer_of
+from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import prompts
+from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
 from tghmoe_jax.training.program import param_shardings
@@ -37,7 +39,14 @@ def load_sharded(run: LoadedRun, text_length: int, batch: int, mesh: jax.shardin
 
 
 def load_picture_reader(folder: str | Path) -> Reader:
-    """The 2D base in `folder` as it is, in float32, without any 3D adaptation: to check a port with a picture.
+    """The 2D base in `folder`, ready to be asked about pictures. UserError names --base where it is not a base."""
+    model, tokenizer, params, views_of = open_base(folder)
+    return Reader(model, tokenizer, jax.device_put(params), 0, views_of=views_of)
+
+
+def open_base(folder: str | Path) -> tuple[MLLM, Tokenizer, dict[str, np.ndarray], Views]:
+    """The 2D base in `folder` as it is, in float32, without any 3D adaptation: model, tokeniser, {leaf path: array},
+    and how it cuts a picture into views.
 
     UserError names --base where the folder is not a base.
     """
@@ -55,5 +64,4 @@ def load_picture_reader(folder: str | Path) -> Reader:
     leaves, _ = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
     kept = [path for path in shapes if not path.startswith("task_router/")]  # no task is asked for
     params = {path: leaf.astype(np.float32) for path, leaf in leaf_names.from_canonical(kept, leaves).items()}
-    views_of = FAMILIES[base.family].views_of(base.folder, base.config)
-    return Reader(model, tokenizer, jax.device_put(params), 0, views_of=views_of)
+    return model, tokenizer, params, FAMILIES[base.family].views_of(base.folder, base.config)

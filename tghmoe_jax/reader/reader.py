@@ -5,7 +5,7 @@ Axis legend: B batch, O options.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +72,29 @@ class Reader:
     """A model with its tokeniser, ready to answer in batches of `batch` rows.
 
     `text_length`: tokens of the longest text; 0 for a 2D base, whose texts have no common length. `run` is what was
-    read from disk, which single scans need; `views_of` is how a 2D base cuts a picture.
+    read from disk, which single scans need; `views_of` is how a 2D base cuts a picture, and `volume_views` how it is
+    shown the slices and mask of a volume (reader/slice_protocol.py); `name` stands in for a run's.
     """
 
     def __init__(
         self, model: MLLM, tokenizer: Tokenizer, params: dict, text_length: int, batch: int = 1,
-        run: LoadedRun | None = None, views_of: Views | None = None,
+        run: LoadedRun | None = None, views_of: Views | None = None, volume_views: Callable | None = None,
+        name: str = "",
     ):  # fmt: skip
         self.model = generation.inference(model)
         self.tasks, self.groups = model.cfg.tasks, model.cfg.tgh.groups
         self.tokenizer, self.variables = tokenizer, variables(params)
-        self.text_length, self.run, self.views_of = text_length, run, views_of
+        self.text_length, self.run, self.name = text_length, run, name
+        self.views_of, self.volume_views = views_of, volume_views
         mesh = jax.sharding.get_abstract_mesh()
         self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
     @property
     def checkpoint(self) -> dict[str, Any] | None:
         """What was read, for a manifest of scores; None while training."""
-        run = self.run
-        return run and {"name": run.name, "digest": run.digest, "step": run.step}
+        if self.run is None:
+            return {"name": self.name} if self.name else None
+        return {"name": self.run.name, "digest": self.run.digest, "step": self.run.step}
 
     # ---- many requests ---------------------------------------------------------------------------------------------
 
@@ -154,7 +158,7 @@ class Reader:
     def _answer_batch(self, source: Source, requests: list[Request], new_tokens: int) -> list[Answer]:
         """Of requests of one kind (see `answer`), as many as a batch has rows."""
         first = requests[0]
-        if isinstance(source, PictureViews):
+        if self.views_of:
             visual, mask = self._encode_picture(source, requests)
             beside = [{} for _ in requests]
         else:
@@ -207,11 +211,18 @@ class Reader:
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
 
-    def _encode_picture(self, source: PictureViews, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
-        """Visual tokens of a picture's views and their mask, in a row for each request about it."""
-        views, mask = (np.stack([one] * len(requests)) for one in source.slices(0))
+    def _encode_picture(
+        self, source: PictureViews | Source, requests: list[Request]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens of the views of a picture or a volume and their mask, in a row for each request about it."""
+        slices, crops = [source.slices(r.volume) for r in requests], None
+        if isinstance(source, PictureViews):
+            crops = source.crops
+        else:
+            slices = [self.volume_views(*one) for one in slices]
+        views, mask = (np.stack(parts) for parts in zip(*slices, strict=True))
         batch = self._put({"slices": views, "slice_mask": mask})
-        visual, mask = generation.encode_picture(self.model, self.variables, batch, source.crops)
+        visual, mask = generation.encode_picture(self.model, self.variables, batch, crops)
         return visual, mask & self._put(np.array([r.visible for r in requests]))[:, None]
 
     def _collate(self, source: Source, requests: list[Request]) -> dict[str, Any]:
