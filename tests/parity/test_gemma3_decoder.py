@@ -59,9 +59,7 @@ def ours(peer):
             leaves[f"{block}attn/{n}/kernel"] = kernel.reshape(WIDTH, heads, HEAD)
         leaves[block + "attn/out/kernel"] = state[theirs + "self_attn.o_proj.weight"].T.reshape(HEADS, HEAD, WIDTH)
         leaves |= {f"{block}mlp/{n}/kernel": state[f"{theirs}mlp.{n}_proj.weight"].T for n in ("gate", "up", "down")}
-    paths = [f"scan_0_2_3/block_{i}/{tail}" for i in range(3) for tail in
-             {name.partition("/")[2] for name in leaves if name.startswith("block_")}]  # fmt: skip
-    paths += [f"scan_6_1_1/block_6/{path.split('/', 2)[2]}" for path in paths if "/block_0/" in path]
+    paths = {f"scan_0_7_1/{name}" for name in leaves if name.startswith("block_0/")}
     flat = leaf_names.from_canonical([*paths, "embed/embedding", "final_norm/scale"], leaves)
     return model, tiny.tree(flat)
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from tghmoe_jax.models import leaf_names
-from tghmoe_jax.models.config import DecoderLayer, Model, Rope
+from tghmoe_jax.models.config import Model, Rope
 from tghmoe_jax.models.lora import projection
 from tghmoe_jax.models.vit3d import rematerialised
 from tghmoe_jax.ops import rope
@@ -41,12 +41,17 @@ def empty_cache(cfg: Model, batch: int, slots: int) -> Cache:
     return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), 0)
 
 
-class LayerContext(NamedTuple):
-    """What every layer reads: the (cos, sin) (B, T, H/2) of each of `Decoder.ropes`, the mask of each of
-    `Decoder.windows`, and the first cache slot to write."""
+Kind = tuple[int, int] | jax.Array  # of a layer: the numbers of its table and its window in the config's lists
+NO_WINDOW = 1 << 30
 
-    tables: tuple[tuple[jax.Array, jax.Array], ...]
-    masks: tuple[Mask, ...]
+
+class LayerContext(NamedTuple):
+    """What every layer reads: cos and sin (R, B, T, H/2) of the R `Decoder.ropes`, the mask but for the window, and
+    the first cache slot to write."""
+
+    cos: jax.Array
+    sin: jax.Array
+    mask: Mask
     start: jax.Array | int
 
 
@@ -78,10 +83,9 @@ class SelfAttention(nn.Module):
     """Grouped-query attention with RoPE; writes into the cache slots it is given. Only q, k and v may have biases."""
 
     cfg: Model
-    layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache, ctx: LayerContext):
+    def __call__(self, x: jax.Array, cache, kind: Kind, ctx: LayerContext):
         """x (B, T, W); cache None or (k, v) of this layer, written from slot ctx.start on. Returns y and (k, v)."""
         d = self.cfg.decoder
         kw = {"use_bias": False, "dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
@@ -91,7 +95,7 @@ class SelfAttention(nn.Module):
         v = projection(lora, "attn/v", (d.kv_heads, d.head_size), **biased)(x)
         if d.qk_norm:
             q, k = rms_norm(self.cfg, "q_norm")(q), rms_norm(self.cfg, "k_norm")(k)
-        cos, sin = ctx.tables[d.ropes.index(self.layer.rope)]
+        cos, sin = (one[0] if len(d.ropes) == 1 else one[kind[0]] for one in (ctx.cos, ctx.sin))
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if cache is not None:
             stored = (*cache[0].shape[:-2], -1, d.head_size)  # as the cache has it, with T in the place of S
@@ -100,7 +104,9 @@ class SelfAttention(nn.Module):
                 for kept, new in zip(cache, (k, v), strict=True)
             )
             k, v = (kept.reshape(len(x), d.kv_heads, -1, d.head_size).swapaxes(1, 2) for kept in cache)
-        mask = ctx.masks[d.windows.index(self.layer.window)]
+        mask = ctx.mask
+        if d.windows != (0,):
+            mask = dataclasses.replace(mask, reach=jnp.array([one or NO_WINDOW for one in d.windows])[kind[1]])
         out = attention(q, k, v, mask, self.cfg.attention, scale=d.query_scale)
         out = projection(lora, "attn/out", d.width, axes=2, **kw)(out)
         return out, cache
@@ -121,42 +127,30 @@ class GatedMlp(nn.Module):
 
 class DecoderBlock(nn.Module):
     cfg: Model
-    layer: DecoderLayer
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache, ctx: LayerContext):
+    def __call__(self, x: jax.Array, cache, kind: Kind, ctx: LayerContext):
         """x (B, T, W) -> the same shape, and the layer's cache."""
         post = self.cfg.decoder.post_norms
-        y, cache = SelfAttention(self.cfg, self.layer, name="attn")(rms_norm(self.cfg, "attn_norm")(x), cache, ctx)
+        y, cache = SelfAttention(self.cfg, name="attn")(rms_norm(self.cfg, "attn_norm")(x), cache, kind, ctx)
         x = over_batch(x + (rms_norm(self.cfg, "attn_post_norm")(y) if post else y))
         y = GatedMlp(self.cfg, name="mlp")(rms_norm(self.cfg, "mlp_norm")(x))
         return over_batch(x + (rms_norm(self.cfg, "mlp_post_norm")(y) if post else y)), cache
 
 
-class DecoderPeriod(nn.Module):
-    """The pattern of layers that a loop repeats; its children are named as the canonical tree names the first ones."""
+class ScannedBlock(nn.Module):
+    """The body of the loop over layers; its child is named as the canonical tree names the first layer."""
 
     cfg: Model
-    start: int
-    layers: tuple[DecoderLayer, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, caches, ctx: LayerContext):
-        """caches: None or the (k, v) of each layer of the pattern."""
-        filled = []
-        for i, layer in enumerate(self.layers):
-            cache = None if caches is None else caches[i]
-            x, cache = DecoderBlock(self.cfg, layer, name=f"block_{self.start + i}")(x, cache, ctx)
-            filled.append(cache)
-        return x, None if caches is None else tuple(filled)
-
-
-MOST_PERIOD = 8  # layers of a repeated pattern
+    def __call__(self, x: jax.Array, cache, kind: Kind, ctx: LayerContext):
+        return DecoderBlock(self.cfg, name="block_0")(x, cache, kind, ctx)
 
 
 class LanguageModel(nn.Module):
-    """Embedding table, blocks (loops over repeated patterns unless the config unrolls them), final norm, and a head
-    unless it is tied to the table."""
+    """Embedding table, blocks (in one loop unless the config unrolls them), final norm, and a head where it is not tied
+    to the table."""
 
     cfg: Model
 
@@ -164,45 +158,28 @@ class LanguageModel(nn.Module):
         d, param_dtype = self.cfg.decoder, jnp.dtype(self.cfg.param_dtype)
         self.embed = nn.Embed(d.vocab, d.width, param_dtype=param_dtype, embedding_init=nn.initializers.normal(0.5))
         if self.cfg.scan_decoder:
-            self.loops = [self._loop(*segment) for segment in self.segments]
+            scanned = nn.scan(
+                rematerialised(self.cfg, ScannedBlock), variable_axes={"params": 0}, split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast), out_axes=0, length=d.layers,
+            )  # fmt: skip
+            self.loop = scanned(self.cfg, name=leaf_names.scan_name(0, d.layers, 1))
         else:
-            self.blocks = [DecoderBlock(self.cfg, layer, name=f"block_{i}") for i, layer in enumerate(d.blocks)]
+            self.blocks = [DecoderBlock(self.cfg, name=f"block_{i}") for i in range(d.layers)]
         self.final_norm = rms_norm(self.cfg)
         if not d.tied:
             self.lm_head = nn.Dense(d.vocab, use_bias=False, dtype=jnp.dtype(self.cfg.dtype), param_dtype=param_dtype)
 
-    @property
-    def segments(self) -> list[tuple[int, int, int]]:
-        """(start, repeats, period) of each loop over layers."""
-        return leaf_names.segments(self.cfg.decoder.blocks, range(1, MOST_PERIOD + 1))
-
-    def _loop(self, start: int, repeats: int, period: int) -> nn.Module:
-        scanned = nn.scan(
-            rematerialised(self.cfg, DecoderPeriod), variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, nn.broadcast), out_axes=0, length=repeats,
-        )  # fmt: skip
-        layers = self.cfg.decoder.blocks[start : start + period]
-        return scanned(self.cfg, start, layers, name=leaf_names.scan_name(start, repeats, period))
-
     def _run(self, x: jax.Array, cache, ctx: LayerContext):
         """All layers; cache None, or keys and values as `Cache` holds them."""
-        if not self.cfg.scan_decoder:
-            filled = []
-            for block, one in zip(self.blocks, zip(*cache, strict=True), strict=True):
-                x, one = block(x, one, ctx)
-                filled.append(one)
-            return x, tuple(zip(*filled, strict=True))
-        parts = []
-        for loop, (start, repeats, period) in zip(self.loops, self.segments, strict=True):
-            if cache is None:
-                x, _ = loop(x, None, ctx)
-                continue
-            own = [one[start : start + repeats * period] for one in cache]
-            x, filled = loop(x, tuple(tuple(one[i::period] for one in own) for i in range(period)), ctx)
-            parts.append([_interleaved(arrays) for arrays in zip(*filled, strict=True)])
-        if cache is None:
-            return x, None
-        return x, tuple(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        d = self.cfg.decoder
+        kinds = [(d.ropes.index(layer.rope), d.windows.index(layer.window)) for layer in d.blocks]
+        if self.cfg.scan_decoder:
+            return self.loop(x, cache, np.array(kinds), ctx)
+        filled = []
+        for block, one, kind in zip(self.blocks, zip(*cache, strict=True), kinds, strict=True):
+            x, one = block(x, one, kind, ctx)
+            filled.append(one)
+        return x, tuple(zip(*filled, strict=True))
 
     def embeddings(self, tokens: jax.Array) -> jax.Array:
         """int (B, T) -> (B, T, W)."""
@@ -241,21 +218,16 @@ class LanguageModel(nn.Module):
             if blocks is not None:
                 blocks = jnp.pad(blocks, [(0, 0), (0, filled.shape[1] - length)], constant_values=-1)
         fresh = isinstance(start, int) and start == 0  # then the mask is known at compile time
-        mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start, blocks=blocks)
-        slots = jnp.cumsum(filled, axis=1) - 1  # positions of the keys, for windows alone
         d = self.cfg.decoder
-        masks = (dataclasses.replace(mask, reach=w, positions=slots if w else None) for w in d.windows)
-        tables = tuple(rope_tables(self.cfg, one, positions, planned_length) for one in d.ropes)
+        slots = jnp.cumsum(filled, axis=1) - 1 if d.windows != (0,) else None  # positions of the keys
+        mask = Mask(key_valid=filled, causal=True, query_start=None if fresh else start, blocks=blocks, positions=slots)
+        tables = [rope_tables(self.cfg, one, positions, planned_length) for one in d.ropes]
+        cos, sin = (jnp.stack(parts) for parts in zip(*tables, strict=True))
         layer_cache = None if cache is None else (cache.k, cache.v)
-        x, layer_cache = self._run(over_batch(x), layer_cache, LayerContext(tables, tuple(masks), start))
+        x, layer_cache = self._run(over_batch(x), layer_cache, LayerContext(cos, sin, mask, start))
         if cache is not None:
             cache = Cache(*layer_cache, filled, cache.index + length)
         return over_batch(self.final_norm(x)), cache
-
-
-def _interleaved(arrays: tuple[jax.Array, ...]) -> jax.Array:
-    """Arrays (R, ...) of the places of a period -> (R * P, ...) in the order of the layers."""
-    return arrays[0] if len(arrays) == 1 else jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
 
 
 def rope_tables(cfg: Model, table: Rope, positions: jax.Array, planned_length: int) -> tuple[jax.Array, jax.Array]:

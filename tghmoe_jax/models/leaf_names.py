@@ -7,19 +7,19 @@ checkpoints and export speak canonical names; everything that needs them goes th
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 _SCANNED = re.compile(r"^(.*?)scan_(\d+)_(\d+)_(\d+)/block_(\d+)/(.*)$")
 
 
-def segments(specs: Sequence[Hashable], periods: Iterable[int] = (1, 2, 3)) -> list[tuple[int, int, int]]:
+def segments(specs: Sequence[Hashable]) -> list[tuple[int, int, int]]:
     """Splits layer specs into (start, repeats, period); repeats > 1 is a repeated pattern, (i, 1, 1) a single block."""
     result, start = [], 0
     while start < len(specs):
         best = (start, 1, 1)
-        for period in periods:
+        for period in (1, 2, 3):
             repeats = 1
             while specs[start + repeats * period : start + (repeats + 1) * period] == specs[start : start + period]:
                 repeats += 1

@@ -33,8 +33,8 @@ _SPLASH_BLOCKS = (768, 640, 512)  # multiples of the 128 lanes whose float32 sco
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("key_valid", "query_start", "blocks", "positions"),
-    meta_fields=("causal", "slice_tokens", "window", "reach"),
+    data_fields=("key_valid", "query_start", "blocks", "positions", "reach"),
+    meta_fields=("causal", "slice_tokens", "window"),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -42,9 +42,9 @@ class Mask:
 
     key_valid bool (B, K). causal: query i is key query_start + i and sees the keys up to itself; query_start int () is
     None for 0, which is then known at compile time. blocks int (B, K): queries see later keys of their own block too,
-    -1 being none. reach > 0: a query sees no key that is `reach` or more positions before it; positions int (B, K) are
-    those of the keys (default: their index). slice_tokens > 0: tokens i belong to slice i // slice_tokens, and a query
-    sees the keys of slices at most `window` away.
+    -1 being none. reach int (): a query sees no key that is `reach` or more positions before it; positions int (B, K)
+    are those of the keys (default: their index). slice_tokens > 0: tokens i belong to slice i // slice_tokens, and a
+    query sees the keys of slices at most `window` away.
     """
 
     key_valid: jax.Array | None = None
@@ -54,7 +54,7 @@ class Mask:
     positions: jax.Array | None = None
     slice_tokens: int = 0
     window: int = 0
-    reach: int = 0
+    reach: jax.Array | int | None = None
 
 
 def attention(
@@ -93,7 +93,7 @@ def _choose(q, k, mask: Mask) -> str:
     """The backend of `auto`. A kernel takes causal masks only where their start is known at compile time."""
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
-    if known and platform() == "tpu" and mask.blocks is None and not mask.reach:
+    if known and platform() == "tpu" and mask.blocks is None and mask.reach is None:
         return "splash"
     if known and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
@@ -116,7 +116,7 @@ def _visible(mask: Mask, place: jax.Array, key: jax.Array):
             own = jnp.take(mask.blocks, start + place, axis=1)[:, :, None]
             seen = seen | ((own == jnp.take(mask.blocks, key, axis=1)[:, None]) & (own >= 0))
         parts.append(seen[:, None, None])
-    if mask.reach:
+    if mask.reach is not None:
         if mask.positions is None:
             near = (key > start + place[:, None] - mask.reach)[None]
         else:
@@ -228,7 +228,7 @@ def _over_devices(function, q, k, v, mask: Mask):
         return function(q, k, v, mask)
     rows, whole = jax.P(axes), jax.P()
     spec = dataclasses.replace(
-        mask, query_start=None if mask.query_start is None else whole,
+        mask, **{name: None if getattr(mask, name) is None else whole for name in ("query_start", "reach")},
         **{name: None if getattr(mask, name) is None else rows for name in ("key_valid", "blocks", "positions")},
     )  # fmt: skip
     return jax.shard_map(function, in_specs=(rows, rows, rows, spec), out_specs=rows, check_vma=False)(q, k, v, mask)
@@ -296,7 +296,7 @@ def _splash(q, k, v, mask: Mask, block: int, scale: float):
     """Each device runs the kernel on its own samples; invalid keys and padding are segment 0, all queries segment 1."""
     if mask.query_start is not None:
         raise ValueError("the splash backend needs the start of a causal mask at compile time")
-    if mask.blocks is not None or mask.reach:
+    if mask.blocks is not None or mask.reach is not None:
         raise ValueError("the splash backend knows no image blocks and no sliding windows; use auto or blocked")
     batch, queries, heads, _ = q.shape
     keys = k.shape[1]
