@@ -51,6 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--routing", metavar="PNG", help="picture of the expert load and of the winning expert of each patch")
     add("--json", action="store_true", help="print one JSON object")
     add("--series", type=int, metavar="N", help="which series of a DICOM folder, counting from 1")
+    add("--assume-hu", action="store_true", help="read values that do not look like HU as HU, with a warning")
     add("--new-tokens", type=int, metavar="N", help="length limit of the answer; default as in the run's evaluation")
     add("--allow-out-of-domain", action="store_true", help="let a checkpoint of drawn data report on a real scan")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -59,6 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         rest = {
             "--checkpoint": args.checkpoint, "--volume": args.volume, "--report": args.report,
             "--choices": args.choices, "--task": args.task, "--routing": args.routing, "--series": args.series,
+            "--assume-hu": args.assume_hu,
         }  # fmt: skip
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
@@ -96,7 +98,8 @@ def run(args: argparse.Namespace) -> str:
         return json.dumps(record, indent=1) if args.json else str(answer)
     reader = load(args.checkpoint or "embedded")
     options = {
-        "series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain,
+        "series": args.series, "assume_hu": args.assume_hu, "new_tokens": args.new_tokens,
+        "allow_out_of_domain": args.allow_out_of_domain,
     }  # fmt: skip
     if args.report:
         answer = reader.report(args.volume, **options)

@@ -20,7 +20,8 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.bounds import check_stored_size
 from tghmoe_jax.scans.coded import coded_shape
 from tghmoe_jax.scans.dicom_files import frames_of, read_tags, series_at, tag, whole
-from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+from tghmoe_jax.scans.hounsfield import check_hu
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
 MAX_TILT_DEGREES = 1.0
 PADDING_HU = -1024.0
@@ -57,7 +58,7 @@ class _Slice:
     padding: float | None
 
 
-def read_dicom(path: Path, series: int | None = None) -> Volume:
+def read_dicom(path: Path, series: int | None = None, assume_hu: bool = False) -> Volume:
     """Read one CT series. `series` counts from 1 in the order that the error for several series lists.
 
     Rescale slope and intercept are applied once, slice by slice; slices are ordered by their position along the normal
@@ -65,7 +66,7 @@ def read_dicom(path: Path, series: int | None = None) -> Volume:
     straight, evenly spaced CT series.
     """
     with _quiet():
-        return _read(path, series)
+        return _read(path, series, assume_hu)
 
 
 @contextlib.contextmanager
@@ -100,7 +101,7 @@ def _axes(slices: list[_Slice]) -> np.ndarray:
     return np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
 
 
-def _read(path: Path, series: int | None) -> Volume:
+def _read(path: Path, series: int | None, assume_hu: bool) -> Volume:
     datasets = series_at(path, series)
     slices = _stack(datasets, path)
     first = slices[0]
@@ -111,13 +112,13 @@ def _read(path: Path, series: int | None) -> Volume:
     _check_stored(datasets, path)
     array = np.empty(shape, np.float32)
     syntaxes = _fill(grid.as_stored(array), slices, path)
-    warnings = check_hu(array, str(path))
+    warnings = check_hu(array, str(path), assume_hu)
     if any(tag(header, "PhotometricInterpretation") == "MONOCHROME1" for _, header in datasets):
-        if warnings:
+        if warnings and not assume_hu:
             raise UserError(
-                f"{path} is inverted grey (MONOCHROME1) without soft tissue near 0 HU: export the original CT."
+                f"{path} is inverted grey (MONOCHROME1) whose values do not lie as HU do: export the original CT."
             )
-        warnings = ("photometric: MONOCHROME1; HU were taken from the stored values, which some programs invert",)
+        warnings += ("photometric: MONOCHROME1; HU were taken from the stored values, which some programs invert",)
     scales = sorted({(entry.slope, entry.intercept) for entry in slices})
     scale = f"slope {scales[0][0]:g} and intercept {scales[0][1]:g}" if len(scales) == 1 else "the slope of each slice"
     history = (

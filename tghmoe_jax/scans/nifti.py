@@ -17,7 +17,8 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.bounds import MAX_PACKING, check_stored_size, plain_file
-from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+from tghmoe_jax.scans.hounsfield import check_hu
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
 _TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -29,12 +30,13 @@ _CHUNK = 2**22
 _TRAILING = 2**12  # writers may round the end of a file; a plane more than the header states is damage
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, assume_hu: bool = False) -> Volume:
     """Read one NIfTI file. The header's scl_slope and scl_inter are applied once, in float64; the result must be HU.
 
     The sform is used where its code is set, else the qform. Raises UserError for what is not a 3D CT scan with an
     orientation and a spacing, for a sform and a qform that differ by a flip, another order of axes or 30 degrees, and
-    for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume.
+    for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume. `assume_hu`:
+    values that do not look like HU are read with a warning.
     """
     with open_nifti(path) as stored:
         grid = canonical_grid(stored.axes, str(path))
@@ -44,7 +46,7 @@ def read_nifti(path: Path) -> Volume:
         for first, part in stored.slabs():
             with np.errstate(over="ignore"):  # what is not a number is refused with the volume
                 view[..., first : first + part.shape[-1]] = part
-    warnings = stored.warnings + check_hu(array, str(path))
+    warnings = stored.warnings + check_hu(array, str(path), assume_hu)
     sizes = " x ".join(str(n) for n in stored.shape)
     history = (
         f"NIfTI, {sizes} {stored.dtype}, spacing from the affine",

@@ -10,12 +10,13 @@ from tghmoe_jax.scans.picture_folder import is_picture_folder, read_pictures
 from tghmoe_jax.scans.volume import Volume
 
 
-def read_volume(path: str | Path, series: int | None = None) -> Volume:
+def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = False) -> Volume:
     """Read a scan: NIfTI (.nii, .nii.gz), a DICOM folder, DICOMDIR or multi-frame file, an M3D array (.npy, .npz) or a
     folder of numbered pictures (M3D's raw form).
 
-    `series` chooses, counting from 1, among the series of a DICOM folder. Raises UserError in one sentence that names
-    the path and the remedy; see the readers for what they refuse.
+    `series` chooses, counting from 1, among the series of a DICOM folder. `assume_hu` reads values that do not look
+    like HU, with a warning. Raises UserError in one sentence that names the path and the remedy; see the readers for
+    what they refuse.
     """
     path = Path(path)
     name = path.name.lower()
@@ -31,9 +32,9 @@ def read_volume(path: str | Path, series: int | None = None) -> Volume:
         if pictures:
             return read_pictures(path)
         if folder or (not one_file and _is_dicom(path)):
-            return read_dicom(path, series)
+            return read_dicom(path, series, assume_hu)
         if name.endswith((".nii", ".nii.gz")):
-            return read_nifti(path)
+            return read_nifti(path, assume_hu)
         if name.endswith((".npy", ".npz")):
             return read_array(path)
     except PermissionError:
