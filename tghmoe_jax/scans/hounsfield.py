@@ -27,7 +27,7 @@ def check_hu(array: np.ndarray, name: str, assumed: bool = False) -> tuple[str, 
     problem, warnings = _judged(sample, low, high)
     if problem and not assumed:
         raise UserError(
-            f"{name} runs from {low:g} to {high:g} and {problem}: write it again in Hounsfield units (slope and "
+            f"{name} runs from {low:g} to {high:g} and {problem}: write it again as HU (rescale slope and "
             "intercept applied once; no window, no label map), or give predict --assume-hu if you know that it is HU."
         )
     return (*((f"rescale: the scan {problem}; it was read as HU, as you said",) if problem else ()), *warnings)
@@ -36,10 +36,10 @@ def check_hu(array: np.ndarray, name: str, assumed: bool = False) -> tuple[str, 
 def _judged(sample: np.ndarray, low: float, high: float) -> tuple[str | None, list[str]]:
     """Why the values cannot be HU, or None; and the warnings."""
     if low > -50 or high < -500 or low < -70_000 or high > 70_000:
-        return "these are not Hounsfield units, in which air is near -1000", []
+        return "these are not Hounsfield units (air is near -1000)", []
     inner = (sample >= LOWEST) & (sample <= HIGHEST)
     if np.count_nonzero(inner) < 0.01 * sample.size:
-        return "these are not Hounsfield units, in which air is near -1000", []
+        return "these are not Hounsfield units (air is near -1000)", []
     inner &= ~_padding(sample, inner)
     values = sample[inner]
     air = _lowest_mode(values)

@@ -5,6 +5,7 @@ from pathlib import Path
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.arrays import read_array
 from tghmoe_jax.scans.dicom import read_dicom
+from tghmoe_jax.scans.dicom_files import is_dicom
 from tghmoe_jax.scans.nifti import read_nifti
 from tghmoe_jax.scans.picture_folder import is_picture_folder, read_pictures
 from tghmoe_jax.scans.volume import Volume
@@ -31,7 +32,7 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
             raise UserError(f"--series applies to DICOM folders and {path} is a single volume: leave it out.")
         if pictures:
             return read_pictures(path)
-        if folder or (not one_file and _is_dicom(path)):
+        if folder or (not one_file and is_dicom(path)):
             return read_dicom(path, series, assume_hu)
         if name.endswith((".nii", ".nii.gz")):
             return read_nifti(path, assume_hu)
@@ -40,8 +41,3 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
     except PermissionError:
         raise UserError(f"{path} may not be read: change its permissions.") from None
     raise UserError(f"{path} is not a known kind of scan: name a .nii, .nii.gz, .npy or .npz file or a DICOM folder.")
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
