@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import plain_file
+from tghmoe_jax.scans.bounds import POINTER, plain_file
 from tghmoe_jax.scans.paths import inside
 
 MAX_FILES = 20_000  # a study, not a disk
@@ -160,7 +160,7 @@ def _header(file: Path, path: Path) -> pydicom.Dataset | str:
     if not any(head):
         return "are empty" if not head else "are zeros"
     if not _start(head):
-        return "are not DICOM"
+        return "are Git LFS pointers" if head.startswith(POINTER) else "are not DICOM"
     try:
         meta = _meta(file)
         deflated = tag(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
@@ -203,7 +203,9 @@ def study_at(path: Path) -> Study:
     if not groups:
         if path.is_file():
             raise UserError(f"{path} is not a DICOM image with pixels: name a CT scan.")
-        what = "is an empty folder" if not files else "holds no DICOM image with pixels"
+        what = "is an empty folder"
+        if files:
+            what = f"holds no DICOM image with pixels ({_reasons(passed)})"
         raise UserError(f"{path} {what}: name the folder of one CT series, or a .nii or .nii.gz file.")
     return Study([groups[key] for key in sorted(groups)], _counts(passed, len(files)))
 
@@ -212,8 +214,11 @@ def _counts(passed: Counter[str], files: int) -> tuple[str, ...]:
     """A warning of files that may be slices: a series that is short at one end shows no gap."""
     if not passed - Counter({"hold no image": passed["hold no image"]}):
         return ()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
-    return (f"files: {passed.total()} of {files} passed over ({reasons}); check that no slice is missing",)
+    return (f"files: {passed.total()} of {files} passed over ({_reasons(passed)}); check that no slice is missing",)
+
+
+def _reasons(passed: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
 
 
 def check_ct(series: Series, path: Path) -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.arrays import read_array
+from tghmoe_jax.scans.bounds import POINTER, plain_file
 from tghmoe_jax.scans.dicom import read_dicom
 from tghmoe_jax.scans.dicom_files import is_dicom
 from tghmoe_jax.scans.nifti import read_nifti
+from tghmoe_jax.scans.paths import as_stored
 from tghmoe_jax.scans.picture_folder import is_picture_folder, read_pictures
 from tghmoe_jax.scans.volume import Volume
 
@@ -20,6 +22,7 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
     what they refuse.
     """
     path = Path(path)
+    path = as_stored(Path(path.anchor), path.parts[1:] if path.anchor else path.parts)
     name = path.name.lower()
     folder = path.is_dir()
     if not folder and not path.is_file():  # a pipe or a device would be waited for without end
@@ -27,6 +30,8 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
         raise UserError(f"{path} {what}: name a NIfTI file, a DICOM folder or a .npy volume.")
     one_file = not folder and name.endswith((".nii", ".nii.gz", ".npy", ".npz"))
     try:
+        if not folder and _is_pointer(path):
+            raise UserError(f"{path} is a pointer of Git LFS in the place of a file: fetch it with git lfs pull.")
         pictures = folder and is_picture_folder(path)
         if series is not None and (one_file or pictures):
             raise UserError(f"--series applies to DICOM folders and {path} is a single volume: leave it out.")
@@ -41,3 +46,8 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
     except PermissionError:
         raise UserError(f"{path} may not be read: change its permissions.") from None
     raise UserError(f"{path} is not a known kind of scan: name a .nii, .nii.gz, .npy or .npz file or a DICOM folder.")
+
+
+def _is_pointer(path: Path) -> bool:
+    with plain_file(path) as file:
+        return file.read(len(POINTER)) == POINTER
