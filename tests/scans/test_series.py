@@ -125,7 +125,7 @@ def test_slices_copied_in_part_are_counted(tmp_path):
             ds.PixelData = bytes(len(ds.PixelData))
 
     (warning,) = read_volume(edited(tmp_path / "series", edit)).warnings
-    assert "2 of 16 hold one value alone" in warning
+    assert "2 of 16 hold one value beside tissue" in warning
 
 
 # ------------------------------------------------------------------------------------- two acquisitions in one series

@@ -154,7 +154,8 @@ def _read(path: Path, series: int | None, assume_hu: bool) -> Volume:
     check_canonical_shape(shape, str(path))
     _check_stored(datasets, path)
     array = np.empty(shape, np.float32)
-    syntaxes, blank = _fill(grid.as_stored(array), slices, path)
+    syntaxes, blank = _fill(stored := grid.as_stored(array), slices, path)
+    blank = _cut_off(stored, blank)
     warnings = check_hu(array, str(path), assume_hu)
     if any(tag(header, "PhotometricInterpretation") == "MONOCHROME1" for _, header in datasets):
         if warnings and not assume_hu:
@@ -171,7 +172,9 @@ def _read(path: Path, series: int | None, assume_hu: bool) -> Volume:
         *grid.notes,
     )
     if blank:
-        noted += (f"slices: {blank} of {len(slices)} hold one value alone, as files that were copied in part do",)
+        noted += (
+            f"slices: {blank} of {len(slices)} hold one value beside tissue, as files that were copied in part do",
+        )
     return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, (*noted, *warnings))
 
 
@@ -280,13 +283,13 @@ def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> N
     check_stored_size(stated, size, True, str(path))
 
 
-def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[set[str], int]:
+def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[set[str], list[int]]:
     """Writes the slices in HU into an array (N, H, W), in the order given.
 
-    Returns the names of the transfer syntaxes met, and how many slices hold one value alone.
+    Returns the names of the transfer syntaxes met, and which slices hold one value alone.
     """
     syntaxes: set[str] = set()
-    blank = 0
+    blank = []
     file, frames = None, np.empty(0)
     for index, entry in enumerate(slices):
         if entry.file != file:
@@ -306,8 +309,19 @@ def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[s
             if padded < PADDING_HU or padded > 3071:
                 hu[stored == entry.padding] = PADDING_HU
         out[index] = hu
-        blank += bool(stored.min() == stored.max())
+        if stored.min() == stored.max():
+            blank.append(index)
     return syntaxes, blank
+
+
+def _cut_off(stack: np.ndarray, blank: list[int]) -> int:
+    """How many slices hold one value in a run that begins or ends at tissue; air beyond a body has no such end."""
+    count, runs = 0, np.split(blank, np.flatnonzero(np.diff(blank) > 1) + 1) if blank else []
+    for run in runs:
+        beside = [index for index in (run[0] - 1, run[-1] + 1) if 0 <= index < len(stack)]
+        if any(np.count_nonzero(stack[index] > -300) > 0.05 * stack[index].size for index in beside):
+            count += len(run)
+    return count
 
 
 def _decode(entry: stack.Slice, what: str) -> tuple[np.ndarray, str]:
