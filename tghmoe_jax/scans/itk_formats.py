@@ -101,7 +101,7 @@ def _check_data(header: _Header, path: Path) -> None:
         raise UserError(f"{path} names a data file that is not there: copy both files into one folder.")
     size = max(0, header.data.stat().st_size - header.offset)
     check_stored_size(stated, size, header.packed, str(path))
-    if not header.packed and size > stated + _TRAILING:
+    if not header.packed and size - stated >= min(_TRAILING, stated // header.shape[2]):
         raise UserError(f"{path} holds more voxels than its header states: copy or export it again.")
     if header.packed and header.kind == "MetaImage":  # which ITK reads as zeros or noise where the stream is damaged
         stream, count = zlib.decompressobj(), 0
