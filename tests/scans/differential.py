@@ -7,6 +7,7 @@ plain reader says what comes out). The seed of a scan is its number.
 """
 
 import collections
+import copy
 import dataclasses
 import gzip
 import shutil
@@ -82,7 +83,7 @@ def drawn(number, family, folder):
             FAULTS[family][fault_name][1](case)
         except (Inapplicable, AttributeError, ValueError):  # or a tag that another fault took out
             continue
-        applied.append(fault_name)
+        applied.append(str(fault_name))
     (write_dicom if family == "dicom" else write_nifti)(case)
     return case, applied
 
@@ -362,8 +363,7 @@ def second_acquisition(case):
     half *= case.pick(0, 1)
     count = len(case.slices)
     for index, ds in enumerate(list(case.slices)):
-        other = ds.copy()
-        other.file_meta = ds.file_meta
+        other = copy.deepcopy(ds)
         other.filename = f"{ds.filename}.b"
         other.ImagePositionPatient = [float(v) for v in np.array(ds.ImagePositionPatient) + half]
         for phase, one in enumerate((ds, other)):
@@ -387,12 +387,14 @@ def never_rescaled(case, index, ds):
 
 @all_slices("dicom", "told")
 def rescaled_twice(case, index, ds):
+    if ds.RescaleIntercept > -1000 or ds.RescaleType != "HU":  # never rescaled, as the fault before made it
+        raise Inapplicable
     ds.RescaleIntercept = float(ds.RescaleIntercept) - 1024
 
 
 @fault("dicom", "told")
 def zeroed_pixels(case):
-    at = case.middle()
+    at = min(case.middle(), len(case.stored) - 2)
     if case.header or np.mean(case.stored[at - 1] > -300) < 0.06:
         raise Inapplicable
     case.slices[at].PixelData = bytes(len(case.slices[at].PixelData))

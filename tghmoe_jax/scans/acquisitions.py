@@ -53,6 +53,11 @@ def doubts(along: np.ndarray, labels: Sequence[Mapping[str, str]]) -> tuple[str,
     counts = set(Counter(label.get("InstanceNumber", "") for label in labels).values())
     if len(counts) == 1 and 1 < counts.pop() <= len(along) // MIN_SLICES:
         return ("slices: every instance number occurs more than once; check that it is one acquisition",)
+    numbers = np.array([_key(labels[i].get("InstanceNumber", ""))[0] for i in order])
+    lags = [lag for lag in (1, 2, 3, 4) if lag < len(numbers)]
+    follow = [float(np.mean(np.abs(numbers[lag:] - numbers[:-lag]) == 1)) for lag in lags]
+    if follow and follow[0] < 0.3 and max(follow) > 0.6:
+        return ("slices: instance numbers follow one another across slices; check that it is one acquisition",)
     return ()
 
 

@@ -286,7 +286,7 @@ def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> N
 def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[set[str], list[int]]:
     """Writes the slices in HU into an array (N, H, W), in the order given.
 
-    Returns the names of the transfer syntaxes met, and which slices hold one value alone.
+    Returns the names of the transfer syntaxes met, and which slices hold hardly more than one value.
     """
     syntaxes: set[str] = set()
     blank = []
@@ -309,18 +309,21 @@ def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[s
             if padded < PADDING_HU or padded > 3071:
                 hu[stored == entry.padding] = PADDING_HU
         out[index] = hu
-        if stored.min() == stored.max():
+        if np.count_nonzero(stored == stored.flat[0]) > 0.99 * stored.size:
             blank.append(index)
     return syntaxes, blank
 
 
 def _cut_off(stack: np.ndarray, blank: list[int]) -> int:
-    """How many slices hold one value in a run that begins or ends at tissue; air beyond a body has no such end."""
-    count, runs = 0, np.split(blank, np.flatnonzero(np.diff(blank) > 1) + 1) if blank else []
-    for run in runs:
-        beside = [index for index in (run[0] - 1, run[-1] + 1) if 0 <= index < len(stack)]
-        if any(np.count_nonzero(stack[index] > -300) > 0.05 * stack[index].size for index in beside):
-            count += len(run)
+    """How many blank slices lie in a run at which tissue ends at once; at the border of a body it grows less."""
+
+    def tissue(index: int) -> float:
+        return np.count_nonzero(stack[index] > -300) / stack[index].size if 0 <= index < len(stack) else 0.0
+
+    count = 0
+    for run in np.split(blank, np.flatnonzero(np.diff(blank) > 1) + 1) if blank else []:
+        ends = ((tissue(run[0] - 1), tissue(run[0] - 2)), (tissue(run[-1] + 1), tissue(run[-1] + 2)))
+        count += len(run) if any(near > max(0.05, 0.8 * next_) for near, next_ in ends) else 0
     return count
 
 
