@@ -31,6 +31,9 @@ COLUMNS = {
 }
 
 
+SLOW = pytest.param("dicom_abdomen", marks=pytest.mark.slow)
+
+
 def outcome(values):
     """`read`, `warned` or `refused`."""
     try:
@@ -130,7 +133,7 @@ def test_a_scan_without_air_is_read_with_a_warning(tmp_path):
 
 
 @needs_real
-@pytest.mark.parametrize("name", ["abdomen_pelvis_3mm.nii.gz", "abdomen_slab_3mm.nii.gz", "dicom_abdomen"])
+@pytest.mark.parametrize("name", ["abdomen_pelvis_3mm.nii.gz", "abdomen_slab_3mm.nii.gz", SLOW])
 def test_real_scans_are_read_silently_and_told_when_handled_wrongly(name):
     volume = read_volume(REAL / name)
     assert volume.warnings == ()

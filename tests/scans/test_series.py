@@ -171,9 +171,9 @@ def _kernel(ds, phase, index):
     [
         (_number, "acquisition number"),
         (_time, "time"),
-        (_same_time, "time"),
-        (_position, "temporal position"),
-        (_kernel, "kernel"),
+        pytest.param(_same_time, "time", marks=pytest.mark.slow),
+        pytest.param(_position, "temporal position", marks=pytest.mark.slow),
+        pytest.param(_kernel, "kernel", marks=pytest.mark.slow),
         (lambda *_: None, "instance number"),
     ],
 )

@@ -243,6 +243,7 @@ def test_both_read_one_scan_alike_and_the_docs_say_where_not(tmp_path, kind):
 
 
 @needs_real
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dicom_abdomen", "abdomen_slab_3mm.nii.gz", "abdomen_pelvis_3mm.nii.gz"])
 def test_both_read_real_scans_alike(name):
     ours = read_volume(REAL / name)
