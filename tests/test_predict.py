@@ -504,6 +504,20 @@ def test_a_series_is_chosen_by_its_number(stage2, tmp_path, capsys):
     assert "--series 3" in refused(capsys, ask(stage2, folder, "--question", QUESTION, "--series", "3"))
 
 
+def test_what_a_reader_notes_stands_beside_the_answer(capsys, stage2, tmp_path):
+    folder = ct.write_dicom(tmp_path / "study")
+    sorted(folder.iterdir())[-1].write_bytes(b"")  # at one end, where no gap shows
+    texts = answered(capsys, stage2, folder, "--question", QUESTION)["warnings"]
+    assert any(text.startswith("files: 1 of 12 passed over") for text in texts)
+
+
+def test_values_that_do_not_look_like_hu_are_read_where_the_user_says_so(capsys, stage2, tmp_path):
+    path = ct.write_nifti(tmp_path / "scan.nii", ct.patient() - np.int16(1024))
+    assert "--assume-hu" in refused(capsys, ask(stage2, path, "--question", QUESTION))
+    texts = answered(capsys, stage2, path, "--question", QUESTION, "--assume-hu")["warnings"]
+    assert any(text.startswith("rescale: ") and "as you said" in text for text in texts)
+
+
 def test_a_folder_that_is_no_run_or_a_damaged_one_is_named(stage2, scan, tmp_path, capsys):
     assert "is not a finished run" in refused(capsys, ask(tmp_path, scan, "--report"))
     for name, spoil in (

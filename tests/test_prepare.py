@@ -260,6 +260,7 @@ def test_what_cannot_be_prepared_is_one_sentence(scans, tmp_path, refused):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     assert "holds other files" in refused(*arguments(scans, tmp_path / "other"))
+    assert "holds a comma" in refused(*arguments(scans, tmp_path / "a,b"))
     assert "--config is missing" in refused()
     assert "--workers 0" in refused(*arguments(scans, tmp_path / "new", "--workers=0"))
     assert "--config.data.stepz" in refused(*arguments(scans, tmp_path / "new", "--config.data.stepz=3"))

@@ -46,15 +46,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--routing", metavar="PNG", help="picture of the expert load and of the winning expert of each patch")
     add("--json", action="store_true", help="print one JSON object")
     add("--series", type=int, metavar="N", help="which series of a DICOM folder, counting from 1")
+    add("--assume-hu", action="store_true", help="read values that do not look like HU as HU, with a warning")
     add("--new-tokens", type=int, metavar="N", help="length limit of the answer; default as in the run's evaluation")
     add("--allow-out-of-domain", action="store_true", help="let a checkpoint of drawn data report on a real scan")
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.base or args.image:
-        of_scans = ("checkpoint", "volume", "report", "choices", "task", "routing", "series")
+        of_scans = ("checkpoint", "volume", "report", "choices", "task", "routing", "series", "assume_hu")
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
-        if wrong := [name for name in of_scans if getattr(args, name)]:
+        if wrong := [name.replace("_", "-") for name in of_scans if getattr(args, name)]:
             raise UserError(f"--{wrong[0]} belongs to --volume; leave it out with --base and --image.")
     elif not args.volume:
         raise UserError("--volume is missing; name a scan, or a picture with --image and --base.")
@@ -87,7 +88,10 @@ def run(args: argparse.Namespace) -> str:
         record = {"text": answer.text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
         return json.dumps(record, indent=1) if args.json else str(answer)
     reader = load(args.checkpoint or "embedded")
-    options = {"series": args.series, "new_tokens": args.new_tokens, "allow_out_of_domain": args.allow_out_of_domain}
+    options = {
+        "series": args.series, "assume_hu": args.assume_hu, "new_tokens": args.new_tokens,
+        "allow_out_of_domain": args.allow_out_of_domain,
+    }  # fmt: skip
     if args.report:
         answer = reader.report(args.volume, **options)
     else:

@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"--config.data.{key}={data[key]} is too small; give 1 or more.")
         if "://" in (args.to or ""):
             raise UserError(f"--to {args.to} is not on a disk; prepare the set on one and copy it there.")
+        if "," in (args.to or ""):
+            raise UserError(
+                f"--to {args.to} holds a comma, which separates the folders of data.root; name another folder."
+            )
         folder = Path(args.to or f"runs/data/{data.name}-{data.slices}x{data.size}")
         card = preparing.prepare(data, folder, args.workers, lambda text: print(text, flush=True))
     except UserError as error:

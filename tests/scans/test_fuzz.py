@@ -19,7 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from tests.scans.ct_fixtures import SECRET, UID, Volume, dicom_slices, patient, save, write_dicomdir, write_nifti
+from tests.scans.ct_fixtures import (
+    SECRET,
+    UID,
+    Volume,
+    axes_of,
+    dicom_slices,
+    patient,
+    save,
+    write_dicomdir,
+    write_nifti,
+)
+from tests.scans.test_itk_formats import write
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.reading import read_volume
 
@@ -126,6 +137,20 @@ def test_extreme_nifti_fields(tmp_path, nifti, fields, packed):
     path = tmp_path / f"scan.nii{'.gz' if packed else ''}"
     data = edited(nifti, (sum(fields, []), None))
     path.write_bytes(gzip.compress(data, 1) if packed else data)
+    survives(path)
+
+
+@pytest.fixture(scope="module", params=[".nrrd", ".mha"])
+def by_itk(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("itk") / f"scan{request.param}"
+    return path, write(path, patient(SHAPE), axes_of(), packed=True).read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_any_nrrd_or_meta_image(by_itk, data):
+    path, whole = by_itk
+    path.write_bytes(edited(whole, data.draw(edits(min(len(whole), 700)))))
     survives(path)
 
 

@@ -180,7 +180,7 @@ NIFTI = {
     "too few slices": (nifti(values=patient()[:3]), "3 axial slices"),
     "too few pixels": (nifti(values=patient()[:, :9]), "9 x 44 pixels"),
     "a pipe": (pipe, "neither a file nor a folder"),
-    "another format by name": (content("scan.nrrd", b"NRRD0004"), "not a known kind of scan"),
+    "another format by name": (content("scan.vtk", b"# vtk"), "not a known kind of scan"),
     "nothing there": (lambda folder: folder / "scan.nii", "does not exist"),
 }
 

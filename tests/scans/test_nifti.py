@@ -310,3 +310,47 @@ def test_scan_without_soft_tissue_is_read_with_a_warning(tmp_path):
     hu = np.where(patient() == -1000, -1000, 1500).astype(np.int16)  # a phantom of metal, or a scale that is wrong
     (warning,) = read_volume(write_nifti(tmp_path / "scan.nii", hu)).warnings
     assert warning.startswith("rescale: ")
+
+
+def test_sign_of_the_third_axis_that_is_left_out_counts_as_plus(tmp_path):
+    path = tmp_path / "scan.nii"
+    affine = np.diag([-1.5, -1.5, 3.0, 1.0])  # a right-handed grid
+    image = nib.Nifti1Image(patient().transpose(2, 1, 0), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=0)
+    image.to_filename(path)
+    raw = np.frombuffer(path.read_bytes()[:348], nib.nifti1.header_dtype).copy()
+    assert raw["pixdim"][0, 0] == 1
+    raw["pixdim"][0, 0] = 0
+    path.write_bytes(raw.tobytes() + path.read_bytes()[348:])
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, patient())
+    assert volume.spacing_mm == SPACING
+
+
+def test_sform_of_zeros_beside_a_good_qform_is_a_warning(tmp_path):
+    path = tmp_path / "scan.nii"
+    image = nib.Nifti1Image(patient(), affine_of(axes_of()))
+    image.set_qform(affine_of(axes_of()), code=1)
+    image.set_sform(affine_of(axes_of()), code=2)
+    image.to_filename(path)
+    raw = np.frombuffer(path.read_bytes()[:348], nib.nifti1.header_dtype).copy()
+    raw["srow_x"], raw["srow_y"], raw["srow_z"] = 0, 0, 0
+    path.write_bytes(raw.tobytes() + path.read_bytes()[348:])
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, patient())
+    assert volume.spacing_mm == SPACING
+    assert volume.warnings == ("geometry: the sform states no voxel spacing; the qform was used",)
+
+
+def test_file_packed_twice_or_left_as_a_pointer_is_named_as_that(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", patient())
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert "packed twice" in refusal(path)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    for name in ("scan.nii.gz", "scan.npy", "scan"):
+        (tmp_path / name).write_bytes(pointer)
+        assert "pointer of Git LFS" in refusal(tmp_path / name)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "IM1").write_bytes(pointer)
+    assert "1 are Git LFS pointers" in refusal(tmp_path / "series")

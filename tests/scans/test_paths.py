@@ -1,13 +1,17 @@
 """No path that a data file names leaves its root."""
 
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scans.ct_fixtures import patient, write_nifti
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.reading import read_volume
 
 
 @pytest.mark.parametrize(
@@ -100,3 +104,14 @@ def test_whatever_the_text_the_result_is_under_the_root_or_an_error(text):
     except UserError:
         return
     assert path.resolve().is_relative_to(root)
+
+
+@pytest.mark.parametrize(("stored", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_found_however_its_accents_are_written(tmp_path, stored, named):
+    parts = ("Größe", "Schädel é.nii")
+    file = tmp_path.joinpath(*(unicodedata.normalize(stored, part) for part in parts))
+    file.parent.mkdir()
+    write_nifti(file, patient())
+    relative = "/".join(unicodedata.normalize(named, part) for part in parts)
+    assert inside(tmp_path, relative) == file
+    np.testing.assert_array_equal(read_volume(tmp_path / relative).array, patient())

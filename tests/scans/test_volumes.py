@@ -309,7 +309,7 @@ def test_numbered_pictures_are_read_by_number_and_odd_sizes_are_left_out(tmp_pat
 
 def test_path_that_is_no_scan_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "absent.nii.gz")
-    for name in ("notes.txt", "scan.nrrd", "scan"):
+    for name in ("notes.txt", "scan.vtk", "scan"):
         (tmp_path / name).write_text("notes")
         assert "not a known kind of scan" in refusal(tmp_path / name)
 

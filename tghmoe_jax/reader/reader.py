@@ -252,12 +252,14 @@ class Reader:
 
     def ask(
         self, path: str | Path, question: str, choices: Sequence[str] = (), *, task: str | None = None,
-        series: int | None = None, new_tokens: int | None = None, allow_out_of_domain: bool = False,
+        series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
+        allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
         """Answers a question about the scan at `path` (of a 2D base: a picture). `choices` (2 to 4) are shown with it,
         and ranked without.
 
-        `task` forces an expert group; `series` chooses in a DICOM folder. UserError names what to change.
+        `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
+        like HU. UserError names what to change.
         """
         question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
         if not question:
@@ -266,15 +268,15 @@ class Reader:
             raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
         asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
         if self.views_of:
-            if task is not None or series is not None:
-                raise UserError("--task and --series belong to --volume; leave them out for a picture.")
+            if task is not None or series is not None or assume_hu:
+                raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if task == "report" and not allow_out_of_domain:
             self._refuse_report("--task report")
-        return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain)
+        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
 
     def report(
-        self, path: str | Path, *, series: int | None = None, new_tokens: int | None = None,
+        self, path: str | Path, *, series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
         allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
         """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
@@ -287,23 +289,23 @@ class Reader:
             self._refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
         asked = Question("report", "report", "", TASKS["report"].request, (), "")
-        return self._ask_scan(path, asked, task, series, new_tokens, allow_out_of_domain=True)
+        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
 
-    def read(self, path: str | Path, series: int | None = None) -> Scan:
+    def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
         """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
-        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series)
+        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu)
         rope = self.model.cfg.volume.depth_rope
         if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
             raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
         return scan
 
-    def _ask_scan(self, path, asked: Question, task, series, new_tokens, allow_out_of_domain) -> Answer:
+    def _ask_scan(self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
         begun, budget = time.perf_counter(), self.run.config["eval"]
         # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
-        scan = self.read(path, series)
+        scan = self.read(path, *reading)
         notes = [*self._domain_warning(), *scan.warnings]
         bare = asked.without_choices()
         shares, routed = None, {asked: None, bare: None}

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from tghmoe_jax.errors import UserError
 
-__all__ = ["DEFLATE", "MAX_PACKING", "check_stored_size", "plain_file"]
+__all__ = ["DEFLATE", "MAX_PACKING", "POINTER", "check_stored_size", "plain_file"]
 
 MAX_PACKING = 200  # scans are noisy: packed files hold 2 to 10 bytes for each of theirs, deflate's bombs 1,000
 SMALL = 2**26  # 64 MiB: below, only deflate's own limit counts, as synthetic volumes may pack well
 DEFLATE = 1032  # bytes that deflate can make of one
+
+
+POINTER = b"version https://git-lfs.github.com/"  # what Git LFS leaves in the place of a file that was not fetched
 
 
 class _Bounded(io.BufferedReader):

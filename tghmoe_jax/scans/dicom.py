@@ -6,7 +6,6 @@ or a tag's value.
 """
 
 import contextlib
-import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,23 @@ import pydicom
 from pydicom.encaps import generate_frames
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans import acquisitions, stack
 from tghmoe_jax.scans.bounds import check_stored_size
 from tghmoe_jax.scans.coded import coded_shape
-from tghmoe_jax.scans.dicom_files import frames_of, read_tags, series_at, tag, whole
-from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+from tghmoe_jax.scans.dicom_files import (
+    ACQUISITION,
+    Series,
+    check_ct,
+    frames_of,
+    listed,
+    read_tags,
+    study_at,
+    tag,
+    whole,
+)
+from tghmoe_jax.scans.hounsfield import check_hu
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
-MAX_TILT_DEGREES = 1.0
 PADDING_HU = -1024.0
 
 _PIXELS = (
@@ -30,6 +40,7 @@ _PIXELS = (
     *("BitsAllocated", "BitsStored", "HighBit", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable"),
     *("ExtendedOffsetTableLengths",),
 )
+_PLAIN = ("PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 # In an enhanced file each value lives in a functional group, shared or per frame.
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -38,26 +49,19 @@ _GROUPS = {
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
     "RescaleType": "PixelValueTransformationSequence",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "FrameAcquisitionDateTime": "FrameContentSequence",
+}
+# What a frame calls the tags that tell acquisitions apart.
+_OF_FRAMES = {
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+    "TemporalPositionIdentifier": "TemporalPositionIndex",
+    "AcquisitionDateTime": "FrameAcquisitionDateTime",
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-    """One image of the stack: where its pixels are, where it lies (LPS, mm) and how it is scaled."""
-
-    file: Path
-    frame: int | None
-    shape: tuple[int, int]
-    position: np.ndarray  # (3,)
-    row: np.ndarray  # (3,) unit vector along increasing column index
-    column: np.ndarray  # (3,) unit vector along increasing row index
-    spacing: tuple[float, float]  # between rows, between columns
-    slope: float
-    intercept: float
-    padding: float | None
-
-
-def read_dicom(path: Path, series: int | None = None) -> Volume:
+def read_dicom(path: Path, series: int | None = None, assume_hu: bool = False) -> Volume:
     """Read one CT series. `series` counts from 1 in the order that the error for several series lists.
 
     Rescale slope and intercept are applied once, slice by slice; slices are ordered by their position along the normal
@@ -65,7 +69,7 @@ def read_dicom(path: Path, series: int | None = None) -> Volume:
     straight, evenly spaced CT series.
     """
     with _quiet():
-        return _read(path, series)
+        return _read(path, series, assume_hu)
 
 
 @contextlib.contextmanager
@@ -86,38 +90,79 @@ def read_geometry(path: Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndar
     """Where the grid of one CT series lies, no pixel read: shape, axes (3, 3) whose row i is the step in mm (LPS) of
     stored axis i, and the position (3,) of the first voxel. UserError as `read_dicom`."""
     with _quiet():
-        slices = _stack(series_at(path, None), path)
-    return (len(slices), *slices[0].shape), _axes(slices), slices[0].position
+        _, slices, _ = _chosen(path, None)
+    return (len(slices), *slices[0].shape), stack.axes(slices), slices[0].position
 
 
-def _stack(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> list[_Slice]:
-    return _sorted([entry for file, header in datasets for entry in _slices_of(file, header, path)], path)
+def _chosen(path: Path, number: int | None) -> tuple[Series, list[stack.Slice], tuple[str, ...]]:
+    """The files of one series, or of one of its acquisitions, their slices as a stack, and warnings.
+
+    `number` counts the series from 1 and, behind them, the acquisitions of those that hold several.
+    """
+    study = study_at(path)
+    count = len(study.series)
+    if number is None and count > 1:
+        alone = all(len(group) == 1 and frames_of(group[0][1]) is None for group in study.series)
+        hint = ", as each slice has a UID or number of its own (export them as one)" if alone and count > 3 else ""
+        raise UserError(f"{path} holds {count} series{hint} ({listed(study.series)}): choose one with --series N.")
+    splits = [_split(group, path) for group in study.series]
+    parts = [part for split, _ in splits if len(split) > 1 for part in split]
+    if number is not None and not 1 <= number <= count + len(parts):
+        raise UserError(f"--series {number} does not exist in {path}: choose among {listed(study.series)}.")
+    if number is not None and number > count:
+        slices = parts[number - count - 1]
+        group = [entry for series in study.series for entry in series if entry[0] in {one.file for one in slices}]
+        check_ct(group, path)
+        return group, stack.sorted_stack(slices, path), study.warnings
+    group, (split, by) = study.series[(number or 1) - 1], splits[(number or 1) - 1]
+    check_ct(group, path)
+    if len(split) > 1:
+        first = count + 1 + next(i for i, part in enumerate(parts) if part is split[0])
+        choices = "; ".join(f"{first + i}: {len(part)} slices" for i, part in enumerate(split))
+        raise UserError(
+            f"{path} holds {len(split)} acquisitions in one series, told apart by {by} ({choices}): "
+            "choose one with --series N."
+        )
+    slices = stack.sorted_stack(_slices(group, path), path)
+    return (
+        group,
+        slices,
+        (*study.warnings, *acquisitions.doubts(stack.along(slices), [entry.labels for entry in slices])),
+    )
 
 
-def _axes(slices: list[_Slice]) -> np.ndarray:
-    first = slices[0]
-    step = (slices[-1].position - first.position) / (len(slices) - 1)
-    return np.stack([step, first.column * first.spacing[0], first.row * first.spacing[1]])
+def _split(series: Series, path: Path) -> tuple[list[list[stack.Slice]], str]:
+    """The slices of each acquisition of a series, and what tells them apart; none of a series that cannot be read."""
+    try:
+        slices = _slices(series, path)
+    except UserError:  # it is told where this series is chosen
+        return [], ""
+    parts, by = acquisitions.split(stack.along(slices), [entry.labels for entry in slices])
+    return [[slices[index] for index in part] for part in parts], by
 
 
-def _read(path: Path, series: int | None) -> Volume:
-    datasets = series_at(path, series)
-    slices = _stack(datasets, path)
+def _slices(series: Series, path: Path) -> list[stack.Slice]:
+    return [entry for file, header in series for entry in _slices_of(file, header, path)]
+
+
+def _read(path: Path, series: int | None, assume_hu: bool) -> Volume:
+    datasets, slices, noted = _chosen(path, series)
     first = slices[0]
     check_shape((len(slices), *first.shape), str(path))
-    grid = canonical_grid(_axes(slices), str(path))
+    grid = canonical_grid(stack.axes(slices), str(path))
     shape = grid.shape((len(slices), *first.shape))
     check_canonical_shape(shape, str(path))
     _check_stored(datasets, path)
     array = np.empty(shape, np.float32)
-    syntaxes = _fill(grid.as_stored(array), slices, path)
-    warnings = check_hu(array, str(path))
+    syntaxes, blank = _fill(stored := grid.as_stored(array), slices, path)
+    blank = _cut_off(stored, blank)
+    warnings = check_hu(array, str(path), assume_hu)
     if any(tag(header, "PhotometricInterpretation") == "MONOCHROME1" for _, header in datasets):
-        if warnings:
+        if warnings and not assume_hu:
             raise UserError(
-                f"{path} is inverted grey (MONOCHROME1) without soft tissue near 0 HU: export the original CT."
+                f"{path} is inverted grey (MONOCHROME1) whose values do not lie as HU do: export the original CT."
             )
-        warnings = ("photometric: MONOCHROME1; HU were taken from the stored values, which some programs invert",)
+        warnings += ("photometric: MONOCHROME1; HU were taken from the stored values, which some programs invert",)
     scales = sorted({(entry.slope, entry.intercept) for entry in slices})
     scale = f"slope {scales[0][0]:g} and intercept {scales[0][1]:g}" if len(scales) == 1 else "the slope of each slice"
     history = (
@@ -126,17 +171,24 @@ def _read(path: Path, series: int | None) -> Volume:
         "slices sorted by position along the normal, spacing from positions",
         *grid.notes,
     )
-    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
+    if blank:
+        noted += (
+            f"slices: {blank} of {len(slices)} hold one value beside tissue, as files that were copied in part do",
+        )
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, (*noted, *warnings))
 
 
 # ------------------------------------------------------------------------------------------------------- geometry
 
 
-def _slices_of(file: Path, header: pydicom.Dataset, path: Path) -> list[_Slice]:
+def _slices_of(file: Path, header: pydicom.Dataset, path: Path) -> list[stack.Slice]:
+    for keyword in _PLAIN:
+        if tag(header, keyword) is None:
+            raise UserError(f"{path} holds a slice that states no {keyword}: export the original CT series.")
     # MONOCHROME1 asks a display to invert the greys. HU are the same function of the stored values, and an export of
     # a display, whose values were inverted themselves, fails the check of HU.
     colour = tag(header, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2")
-    if colour or tag(header, "SamplesPerPixel") not in (1, None):
+    if colour or tag(header, "SamplesPerPixel") != 1:
         raise UserError(f"{path} holds images in colour: export the original CT series.")
     if whole(header, "Rows") is None or whole(header, "Columns") is None:
         raise UserError(f"{path} holds a slice that states no size: export the original CT series.")
@@ -152,7 +204,7 @@ def _slices_of(file: Path, header: pydicom.Dataset, path: Path) -> list[_Slice]:
     return [_slice(file, header, frame, path) for frame in ([None] if frames is None else range(frames))]
 
 
-def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -> _Slice:
+def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -> stack.Slice:
     kind = _value(header, frame, "RescaleType")
     if kind and str(kind).strip() not in ("HU", "HU_MOD"):
         raise UserError(f"{path} is rescaled to another unit than HU: export the original CT series.")
@@ -169,9 +221,10 @@ def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -
         what = "a rescale slope" if slope <= 0 else "a pixel spacing"
         raise UserError(f"{path} states {what} that is not positive: export the original CT series.")
     padding = tag(header, "PixelPaddingValue")
-    return _Slice(
+    return stack.Slice(
         file=file,
         frame=frame,
+        frames=frames_of(header) or 1,
         shape=(int(header.Rows), int(header.Columns)),
         position=position,
         row=row / lengths[0],
@@ -180,7 +233,15 @@ def _slice(file: Path, header: pydicom.Dataset, frame: int | None, path: Path) -
         slope=float(slope),
         intercept=float(intercept),
         padding=float(padding) if isinstance(padding, int) else None,
+        labels={keyword: _label(header, frame, keyword) for keyword in ACQUISITION},
     )
+
+
+def _label(header: pydicom.Dataset, frame: int | None, keyword: str) -> str:
+    value = tag(header, keyword) if frame is None else None
+    if frame is not None and keyword in _OF_FRAMES:
+        value = _value(header, frame, _OF_FRAMES[keyword])
+    return "" if value is None else str(value)
 
 
 def _value(header: pydicom.Dataset, frame: int | None, keyword: str):
@@ -206,53 +267,6 @@ def _floats(header: pydicom.Dataset, frame: int | None, keyword: str, count: int
     return values
 
 
-def _sorted(slices: list[_Slice], path: Path) -> list[_Slice]:
-    """Slices in order of position along the normal; refuses anything but one straight, complete, even stack."""
-    first = slices[0]
-    normal = np.cross(first.row, first.column)
-    if len({entry.shape for entry in slices}) > 1:
-        raise UserError(f"{path} mixes slices of different size: keep the slices of one series.")
-    # 0.5 degrees: scanners write direction cosines with as few as four digits.
-    same = np.cos(np.radians(0.5))
-    if any(entry.row @ first.row < same or entry.column @ first.column < same for entry in slices):
-        raise UserError(
-            f"{path} mixes orientations (a localizer among the slices?): keep the slices of one orientation."
-        )
-    if any(not np.allclose(entry.spacing, first.spacing, rtol=1e-3) for entry in slices):
-        raise UserError(f"{path} mixes pixel spacings: keep the slices of one series.")
-    if len(slices) < 2:
-        raise UserError(f"{path} holds one slice, which is not a volume: name the folder of the whole series.")
-    ordered = sorted(slices, key=lambda entry: float(entry.position @ normal))
-    positions = np.stack([entry.position for entry in ordered])  # (N, 3)
-    along = positions @ normal
-    steps = np.diff(along)
-    doubles = int(np.count_nonzero(steps < 0.01))
-    if doubles:
-        raise UserError(
-            f"{path} holds {doubles} slice{'s' if doubles > 1 else ''} at the position of another (several phases, "
-            "or copies?): keep one acquisition."
-        )
-    usual = float(np.median(steps))
-    uneven = np.flatnonzero(np.abs(steps - usual) > max(0.1 * usual, 0.02))
-    if uneven.size:
-        at = int(uneven[0])
-        raise UserError(
-            f"{path} misses slices or is unevenly spaced: slices {at + 1} and {at + 2} of {len(ordered)} lie "
-            f"{steps[at]:.2f} mm apart where {usual:.2f} mm is usual; export the complete series."
-        )
-    line = positions[0] + np.linspace(0, 1, len(ordered))[:, None] * (positions[-1] - positions[0])
-    aside = positions - line - np.outer((positions - line) @ normal, normal)
-    course = positions[-1] - positions[0]
-    tilt = np.degrees(np.arccos(min(1.0, abs(course @ normal) / np.linalg.norm(course))))
-    if tilt > MAX_TILT_DEGREES:
-        raise UserError(
-            f"{path} was taken with a gantry tilted by {tilt:.1f} degrees: resample it to a straight grid first."
-        )
-    if np.max(np.linalg.norm(aside, axis=1)) > max(first.spacing):
-        raise UserError(f"{path} holds slices shifted against each other in plane: keep one reconstruction.")
-    return ordered
-
-
 # --------------------------------------------------------------------------------------------------------- pixels
 
 
@@ -269,18 +283,21 @@ def _check_stored(datasets: list[tuple[Path, pydicom.Dataset]], path: Path) -> N
     check_stored_size(stated, size, True, str(path))
 
 
-def _fill(stack: np.ndarray, slices: Sequence[_Slice], path: Path) -> set[str]:
-    """Writes the slices in HU into an array (N, H, W), in the order given; the names of the transfer syntaxes met."""
+def _fill(out: np.ndarray, slices: Sequence[stack.Slice], path: Path) -> tuple[set[str], list[int]]:
+    """Writes the slices in HU into an array (N, H, W), in the order given.
+
+    Returns the names of the transfer syntaxes met, and which slices hold hardly more than one value.
+    """
     syntaxes: set[str] = set()
+    blank = []
     file, frames = None, np.empty(0)
     for index, entry in enumerate(slices):
         if entry.file != file:
-            count = sum(other.file == entry.file for other in slices) if entry.frame is not None else 1
-            frames, syntax = _decode(entry, count, f"slice {index + 1} of {len(slices)} in {path}")
+            frames, syntax = _decode(entry, f"slice {index + 1} of {len(slices)} in {path}")
             file = entry.file
             syntaxes.add(syntax)
         stored = frames if entry.frame is None else frames[entry.frame : entry.frame + 1]
-        if stored.size != stack[index].size:
+        if stored.size != out[index].size:
             raise UserError(
                 f"slice {index + 1} of {len(slices)} in {path} has fewer pixels than it states: copy it again."
             )
@@ -291,12 +308,27 @@ def _fill(stack: np.ndarray, slices: Sequence[_Slice], path: Path) -> set[str]:
             # Some writers name a tissue value here by mistake; only a value that no tissue has marks the outside.
             if padded < PADDING_HU or padded > 3071:
                 hu[stored == entry.padding] = PADDING_HU
-        stack[index] = hu
-    return syntaxes
+        out[index] = hu
+        if np.count_nonzero(stored == stored.flat[0]) > 0.99 * stored.size:
+            blank.append(index)
+    return syntaxes, blank
 
 
-def _decode(entry: _Slice, count: int, what: str) -> tuple[np.ndarray, str]:
-    """Stored values of the `count` frames of one file and its transfer syntax; `what` names it in errors."""
+def _cut_off(stack: np.ndarray, blank: list[int]) -> int:
+    """How many blank slices lie in a run at which tissue ends at once; at the border of a body it grows less."""
+
+    def tissue(index: int) -> float:
+        return np.count_nonzero(stack[index] > -300) / stack[index].size if 0 <= index < len(stack) else 0.0
+
+    count = 0
+    for run in np.split(blank, np.flatnonzero(np.diff(blank) > 1) + 1) if blank else []:
+        ends = ((tissue(run[0] - 1), tissue(run[0] - 2)), (tissue(run[-1] + 1), tissue(run[-1] + 2)))
+        count += len(run) if any(near > max(0.05, 0.8 * next_) for near, next_ in ends) else 0
+    return count
+
+
+def _decode(entry: stack.Slice, what: str) -> tuple[np.ndarray, str]:
+    """Stored values of the frames of one file, and its transfer syntax; `what` names it in errors."""
     syntax = "unknown encoding"
     try:
         dataset = read_tags(entry.file, _PIXELS)
@@ -304,10 +336,10 @@ def _decode(entry: _Slice, count: int, what: str) -> tuple[np.ndarray, str]:
         syntax = uid.name if uid.is_transfer_syntax and not uid.is_private else syntax
         pixels = None
         if dataset.get("PixelData"):
-            if (int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns) != (count, *entry.shape):
+            if (int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns) != (entry.frames, *entry.shape):
                 raise ValueError("another size than the header's")
             if uid.is_encapsulated:
-                _check_coded(dataset, count, entry.shape)
+                _check_coded(dataset, entry.frames, entry.shape)
             pixels = dataset.pixel_array
     except Exception:  # noqa: BLE001 - decoders raise anything, and their messages may quote the file
         raise UserError(

@@ -4,8 +4,10 @@ Only listed tags are ever parsed; errors name the path the user gave, never a fi
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pydicom
 from pydicom.filereader import read_dataset
@@ -13,31 +15,45 @@ from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
     MediaStorageDirectoryStorage,
 )
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import plain_file
+from tghmoe_jax.scans.bounds import POINTER, plain_file
 from tghmoe_jax.scans.paths import inside
 
 MAX_FILES = 20_000  # a study, not a disk
 MAX_INDEX = 2**26  # bytes of a DICOMDIR
+_LISTED = 12  # series of one message
 
+# What may differ between two acquisitions of one series, from the plainest on.
+ACQUISITION = (
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionDateTime", "AcquisitionTime", "ConvolutionKernel"),
+    *("KVP", "SliceThickness", "InstanceNumber"),
+)
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 _HEADER = (
     *_GEOMETRY,
     *("Modality", "SeriesInstanceUID", "SeriesNumber", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelRepresentation"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "BitsAllocated"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "BitsAllocated", "BitsStored"),
+    *("SOPClassUID", *ACQUISITION),
 )
 _CT_IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
 
-def series_at(path: Path, number: int | None) -> list[tuple[Path, pydicom.Dataset]]:
-    """The image files of one CT series under the path, with their headers; `number` counts from 1 in the order that the
-    error for several series lists. UserError where there is none, or none of several is chosen."""
-    return _choose(_series_of(path), number, path)
+Series = list[tuple[Path, pydicom.Dataset]]  # files of one series, with their headers
+
+
+class Study(NamedTuple):
+    """The image series under a path, by series number and then UID, and what to warn about."""
+
+    series: list[Series]
+    warnings: tuple[str, ...]
 
 
 def _files(path: Path) -> list[Path]:
@@ -45,13 +61,22 @@ def _files(path: Path) -> list[Path]:
         return _indexed(path) if _is_index(path) else [path]
     found: list[Path] = []
     root = path.resolve()
-    for folder, _, names in os.walk(path):
-        found += [file for name in names if not name.startswith(".") and (file := Path(folder, name)).is_file()]
+    for folder, folders, names in os.walk(path):
+        seen = [Path(folder, name) for name in names if not name.startswith(".")]
+        linked = [link for name in folders if not name.startswith(".") and (link := Path(folder, name)).is_symlink()]
+        if not all(_is_walked(link.resolve(), root) for link in linked):
+            raise UserError(f"{path} holds a linked folder: copy the files of that folder into {path}.")
+        found += [file for file in seen if file.is_file() or file.is_symlink()]
         if len(found) > MAX_FILES:
             raise UserError(f"{path} holds more than {MAX_FILES} files: name the folder of one series.")
     if any(file.is_symlink() and not file.resolve().is_relative_to(root) for file in found):
         raise UserError(f"{path} holds a link that leads out of it: copy the files into the folder.")
     return sorted(found)
+
+
+def _is_walked(folder: Path, root: Path) -> bool:
+    """Whether the walk of `root`, which passes over hidden folders, meets this folder under its own name."""
+    return folder.is_relative_to(root) and not any(part.startswith(".") for part in folder.relative_to(root).parts)
 
 
 def _is_index(path: Path) -> bool:
@@ -88,36 +113,63 @@ def _indexed(path: Path) -> list[Path]:
     return files
 
 
-def _meta(file: Path) -> pydicom.Dataset:
-    """The file meta group, empty for what is not DICOM. It states how the rest is packed."""
+def is_dicom(file: Path) -> bool:
+    """Whether a file begins as DICOM does: with a preamble and `DICM`, or, as older programs write, with a tag."""
     with plain_file(file) as stream:
-        if stream.read(132)[128:] != b"DICM":
-            return pydicom.Dataset()
+        return bool(_start(stream.read(132)))
+
+
+def _start(head: bytes) -> str:
+    """`DICM`, `tag` for a data set alone, or nothing."""
+    if head[128:] == b"DICM":
+        return "DICM"
+    group, element = head[:2], int.from_bytes(head[2:4], "little")
+    # The first tags of an image: of the groups 2 and 8, with a value representation or a length that fits.
+    known = group in (b"\2\0", b"\10\0") and element < 0x20
+    return "tag" if known and (head[4:6].isalpha() or 0 < int.from_bytes(head[4:8], "little") < 256) else ""
+
+
+def _meta(file: Path) -> pydicom.Dataset:
+    """The file meta group, empty where there is none. It states how the rest is packed."""
+    with plain_file(file) as stream:
+        if _start(stream.read(132)) != "DICM":
+            stream.seek(0)
         return read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
 
 
 def read_tags(file: Path, tags: Sequence[str], **options) -> pydicom.Dataset:
-    """The listed tags of a DICOM file. Anything may be raised."""
+    """The listed tags of a DICOM file, and its transfer syntax. Anything may be raised."""
     with plain_file(file) as stream:
-        return pydicom.dcmread(stream, specific_tags=list(tags), **options)
+        dataset = pydicom.dcmread(stream, specific_tags=list(tags), force=True, **options)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
 
 
-def _header(file: Path, path: Path) -> pydicom.Dataset | None:
-    """The listed tags of an image; None for what is not DICOM or carries no image (reports, indexes, structures).
+def _header(file: Path, path: Path) -> pydicom.Dataset | str:
+    """The listed tags of an image, or why the file is passed over (reports, indexes and structures carry no image).
 
     UserError for DICOM that cannot be parsed: the slice would be missing.
     """
+    if not file.exists():
+        return "lead nowhere"
+    with plain_file(file) as stream:
+        head = stream.read(132)
+    if not any(head):
+        return "are empty" if not head else "are zeros"
+    if not _start(head):
+        return "are Git LFS pointers" if head.startswith(POINTER) else "are not DICOM"
     try:
         meta = _meta(file)
-        if not meta:
-            return None
         deflated = tag(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         if not deflated:
             header = read_tags(file, _HEADER, stop_before_pixels=True)
             if tag(header, "Rows") and tag(header, "Columns"):
                 return header
-            if tag(meta, "MediaStorageSOPClassUID") not in _CT_IMAGES:
-                return None
+            if (tag(meta, "MediaStorageSOPClassUID") or tag(header, "SOPClassUID")) not in _CT_IMAGES:
+                return "hold no image"
             raise ValueError("a CT image without a size")
     except PermissionError:
         raise
@@ -135,37 +187,45 @@ def tag(dataset: pydicom.Dataset, keyword: str):
         return None
 
 
-def _series_of(path: Path) -> list[list[tuple[Path, pydicom.Dataset]]]:
-    """The image series under the path, in a stable order: by series number, then by UID."""
-    groups: dict[tuple, list[tuple[Path, pydicom.Dataset]]] = {}
+def study_at(path: Path) -> Study:
+    """The image series under a folder, a DICOMDIR or a file. UserError where there is none."""
+    groups: dict[tuple, Series] = {}
+    passed: Counter[str] = Counter()
     files = _files(path)
     for file in files:
         header = _header(file, path)
-        if header is not None:
+        if isinstance(header, str):
+            passed[header] += 1
+        else:
             number = str(tag(header, "SeriesNumber") or "")
             key = (int(number) if number.isdecimal() else -1, str(tag(header, "SeriesInstanceUID") or ""))
             groups.setdefault(key, []).append((file, header))
     if not groups:
         if path.is_file():
             raise UserError(f"{path} is not a DICOM image with pixels: name a CT scan.")
-        what = "is an empty folder" if not files else "holds no DICOM image with pixels"
+        what = "is an empty folder"
+        if files:
+            what = f"holds no DICOM image with pixels ({_reasons(passed)})"
         raise UserError(f"{path} {what}: name the folder of one CT series, or a .nii or .nii.gz file.")
-    return [groups[key] for key in sorted(groups)]
+    return Study([groups[key] for key in sorted(groups)], _counts(passed, len(files)))
 
 
-def _choose(
-    series: list[list[tuple[Path, pydicom.Dataset]]], number: int | None, path: Path
-) -> list[tuple[Path, pydicom.Dataset]]:
-    listed = "; ".join(f"{index}: {_summary(group)}" for index, group in enumerate(series, 1))
-    if number is None and len(series) > 1:
-        raise UserError(f"{path} holds {len(series)} series ({listed}): choose one with --series N.")
-    if number is not None and not 1 <= number <= len(series):
-        raise UserError(f"--series {number} does not exist in {path}: choose among {listed}.")
-    chosen = series[(number or 1) - 1]
-    modalities = sorted({_modality(header) for _, header in chosen})
+def _counts(passed: Counter[str], files: int) -> tuple[str, ...]:
+    """A warning of files that may be slices: a series that is short at one end shows no gap."""
+    if not passed - Counter({"hold no image": passed["hold no image"]}):
+        return ()
+    return (f"files: {passed.total()} of {files} passed over ({_reasons(passed)}); check that no slice is missing",)
+
+
+def _reasons(passed: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
+
+
+def check_ct(series: Series, path: Path) -> None:
+    """UserError where a series holds other images than CT."""
+    modalities = sorted({_modality(header) for _, header in series})
     if modalities != ["CT"]:
         raise UserError(f"{path} holds {' and '.join(modalities)} images, not CT: name a CT series.")
-    return chosen
 
 
 def _modality(header: pydicom.Dataset) -> str:
@@ -174,7 +234,13 @@ def _modality(header: pydicom.Dataset) -> str:
     return value if value.isascii() and value.isalnum() and value.isupper() and len(value) <= 16 else "unnamed"
 
 
-def _summary(group: list[tuple[Path, pydicom.Dataset]]) -> str:
+def listed(series: list[Series]) -> str:
+    """The series with their numbers, the first of many."""
+    rest = [f"and {len(series) - _LISTED} more"] if len(series) > _LISTED else []
+    return "; ".join([f"{index}: {_summary(group)}" for index, group in enumerate(series[:_LISTED], 1)] + rest)
+
+
+def _summary(group: Series) -> str:
     """What distinguishes series without their descriptions, which may hold patient data."""
     first = group[0][1]
     count = sum(frames_of(header) or 1 for _, header in group)

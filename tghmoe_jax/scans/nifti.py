@@ -17,7 +17,8 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.bounds import MAX_PACKING, check_stored_size, plain_file
-from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_hu, check_shape
+from tghmoe_jax.scans.hounsfield import check_hu
+from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
 _TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -26,15 +27,17 @@ _KINDS = {348: (nib.Nifti1Header, 352), 540: (nib.Nifti2Header, 544)}  # by size
 _SINGLE, _PAIRED = (b"n+1", b"n+2"), (b"ni1", b"ni2")
 MAX_OFFSET = 2**24  # what lies between header and voxels: extensions, never more than some kilobytes
 _CHUNK = 2**22
+GZIP = b"\x1f\x8b"
 _TRAILING = 2**12  # writers may round the end of a file; a plane more than the header states is damage
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, assume_hu: bool = False) -> Volume:
     """Read one NIfTI file. The header's scl_slope and scl_inter are applied once, in float64; the result must be HU.
 
     The sform is used where its code is set, else the qform. Raises UserError for what is not a 3D CT scan with an
     orientation and a spacing, for a sform and a qform that differ by a flip, another order of axes or 30 degrees, and
-    for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume.
+    for sizes that the file cannot hold; smaller differences of the two forms are warnings of the volume. `assume_hu`:
+    values that do not look like HU are read with a warning.
     """
     with open_nifti(path) as stored:
         grid = canonical_grid(stored.axes, str(path))
@@ -44,7 +47,7 @@ def read_nifti(path: Path) -> Volume:
         for first, part in stored.slabs():
             with np.errstate(over="ignore"):  # what is not a number is refused with the volume
                 view[..., first : first + part.shape[-1]] = part
-    warnings = stored.warnings + check_hu(array, str(path))
+    warnings = stored.warnings + check_hu(array, str(path), assume_hu)
     sizes = " x ".join(str(n) for n in stored.shape)
     history = (
         f"NIfTI, {sizes} {stored.dtype}, spacing from the affine",
@@ -87,7 +90,7 @@ class OpenNifti:
                 yield first, part if plain else part * np.float64(self.slope) + self.inter
         with self._damage():
             rest = len(self.file.read(_TRAILING + 1))  # to the end of the file, where gzip proves its check sum
-        if rest > _TRAILING:
+        if rest >= min(_TRAILING, self.shape[0] * self.shape[1] * self.dtype.itemsize):
             raise UserError(f"{self.path} holds more voxels than its header states: copy or export it again.")
 
     @contextlib.contextmanager
@@ -109,7 +112,7 @@ def open_nifti(path: Path, most_packing: int = MAX_PACKING) -> Iterator[OpenNift
         raise UserError(f"{path} is an empty file: copy or export it again.")
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(plain_file(path))
-        packed = file.read(2) == b"\x1f\x8b"
+        packed = file.read(2) == GZIP
         file.seek(0)
         file = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
         header, least = _header(file, path)
@@ -134,6 +137,8 @@ def _header(file: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, int]:
         size = next((n for n in _KINDS for order in ("little", "big") if int.from_bytes(block[:4], order) == n), 348)
         block += file.read(size - 348)
         kind, least = _KINDS[size]
+        if block[:2] == GZIP:
+            raise UserError(f"{path} is packed twice (gzip in gzip): unpack it once.")
         header = kind(block, check=False)
         magic = bytes(header["magic"].item())[:3]
         if magic in _PAIRED:
@@ -183,6 +188,7 @@ def _scaling(header: nib.Nifti1Header, path: Path) -> tuple[float, float]:
 def _placement(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Axes and origin as in `OpenNifti`, and the warnings of a sform and qform that differ."""
     sform, sform_code = header.get_sform(coded=True)
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # so nifti1.h has it; some writers leave 0
     try:
         with np.errstate(all="ignore"):
             qform, qform_code = header.get_qform(coded=True)
@@ -193,17 +199,26 @@ def _placement(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, np.nda
             f"{path} states no orientation (no valid sform or qform), so left and right are unknown: "
             "convert the scan again from DICOM."
         )
+    warnings = ()
+    if sform_code > 0 and qform_code > 0 and not _spans(sform) and _spans(qform):
+        sform_code, warnings = 0, ("geometry: the sform states no voxel spacing; the qform was used",)
     affine = sform if sform_code > 0 else qform
     if not np.all(np.isfinite(affine)):
         raise UserError(f"{path} has an affine with NaN or infinite entries: convert the scan again from DICOM.")
-    if not np.all(np.any(affine[:3, :3], axis=0)):
+    if not _spans(affine):
         raise UserError(f"{path} states no voxel spacing (an axis of its affine is 0): convert it again from DICOM.")
     try:
         scale = _TO_MM[header.get_xyzt_units()[0]]
     except KeyError:
         raise UserError(f"{path} states an unknown unit of length: set its spacing to mm (xyzt_units 2).") from None
-    warnings = _compared(sform, qform, scale, path) if sform_code > 0 and qform_code > 0 else ()
+    if sform_code > 0 and qform_code > 0:
+        warnings = _compared(sform, qform, scale, path)
     return affine[:3, :3].T * _RAS_TO_LPS * scale, affine[:3, 3] * _RAS_TO_LPS * scale, warnings
+
+
+def _spans(affine: np.ndarray) -> bool:
+    """Whether every axis of an affine has a length."""
+    return bool(np.all(np.isfinite(affine)) and np.all(np.any(affine[:3, :3], axis=0)))
 
 
 def _compared(sform: np.ndarray, qform: np.ndarray, scale: float, path: Path) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
 """Paths that data files name: none leaves the root it was given."""
 
+import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tghmoe_jax.errors import UserError
 
-__all__ = ["inside"]
+__all__ = ["as_stored", "inside"]
 
 MAX_PATH = 4096  # what file systems take; longer text in a path column is damage
 _SHOWN = 120
@@ -32,7 +35,7 @@ def inside(root: Path, relative: str) -> Path:
     if ".." in windows.parts:
         raise UserError(f"the path {shown} climbs out of its folder with '..': name a file under {root}.")
     root = Path(root)
-    path = root.joinpath(*windows.parts)
+    path = as_stored(root, windows.parts)
     try:
         resolved, base = path.resolve(), root.resolve()
     except (OSError, RuntimeError):  # a circle of links is a RuntimeError up to Python 3.12
@@ -48,3 +51,17 @@ def _hub_blobs(base: Path) -> list[Path]:
     """Where the files of `REPOSITORY/snapshots/COMMIT/...` lie in a cache of the Hugging Face hub; else empty."""
     snapshots = next((folder for folder in base.parents if folder.name == "snapshots"), None)
     return [snapshots.parent / "blobs"] if snapshots and (snapshots.parent / "blobs").is_dir() else []
+
+
+def as_stored(root: Path, parts: Sequence[str]) -> Path:
+    """`root` and parts, each spelled as stored: macOS writes an accent as a letter of its own (NFD), others do not.
+
+    What does not exist stays as it is.
+    """
+    path = root
+    for part in parts:
+        forms = (
+            [part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))] if not part.isascii() else [part]
+        )
+        path = next((path / form for form in forms if os.path.lexists(path / form)), path / part)
+    return path

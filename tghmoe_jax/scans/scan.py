@@ -31,14 +31,15 @@ class Scan:
 
 
 def read_scan(
-    path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None
-) -> Scan:
+    path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None,
+    assume_hu: bool = False,
+) -> Scan:  # fmt: skip
     """Reads, orients, resamples and windows a scan as a config's `data` section states.
 
-    `ranges` is the run's `input_ranges` (see `range_warnings`); `series` chooses in a DICOM folder. UserError as
-    `read_volume` raises it.
+    `ranges` is the run's `input_ranges` (see `range_warnings`); `series` and `assume_hu` as in `read_volume`, whose
+    UserErrors it raises.
     """
-    volume = read_volume(path, series)
+    volume = read_volume(path, series, assume_hu)
     prepared = prepare_slices(volume, data["slices"], data["size"], data["channels"])
     notes = []
     if volume.unit != "HU":
