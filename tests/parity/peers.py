@@ -36,10 +36,12 @@ def randomised(module: torch.nn.Module, seed: int = 0, zero_centred: str = "nowh
     return module.eval()
 
 
-def our_model(base: LoadedBase, prefix: int, frame=(), size: int = 28, facts=None, layout: str = "sub_glb_3d"):
+def our_model(
+    base: LoadedBase, prefix: int, frame=(), size: int = 28, facts=None, layout: str = "sub_glb_3d", resized=False
+):  # fmt: skip
     """The base without any 3D part, as a function of (method, *arguments, static=()); every tensor of it is used.
 
-    `facts` stand in for those of its config.
+    `facts` stand in for those of its config; `resized`: its positions are interpolated.
     """
     section = get_config().model
     section.update({"patch_depth": 1, "attn3d_layers": (), "layout": layout})
@@ -50,6 +52,7 @@ def our_model(base: LoadedBase, prefix: int, frame=(), size: int = 28, facts=Non
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"], sep="/").items()}
     loaded, report = adapt.assemble(leaf_names.canonical_shapes(shapes), base.params)
     assert all(path.startswith("task_router/") for path in report.of("new")) and not report.ignored
+    assert report.of("interpolated") == (["vision/pos"] if resized else [])
     loaded |= {path: np.zeros(shapes[path], np.float32) for path in report.of("new")}
     params = traverse_util.unflatten_dict(leaf_names.from_canonical(list(shapes), loaded), sep="/")
 

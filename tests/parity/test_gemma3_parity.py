@@ -109,6 +109,43 @@ def test_features_of_siglip_and_the_projector_equal_the_peers(pair, images):
     np.testing.assert_allclose(tokens, projected, rtol=0, atol=1e-5 * float(np.abs(projected).max()))
 
 
+@pytest.mark.parametrize("size", [28, 84])
+def test_features_at_another_image_size_equal_the_peers(pair, size):
+    """Positions are interpolated; below the base's number of tokens a side, each patch is one."""
+    peer, _, base = pair
+    pictures = np.random.default_rng(size).random((2, 1, size, size, 3), np.float32)
+    flat = torch.from_numpy((pictures[:, 0] * 2 - 1).transpose(0, 3, 1, 2).copy())
+    expected = peer.model.vision_tower(pixel_values=flat, interpolate_pos_encoding=True).last_hidden_state
+    facts = describe(base.config, size)
+    assert facts.tower.grid == size // 14 and facts.projector.merge == (1 if size == 28 else 3)
+    tokens = np.random.default_rng(0).integers(3, NEWLINES, (2, 8))
+    ours = our_model(base, PREFIX, FRAME, size, facts, resized=True)
+
+    def tower(model: MLLM, batch):
+        hidden = model.cfg.tgh.hidden
+        return model.vision(batch["slices"], batch["slice_mask"], jnp.zeros((2, hidden)), jnp.zeros(2, jnp.int32))[0]
+
+    found = np.asarray(ours(tower, batch_of(pictures[:, 0], tokens)))[:, 0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_a_flat_layout_makes_one_block_of_the_scan(pair, images):
+    """Without frames every visual token sees every other, whatever the view."""
+    _, _, base = pair
+    tokens, mask = texts(12)
+    batch = ours_of(images, tokens, mask)
+    blocks = {}
+    for layout in ("sub_glb_3d", "flat"):
+        ours = our_model(base, PREFIX, FRAME, SIZE, layout=layout)
+        encoded = ours(MLLM.encode, batch)
+        x, _, found = ours(MLLM._sequence, batch, encoded.tokens, encoded.mask)
+        blocks[layout] = np.asarray(found)[0].tolist()
+        assert x.shape[1] == len(blocks[layout])
+    text, rest = [-1] * PREFIX, [-1] * (12 - PREFIX)
+    assert blocks["flat"] == [*text, *[0] * 2 * TOKENS, *rest]
+    assert blocks["sub_glb_3d"] == [*text, *[0] * TOKENS, *[-1] * len(FRAME), *[1] * TOKENS, *rest]
+
+
 @pytest.mark.parametrize(("length", "short"), [(12, 0), (60, 9)])
 def test_logits_of_two_pictures_and_a_prompt_equal_the_peers(pair, images, length, short):
     peer, ours, _ = pair

@@ -62,6 +62,19 @@ def test_an_unknown_inflation_is_named():
         adapt.inflate_patch(np.zeros((7, 7, 3, 12)), 2, "mean")
 
 
+@pytest.mark.parametrize("cls", [0, 1])
+@pytest.mark.parametrize(("old", "new"), [(6, 9), (8, 4), (5, 5)])
+def test_positions_are_interpolated_as_torch_does_it(cls, old, new):
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).standard_normal((cls + old**2, 3)).astype(np.float32)
+    found = adapt.resize_positions(table, (cls + new**2, 3))
+    grid = torch.from_numpy(table[cls:]).reshape(1, old, old, 3).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    np.testing.assert_allclose(found[cls:], grid[0].permute(1, 2, 0).reshape(-1, 3).numpy(), atol=2e-6)
+    assert np.array_equal(found[:cls], table[:cls]) and found.dtype == table.dtype
+    assert adapt.resize_positions(table, (new**2 + 1 - cls, 3)) is None  # one has a class token, the other none
+
+
 def test_stage_1_reuses_inflates_and_upcycles_every_leaf_of_the_base(base):
     shapes = with_experts(base, 1)
     loaded, report = adapt.assemble(shapes, base)
