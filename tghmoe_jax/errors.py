@@ -4,7 +4,18 @@ import argparse
 
 
 class UserError(ValueError):
-    """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy."""
+    """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy.
+
+    `code` is the exit code of a command that it ends.
+    """
+
+    code = 2
+
+
+class Diverged(UserError):
+    """Too many steps in a row whose loss or gradient is not finite (EX_DATAERR): starting again does not help."""
+
+    code = 65
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -4,8 +4,8 @@
 
 --workdir defaults to runs/<config stem>[-<preset>]. Several processes find each other by the environment of TPU VMs,
 GKE and Slurm, or by --coordinator, --process and --processes (docs/hosts.md). Exit codes, the same for every process:
-0 done; 2 something the user can fix (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
-its state saved; the same command resumes it.
+0 done; 2 something the user can fix (one sentence on stderr; --debug adds the traceback); 65 the training diverged
+(train.bad_steps); 75 stopped by SIGTERM with its state saved; the same command resumes it.
 """
 
 import os
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         return train.run(config, workdir)
     except UserError as error:
         trace = traceback.format_exc() if "--debug" in argv else ""
-        return hosts.fail(f"error: {error}", 2, trace)
+        return hosts.fail(f"error: {error}", error.code, trace)
     except Exception as error:
         if not hosts.several():
             raise

@@ -27,7 +27,7 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import flops
-from tghmoe_jax.training import checkpoints, hosts, loading, reporting, run_folder
+from tghmoe_jax.training import checkpoints, guard, hosts, loading, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
@@ -75,6 +75,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     state = initial_state(program, loaded, fresh)
     del loaded
 
+    guard.refuse_not_finite(state.params, config.init_from or config.base)
+
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = epath.Path(workdir)
     table = reporting.parameter_table(parameter_rows(program, fresh))
@@ -114,6 +116,16 @@ def run(config: ConfigDict, workdir: str) -> int:
     )  # fmt: skip
 
     bad = pipeline.BadItems(config.max_bad_fraction, log.say)
+    made = pipeline.TrainBatches(source, tokenizer, spec, config.train.seed, range(spec.columns))
+
+    def items(step: int) -> list[dict[str, str]]:
+        name = source.key if isinstance(source, ItemSource) else f"{config.data.name} {{}}".format
+        asked = made.used(step - 1, {}, [])
+        return [{"volume": name(index), "task": q.task, "question": q.prompt} for index, q in asked]
+
+    watch = guard.Guard(
+        workdir, config.train.bad_steps, list(state.trained), items, log.say, int(state.step), hosts.first()
+    )
 
     def evaluate_now() -> None:
         reader = Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
@@ -135,14 +147,16 @@ def run(config: ConfigDict, workdir: str) -> int:
                 evaluate_now()
             if stopped or finished or (step > first and step % config.checkpoint.every == 0):
                 log.flush()
-                store.save(state, batches)
+                store.save(state, batches, healthy=not watch.in_a_row)
             if stopped or finished:
                 break
             batch = next(batches)
             bad.note(batch.pop("skipped", ()), batch["task"].size)
             state, scalars = step_fn(state, arrays.from_local(batch, sharding, 1, spec.columns, columns))
             step += 1
-            log.record(step, arrays.to_host(scalars))
+            scalars = arrays.to_host(scalars)
+            log.record(step, {key: value for key, value in scalars.items() if key != "bad_leaves"})
+            watch.note(step, scalars)
         if stopped:
             log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command resumes the run.")
     return hosts.PREEMPTED if stopped else 0

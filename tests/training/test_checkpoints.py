@@ -159,3 +159,23 @@ def test_damage_is_one_sentence_with_a_mend(run, damage):
     store = checkpoints.Checkpoints(run, keep=2)
     assert int(store.restore(state(0), numbers()).step) == 2
     store.close()
+
+
+def test_parameters_that_are_not_finite_are_refused_to_all_that_read_them(tmp_path):
+    bad = state(1)
+    bad = bad._replace(frozen=bad.frozen | {"vision/cls": jnp.array([1, jnp.inf, 2, 3, 4], jnp.float32)})
+    store = checkpoints.Checkpoints(tmp_path, keep=1)
+    store.save(bad, numbers(1))
+    store.close()
+    with pytest.raises(UserError, match="NaN or infinite parameters .first vision/cls; its training diverged"):
+        checkpoints.load_params(tmp_path)
+
+
+def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
+    store = checkpoints.Checkpoints(run, keep=1)
+    names = lambda: {path.name for path in (run / "checkpoints").iterdir()}  # noqa: E731
+    store.save(state(6), numbers(6), healthy=False)
+    assert names() == {"2", "4", "6"}
+    store.save(state(8), numbers(8))
+    store.close()
+    assert names() == {"8"}

@@ -29,13 +29,15 @@ class Checkpoints:
     """Saves and restores the training state of one run folder."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._keep = keep
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder_of(workdir), options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, healthy: bool = True) -> None:
+        """Writes the checkpoint of the state's step; then older ones go, if the last step was a healthy one."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -47,6 +49,8 @@ class Checkpoints:
                 data=grain.checkpoint.CheckpointSave(iterator),
             ),
         )
+        for old in sorted(self._manager.all_steps())[: -self._keep] if healthy else ():
+            self._manager.delete(old)
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
         """The latest checkpoint with `state`'s shapes and shardings; `iterator` is moved to the next batch."""
@@ -97,10 +101,18 @@ def folder_of(run: epath.PathLike) -> epath.Path:
 def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest checkpoint, or of an exported run, on the host.
 
-    UserError where `run` holds no checkpoint or a damaged one.
+    UserError where `run` holds no checkpoint, a damaged one, or parameters that are not finite.
     """
-    if exported.is_exported(epath.Path(run)):
-        return exported.read(epath.Path(run))
+    params, step = exported.read(epath.Path(run)) if exported.is_exported(epath.Path(run)) else _newest(run)
+    if wrong := [name for name, leaf in params.items() if not np.isfinite(leaf.astype(np.float32)).all()]:
+        raise UserError(
+            f"{run} holds NaN or infinite parameters (first {wrong[0]}; its training diverged); name another run."
+        )
+    return params, step
+
+
+def _newest(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
+    """`load_params` of a run with checkpoints."""
     folder = folder_of(run)
     step = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None) if folder.is_dir() else None
     if step is None:

@@ -301,7 +301,7 @@ def fail(message: str, code: int, trace: str = "") -> int:
         distributed.global_state.client.key_value_set("failed", json.dumps(failure))
     except _GONE:  # another process was first, too
         trace = ""
-        if code != 2 or not first():  # where all have the same error, process 0 reports its own
+        if code == 1 or not first():  # where all have the same error, process 0 reports its own
             failure = _failure() or failure
     _end(failure, trace)
     return code
