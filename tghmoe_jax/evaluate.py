@@ -24,7 +24,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
 from tghmoe_jax.studies.second_style import second_style
-from tghmoe_jax.training import compile_cache, hosts, run_folder
+from tghmoe_jax.training import compile_cache, hosts, owner, run_folder
 from tghmoe_jax.training.loading import load_run
 
 # ---- a run that exists ----------------------------------------------------------------------------------------------
@@ -98,10 +98,6 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
     target = epath.Path(to or f"runs/evaluate-{folder.resolve().name}")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--to {target} cannot be created ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
     config.data.drop_leaks = config.data.get("drop_leaks", "none")  # runs of earlier versions have neither
@@ -113,7 +109,8 @@ def run_again(source: str, items: int | None, to: str | None) -> dict[str, Any]:
     config.eval["items"] = items or config.eval["items"]
     config.eval.controls = config.eval.get("controls", protocols.CONTROLS)
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
-    return run(config, target)
+    with owner.Hold(target, "--to"):
+        return run(config, target)
 
 
 def main(argv: list[str] | None = None) -> int:

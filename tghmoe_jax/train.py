@@ -27,7 +27,7 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import flops
-from tghmoe_jax.training import checkpoints, guard, hosts, loading, reporting, run_folder
+from tghmoe_jax.training import checkpoints, guard, hosts, loading, owner, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
@@ -40,16 +40,22 @@ def run(config: ConfigDict, workdir: str) -> int:
     user can fix, before anything is written.
     """
     run_folder.check_config(config)
-    if config.mode == "evaluate":
-        check_hosts(config, workdir)
+    if config.mode not in ("train", "evaluate"):
+        raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
+    if config.mode == "train":
+        run_folder.check_workdir(config, workdir)
+    check_hosts(config, workdir)
+    with contextlib.ExitStack() as closing:
+        hold = closing.enter_context(owner.Hold(workdir, "--workdir")) if hosts.first() else None
+        if config.mode == "train":
+            return train(config, workdir, hold)
         hosts.stop_at_once()
         evaluate.run(config, workdir)
-        return 0
-    if config.mode != "train":
-        raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
-    run_folder.check_workdir(config, workdir)
-    check_hosts(config, workdir)
+    return 0
 
+
+def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
+    """`run` of mode=train in a folder that `hold` keeps for this process (None in all but the first)."""
     # ---- data and sizes -------------------------------------------------------------------------------------------
     origin = load_origin(config)
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
@@ -147,6 +153,8 @@ def run(config: ConfigDict, workdir: str) -> int:
                 evaluate_now()
             if stopped or finished or (step > first and step % config.checkpoint.every == 0):
                 log.flush()
+                if hold:
+                    hold.check()
                 store.save(state, batches, healthy=not watch.in_a_row)
             if stopped or finished:
                 break
