@@ -8,6 +8,7 @@ import atexit
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import signal
@@ -34,6 +35,8 @@ from tghmoe_jax.errors import UserError
 PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command resumes)
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
+_LONG = 3600  # seconds that one process may read more than another
+_exchanges = itertools.count()
 _LOOK = 10  # seconds that a file may take until other hosts see it
 _GONE = jax.errors.JaxRuntimeError  # of the coordination service: no such key, time is up, or process 0 is gone
 _TOP = 4096  # entries of a folder that its identity looks at
@@ -141,6 +144,16 @@ def first() -> bool:
 def as_first_sees(value: bool) -> bool:
     """Process 0's value, on every process: hosts may see a file at different moments."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if several() else value
+
+
+def exchange(text: str) -> list[str]:
+    """What every process gives, in the order of the processes. All of them must ask, as often as each other."""
+    if not several():
+        return [text]
+    state, number = distributed.global_state, next(_exchanges)
+    state.client.key_value_set(f"exchange/{number}/{state.process_id}", text)
+    each = (f"exchange/{number}/{process}" for process in range(state.num_processes))
+    return [state.client.blocking_key_value_get(key, _LONG * 1000) for key in each]
 
 
 # ---- the start check ------------------------------------------------------------------------------------------------

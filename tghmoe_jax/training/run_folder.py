@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
+from tghmoe_jax.training import digests
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
@@ -172,7 +173,21 @@ def find(run: str, flag: str) -> epath.Path:
     if not (folder / "config.json").is_file() or not parameters:
         hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
         raise UserError(f"{flag}={run} is not a finished run; run {hint} first, or name another run.")
+    if not (folder / "checkpoints").is_dir() and (wrong := damage_of_export(folder)):
+        raise UserError(f"{flag}={run} is damaged ({digests.told(wrong)}); copy it again, or name another.")
     return folder
+
+
+def damage_of_export(folder: epath.Path) -> list[str]:
+    """What is wrong with the files that describe an exported model; its parameters are looked at when they are read."""
+    if lacks_digests(folder):
+        return [f"{digests.FILE} is missing"]
+    return digests.problems(folder, lambda name: not name.endswith(".safetensors"))
+
+
+def lacks_digests(folder: epath.Path) -> bool:
+    """Whether the digests of an exported model have gone; earlier versions wrote none."""
+    return not (folder / digests.FILE).exists() and "files" in read_manifest(folder)
 
 
 def record_steps(run: epath.PathLike, step: int, steps: int) -> int:
