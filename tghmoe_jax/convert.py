@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.samples import tokenizer
 from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
@@ -110,4 +110,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import outputs, protocols, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
@@ -137,4 +137,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

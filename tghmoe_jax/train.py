@@ -1,7 +1,7 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
-Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and
-a killed run resumes with exactly the losses of an unbroken one.
+Invariant of the loop: checkpoint, evaluate, next batch, step. The saved iterator therefore matches the saved step, and
+a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is done again.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate
 from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
 from tghmoe_jax.datasets.sources import DRAWN, make_source
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.reader.examination import test_sources
 from tghmoe_jax.reader.reader import Reader
@@ -36,7 +36,7 @@ from tghmoe_jax.weights import adapt
 def run(config: ConfigDict, workdir: str) -> int:
     """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
 
-    Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
+    Returns 0, or `PREEMPTED` where a signal ended the run early with its state saved. UserError for anything the
     user can fix, before anything is written.
     """
     run_folder.check_config(config)
@@ -139,7 +139,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         log.scalars(step, metrics)
 
     first = step = int(state.step)
-    # A run that SIGTERM stopped at a step whose evaluation was due runs it now.
+    # A run that was stopped or killed at a step whose evaluation was due runs it now.
     owed = hosts.as_first_sees(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
     with contextlib.ExitStack() as closing:
         closing.callback(store.close)
@@ -148,14 +148,17 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         while True:
             stopped = stop.at(step)
             finished = step >= config.train.steps
-            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
-            if config.eval.every and due and (step > first or owed) and not stopped:
-                evaluate_now()
             if stopped or finished or (step > first and step % config.checkpoint.every == 0):
                 log.flush()
                 if hold:
                     hold.check()
                 store.save(state, batches, healthy=not watch.in_a_row)
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            if config.eval.every and due and (step > first or owed) and not stopped:
+                with stop.breaking():
+                    evaluate_now()
+                if stop.asked and not hosts.several():
+                    continue  # saves, where that was not due, and ends
             if stopped or finished:
                 break
             batch = next(batches)
@@ -166,8 +169,8 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
             log.record(step, {key: value for key, value in scalars.items() if key != "bad_leaves"})
             watch.note(step, scalars)
         if stopped:
-            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command resumes the run.")
-    return hosts.PREEMPTED if stopped else 0
+            log.say(f"stopped by {stop.name} after step {step}, which is saved; the same command resumes the run.")
+    return PREEMPTED if stopped else 0
 
 
 # ---- pieces ---------------------------------------------------------------------

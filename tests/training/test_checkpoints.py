@@ -1,7 +1,9 @@
 """Checkpoints: everything of a run in one atomic unit, the parameters readable alone, damage named in one sentence."""
 
 import json
+import logging
 import shutil
+import sys
 from pathlib import Path
 
 import grain
@@ -255,3 +257,40 @@ def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
     store.save(state(8), numbers(8))
     store.close()
     assert names() == {"8"}
+
+
+TENSORSTORE = "RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 7: No space left on device [os_error_code='28']"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError(TENSORSTORE)])
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, monkeypatch):
+    for hook in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, hook, getattr(sys, hook))  # put back after the test
+    store = checkpoints.Checkpoints(run, keep=2)
+    store.save(state(60), numbers(6))
+
+    def full(folder):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "_write_digests", full)
+    with pytest.raises(
+        UserError, match=r"step 6 cannot .* \(No space left on device\); that of step 60 is whole; make"
+    ):
+        store.save(state(6), numbers(6))
+    store.close()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "60"]
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_another_fault_of_saving_is_not_hidden(run, monkeypatch):
+    hook, store = sys.excepthook, checkpoints.Checkpoints(run, keep=2)
+
+    def broken(folder):
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(checkpoints, "_write_digests", broken)
+    with pytest.raises(ValueError, match="a mistake"):
+        store.save(state(6), numbers(6))
+    store.close()
+    assert sys.excepthook is hook

@@ -3,13 +3,18 @@
 The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +151,7 @@ def prepare(
         return folder
     root.mkdir(parents=True, exist_ok=True)
     seeds = seeds_of(split, count, seed)
-    building = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root))
+    building, lock = _begin(root)
     try:
         _reserve(building / "volumes.npy", (count, *grid))
         workers = max(1, processes) if count > INLINE else 1
@@ -169,7 +174,29 @@ def prepare(
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
     return folder
+
+
+def _begin(root: Path) -> tuple[Path, int]:
+    """A hidden folder and the lock that is held on it; those of this host's processes that were killed are removed."""
+    name = f".phantom-{socket.gethostname()}-"
+    with contextlib.ExitStack() as closing:
+        whole = os.open(root, os.O_RDONLY)
+        closing.callback(os.close, whole)
+        with contextlib.suppress(OSError):  # a disk without locks: nothing is removed
+            fcntl.flock(whole, fcntl.LOCK_EX)
+            for left in root.glob(f"{name}*"):
+                handle = os.open(left, os.O_RDONLY)
+                closing.callback(os.close, handle)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+        building = Path(tempfile.mkdtemp(prefix=name, dir=root))
+        lock = os.open(building, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    return building, lock
 
 
 def _reserve(file: Path, shape: tuple[int, ...]) -> None:
@@ -208,10 +235,13 @@ def _fill_apart(folder: Path, style: str, parts: list[tuple[int, int, int]]) -> 
         for part in parts:
             command = [sys.executable, "-m", "tghmoe_jax.drawn.phantom_source", str(folder), style, *map(str, part)]
             running.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
             )
         for process in running:
-            _, errors = process.communicate()
+            errors = process.stderr.read()
+            process.wait()
             if process.returncode:
                 raise RuntimeError(f"drawing phantoms failed: {errors.decode(errors='replace')[-2000:]}")
     finally:
@@ -221,5 +251,13 @@ def _fill_apart(folder: Path, style: str, parts: list[tuple[int, int, int]]) -> 
                 process.wait()
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: nothing is ever written to its standard input."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent takes care
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _fill(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

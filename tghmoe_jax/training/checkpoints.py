@@ -1,10 +1,15 @@
 """A run's checkpoints: parameters, optimiser, step and data iterator in one atomic orbax unit.
 
-Parameters are an item of their own, so that predict and the next stage read them alone. Evaluation comes before the
-checkpoint of its step, the checkpoint before the next batch is taken: the saved iterator matches the saved step.
+Parameters are an item of their own, so that predict and the next stage read them alone. The checkpoint comes before the
+evaluation of its step and before the next batch: the saved iterator matches the saved step.
 """
 
+import contextlib
 import json
+import logging
+import re
+import shutil
+import sys
 import uuid
 from typing import Any
 
@@ -49,6 +54,24 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        try:
+            with _quiet():
+                self._write(step, state, iterator)
+        except (OSError, ValueError) as error:
+            if not (why := _of_disk(error)):
+                raise
+            if hosts.first():  # a part of a checkpoint takes room and is of no use
+                for left in (self._folder(step), *self._folder(step).parent.glob(f"{step}.orbax-checkpoint-tmp*")):
+                    shutil.rmtree(left, ignore_errors=True)
+            before = next((f"; that of step {old} is whole" for old in steps(self._manager.directory)), "")
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self._manager.directory} ({why}){before}; make "
+                "room there, and the same command goes on."
+            ) from error
+        for old in sorted(self._manager.all_steps())[: -self._keep] if healthy else ():
+            self._manager.delete(old)
+
+    def _write(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -59,8 +82,6 @@ class Checkpoints:
             custom_metadata={_DECLARED: "sha256"},
         )
         _write_digests(self._folder(step))
-        for old in sorted(self._manager.all_steps())[: -self._keep] if healthy else ():
-            self._manager.delete(old)
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator, say=print) -> TrainState:
         """The newest whole checkpoint with `state`'s shapes and shardings; `iterator` is moved to the next batch.
@@ -135,6 +156,36 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Threads and callbacks of orbax print a traceback of their own for a fault of the disk, some after it was raised:
+    after such a fault, with which the process ends, it stays quiet."""
+    loggers = {one: one.level for one in map(logging.getLogger, ("absl", "asyncio"))}
+    hooks = sys.excepthook, sys.unraisablehook
+    for one in loggers:
+        one.setLevel(logging.CRITICAL)
+    sys.excepthook = sys.unraisablehook = lambda *error: None
+    of_disk = False
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        of_disk = bool(_of_disk(error))
+        raise
+    finally:
+        if not of_disk:
+            sys.excepthook, sys.unraisablehook = hooks
+            for one, level in loggers.items():
+                one.setLevel(level)
+
+
+def _of_disk(error: Exception) -> str:
+    """Why a disk refused, as the system says it, from what orbax or tensorstore raises; empty for another error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else ""
 
 
 def steps(folder: epath.PathLike) -> list[int]:

@@ -5,6 +5,7 @@ through jax's coordination service, which starts in process 0 and to which each 
 """
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -30,9 +31,8 @@ from etils import epath
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import HEARD, Stopped, UserError
 
-PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command resumes)
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
 _LONG = 3600  # seconds that one process may read more than another
@@ -263,34 +263,69 @@ def identity(folder: str | os.PathLike) -> str:
 
 
 def stop_at_once() -> None:
-    """SIGTERM ends this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
+    """Signals end this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
     if several() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Stop:
-    """Whether a SIGTERM asks the run to save and end. Within `with`, the signal ends no process by itself.
+    """Whether SIGTERM or Ctrl-C asks the run to save and end. Within `with`, the first of them ends nothing by itself.
 
     With several processes one signal stops all of them at the same step, which jax agrees on in the background.
     """
 
     def __init__(self):
-        self._asked = False
-        self._before = None
+        self.asked, self.name = False, "SIGTERM"
+        self._breaks = False
+        self._before = {}
 
     def __enter__(self) -> "Stop":
-        # With several processes jax's own handler, in place since the start, must stay.
-        if not several() and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if several():  # jax's own handler of SIGTERM, in place since the start, must stay
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._pass_on)
+            return self
+        self.asked = HEARD.is_set()  # code that may not be interrupted can have swallowed it
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
         return self
 
+    def _note(self, number: int, frame) -> None:
+        HEARD.set()
+        self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        again, self.asked = self.asked, True
+        if again:
+            self._breaks = False  # the second one ends more than the work
+        if again or self._breaks:
+            raise Stopped(number)
+
+    def _pass_on(self, number: int, frame) -> None:
+        HEARD.set()
+        again, self.asked = self.asked, True
+        if again:
+            raise Stopped(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def breaking(self):
+        """Within it the first signal interrupts, for work that the resumed run does again (of one process alone)."""
+        self._breaks = True
+        try:
+            yield
+        except Stopped:
+            if not self._breaks:
+                raise
+        finally:
+            self._breaks = False
+
     def __exit__(self, *error) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def at(self, step: int) -> bool:
         """True when all processes are to stop at this step; each asks at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if several() else self._asked
+        return multihost_utils.reached_preemption_sync_point(step) if several() else self.asked
 
 
 # ---- ending together ------------------------------------------------------------------------------------------------
