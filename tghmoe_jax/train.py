@@ -57,7 +57,8 @@ def run(config: ConfigDict, workdir: str) -> int:
 def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     """`run` of mode=train in a folder that `hold` keeps for this process (None in all but the first)."""
     # ---- data and sizes -------------------------------------------------------------------------------------------
-    origin = load_origin(config)
+    resumes = hosts.as_first_sees(bool(checkpoints.steps(checkpoints.folder_of(workdir))))
+    origin = recorded_origin(workdir) if resumes else load_origin(config)
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
@@ -77,11 +78,13 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
     program = build(config, model, spec, mesh)
-    loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
-    state = initial_state(program, loaded, fresh)
-    del loaded
-
-    guard.refuse_not_finite(state.params, config.init_from or config.base)
+    if resumes:  # shapes and shardings are enough: no base is read, and no second state is made
+        state, fresh, report = program.state_shapes(), set(), "parameters: of the checkpoint (params.txt: their origin)"
+    else:
+        loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
+        state = initial_state(program, loaded, fresh)
+        del loaded
+        guard.refuse_not_finite(state.params, config.init_from or config.base)
 
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = epath.Path(workdir)
@@ -91,8 +94,9 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     if hosts.first():
         print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-    if store.latest() is not None:
+    if resumes:
         state = store.restore(state, batches)
+        guard.refuse_not_finite(state.params, str(workdir))
         if hosts.first():
             print(f"continued from step {int(state.step)}", flush=True)
             before = run_folder.record_steps(workdir, int(state.step), config.train.steps)
@@ -225,6 +229,11 @@ def load_origin(config: ConfigDict) -> Origin:
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
         )
     return Origin({}, config.base_config.to_dict(), EMBEDDED, (".+",))
+
+
+def recorded_origin(workdir: epath.PathLike) -> Origin:
+    """Of a run that goes on: the sizes and the tokeniser that it recorded, and no parameters."""
+    return Origin({}, run_folder.read_base_config(workdir), run_folder.model_folder(workdir), ())
 
 
 def base_of(config: ConfigDict) -> str:

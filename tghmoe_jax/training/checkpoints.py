@@ -42,10 +42,6 @@ class Checkpoints:
         self._workdir = epath.Path(workdir)
         self._manager = ocp.CheckpointManager(folder_of(workdir), options=options)
 
-    def latest(self) -> int | None:
-        """The newest step, whole or not."""
-        return next(iter(steps(self._manager.directory)), None)
-
     def save(self, state: TrainState, iterator: grain.DatasetIterator, healthy: bool = True) -> None:
         """Writes the checkpoint of the state's step, then its digests.
 
@@ -84,7 +80,9 @@ class Checkpoints:
         _write_digests(self._folder(step))
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator, say=print) -> TrainState:
-        """The newest whole checkpoint with `state`'s shapes and shardings; `iterator` is moved to the next batch.
+        """The newest whole checkpoint as `state`, whose leaves need a shape, dtype and sharding alone.
+
+        `iterator` is moved to the next batch.
 
         Damaged ones that are newer are named (`say`) and moved to `damaged/` of the run's folder. UserError where none
         is whole: then nothing is moved.

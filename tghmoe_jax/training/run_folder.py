@@ -109,6 +109,10 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     if (folder / "model.safetensors").is_file():
         raise UserError(f"--workdir {workdir} holds an exported model; name another folder.")
     if not (folder / "config.json").is_file():
+        if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+            raise UserError(
+                f"--workdir {workdir} holds checkpoints but no config.json; copy that back, or name another folder."
+            )
         return
     differ = differing(flatten(read_config(workdir)), flatten(config), _MAY_CHANGE)
     if differ:
