@@ -50,9 +50,9 @@ def test_ctrl_c_saves_and_ends_like_sigterm(tiny_folder, tiny_stage1):
     done = run(tiny_folder, "interrupted", AT_STEP.format(times=1, number=int(signal.SIGINT)))
     assert done.returncode == PREEMPTED and "stopped by Ctrl-C after step 2, which is saved" in done.stderr
     assert steps_of(tiny_folder / "interrupted") == {"2"}
-    evaluation = BEFORE.format(module="evaluate", name="evaluate_all", number=int(signal.SIGTERM))
+    evaluation = BEFORE.format(module="evaluate", name="evaluate_all", number=int(signal.SIGINT))
     done = run(tiny_folder, "interrupted", evaluation)
-    assert done.returncode == PREEMPTED and f"stopped by SIGTERM after step {tiny_run.STEPS}" in done.stderr
+    assert done.returncode == PREEMPTED and f"stopped by Ctrl-C after step {tiny_run.STEPS}" in done.stderr
     assert str(tiny_run.STEPS) in steps_of(tiny_folder / "interrupted")
     assert run(tiny_folder, "interrupted", "").returncode == 0
     assert losses(tiny_folder / "interrupted") == losses(tiny_stage1)

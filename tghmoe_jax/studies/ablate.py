@@ -37,7 +37,7 @@ SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "fin
 EFFECT = 0.02  # of `score`: a smaller difference counts for nothing, as docs/ablations.md says since before the runs
 LEAST_SEEDS = 3  # that a verdict takes
 # What may differ between a result and the config that is asked for: places, and what changes no score.
-_MAY_CHANGE = ("init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
+_MAY_CHANGE = ("train.bad_steps", "init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
 WRONG_GROUP = "guidance=wrong"  # no run of its own: the full recipe, asked with the other task's experts
 
 

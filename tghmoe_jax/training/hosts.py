@@ -283,34 +283,29 @@ class Stop:
     def __enter__(self) -> "Stop":
         if threading.current_thread() is not threading.main_thread():
             return self
-        if several():  # jax's own handler of SIGTERM, in place since the start, must stay
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._pass_on)
-            return self
-        self.asked = HEARD.is_set()  # code that may not be interrupted can have swallowed it
-        for number in (signal.SIGTERM, signal.SIGINT):
+        if not several():
+            self.asked = HEARD.is_set()  # code that may not be interrupted can have swallowed it
+        # With several processes jax's own handler of SIGTERM, in place since the start, must stay.
+        for number in (signal.SIGINT,) if several() else (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame) -> None:
         HEARD.set()
-        self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         again, self.asked = self.asked, True
+        if not several():
+            self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         if again:
             self._breaks = False  # the second one ends more than the work
         if again or self._breaks:
             raise Stopped(number)
-
-    def _pass_on(self, number: int, frame) -> None:
-        HEARD.set()
-        again, self.asked = self.asked, True
-        if again:
-            raise Stopped(number)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if several():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     @contextlib.contextmanager
     def breaking(self):
         """Within it the first signal interrupts, for work that the resumed run does again (of one process alone)."""
-        self._breaks = True
+        self._breaks = not several()
         try:
             yield
         except Stopped:
