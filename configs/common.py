@@ -106,7 +106,10 @@ def get_config() -> ConfigDict:
          "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
     )  # fmt: skip
 
-    c.train = ConfigDict({"steps": 800, "batch": 16, "seed": 0, "accumulate": 1})
+    c.train = ConfigDict(
+        {"steps": 800, "batch": 16, "seed": 0, "accumulate": 1,
+         "bad_steps": 10}  # steps in a row without a finite loss and gradient that end the run
+    )  # fmt: skip
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict(
         {"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,

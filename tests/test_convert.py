@@ -21,7 +21,7 @@ from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
-from tghmoe_jax.training import checkpoints, loading, program, run_folder, step
+from tghmoe_jax.training import checkpoints, digests, loading, program, run_folder, step
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import storage
 
@@ -109,8 +109,8 @@ def phi3v_folder(folder):
 
 
 def llava_folder(folder):
-    """A small random LLaVA with a Qwen2 text part and the embedded tokeniser, under the hub's names."""
-    text = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    """A small random LLaVA with a Llama text part and the embedded tokeniser, under the hub's names."""
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1024}  # fmt: skip
     config = {
         "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_token_index": 1023,
@@ -199,8 +199,8 @@ def test_an_exported_run_is_read_as_the_run_itself(tiny_stage2, tmp_path, capsys
     assert call(tiny_stage2, tmp_path / "whole", "--export", "--dtype", "float32") == 0
     assert "model.safetensors" in capsys.readouterr().out
     files = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert files == {"config.json", "manifest.json", "model.safetensors", "README.md", "model/config.json",
-                     *(f"model/{name}" for name in FILES)}  # fmt: skip
+    assert files == {"config.json", "manifest.json", "model.safetensors", "README.md", "digests.json",
+                     "model/config.json", *(f"model/{name}" for name in FILES)}  # fmt: skip
     run, whole = loading.load_run(tiny_stage2, ""), loading.load_run(tmp_path / "whole", "")
     assert (whole.step, whole.model) == (run.step, run.model)
     assert run.params.keys() == whole.params.keys()
@@ -319,6 +319,21 @@ def test_an_altered_exported_run_is_refused(tiny_stage2, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1  # one bit of the last parameter
     file.write_bytes(data)
+    with pytest.raises(UserError, match="model.safetensors has changed since it was written; copy"):
+        loading.load_run(tmp_path / "whole", "")
+
+
+def test_the_parameters_are_those_of_the_manifest_whatever_the_digests_say(tiny_stage2, tmp_path):
+    """As in an export of an earlier version, which has no digests."""
+    call(tiny_stage2, tmp_path / "whole", "--export")
+    (tmp_path / "whole" / digests.FILE).unlink()
+    with pytest.raises(UserError, match="is damaged .digests.json is missing.; copy it again"):
+        loading.load_run(tmp_path / "whole", "")
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    manifest.pop("files")
+    (tmp_path / "whole" / "manifest.json").write_text(json.dumps(manifest))
+    assert loading.load_run(tmp_path / "whole", "").digest == manifest["digest"]
+    (tmp_path / "whole" / "manifest.json").write_text(json.dumps(manifest | {"digest": "0" * 16}))
     with pytest.raises(UserError, match="does not hold the parameters that manifest.json names"):
         loading.load_run(tmp_path / "whole", "")
 
@@ -344,7 +359,7 @@ def test_what_is_no_run_or_holds_no_checkpoint_is_named(pretrained, tmp_path, ca
     assert "--from=" in refused(capsys, tmp_path / "absent", tmp_path / "base")
     run = shutil.copytree(pretrained[0], tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "5" / "params")
-    assert "cannot be read" in refused(capsys, run, tmp_path / "base")
+    assert "5 is damaged (params/" in refused(capsys, run, tmp_path / "base")
     shutil.rmtree(run / "checkpoints" / "5")
     assert "holds no checkpoint" in refused(capsys, run, tmp_path / "base")
     assert not (tmp_path / "base").exists()

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from tests import tiny_run
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.training import hosts
 from tghmoe_jax.training.reporting import read_metrics
 
@@ -108,7 +108,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
             started.send_signal(signal.SIGTERM)  # which the script passes to its last process
             break
     output = "".join(lines) + started.communicate(timeout=WAIT)[0]
-    assert started.returncode == hosts.PREEMPTED, output[-3000:]
+    assert started.returncode == PREEMPTED, output[-3000:]
     (step,) = re.findall(r"0: stopped by SIGTERM after step (\d+), which is saved", output)
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == [step]
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1, int(step) + 1))
@@ -121,7 +121,7 @@ def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
     kill += "reporting.RunLog.record = record_and_kill"
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
-    assert done.returncode == hosts.PREEMPTED, done.stderr[-3000:]
+    assert done.returncode == PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
 

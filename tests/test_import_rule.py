@@ -21,7 +21,7 @@ LEVELS = (
     {"bases"},
     {"training"},
     {"reader"},
-    {"evaluate", "predict", "convert", "prepare", "tools", "studies"},
+    {"evaluate", "predict", "convert", "prepare", "verify", "tools", "studies"},
     {"train"},
     {"studies.ablate"},
     {"ablate", "aot", "main", "selfcheck"},

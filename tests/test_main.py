@@ -278,7 +278,7 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
         ("--config.eval.controls=('blind', 'deaf')", "use some of shuffled"),
         ("--config.data.mixture.open=-1", "--config.data.mixture.open=-1"),
         ("--config.data.text_length=20", "raise it to"),
-        ("--config.data.size=64", "set it to 32"),
+        ("--config.data.size=30", "must be a multiple of the base's patches"),
         ("--config.data.slices=4", "use at least 8 slices"),
         ("--config.base=absent", "name one that holds"),
         ("--config.base=", "name the folder of a 2D model"),

@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_while_a_shard_is_packed(scans, finished, tmp_path):
 def test_ctrl_c_is_one_sentence_and_costs_nothing(scans, finished, tmp_path, place, workers):
     code, err = ended(scans, tmp_path / "set", f"--workers={workers}", code=CTRL_C.format(place=place))
     assert code == 130
-    assert err == "stopped: what is prepared stays, and the same command goes on with the rest.\n"
+    assert err == "stopped: what is prepared stays, and the same command resumes it.\n"
     finished(tmp_path / "set")
 
 

@@ -7,7 +7,9 @@ import signal
 
 import pytest
 
+from configs import stage1
 from tests import tiny_run
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
@@ -30,10 +32,10 @@ import os, signal
 import grain
 from tghmoe_jax.training.checkpoints import Checkpoints
 save, write = Checkpoints.save, grain.checkpoint.CheckpointHandler.save
-def saving(self, state, iterator):
+def saving(self, state, iterator, **kw):
     if int(state.step) == {step}:
         grain.checkpoint.CheckpointHandler.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    save(self, state, iterator)
+    save(self, state, iterator, **kw)
 Checkpoints.save = saving
 """
 
@@ -113,3 +115,41 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(tiny_folder, tiny_s
     assert done.returncode == 0 and f"continued from step {tiny_run.STEPS}" in done.stdout, done.stderr[-3000:]
     assert {path: path.read_bytes() for path in kept} == kept
     assert {path for path in tiny_stage1.rglob("*") if not path.name.startswith("events.")} == set(before)
+
+
+@pytest.mark.slow
+def test_a_stage_resumes_although_what_it_started_from_is_gone(tiny_folder, tiny_stage1, tiny_stage2):
+    """Neither a base nor stage 1 is read, and no state but the restored one is made."""
+    run, first = tiny_folder / "orphan", shutil.copytree(tiny_stage1, tiny_folder / "first")
+    flags = (*tiny_run.options(tiny_folder), "--config.eval.every=0", f"--config.init_from={first}")
+    done = tiny_run.command(tiny_folder, "stage2.py", run, *flags, code=KILLED_AT_STEP.format(step=5))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    shutil.rmtree(first)
+    unread = "from tghmoe_jax import train\ntrain.load_origin = train.initial_state = None\n"
+    done = tiny_run.command(tiny_folder, "stage2.py", run, *flags, code=unread)
+    assert done.returncode == 0 and "continued from step 3" in done.stdout, done.stderr[-3000:]
+    assert losses(run) == losses(tiny_stage2)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tiny_folder, tiny_stage1, tiny_stage2):
+    run = shutil.copytree(tiny_stage1, tiny_folder / "spoiled")
+    file = max((run / "checkpoints" / "8").glob("params/d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    done = tiny_run.command(
+        tiny_folder, "stage2.py", tiny_folder / "never", *tiny_run.options(tiny_folder), f"--config.init_from={run}"
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "checkpoints/8 is damaged" in done.stderr
+    done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder))
+    assert done.returncode == 0 and "continued from step 6" in done.stdout, done.stderr[-3000:]
+    assert "the checkpoint of step 8 is damaged" in done.stdout and len(list((run / "damaged").iterdir())) == 1
+    assert losses(run) == losses(tiny_stage1) and tiny_run.metrics(run) == tiny_run.metrics(tiny_stage1)
+
+
+def test_checkpoints_without_a_config_are_not_continued(tiny_folder, tiny_stage1, tmp_path):
+    run = shutil.copytree(tiny_stage1, tmp_path / "run", ignore=shutil.ignore_patterns("config.json", "eval"))
+    with pytest.raises(UserError, match="holds checkpoints but no config.json; copy that back, or name another"):
+        run_folder.check_workdir(stage1.get_config(), run)

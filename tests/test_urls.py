@@ -18,7 +18,7 @@ from tghmoe_jax.bases.base import load_base
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.training import hosts, reporting, run_folder
+from tghmoe_jax.training import digests, exported, guard, hosts, owner, reporting, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,26 @@ def test_what_describes_a_run_is_written_and_read_at_a_url(tiny_folder, bucket):
         run_folder.check_workdir(config, run)
     with pytest.raises(UserError, match="is not a finished run"):
         run_folder.find(run, "--config.init_from")
+
+
+def test_a_run_at_a_url_has_one_owner_its_bad_steps_and_the_digests_of_an_export(bucket):
+    run = f"{bucket}/runs/owned"
+    with owner.Hold(run, "--workdir") as hold:
+        hold.check()
+        with pytest.raises(UserError, match="in use by process"):
+            owner.Hold(run, "--workdir").__enter__()
+        watch = guard.Guard(run, 2, ["a"], lambda step: [], lambda text: None)
+        watch.note(1, {"loss": np.float32("nan"), "grad_norm": np.float32("nan"), "bad": 1, "bad_leaves": [True]})
+    assert not (epath.Path(run) / owner.FILE).exists()
+    assert [one["step"] for one in reporting.read_metrics(f"{run}/{guard.FILE}")] == [1]
+    for file in run_folder.EMBEDDED.rglob("*"):
+        if file.is_file():
+            (bucket / "model" / file.relative_to(run_folder.EMBEDDED)).write_bytes(file.read_bytes())
+    model = run_folder.find(f"{bucket}/model", "--checkpoint")
+    assert digests.problems(model) == [] and exported.read(model)[1] == exported.read(run_folder.EMBEDDED)[1]
+    (model / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is damaged .model/config.json has changed"):
+        run_folder.find(f"{bucket}/model", "--checkpoint")
 
 
 def test_the_log_of_a_run_at_a_url_goes_on_after_its_checkpoint(bucket):

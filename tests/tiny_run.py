@@ -71,8 +71,8 @@ def command(
     folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "", devices: int = 1
 ) -> subprocess.CompletedProcess:
     """Runs `python -m tghmoe_jax.main` in `folder` on so many devices; `code` is run in its process before."""
-    start = ["-c", f"{code}\nimport sys; from tghmoe_jax.main import main; sys.exit(main())"] if code else []
-    start = start or ["-m", "tghmoe_jax.main"]
+    as_main = "import sys\nfrom tghmoe_jax.main import PREEMPTED, command, main\nsys.exit(command(main, PREEMPTED))"
+    start = ["-c", f"{code}\n{as_main}"] if code else ["-m", "tghmoe_jax.main"]
     arguments = [f"--config={ROOT / 'configs' / config}", f"--workdir={workdir}", *flags]
     return subprocess.run(
         [sys.executable, *start, *arguments], cwd=folder, env=environment(devices), capture_output=True, text=True,

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
-from tghmoe_jax.errors import CommandParser, UserError, command
+from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.samples import tokenizer
 from tghmoe_jax.training import checkpoints, exported, run_folder
 from tghmoe_jax.weights import storage
@@ -106,4 +106,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,14 +1,48 @@
-"""The exception for what the user can fix, and how a command reports it."""
+"""How commands end before they are done: by a fault that the user can fix, by a signal, or by a disk."""
 
 import argparse
+import errno
 import functools
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
+PREEMPTED = 75  # exit code: stopped by a signal, and the same command goes on (EX_TEMPFAIL)
+HEARD = threading.Event()  # the main thread has heard a signal
+_GRACE = 15.0  # seconds that a signal waits for the main thread, which may be compiling
+_AT_ONCE = 2.0  # seconds that a second signal leaves it
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
+    errno.EISDIR, errno.ESTALE, errno.EMFILE, errno.ENAMETOOLONG,
+)  # fmt: skip
+
 
 class UserError(ValueError):
-    """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy."""
+    """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy.
+
+    `code` is the exit code of a command that it ends.
+    """
+
+    code = 2
+
+
+class Diverged(UserError):
+    """Too many steps in a row whose loss or gradient is not finite (EX_DATAERR): starting again does not help."""
+
+    code = 65
+
+
+class Stopped(BaseException):
+    """A signal asks this process to end; raised in the main thread, wherever that is. `code`: 130 or 143."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {_SIGNALS[number]}")
+        self.code = 128 + number
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -19,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Makes a command of `main(argv)`: a UserError becomes one sentence on stderr and exit code 2.
+    """Makes a command of `main(argv)`: a UserError becomes one sentence on stderr and its exit code.
 
     Without an argument the command line of the process is read. With --debug the traceback is shown too.
     """
@@ -33,6 +67,71 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
             if "--debug" in argv:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return error.code
 
     return run
+
+
+def of_disk(error: BaseException, file: str = "a file") -> str:
+    """The sentence for an error of a disk: full, read-only, another user's; empty for any other error.
+
+    `file` is named where the error names none.
+    """
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return ""
+    file = error.filename or file
+    return f"{file} cannot be read or written ({error.strerror}); make room there, or name another folder."
+
+
+def run_command(main: Callable[[], int], code: int | None = None) -> int:
+    """Runs a command of the shell and returns its exit code.
+
+    SIGTERM and Ctrl-C raise Stopped, which ends it with one line and `code` (default 143 and 130); a disk that fails,
+    with one sentence and 2. Where the main thread does not hear a signal within seconds, as in the C++ of a compiler,
+    the process ends without it.
+    """
+    _listen(code)
+
+    def stop(number: int, frame) -> None:
+        HEARD.set()
+        raise Stopped(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, stop)
+    try:
+        return main()
+    except Stopped as stopped:
+        print(_said(stopped, code), file=sys.stderr)
+        return stopped.code if code is None else code
+    except OSError as error:
+        if not (sentence := of_disk(error)):
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
+
+
+def _said(stopped: Stopped, code: int | None) -> str:
+    return f"{stopped}; the same command goes on from the last checkpoint, if there is one." if code else f"{stopped}."
+
+
+def _listen(code: int | None) -> None:
+    """A thread that hears signals while the main one is busy; it ends the process if it stays so, or is asked twice."""
+    end, start = os.pipe()
+    os.set_blocking(start, False)
+    signal.set_wakeup_fd(start, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        asked = False
+        while number := os.read(end, 1)[0]:
+            if number not in _SIGNALS:
+                continue
+            if asked:
+                time.sleep(_AT_ONCE)
+            elif HEARD.wait(_GRACE):
+                asked = True
+                continue
+            stopped = Stopped(number)
+            print(_said(stopped, code), file=sys.stderr, flush=True)
+            os._exit(stopped.code if code is None else code)
+
+    threading.Thread(target=listen, daemon=True).start()

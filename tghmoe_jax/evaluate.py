@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax.bases.base import describe, load_config
 from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
-from tghmoe_jax.errors import CommandParser, UserError, command
+from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, router_tests, score_files
 from tghmoe_jax.reader.examination import examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
@@ -28,7 +28,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.reader.slice_protocol import load_slice_reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
-from tghmoe_jax.training import compile_cache, hosts, run_folder
+from tghmoe_jax.training import compile_cache, hosts, owner, run_folder
 from tghmoe_jax.training.loading import load_run
 
 MOST_SLICES = 1024  # of a volume of a raw data set that a 2D base is asked about
@@ -109,17 +109,14 @@ def run_again(source: str, items: int | None, to: str | None, base: str = "") ->
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
     name = f"{Path(base).resolve().name}-slices" if base else folder.resolve().name
     target = epath.Path(to or f"runs/evaluate-{name}")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--to {target} cannot be created ({error.strerror or error}); name another folder.") from error
     config.init_from = source
     config.data.update({"name": "", "root": "", "manifest": "", "text_length": 0})  # the run's own, as it has them
     config.mesh.update({"data": -1, "fsdp": 1, "expert": 1})
     if items:
         config.eval.update({"items": items, "transfer": 0, "adversarial": 0})
     config.eval.batch = min(config.eval.batch, config.eval["items"])  # a batch of few items is not padded to a full one
-    return ask_base(base, folder, config, target) if base else run(config, target)
+    with owner.Hold(target, "--to"):
+        return ask_base(base, folder, config, target) if base else run(config, target)
 
 
 def ask_base(base: str, folder: epath.PathLike, config: ConfigDict, target: epath.Path) -> dict[str, Any]:
@@ -159,4 +156,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -4,18 +4,22 @@
 
 --workdir defaults to runs/<config stem>[-<preset>]. Several processes find each other by the environment of TPU VMs,
 GKE and Slurm, or by --coordinator, --process and --processes (docs/hosts.md). Exit codes, the same for every process:
-0 done; 2 something the user can fix (one sentence on stderr; --debug adds the traceback); 75 stopped by SIGTERM with
-its state saved; the same command resumes it.
+0 done; 2 something the user can fix (one sentence on stderr; --debug adds the traceback); 65 the training diverged
+(train.bad_steps); 75 stopped by SIGTERM or Ctrl-C with its state saved, or before the first step; the same command
+resumes it. A second signal ends it at once.
 """
 
 import os
+import signal
 import sys
 import traceback
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C shows no traceback
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import PREEMPTED, Stopped, UserError, of_disk, run_command
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
@@ -35,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         own = "".join(f"\n  --{name}: {text}" for name, text in _PLACE.items())
         print(__doc__, define_flags(argv).get_help() + own, sep="\n")
         return 0
+    workdir = "the run's folder"
     try:
         argv, place = _place(argv)
         keep_freed_memory()
@@ -47,8 +52,14 @@ def main(argv: list[str] | None = None) -> int:
         return train.run(config, workdir)
     except UserError as error:
         trace = traceback.format_exc() if "--debug" in argv else ""
-        return hosts.fail(f"error: {error}", 2, trace)
+        return hosts.fail(f"error: {error}", error.code, trace)
+    except Stopped as stopped:
+        if not hosts.several():
+            raise
+        return hosts.fail(f"error: {stopped}", PREEMPTED)
     except Exception as error:
+        if sentence := of_disk(error, f"a file in {workdir}"):
+            return hosts.fail(f"error: {sentence}", 2, traceback.format_exc() if "--debug" in argv else "")
         if not hosts.several():
             raise
         return hosts.unexpected(error)
@@ -64,4 +75,4 @@ def _place(argv: list[str]) -> tuple[list[str], hosts.Place]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, PREEMPTED))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would drown the answer
 
-from tghmoe_jax.errors import CommandParser, UserError, command
+from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.reader.opening import load, load_picture_reader
 from tghmoe_jax.training import compile_cache
@@ -112,4 +112,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

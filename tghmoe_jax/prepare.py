@@ -10,19 +10,18 @@ stderr; --debug adds the traceback), 130 stopped by Ctrl-C.
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers are processes
 
 from tghmoe_jax.datasets import manifest, preparing
-from tghmoe_jax.errors import CommandParser, UserError
+from tghmoe_jax.errors import CommandParser, Stopped, UserError, command, run_command
 from tghmoe_jax.training.command_line import parse
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
     parser = CommandParser(prog="python -m tghmoe_jax.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", help="experiment file, e.g. configs/data_m3d.py; --config.KEY=VALUE sets a key")
     parser.add_argument("--to", help="folder of the prepared set; default runs/data/<name>-<slices>x<size>")
@@ -30,35 +29,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", help="a manifest to check instead")
     parser.add_argument("--root", help="with --check: the folder its volumes lie in; default that of the manifest")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args, rest = parser.parse_known_args(argv)
+    if args.check:
+        return check(args.check, args.root)
+    if not args.config:
+        raise UserError("--config is missing; name a data set, for example --config configs/data_m3d.py.")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} is too small; give 1 or more.")
+    config, _ = parse(["prepare", f"--config={args.config}", *rest])
+    data = config.data
+    for key in ("slices", "size"):
+        if data[key] < 1:
+            raise UserError(f"--config.data.{key}={data[key]} is too small; give 1 or more.")
+    if "://" in (args.to or ""):
+        raise UserError(f"--to {args.to} is not on a disk; prepare the set on one and copy it there.")
+    if "," in (args.to or ""):
+        raise UserError(f"--to {args.to} holds a comma, which separates the folders of data.root; name another folder.")
+    folder = Path(args.to or f"runs/data/{data.name}-{data.slices}x{data.size}")
     try:
-        args, rest = parser.parse_known_args(argv)
-        if args.check:
-            return check(args.check, args.root)
-        if not args.config:
-            raise UserError("--config is missing; name a data set, for example --config configs/data_m3d.py.")
-        if args.workers < 1:
-            raise UserError(f"--workers {args.workers} is too small; give 1 or more.")
-        config, _ = parse(["prepare", f"--config={args.config}", *rest])
-        data = config.data
-        for key in ("slices", "size"):
-            if data[key] < 1:
-                raise UserError(f"--config.data.{key}={data[key]} is too small; give 1 or more.")
-        if "://" in (args.to or ""):
-            raise UserError(f"--to {args.to} is not on a disk; prepare the set on one and copy it there.")
-        if "," in (args.to or ""):
-            raise UserError(
-                f"--to {args.to} holds a comma, which separates the folders of data.root; name another folder."
-            )
-        folder = Path(args.to or f"runs/data/{data.name}-{data.slices}x{data.size}")
         card = preparing.prepare(data, folder, args.workers, lambda text: print(text, flush=True))
-    except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: what is prepared stays, and the same command goes on with the rest.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Stopped) as stopped:
+        print("stopped: what is prepared stays, and the same command resumes it.", file=sys.stderr)
+        return getattr(stopped, "code", 130)
     print(
         f"{folder}: {sum(card['volumes'].values())} volumes ({card.get('with_warnings', 0)} with warnings), "
         f"{card['rejected']} rejected, {sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv, "
@@ -75,4 +67,4 @@ def check(file: str, root: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -2,7 +2,8 @@
 
 import sys
 
+from tghmoe_jax.errors import run_command
 from tghmoe_jax.tools.selfcheck import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,7 +1,7 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
-Invariant of the loop: evaluate, checkpoint, next batch, step. The saved iterator therefore matches the saved step, and
-a killed run resumes with exactly the losses of an unbroken one.
+Invariant of the loop: checkpoint, evaluate, next batch, step. The saved iterator therefore matches the saved step, and
+a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is done again.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate
 from tghmoe_jax.bases.base import EMBEDDED, flattened, load_base, tokenizer_of
 from tghmoe_jax.datasets.sources import DRAWN, make_source
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.reader.examination import test_sources
 from tghmoe_jax.reader.reader import Reader
@@ -27,7 +27,7 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import flops
-from tghmoe_jax.training import checkpoints, hosts, loading, reporting, run_folder
+from tghmoe_jax.training import checkpoints, guard, hosts, loading, owner, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
@@ -36,22 +36,29 @@ from tghmoe_jax.weights import adapt
 def run(config: ConfigDict, workdir: str) -> int:
     """Trains (or, with mode=evaluate, only evaluates) what `config` says and leaves its files in `workdir`.
 
-    Returns 0, or `hosts.PREEMPTED` where SIGTERM ended the run early with its state saved. UserError for anything the
+    Returns 0, or `PREEMPTED` where a signal ended the run early with its state saved. UserError for anything the
     user can fix, before anything is written.
     """
     run_folder.check_config(config)
-    if config.mode == "evaluate":
-        check_hosts(config, workdir)
+    if config.mode not in ("train", "evaluate"):
+        raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
+    if config.mode == "train":
+        run_folder.check_workdir(config, workdir)
+    check_hosts(config, workdir)
+    with contextlib.ExitStack() as closing:
+        hold = closing.enter_context(owner.Hold(workdir, "--workdir")) if hosts.first() else None
+        if config.mode == "train":
+            return train(config, workdir, hold)
         hosts.stop_at_once()
         evaluate.run(config, workdir)
-        return 0
-    if config.mode != "train":
-        raise UserError(f"--config.mode={config.mode} is unknown; use train or evaluate.")
-    run_folder.check_workdir(config, workdir)
-    check_hosts(config, workdir)
+    return 0
 
+
+def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
+    """`run` of mode=train in a folder that `hold` keeps for this process (None in all but the first)."""
     # ---- data and sizes -------------------------------------------------------------------------------------------
-    origin = load_origin(config)
+    resumes = hosts.as_first_sees(bool(checkpoints.steps(checkpoints.folder_of(workdir))))
+    origin = recorded_origin(workdir) if resumes else load_origin(config)
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
@@ -71,9 +78,13 @@ def run(config: ConfigDict, workdir: str) -> int:
 
     # ---- shapes, shardings, state ---------------------------------------------------------------------------------
     program = build(config, model, spec, mesh)
-    loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
-    state = initial_state(program, loaded, fresh)
-    del loaded
+    if resumes:  # shapes and shardings are enough: no base is read, and no second state is made
+        state, fresh, report = program.state_shapes(), set(), "parameters: of the checkpoint (params.txt: their origin)"
+    else:
+        loaded, fresh, report = assemble(origin, program.shapes, config.model.inflation)
+        state = initial_state(program, loaded, fresh)
+        del loaded
+        guard.refuse_not_finite(state.params, config.init_from or config.base)
 
     # ---- what will run --------------------------------------------------------------------------------------------
     workdir = epath.Path(workdir)
@@ -83,8 +94,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     if hosts.first():
         print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-    if store.latest() is not None:
+    if resumes:
         state = store.restore(state, batches)
+        guard.refuse_not_finite(state.params, str(workdir))
         if hosts.first():
             print(f"continued from step {int(state.step)}", flush=True)
             before = run_folder.record_steps(workdir, int(state.step), config.train.steps)
@@ -114,6 +126,16 @@ def run(config: ConfigDict, workdir: str) -> int:
     )  # fmt: skip
 
     bad = pipeline.BadItems(config.max_bad_fraction, log.say)
+    made = pipeline.TrainBatches(source, tokenizer, spec, config.train.seed, range(spec.columns))
+
+    def items(step: int) -> list[dict[str, str]]:
+        name = source.key if isinstance(source, ItemSource) else f"{config.data.name} {{}}".format
+        asked = made.used(step - 1, {}, [])
+        return [{"volume": name(index), "task": q.task, "question": q.prompt} for index, q in asked]
+
+    watch = guard.Guard(
+        workdir, config.train.bad_steps, list(state.trained), items, log.say, int(state.step), hosts.first()
+    )
 
     def evaluate_now() -> None:
         reader = Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
@@ -121,7 +143,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         log.scalars(step, metrics)
 
     first = step = int(state.step)
-    # A run that SIGTERM stopped at a step whose evaluation was due runs it now.
+    # A run that was stopped or killed at a step whose evaluation was due runs it now.
     owed = hosts.as_first_sees(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
     with contextlib.ExitStack() as closing:
         closing.callback(store.close)
@@ -130,22 +152,29 @@ def run(config: ConfigDict, workdir: str) -> int:
         while True:
             stopped = stop.at(step)
             finished = step >= config.train.steps
-            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
-            if config.eval.every and due and (step > first or owed) and not stopped:
-                evaluate_now()
             if stopped or finished or (step > first and step % config.checkpoint.every == 0):
                 log.flush()
-                store.save(state, batches)
+                if hold:
+                    hold.check()
+                store.save(state, batches, healthy=not watch.in_a_row)
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            if config.eval.every and due and (step > first or owed) and not stopped:
+                with stop.breaking():
+                    evaluate_now()
+                if stop.asked and not hosts.several():
+                    continue  # saves, where that was not due, and ends
             if stopped or finished:
                 break
             batch = next(batches)
             bad.note(batch.pop("skipped", ()), batch["task"].size)
             state, scalars = step_fn(state, arrays.from_local(batch, sharding, 1, spec.columns, columns))
             step += 1
-            log.record(step, arrays.to_host(scalars))
+            scalars = arrays.to_host(scalars)
+            log.record(step, {key: value for key, value in scalars.items() if key != "bad_leaves"})
+            watch.note(step, scalars)
         if stopped:
-            log.say(f"stopped by SIGTERM after step {step}, which is saved; the same command resumes the run.")
-    return hosts.PREEMPTED if stopped else 0
+            log.say(f"stopped by {stop.name} after step {step}, which is saved; the same command resumes the run.")
+    return PREEMPTED if stopped else 0
 
 
 # ---- pieces ---------------------------------------------------------------------
@@ -200,6 +229,11 @@ def load_origin(config: ConfigDict) -> Origin:
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
         )
     return Origin({}, flattened(config.base_config.to_dict()), EMBEDDED, (".+",))
+
+
+def recorded_origin(workdir: epath.PathLike) -> Origin:
+    """Of a run that goes on: the sizes and the tokeniser that it recorded, and no parameters."""
+    return Origin({}, run_folder.read_base_config(workdir), run_folder.model_folder(workdir), ())
 
 
 def base_of(config: ConfigDict) -> str:

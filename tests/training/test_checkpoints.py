@@ -1,6 +1,9 @@
 """Checkpoints: everything of a run in one atomic unit, the parameters readable alone, damage named in one sentence."""
 
+import json
+import logging
 import shutil
+import sys
 from pathlib import Path
 
 import grain
@@ -12,7 +15,7 @@ import optax
 import pytest
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training import checkpoints, digests
 from tghmoe_jax.training.step import TrainState
 
 # A restore that fails leaves threads of orbax behind, which find its event loop closed.
@@ -55,7 +58,6 @@ def written(tmp_path_factory) -> Path:
     """Checkpoints of steps 2 and 4, of which the second has other values."""
     folder = tmp_path_factory.mktemp("run")
     store = checkpoints.Checkpoints(folder, keep=2)
-    assert store.latest() is None
     for step in (1, 2, 4):
         store.save(state(step, seed=step), numbers(step))
     store.close()
@@ -117,7 +119,6 @@ def test_a_checkpoint_that_was_being_written_is_not_seen(run):
     half = shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "6.orbax-checkpoint-tmp")
     shutil.rmtree(half / "params")
     store = checkpoints.Checkpoints(run, keep=2)
-    assert store.latest() == 4
     assert int(store.restore(state(0), numbers()).step) == 4
     store.close()
     assert checkpoints.load_params(run)[1] == 4
@@ -145,17 +146,156 @@ def cut(folder: Path) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [empty, cut, shutil.rmtree])
-def test_damage_is_one_sentence_with_a_fix(run, damage):
-    damage(run / "checkpoints" / "4" / "params")
-    with pytest.raises(UserError, match="cannot be read; copy it again, or name another") as error:
+def flip(folder: Path) -> None:
+    """One bit of the largest file."""
+    file = max((one for one in folder.rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def foreign(folder: Path) -> None:
+    (folder / "d" / "0" / "more").mkdir(parents=True)
+    (folder / "d" / "0" / "more" / "file").write_text("")
+
+
+def undigested(checkpoint: Path) -> None:
+    """As an earlier version wrote it."""
+    (checkpoint / digests.FILE).unlink()
+    file = checkpoint / "_CHECKPOINT_METADATA"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"custom_metadata": {}}))
+
+
+def resumed(run: Path) -> tuple[TrainState, list[str]]:
+    """The state that a run goes on from, and what it says."""
+    said, store = [], checkpoints.Checkpoints(run, keep=2)
+    try:
+        return store.restore(state(0), numbers(), said.append), said
+    finally:
+        store.close()
+
+
+OLD = [(damage, True) for damage in (empty, cut, shutil.rmtree)]  # without digests a flip may go unnoticed
+
+
+@pytest.mark.parametrize(
+    ("damage", "old"), [*((damage, False) for damage in (empty, cut, flip, foreign, shutil.rmtree)), *OLD]
+)
+def test_damage_is_named_set_aside_and_the_run_goes_on_from_the_checkpoint_before(run, damage, old):
+    newest = run / "checkpoints" / "4"
+    if old:
+        undigested(newest)
+    damage(newest / "params")
+    with pytest.raises(UserError, match=r"damaged \(|cannot be read; copy it again, or name another") as error:
         checkpoints.load_params(run)
     assert str(run) in str(error.value)
+    before = {path.name: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
+    restored, said = resumed(run)
+    assert bits(restored) == bits(state(2, seed=2))
+    assert len(said) == 1 and said[0].startswith("the checkpoint of step 4 is damaged (")
+    (aside,) = (run / "damaged").iterdir()
+    assert {path.name: path.read_bytes() for path in aside.rglob("*") if path.is_file()} == before
+    assert resumed(run)[1] == []
     store = checkpoints.Checkpoints(run, keep=2)
-    with pytest.raises(UserError, match=r"checkpoints/4 cannot be read; delete that folder to resume from") as error:
-        store.restore(state(0), numbers())
+    store.save(state(4, seed=7), numbers(4))  # its step is free again
     store.close()
-    shutil.rmtree(run / "checkpoints" / "4")  # the remedy it names
+    assert bits(resumed(run)[0]) == bits(state(4, seed=7))
+
+
+@pytest.mark.parametrize(
+    "item", ["params", "opt", "data", "_CHECKPOINT_METADATA", "commit_success.txt", "digests.json"]
+)
+def test_every_file_of_a_checkpoint_belongs_to_it(run, item):
+    path = run / "checkpoints" / "4" / item
+    (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    restored, said = resumed(run)
+    assert int(restored.step) == 2 and len(said) == 1 and item in said[0] and "missing" in said[0]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_moved(run):
+    for step in ("2", "4"):
+        cut(run / "checkpoints" / step / "opt")
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole \(4: opt/.* has changed.*; copy the run"):
+        resumed(run)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_checkpoint_without_digests_is_read_with_one_line(run, capsys):
+    for step in ("2", "4"):
+        undigested(run / "checkpoints" / step)
+    assert bits(resumed(run)[0]) == bits(state(4, seed=4)) and checkpoints.load_params(run)[1] == 4
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 2 and err.count("4 has no digests (an earlier version wrote it)") == 2
+
+
+def test_a_process_that_ends_before_the_digests_loses_nothing(run):
+    (run / "checkpoints" / "4" / digests.FILE).unlink()
+    shutil.rmtree(run / "checkpoints" / "2")
+    restored, said = resumed(run)
+    assert bits(restored) == bits(state(4, seed=4))
+    assert said == ["the checkpoint of step 4 is taken without digests: the process that wrote it ended before them"]
+
+
+def test_parameters_that_are_not_finite_are_refused_to_all_that_read_them(tmp_path):
+    bad = state(1)
+    bad = bad._replace(frozen=bad.frozen | {"vision/cls": jnp.array([1, jnp.inf, 2, 3, 4], jnp.float32)})
+    store = checkpoints.Checkpoints(tmp_path, keep=1)
+    store.save(bad, numbers(1))
+    store.close()
+    with pytest.raises(UserError, match="NaN or infinite parameters .first vision/cls; its training diverged"):
+        checkpoints.load_params(tmp_path)
+
+
+def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
+    store = checkpoints.Checkpoints(run, keep=1)
+    names = lambda: {path.name for path in (run / "checkpoints").iterdir()}  # noqa: E731
+    store.save(state(6), numbers(6), healthy=False)
+    assert names() == {"2", "4", "6"}
+    store.save(state(8), numbers(8))
+    store.close()
+    assert names() == {"8"}
+
+
+TENSORSTORE = "RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 7: No space left on device [os_error_code='28']"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError(TENSORSTORE)])
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, monkeypatch):
+    for hook in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, hook, getattr(sys, hook))  # put back after the test
     store = checkpoints.Checkpoints(run, keep=2)
-    assert int(store.restore(state(0), numbers()).step) == 2
+    store.save(state(60), numbers(6))
+
+    def full(folder):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "_write_digests", full)
+    with pytest.raises(
+        UserError, match=r"step 6 cannot .* \(No space left on device\); that of step 60 is whole; make"
+    ):
+        store.save(state(6), numbers(6))
+    store.close()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "60"]
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_another_fault_of_saving_is_not_hidden(run, monkeypatch):
+    hook, store = sys.excepthook, checkpoints.Checkpoints(run, keep=2)
+
+    def broken(folder):
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(checkpoints, "_write_digests", broken)
+    with pytest.raises(ValueError, match="a mistake"):
+        store.save(state(6), numbers(6))
+    store.close()
+    assert sys.excepthook is hook
+
+
+def test_shapes_and_shardings_are_enough_to_restore(run):
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+    store = checkpoints.Checkpoints(run, keep=2)
+    assert bits(store.restore(like, numbers())) == bits(state(4, seed=4))
     store.close()

@@ -3,13 +3,19 @@
 The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +35,7 @@ WORDINGS = {"seen": SEEN, "unseen": UNSEEN, "second": phantom2.WORDING, **ADVERS
 SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
 COARSEST = (8, 24)  # slices and pixels: on a coarser grid no place is found for lesions that span four pixels
+INLINE = 200  # up to this many volumes are drawn without starting processes
 
 
 class PhantomSource:
@@ -51,6 +58,7 @@ class PhantomSource:
         channels: str = "windows3",
         wording: str = "seen",
         style: str = "first",
+        processes: int = 2,
     ):
         for name, value, known in (("split", split, SPLITS), ("wording", wording, WORDINGS), ("style", style, STYLES)):
             if value not in known:
@@ -65,7 +73,7 @@ class PhantomSource:
         self.wording = WORDINGS[wording]
         window_names(channels)  # refused here, not at the first volume
         self.channels = channels
-        folder = prepare(Path(root), split, count, seed, tuple(grid), style)
+        folder = prepare(Path(root), split, count, seed, tuple(grid), style, processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "truth.jsonl", encoding="utf-8") as lines:
             self.truths = [Truth.from_json(json.loads(line)) for line in lines]
@@ -128,7 +136,9 @@ def seeds_of(split: str, count: int, seed: int) -> range:
     return range(first, first + count)
 
 
-def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], style: str) -> Path:
+def prepare(
+    root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], style: str, processes: int
+) -> Path:
     """Draws the split unless its cache exists, and returns the cache folder.
 
     The folder is filled under a temporary name and renamed, so that a reader never sees half a cache and two processes
@@ -141,21 +151,22 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    size = count * math.prod(grid) * np.dtype(np.int16).itemsize
-    if shutil.disk_usage(root).free < size:
-        raise UserError(
-            f"The phantom cache needs {size / 2**30:.1f} GiB and {root} has less free: "
-            "make room there, or ask for a smaller count."
-        )
-    building = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root))
+    seeds = seeds_of(split, count, seed)
+    building, lock = _begin(root)
     try:
-        header = {"descr": "<i2", "fortran_order": False, "shape": (count, *grid)}
-        with open(building / "volumes.npy", "wb") as volumes, open(building / "truth.jsonl", "w") as lines:
-            np.lib.format.write_array_header_1_0(volumes, header)
-            for volume_seed in seeds_of(split, count, seed):
-                drawn = STYLES[style](volume_seed, grid)
-                volumes.write(drawn.hu.astype("<i2").tobytes())
-                lines.write(json.dumps(dataclasses.asdict(drawn.truth)) + "\n")
+        _reserve(building / "volumes.npy", (count, *grid))
+        workers = max(1, processes) if count > INLINE else 1
+        cuts = [count * i // workers for i in range(workers + 1)]
+        parts = [(seeds[a], a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        if workers == 1:
+            _fill(building, style, *parts[0])
+        else:
+            _fill_apart(building, style, parts)
+        with open(building / "truth.jsonl", "wb") as joined:
+            for _, start, _ in parts:
+                part = building / f"truth-{start}.jsonl"
+                joined.write(part.read_bytes())
+                part.unlink()
         os.chmod(building, 0o755)
         try:
             os.replace(building, folder)
@@ -164,4 +175,90 @@ def prepare(root: Path, split: str, count: int, seed: int, grid: tuple[int, int,
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
     return folder
+
+
+def _begin(root: Path) -> tuple[Path, int]:
+    """A hidden folder and the lock that is held on it; those of this host's processes that were killed are removed."""
+    name = f".phantom-{socket.gethostname()}-"
+    with contextlib.ExitStack() as closing:
+        whole = os.open(root, os.O_RDONLY)
+        closing.callback(os.close, whole)
+        with contextlib.suppress(OSError):  # a disk without locks: nothing is removed
+            fcntl.flock(whole, fcntl.LOCK_EX)
+            for left in root.glob(f"{name}*"):
+                handle = os.open(left, os.O_RDONLY)
+                closing.callback(os.close, handle)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+        building = Path(tempfile.mkdtemp(prefix=name, dir=root))
+        lock = os.open(building, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    return building, lock
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> None:
+    """Creates an int16 array file whose disk space is taken now: a disk that fills up later would kill the writer."""
+    np.lib.format.open_memmap(file, "w+", np.int16, shape).flush()
+    size = file.stat().st_size
+    if shutil.disk_usage(file.parent).free < size:
+        raise UserError(
+            f"The phantom cache needs {size / 2**30:.1f} GiB and {file.parent.parent} has less free: "
+            "make room there, or ask for a smaller count."
+        )
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size)
+
+
+def _fill(folder: Path, style: str, first_seed: int, start: int, count: int) -> None:
+    """Draws `count` volumes into rows `start`... of volumes.npy and their truth into truth-<start>.jsonl."""
+    volumes = np.load(folder / "volumes.npy", mmap_mode="r+", allow_pickle=False)
+    with open(folder / f"truth-{start}.jsonl", "w", encoding="utf-8") as lines:
+        for i in range(count):
+            drawn = STYLES[style](first_seed + i, volumes.shape[1:])
+            volumes[start + i] = drawn.hu
+            lines.write(json.dumps(dataclasses.asdict(drawn.truth)) + "\n")
+    volumes.flush()
+
+
+def _fill_apart(folder: Path, style: str, parts: list[tuple[int, int, int]]) -> None:
+    """Runs `_fill` once per part in fresh interpreters: a fork after JAX has started threads can hang, and a spawned
+    pool would run the caller's main module again."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    running = []
+    try:
+        for part in parts:
+            command = [sys.executable, "-m", "tghmoe_jax.drawn.phantom_source", str(folder), style, *map(str, part)]
+            running.append(
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
+            )
+        for process in running:
+            errors = process.stderr.read()
+            process.wait()
+            if process.returncode:
+                raise RuntimeError(f"drawing phantoms failed: {errors.decode(errors='replace')[-2000:]}")
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: nothing is ever written to its standard input."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent takes care
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _fill(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -49,8 +49,7 @@ class TaskRouter(nn.Module):
         return nn.gelu(self.proj(self.ln(mean)), approximate=False)
 
     def task_logits(self, t: jax.Array, coarse: jax.Array) -> jax.Array:
-        """z float32 (B, tasks). `coarse` (B, X): the coarse view of `MLLM.coarse_view`; read where task_input says so.
-        """
+        """z float32 (B, tasks). `coarse` (B, X): of `MLLM.coarse_view`, read where task_input says so."""
         parts = [t] if "text" in self.cfg.task_input or "image" not in self.cfg.task_input else []
         if "image" in self.cfg.task_input:
             image = self.image_proj(self.image_ln(jax.lax.stop_gradient(coarse).astype(jnp.float32)))

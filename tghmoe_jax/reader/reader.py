@@ -211,9 +211,7 @@ class Reader:
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
 
-    def _encode_picture(
-        self, source: PictureViews | Source, requests: list[Request]
-    ) -> tuple[jax.Array, jax.Array]:
+    def _encode_picture(self, source: PictureViews | Source, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
         """Visual tokens of the views of a picture or a volume and their mask, in a row for each request about it."""
         slices, crops = [source.slices(r.volume) for r in requests], None
         if isinstance(source, PictureViews):

@@ -108,10 +108,7 @@ class TrainBatches(grain.transforms.Map):
 
     def map(self, step: int) -> dict[str, np.ndarray]:
         step, volumes, skipped = int(step), {}, []
-        if isinstance(self.source, ItemSource):
-            asked = [self._usable(step, slot, volumes, skipped) for slot in self._slots()]
-        else:
-            asked = self.rows(step)
+        asked = self.used(step, volumes, skipped)
         rows = [(index, q.prompt, q.target, q.task) for index, q in asked]
         flat = collate(self.source, rows, self.tokenizer, self.spec.text_length, self.spec.tasks, volumes)
         if self.augment != Augment():
@@ -124,6 +121,12 @@ class TrainBatches(grain.transforms.Map):
         micro = self.spec.microbatches
         batch = {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
         return batch | ({"skipped": skipped} if isinstance(self.source, ItemSource) else {})
+
+    def used(self, step: int, volumes: dict, skipped: list) -> list[tuple[int, Question]]:
+        """`rows` with what cannot be used replaced: `volumes` and `skipped` take what was read and left out for it."""
+        if not isinstance(self.source, ItemSource):
+            return self.rows(step)
+        return [self._usable(step, slot, volumes, skipped) for slot in self._slots()]
 
     def rows(self, step: int) -> list[tuple[int, Question]]:
         """(volume, question) of this process's samples of a step, microbatch by microbatch."""

@@ -1,9 +1,11 @@
 """A run without its training state: one safetensors file under canonical names in place of the checkpoints.
 
     config.json  manifest.json  model.safetensors  README.md  model/{config.json, tokenizer.json, tokenizer_config.json}
+    digests.json
 
 The rest of the folder is that of a run (run_folder.py), so whatever reads a run reads this too. The manifest adds the
-step, the scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read.
+step, the scores of the run's last evaluation and the digest of the parameters, which is checked whenever they are read,
+as are those of the files.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from etils import epath
 
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import model_card, run_folder
+from tghmoe_jax.training import digests, model_card, run_folder
 from tghmoe_jax.weights import storage
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
@@ -53,12 +55,16 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     scores = scores or manifest.get("scores", {})  # of a run that was exported before
     name = manifest.get("name") or run.resolve().name
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
+    manifest["files"] = f"{digests.FILE} (sha256)"  # it belongs to this folder
     card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     run_folder.write_model(folder, run_folder.read_base_config(run), run_folder.model_folder(run))
     storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     storage.write_text(folder / "README.md", card)
-    storage.write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")  # last: it makes the folder a run
+    text = json.dumps(config, indent=1) + "\n"
+    found = digests.of_files(folder, digests.files(folder))
+    digests.write(folder, found | {"config.json": hashlib.sha256(text.encode()).hexdigest()})
+    storage.write_text(folder / "config.json", text)  # last: it makes the folder a run
     return files
 
 
@@ -75,6 +81,10 @@ def is_exported(run: epath.Path) -> bool:
 
 def read(folder: epath.Path) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters in the dtype they are stored in, and their step. UserError where they were altered."""
+    digests.tell_absence(folder)
+    expected = digests.read(folder)
+    if expected and digests.of_file(storage.local_folder(folder) / storage.SINGLE) != expected.get(storage.SINGLE):
+        raise UserError(f"{folder / storage.SINGLE} has changed since it was written; copy the folder again.")
     params = {name: tensor.load() for name, tensor in storage.read_tensors(folder).items()}
     manifest = run_folder.read_manifest(folder)
     if not isinstance(manifest.get("step"), int) or manifest.get("digest") != digest(params):

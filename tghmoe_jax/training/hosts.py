@@ -5,9 +5,11 @@ through jax's coordination service, which starts in process 0 and to which each 
 """
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import signal
@@ -29,11 +31,12 @@ from etils import epath
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import HEARD, Stopped, UserError
 
-PREEMPTED = 75  # exit code: stopped by SIGTERM with its state saved (EX_TEMPFAIL: the same command resumes)
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
+_LONG = 3600  # seconds that one process may read more than another
+_exchanges = itertools.count()
 _LOOK = 10  # seconds that a file may take until other hosts see it
 _GONE = jax.errors.JaxRuntimeError  # of the coordination service: no such key, time is up, or process 0 is gone
 _TOP = 4096  # entries of a folder that its identity looks at
@@ -143,6 +146,16 @@ def as_first_sees(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(value)) if several() else value
 
 
+def exchange(text: str) -> list[str]:
+    """What every process gives, in the order of the processes. All of them must ask, as often as each other."""
+    if not several():
+        return [text]
+    state, number = distributed.global_state, next(_exchanges)
+    state.client.key_value_set(f"exchange/{number}/{state.process_id}", text)
+    each = (f"exchange/{number}/{process}" for process in range(state.num_processes))
+    return [state.client.blocking_key_value_get(key, _LONG * 1000) for key in each]
+
+
 # ---- the start check ------------------------------------------------------------------------------------------------
 
 
@@ -250,34 +263,64 @@ def identity(folder: str | os.PathLike) -> str:
 
 
 def stop_at_once() -> None:
-    """SIGTERM ends this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
+    """Signals end this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
     if several() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Stop:
-    """Whether a SIGTERM asks the run to save and end. Within `with`, the signal ends no process by itself.
+    """Whether SIGTERM or Ctrl-C asks the run to save and end. Within `with`, the first of them ends nothing by itself.
 
     With several processes one signal stops all of them at the same step, which jax agrees on in the background.
     """
 
     def __init__(self):
-        self._asked = False
-        self._before = None
+        self.asked, self.name = False, "SIGTERM"
+        self._breaks = False
+        self._before = {}
 
     def __enter__(self) -> "Stop":
-        # With several processes jax's own handler, in place since the start, must stay.
-        if not several() and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_asked", True))
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if not several():
+            self.asked = HEARD.is_set()  # code that may not be interrupted can have swallowed it
+        # With several processes jax's own handler of SIGTERM, in place since the start, must stay.
+        for number in (signal.SIGINT,) if several() else (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
         return self
 
+    def _note(self, number: int, frame) -> None:
+        HEARD.set()
+        again, self.asked = self.asked, True
+        if not several():
+            self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if again:
+            self._breaks = False  # the second one ends more than the work
+        if again or self._breaks:
+            raise Stopped(number)
+        if several():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def breaking(self):
+        """Within it the first signal interrupts, for work that the resumed run does again (of one process alone)."""
+        self._breaks = not several()
+        try:
+            yield
+        except Stopped:
+            if not self._breaks:
+                raise
+        finally:
+            self._breaks = False
+
     def __exit__(self, *error) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def at(self, step: int) -> bool:
         """True when all processes are to stop at this step; each asks at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if several() else self._asked
+        return multihost_utils.reached_preemption_sync_point(step) if several() else self.asked
 
 
 # ---- ending together ------------------------------------------------------------------------------------------------
@@ -301,7 +344,7 @@ def fail(message: str, code: int, trace: str = "") -> int:
         distributed.global_state.client.key_value_set("failed", json.dumps(failure))
     except _GONE:  # another process was first, too
         trace = ""
-        if code != 2 or not first():  # where all have the same error, process 0 reports its own
+        if code == 1 or not first():  # where all have the same error, process 0 reports its own
             failure = _failure() or failure
     _end(failure, trace)
     return code

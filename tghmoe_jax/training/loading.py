@@ -62,8 +62,6 @@ def load_run(run: str | Path, flag: str) -> LoadedRun:
             f"{run} holds a checkpoint that does not fit its config.json (first {unfit[0]}); "
             "copy the run again, or name another."
         )
-    if not all(np.isfinite(canonical[name].astype(np.float32)).all() for name in wanted):
-        raise UserError(f"{run} holds NaN or infinite parameters (its training diverged); name another run.")
     params = leaf_names.from_canonical(list(shapes), canonical)
     return LoadedRun(
         name=str(run) if str(run) == "embedded" else folder.resolve().name, config=config, model=model,

@@ -36,15 +36,15 @@ def deterministic(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in TIMED}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A JSON value with every bit of `value`: narrow floats widen exactly; JSON has no NaN and infinity: text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if hasattr(value, "shape"):
         value = np.asarray(value)
         value = (value if value.dtype.isbuiltin else value.astype(np.float32)).tolist()  # bfloat16 is no builtin
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -129,7 +129,7 @@ class RunLog:
             raise ValueError(f"step {step} is recorded after step {self._step}")
         if {"step", *TIMED} & set(values):
             raise ValueError(f"the names step, {', '.join(TIMED)} belong to the log itself")
-        values = _plain(values)
+        values = plain(values)
         now = self._clock()
         duration, self._last, self._step = now - self._last, now, step
         if self._printed is not None:  # the first step compiles, so its duration predicts nothing

@@ -4,6 +4,7 @@ config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from ml_collections import ConfigDict
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
+from tghmoe_jax.training import digests
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
-_MAY_CHANGE = ("train.steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
+_MAY_CHANGE = ("train.steps", "train.bad_steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -36,17 +38,26 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 _AT_LEAST = {
-    "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0, "checkpoint.every": 1,
-    "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1, "eval.new_tokens": 1,
-    "eval.answer_tokens": 1, "eval.seed": 0, "eval.transfer": 0, "eval.adversarial": 0, "data.volumes": 1,
-    "data.slices": 1, "data.size": 1, "data.text_length": 1, "data.workers": 0, "model.patch_depth": 1,
-    "model.depth_pool": 1, "model.spatial_pool": 1, "model.tgh.experts": 1, "model.tgh.hidden": 1,
+    "train.steps": 1, "train.bad_steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0,
+    "checkpoint.every": 1, "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1,
+    "eval.new_tokens": 1, "eval.answer_tokens": 1, "eval.seed": 0, "eval.transfer": 0, "eval.adversarial": 0,
+    "data.volumes": 1, "data.slices": 1, "data.size": 1, "data.text_length": 1, "data.workers": 0,
+    "model.patch_depth": 1, "model.depth_pool": 1, "model.spatial_pool": 1, "model.tgh.experts": 1,
+    "model.tgh.hidden": 1,
 }  # fmt: skip
+
+_ABOVE_ZERO = (
+    "optimizer.eps", "optimizer.clip", "model.tgh.capacity_factor", "model.lora.alpha", "model.depth_rope.base",
+    "model.depth_rope.reference_mm",
+)  # fmt: skip
+_BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 
 
 def check_config(config: ConfigDict) -> None:
     """UserError for an invalid number, before anything is read or drawn."""
     flat = flatten(config)
+    for key, value in flat.items():
+        _check_number(key, value)
     for key, least in _AT_LEAST.items():
         if key == "data.slices" and flat["data.name"] == "scenes":
             least = 0  # text alone
@@ -77,6 +88,19 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
+def _check_number(key: str, value: Any) -> None:
+    """UserError for a rate, weight or factor, or one in a list, that is not finite, is negative, or has no effect."""
+    for one in value if isinstance(value, list) else ():
+        _check_number(key, one)
+    real = isinstance(value, float) or (isinstance(value, int) and key.startswith(("loss.", "optimizer.")))
+    if real and not 0 <= value < math.inf:
+        raise UserError(f"--config.{key} holds {value}; give a finite number of at least 0.")
+    if real and not value and key in _ABOVE_ZERO:
+        raise UserError(f"--config.{key}={value} must be above 0.")
+    if real and value >= 1 and key in _BELOW_ONE:
+        raise UserError(f"--config.{key}={value} must be below 1.")
+
+
 def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """UserError where `workdir` holds a run of another config; keys in _MAY_CHANGE do not count."""
     folder = place(workdir, "--workdir")
@@ -85,6 +109,10 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     if (folder / "model.safetensors").is_file():
         raise UserError(f"--workdir {workdir} holds an exported model; name another folder.")
     if not (folder / "config.json").is_file():
+        if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+            raise UserError(
+                f"--workdir {workdir} holds checkpoints but no config.json; copy that back, or name another folder."
+            )
         return
     differ = differing(flatten(read_config(workdir)), flatten(config), _MAY_CHANGE)
     if differ:
@@ -149,7 +177,21 @@ def find(run: str, flag: str) -> epath.Path:
     if not (folder / "config.json").is_file() or not parameters:
         hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
         raise UserError(f"{flag}={run} is not a finished run; run {hint} first, or name another run.")
+    if not (folder / "checkpoints").is_dir() and (wrong := damage_of_export(folder)):
+        raise UserError(f"{flag}={run} is damaged ({digests.told(wrong)}); copy it again, or name another.")
     return folder
+
+
+def damage_of_export(folder: epath.Path) -> list[str]:
+    """What is wrong with the files that describe an exported model; its parameters are looked at when they are read."""
+    if lacks_digests(folder):
+        return [f"{digests.FILE} is missing"]
+    return digests.problems(folder, lambda name: not name.endswith(".safetensors"))
+
+
+def lacks_digests(folder: epath.Path) -> bool:
+    """Whether the digests of an exported model have gone; earlier versions wrote none."""
+    return not (folder / digests.FILE).exists() and "files" in read_manifest(folder)
 
 
 def record_steps(run: epath.PathLike, step: int, steps: int) -> int:

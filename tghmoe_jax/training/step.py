@@ -44,13 +44,20 @@ def depth_scale(model: MLLM, step: jax.Array) -> jax.Array | None:
     return r.scale_init + (r.scale - r.scale_init) * share
 
 
+def _finite(leaf: jax.Array) -> jax.Array:
+    """bool (): by the sum of squares, which the norm of the gradients needs too."""
+    return jnp.isfinite(jnp.sum(jnp.square(leaf)))
+
+
 def make_step(
     model: MLLM, weights: losses.LossWeights, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch [A, R, ...]) -> (state, scalars). Pure; jit it with donated state.
 
     In training every sample is routed to its true task's group (teacher forcing, model-spec 4.6); a group that no
-    sample of the step belongs to keeps its values and moments.
+    sample of the step belongs to keeps its values and moments. A step whose loss, gradient or update is not finite
+    changes nothing but the number of the step. Among the scalars, `bad` is 1 for such a step, and `bad_leaves` bool
+    (trained leaves in the order of their paths) says whose gradient is not finite, or else whose update.
     """
     prefix, groups = model.cfg.prefix_length, model.cfg.tgh.groups
 
@@ -81,7 +88,17 @@ def make_step(
         if groups > 1 and model.cfg.tgh.task_input != "none":
             present = jnp.zeros((groups,), bool).at[batch["task"].reshape(-1)].set(True)
             trained, opt = optimizer.keep_absent_groups((trained, opt), (state.trained, state.opt), present)
-        scalars = {"loss": value, "grad_norm": optax.tree.norm(grads), **losses.summarise(parts, model.cfg.tasks)}
+        norm = optax.tree.norm(grads)
+        bad_grads, bad_updates = (
+            jnp.stack([~_finite(tree[path]) for path in sorted(tree)]) for tree in (grads, updates)
+        )
+        bad_leaves = jnp.where(jnp.any(bad_grads), bad_grads, bad_updates)  # clipping spreads a NaN to all updates
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & ~jnp.any(bad_leaves)
+        trained, opt = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (trained, opt), (state.trained, state.opt)
+        )
+        scalars = {"loss": value, "grad_norm": norm, **losses.summarise(parts, model.cfg.tasks)}
+        scalars |= {"bad": 1 - good.astype(jnp.int32), "bad_leaves": bad_leaves}
         return TrainState(state.step + 1, trained, state.frozen, opt), scalars
 
     return step

@@ -1,0 +1,47 @@
+"""The command that compares files with their digests."""
+
+import shutil
+
+import pytest
+
+from benchmarks import damage
+from tghmoe_jax import verify
+from tghmoe_jax.training import digests, run_folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return damage.write_run(tmp_path_factory.mktemp("verify") / "run")
+
+
+def test_a_run_has_a_line_for_each_checkpoint_and_damage_is_named(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run")
+    assert verify.main([str(run), "embedded"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3 and all(": whole, " in line for line in out)
+    file = next((run / "checkpoints" / "2" / "opt" / "d").iterdir())
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    (run / "checkpoints" / "2" / "more").write_text("")
+    assert verify.main([str(run)]) == 2
+    newest, older = capsys.readouterr().out.splitlines()
+    assert ": whole, " in newest
+    assert f"damaged: more does not belong there, opt/d/{file.name} has changed" in older
+    assert verify.main([str(run / "checkpoints" / "4")]) == 0
+
+
+def test_an_exported_model_may_have_another_card_and_nothing_else(tmp_path, capsys):
+    model = shutil.copytree(run_folder.EMBEDDED, tmp_path / "model")
+    (model / "README.md").write_text("My own words.")
+    (model / ".gitattributes").write_text("")
+    assert verify.main([str(model)]) == 0
+    (model / digests.FILE).write_text("{}")
+    assert verify.main([str(model)]) == 2 and "digests.json is not whole" in capsys.readouterr().out
+    (model / digests.FILE).unlink()
+    assert verify.main([str(model)]) == 2 and "digests.json is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], [], ["--what"]])
+def test_what_is_no_model_is_one_sentence(argv, tmp_path, capsys):
+    assert verify.main([*argv, *([str(tmp_path)] if argv == ["nowhere"] else [])]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
