@@ -119,6 +119,18 @@ def test_files_linked_to_a_store_are_refused(tmp_path):
     assert "link that leads out" in refusal(tmp_path / "series")
 
 
+def test_the_links_of_a_hub_cache_and_hidden_folders(tmp_path):
+    """Links into the cache that holds the snapshot are followed; what is hidden is nobody's series."""
+    repository = tmp_path / "datasets--x--y"
+    blobs = write_dicom(repository / "blobs", body())
+    folder = repository / "snapshots" / "0a1b" / "series"
+    folder.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (folder / file.name).symlink_to(file)
+    write_dicom(folder / ".Trash", body()[:3])
+    np.testing.assert_array_equal(read_volume(folder).array, body())
+
+
 def test_slices_copied_in_part_are_counted(tmp_path):
     def edit(index, ds):
         if index >= 14:

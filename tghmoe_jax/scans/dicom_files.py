@@ -24,7 +24,7 @@ from pydicom.uid import (
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.bounds import POINTER, plain_file
-from tghmoe_jax.scans.paths import inside
+from tghmoe_jax.scans.paths import hub_blobs, inside
 
 MAX_FILES = 20_000  # a study, not a disk
 MAX_INDEX = 2**26  # bytes of a DICOMDIR
@@ -62,14 +62,17 @@ def _files(path: Path) -> list[Path]:
     found: list[Path] = []
     root = path.resolve()
     for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         seen = [Path(folder, name) for name in names if not name.startswith(".")]
-        linked = [link for name in folders if not name.startswith(".") and (link := Path(folder, name)).is_symlink()]
+        linked = [link for name in folders if (link := Path(folder, name)).is_symlink()]
         if not all(_is_walked(link.resolve(), root) for link in linked):
             raise UserError(f"{path} holds a linked folder: copy the files of that folder into {path}.")
         found += [file for file in seen if file.is_file() or file.is_symlink()]
         if len(found) > MAX_FILES:
             raise UserError(f"{path} holds more than {MAX_FILES} files: name the folder of one series.")
-    if any(file.is_symlink() and not file.resolve().is_relative_to(root) for file in found):
+    allowed = (root, *hub_blobs(root))
+    links = [file.resolve() for file in found if file.is_symlink()]
+    if any(not any(map(link.is_relative_to, allowed)) for link in links):
         raise UserError(f"{path} holds a link that leads out of it: copy the files into the folder.")
     return sorted(found)
 

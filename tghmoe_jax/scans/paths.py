@@ -42,12 +42,12 @@ def inside(root: Path, relative: str) -> Path:
         raise UserError(
             f"the path {shown} cannot be followed (a circle of links?): name a file under {root}."
         ) from None
-    if not resolved.is_relative_to(base) and not any(map(resolved.is_relative_to, _hub_blobs(base))):
+    if not resolved.is_relative_to(base) and not any(map(resolved.is_relative_to, hub_blobs(base))):
         raise UserError(f"the path {shown} leads out of {root} through a link: copy the file into that folder.")
     return path
 
 
-def _hub_blobs(base: Path) -> list[Path]:
+def hub_blobs(base: Path) -> list[Path]:
     """Where the files of `REPOSITORY/snapshots/COMMIT/...` lie in a cache of the Hugging Face hub; else empty."""
     snapshots = next((folder for folder in base.parents if folder.name == "snapshots"), None)
     return [snapshots.parent / "blobs"] if snapshots and (snapshots.parent / "blobs").is_dir() else []
