@@ -50,10 +50,10 @@ def test_a_family_goes_through_every_command(folder, capsys):
     code = predict.main(["--base", str(folder / "base"), "--image", str(folder / "picture.png"), *asked])
     assert code == 0 and json.loads(capsys.readouterr().out)["text"] is not None
 
-    asked = ["run", str(folder / "stage2"), "--items", "4", "--to"]
+    examined = ["run", str(folder / "stage2"), "--items", "4", "--to"]
     slices = ["--base", str(folder / "base"), "--protocol", "slices"]
-    assert evaluate.main([*asked, str(folder / "ours")]) == 0
-    code = evaluate.main([*asked, str(folder / "unadapted"), *slices])
+    assert evaluate.main([*examined, str(folder / "ours")]) == 0
+    code = evaluate.main([*examined, str(folder / "unadapted"), *slices])
     if folder.name.startswith("siglip"):
         assert code == 2 and "takes one image a prompt" in capsys.readouterr().err
     else:

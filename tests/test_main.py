@@ -181,7 +181,7 @@ def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folde
 
 
 @pytest.mark.slow
-def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
+def test_stage1_trains_from_a_llava(tiny_folder, tmp_path):
     base, _ = llava_folder(tmp_path / "llava")
     flags = (f"--config.base={base}", "--config.train.steps=2", "--config.eval.items=4")
     run = tiny_run.trained(tiny_folder, "stage1.py", "from_llava", *flags)
@@ -189,7 +189,7 @@ def test_stage1_trains_from_a_llava_with_a_qwen2_part(tiny_folder, tmp_path):
     assert "reused" in printed and "upcycled" in printed
     assert len(read_metrics(run / "metrics.jsonl")) == 2 and "closed/accuracy" in tiny_run.metrics(run)
     loaded = loading.load_run(run, "")
-    assert "decoder/scan_0_2_1/block_0/attn/q/bias" in loaded.params and loaded.model.cfg.projector.merge == 1
+    assert loaded.model.cfg.projector.merge == 1
     assert not [path for path in loaded.params if "newline" in path]
 
 

@@ -84,7 +84,7 @@ def work():
         signal.siginterrupt(number, False)
     print("ready", flush=True)
     ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)  # as a compiler that no signal interrupts
-sys.exit(errors.command(work))
+sys.exit(errors.run_command(work))
 """
 
 
@@ -108,7 +108,7 @@ def test_every_command_ends_with_one_line(name):
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "stopped by Ctrl-C.\n"),
         ("raise OSError(28, 'No space left on device', '/x')", 2, "error: /x cannot be read or written (No space"),
     ):
-        body = f"run = errors.command\nerrors.command = lambda main: run(act)\ndef act():\n    {act}\n"
+        body = f"run = errors.run_command\nerrors.run_command = lambda main: run(act)\ndef act():\n    {act}\n"
         text = f"{start}{body}runpy.run_module('tghmoe_jax.{name}', run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", text], cwd=tiny_run.ROOT, capture_output=True, text=True)
         assert done.returncode == code and done.stderr.startswith(said), done.stderr

@@ -71,7 +71,7 @@ def command(
     folder: Path, config: str, workdir: Path | str, *flags: str, code: str = "", devices: int = 1
 ) -> subprocess.CompletedProcess:
     """Runs `python -m tghmoe_jax.main` in `folder` on so many devices; `code` is run in its process before."""
-    as_main = "import sys\nfrom tghmoe_jax.main import PREEMPTED, command, main\nsys.exit(command(main, PREEMPTED))"
+    as_main = "import sys; from tghmoe_jax.main import *; sys.exit(run_command(main, PREEMPTED))"
     start = ["-c", f"{code}\n{as_main}"] if code else ["-m", "tghmoe_jax.main"]
     arguments = [f"--config={ROOT / 'configs' / config}", f"--workdir={workdir}", *flags]
     return subprocess.run(

@@ -22,5 +22,6 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(found, devices
     ]
     for number, one in enumerate(faults, start=2):
         assert one["same"] and one["bad"] == 1 and one["step"] == number, one
-        assert one["leaves"] == (1 if one["where"] == "gradient" else one["of"]), one
+        alone = one["where"] == "gradient" and one["value"] != "nan"  # clipping spreads a NaN to every update
+        assert one["leaves"] == (1 if alone else one["of"]), one
     assert last == {"healthy": True, "equal": True}, "the next step is the step of a run without the faults"

@@ -14,7 +14,7 @@ from tghmoe_jax.drawn import phantom_source
 DRAW = """
 import subprocess, sys
 from tghmoe_jax.drawn import phantom_source
-from tghmoe_jax.errors import command
+from tghmoe_jax.errors import run_command
 start = subprocess.Popen
 def told(*args, **kw):
     process = start(*args, **kw)
@@ -22,7 +22,7 @@ def told(*args, **kw):
     return process
 subprocess.Popen = told
 grid = (16, 64, 64)
-sys.exit(command(lambda: phantom_source.PhantomSource(sys.argv[1], "train", 20000, grid=grid) and 0))
+sys.exit(run_command(lambda: phantom_source.PhantomSource(sys.argv[1], "train", 20000, grid=grid) and 0))
 """
 
 

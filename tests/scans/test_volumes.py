@@ -62,7 +62,7 @@ def test_channels_are_made_of_whole_values_only():
 
 @pytest.mark.parametrize("channels", ["windows", "repeat:skin", "repeat:", "bone", ""])
 def test_unknown_channels_are_refused(channels):
-    with pytest.raises(UserError, match=r"windows3 or repeat:<window>"):
+    with pytest.raises(UserError, match=r"windows3, medgemma or repeat:<window>"):
         to_channels(np.zeros((1, 2, 2), np.int16), channels)
 
 

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import pretrain2d, stage1, stage2
 from tests import tiny
+from tests.bases.family_fixtures import FAMILIES
 from tghmoe_jax.bases.base import describe
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import leaf_names
@@ -84,6 +85,7 @@ def test_every_leaf_of_every_kind_of_model_has_exactly_one_rule_and_no_rule_is_d
     kinds = [
         tiny.model(tgh=group | {"topology": "stacked", "task_layers": (1,), "layers": (2,)}),
         tiny.model(tgh=group | {"topology": "parallel", "task_input": "image_text"}, depth_embed="learned_zero_init"),
+        tiny.model(base=FAMILIES["gemma3"]),
         tiny.model(base=tiny.CONFIG | {"qkv_bias": True}, lora={"rank": 2, "alpha": 2.0, "targets": ".*"}),
     ]
     names = {name for model in kinds for name in leaf_names.canonical_shapes(tiny.shapes(model))}

@@ -49,7 +49,7 @@ def test_a_training_step_counts_what_xla_counts(trainable):
     found = xla(step, state, tiny.microbatches(batch(), 1))
     trains = {path: path in state.trained for path in paths}
     counted = flops.train_sample(model.cfg, paths, trains, SLICES, tiny.LENGTH, "plain").executed
-    optimiser = 30 * sum(leaf.size for leaf in state.trained.values())
+    optimiser = 50 * sum(leaf.size for leaf in state.trained.values())  # at most, with the guard of bad steps
     assert 0.97 * counted <= found - 0.5 * optimiser < 1.2 * counted
 
 
