@@ -22,6 +22,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(found, devices
     ]
     for number, one in enumerate(faults, start=2):
         assert one["same"] and one["bad"] == 1 and one["step"] == number, one
-        alone = one["where"] == "gradient" and one["value"] != "nan"  # clipping spreads a NaN to every update
-        assert one["leaves"] == (1 if alone else one["of"]), one
+        if one["where"] == "batch":  # what the fault reaches
+            assert 1 < one["leaves"] < one["of"], one
+        else:  # clipping spreads a NaN to every update
+            alone = one["where"] == "gradient" and one["value"] != "nan"
+            assert one["leaves"] == (1 if alone else one["of"]), one
     assert last == {"healthy": True, "equal": True}, "the next step is the step of a run without the faults"
