@@ -123,7 +123,8 @@ def ask_base(base: str, folder: epath.PathLike, config: ConfigDict, target: epat
     """The scores of a 2D base on the test items of the run in `folder`, by reader/slice_protocol.py."""
     data = ConfigDict(data_of(config, run_folder.read_config(folder)))
     data.channels = "medgemma"
-    if data.name not in DRAWN and read_parameters(data.root) is None:  # a raw set: its own slices, at the base's size
+    listed = "," in data.root  # a list holds prepared sets alone
+    if data.name not in DRAWN and not listed and read_parameters(data.root) is None:  # raw: its own slices and size
         data.slices, data.size = MOST_SLICES, describe(load_config(base, "--base")).tower.image_size
     config = ConfigDict(config.to_dict() | {"data": data.to_dict()})
     config.eval.update({"transfer": 0, "adversarial": 0})

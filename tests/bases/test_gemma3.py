@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer, Gemma3ImageProcessor, Gemma3Processor
 
+from configs import common
 from tests.bases import family_fixtures
 from tghmoe_jax.bases import gemma3
 from tghmoe_jax.bases.base import describe, load_base, load_config, tokenizer_of
@@ -28,20 +29,7 @@ from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.questions import Question
 
 REAL = os.environ.get("TGHMOE_GEMMA3_TOKENIZER", "")
-# The published 4B, which leaves most of its sizes to the library.
-GEMMA_4B = {
-    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "boi_token_index": 255999,
-    "eoi_token_index": 256000, "image_token_index": 262144, "mm_tokens_per_image": 256, "eos_token_id": [1, 106],
-    "initializer_range": 0.02, "torch_dtype": "bfloat16",
-    "text_config": {
-        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
-        "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-    },
-    "vision_config": {
-        "model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 896, "patch_size": 14,
-        "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27, "vision_use_head": False,
-    },
-}  # fmt: skip
+GEMMA_4B = common.MEDGEMMA | {"eos_token_id": [1, 106], "initializer_range": 0.02, "torch_dtype": "bfloat16"}
 SIZES = {  # of the text part: width, FFN, layers, heads, key-value heads, head size, query scalar, window
     "270m": (640, 2048, 18, 4, 1, 256, 256, 512), "1b": (1152, 6912, 26, 4, 1, 256, 256, 512),
     "12b": (3840, 15360, 48, 16, 8, 256, 256, 1024), "27b": (5376, 21504, 62, 32, 16, 128, 168, 1024),

@@ -178,4 +178,4 @@ def test_letters_that_contradict_the_matrix_are_a_warning(tmp_path):
 def test_without_simpleitk_the_message_names_what_to_install(tmp_path, monkeypatch):
     path = write(tmp_path / "scan.nrrd", patient(), axes_of())
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    assert "tghmoe-jax[formats]" in refusal(path)
+    assert "pip install SimpleITK" in refusal(path)

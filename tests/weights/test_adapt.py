@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from tghmoe_jax.bases import phi3v
 from tghmoe_jax.errors import UserError
@@ -65,7 +66,6 @@ def test_an_unknown_inflation_is_named():
 @pytest.mark.parametrize("cls", [0, 1])
 @pytest.mark.parametrize(("old", "new"), [(6, 9), (8, 4), (5, 5)])
 def test_positions_are_interpolated_as_torch_does_it(cls, old, new):
-    torch = pytest.importorskip("torch")
     table = np.random.default_rng(0).standard_normal((cls + old**2, 3)).astype(np.float32)
     found = adapt.resize_positions(table, (cls + new**2, 3))
     grid = torch.from_numpy(table[cls:]).reshape(1, old, old, 3).permute(0, 3, 1, 2)

@@ -14,34 +14,26 @@ from PIL import Image
 
 from tghmoe_jax.bases import generations, pictures, siglip
 from tghmoe_jax.bases.family import Family, Views
+from tghmoe_jax.bases.generations import BLOCK, HEAD, SPLIT, TEXT, TEXT_TABLE
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base, Decoder, DecoderLayer, Projector, Rope
 from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
-from tghmoe_jax.weights.porting import COPY, HO, HQ, Entry, Row, T
+from tghmoe_jax.weights.porting import COPY, Entry, Row
 
-TOWER, TEXT, BLOCK = "tower.encoder.layers.{i}.", "text.layers.{i}.", "decoder/block_{i}/"
+TOWER = "tower.encoder.layers.{i}."
 TABLE: list[Row] = [
     *siglip.TABLE,
     ("conn.mm_soft_emb_norm.weight", "connector/norm/scale", "C", COPY),
     ("conn.mm_input_projection_weight", "connector/proj/kernel", "C W", COPY),
-    ("text.embed_tokens.weight", "decoder/embed/embedding", "V W", COPY),
-    (TEXT + "input_layernorm.weight", BLOCK + "attn_norm/scale", "W", COPY),
-    (TEXT + "self_attn.q_proj.weight", BLOCK + "attn/q/kernel", "W Q D", HQ),
-    (TEXT + "self_attn.k_proj.weight", BLOCK + "attn/k/kernel", "W K D", HQ),
-    (TEXT + "self_attn.v_proj.weight", BLOCK + "attn/v/kernel", "W K D", HQ),
+    *TEXT_TABLE,
+    *SPLIT,
     (TEXT + "self_attn.q_norm.weight", BLOCK + "attn/q_norm/scale", "D", COPY),
     (TEXT + "self_attn.k_norm.weight", BLOCK + "attn/k_norm/scale", "D", COPY),
-    (TEXT + "self_attn.o_proj.weight", BLOCK + "attn/out/kernel", "Q D W", HO),
     (TEXT + "post_attention_layernorm.weight", BLOCK + "attn_post_norm/scale", "W", COPY),
     (TEXT + "pre_feedforward_layernorm.weight", BLOCK + "mlp_norm/scale", "W", COPY),
-    (TEXT + "mlp.gate_proj.weight", BLOCK + "mlp/gate/kernel", "W G", T),
-    (TEXT + "mlp.up_proj.weight", BLOCK + "mlp/up/kernel", "W G", T),
-    (TEXT + "mlp.down_proj.weight", BLOCK + "mlp/down/kernel", "G W", T),
     (TEXT + "post_feedforward_layernorm.weight", BLOCK + "mlp_post_norm/scale", "W", COPY),
-    ("text.norm.weight", "decoder/final_norm/scale", "W", COPY),
 ]
-HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
 
 _KEPT = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",

@@ -8,9 +8,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tghmoe_jax.bases import phi3v
-from tghmoe_jax.weights.porting import Entry
+from tghmoe_jax.weights.porting import COPY, HO, HQ, Entry, Row, T
 
 Prefixes = dict[str, str]
+TEXT, BLOCK = "text.layers.{i}.", "decoder/block_{i}/"
+# What every text part has, and what one has whose projections are not fused. Letters are those of `phi3v`.
+TEXT_TABLE: list[Row] = [
+    ("text.embed_tokens.weight", "decoder/embed/embedding", "V W", COPY),
+    (TEXT + "input_layernorm.weight", BLOCK + "attn_norm/scale", "W", COPY),
+    (TEXT + "self_attn.o_proj.weight", BLOCK + "attn/out/kernel", "Q D W", HO),
+    (TEXT + "mlp.down_proj.weight", BLOCK + "mlp/down/kernel", "G W", T),
+    ("text.norm.weight", "decoder/final_norm/scale", "W", COPY),
+]
+SPLIT: list[Row] = [
+    (TEXT + "self_attn.q_proj.weight", BLOCK + "attn/q/kernel", "W Q D", HQ),
+    (TEXT + "self_attn.k_proj.weight", BLOCK + "attn/k/kernel", "W K D", HQ),
+    (TEXT + "self_attn.v_proj.weight", BLOCK + "attn/v/kernel", "W K D", HQ),
+    (TEXT + "mlp.gate_proj.weight", BLOCK + "mlp/gate/kernel", "W G", T),
+    (TEXT + "mlp.up_proj.weight", BLOCK + "mlp/up/kernel", "W G", T),
+]
+HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
 
 
 def hugging_face(projector: Mapping[str, str]) -> dict[str, Prefixes]:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from tghmoe_jax.bases import generations, phi3v, pictures, siglip
 from tghmoe_jax.bases.family import Family, Views
+from tghmoe_jax.bases.generations import BLOCK, HEAD, SPLIT, TEXT, TEXT_TABLE
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import Base, Projector
 from tghmoe_jax.samples.chat import ChatTemplate
 from tghmoe_jax.weights import porting
-from tghmoe_jax.weights.porting import COPY, FLAT, HO, HQ, Entry, Row, T
+from tghmoe_jax.weights.porting import COPY, FLAT, HQ, Entry, Row, T
 
-TEXT, BLOCK = "text.layers.{i}.", "decoder/block_{i}/"
 CLIP = phi3v.CLIP.replace(phi3v.TOWER, "tower.")
 CLIP_TOWER: list[Row] = [
     (row[0].replace(phi3v.TOWER, "tower."), *row[1:]) for row in phi3v.TABLE if row[0].startswith(phi3v.TOWER)
@@ -27,12 +27,8 @@ CLIP_TOWER: list[Row] = [
 SHARED: list[Row] = [
     ("conn.fc1.weight", "connector/fc1/kernel", "C W", T),
     ("conn.fc2.weight", "connector/fc2/kernel", "W W", T),
-    ("text.embed_tokens.weight", "decoder/embed/embedding", "V W", COPY),
-    (TEXT + "input_layernorm.weight", BLOCK + "attn_norm/scale", "W", COPY),
-    (TEXT + "self_attn.o_proj.weight", BLOCK + "attn/out/kernel", "Q D W", HO),
+    *TEXT_TABLE,
     (TEXT + "post_attention_layernorm.weight", BLOCK + "mlp_norm/scale", "W", COPY),
-    (TEXT + "mlp.down_proj.weight", BLOCK + "mlp/down/kernel", "G W", T),
-    ("text.norm.weight", "decoder/final_norm/scale", "W", COPY),
 ]
 BIASES: list[Row] = [
     ("conn.fc1.bias", "connector/fc1/bias", "W", COPY),
@@ -42,19 +38,11 @@ FUSED: list[Row] = [
     (TEXT + "self_attn.qkv_proj.weight", BLOCK + "attn/q|k|v/kernel", "W Q D|W K D|W K D", HQ),
     (TEXT + "mlp.gate_up_proj.weight", BLOCK + "mlp/gate|up/kernel", "W G|W G", T),
 ]
-SPLIT: list[Row] = [
-    (TEXT + "self_attn.q_proj.weight", BLOCK + "attn/q/kernel", "W Q D", HQ),
-    (TEXT + "self_attn.k_proj.weight", BLOCK + "attn/k/kernel", "W K D", HQ),
-    (TEXT + "self_attn.v_proj.weight", BLOCK + "attn/v/kernel", "W K D", HQ),
-    (TEXT + "mlp.gate_proj.weight", BLOCK + "mlp/gate/kernel", "W G", T),
-    (TEXT + "mlp.up_proj.weight", BLOCK + "mlp/up/kernel", "W G", T),
-]
 QKV_BIASES: list[Row] = [
     (TEXT + "self_attn.q_proj.bias", BLOCK + "attn/q/bias", "Q D", FLAT),
     (TEXT + "self_attn.k_proj.bias", BLOCK + "attn/k/bias", "K D", FLAT),
     (TEXT + "self_attn.v_proj.bias", BLOCK + "attn/v/bias", "K D", FLAT),
 ]
-HEAD: list[Row] = [("head.weight", "decoder/lm_head/kernel", "W V", T)]
 
 _TEXT_KINDS = {"mistral": "mistral", "qwen": "qwen2", "llama": "llama"}  # in what the original repository calls a model
 _TOWERS = {  # by the end of mm_vision_tower: how the original repository uses each

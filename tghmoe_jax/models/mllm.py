@@ -208,12 +208,11 @@ class MLLM(nn.Module):
         frame = text(np.tile(np.array(cfg.frame, np.int32), (number, 1)))
         label = text(np.array(cfg.labels[:number] or [()] * number, np.int32))
         picture = views, seen, np.tile(np.arange(number)[:, None], size)
-        tokens, shown, blocks = (
-            (jnp if i < 2 else np).concatenate(parts, axis=1 if i == 2 else 2)
-            for i, parts in enumerate(zip(frame, picture, label, strict=True))
-        )
+        tokens, shown, blocks = zip(frame, picture, label, strict=True)
         first = len(cfg.frame)  # none before the first view
-        return tokens.reshape(rows, -1, width)[:, first:], shown.reshape(rows, -1)[:, first:], blocks.ravel()[first:]
+        tokens = jnp.concatenate(tokens, axis=2).reshape(rows, -1, width)[:, first:]
+        shown = jnp.concatenate(shown, axis=2).reshape(rows, -1)[:, first:]
+        return tokens, shown, np.concatenate(blocks, axis=1).ravel()[first:]
 
     def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""

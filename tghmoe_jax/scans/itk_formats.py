@@ -51,7 +51,7 @@ def read_itk(path: Path, assume_hu: bool = False) -> Volume:
     try:
         import SimpleITK as sitk
     except ImportError:
-        raise UserError(f"{path} needs SimpleITK to be read: pip install 'tghmoe-jax[formats]'.") from None
+        raise UserError(f"{path} needs SimpleITK to be read: pip install SimpleITK.") from None
     header = _nrrd(path) if path.suffix.lower() in NAMES[:2] else _meta_image(path)
     check_shape(header.shape, str(path))
     _check_data(header, path)
