@@ -11,6 +11,7 @@ from configs import common
 from tests import tiny
 from tghmoe_jax.bases.base import EMBEDDED, load_base, save_base
 from tghmoe_jax.bases.phi3v import CHAT
+from tghmoe_jax.models.decoder import score
 from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
@@ -158,7 +159,8 @@ def test_loss_falls_on_the_answer_its_end_and_eos_and_nowhere_else():
     def total(logits):
         weight = jnp.sum(losses.answer_weights(batch, tiny.WEIGHTS, prefix))
         blank = EncodedVolume(None, None, None, None, {})
-        return losses.loss(Output(logits, None, blank), batch, tiny.WEIGHTS, prefix, weight, 1)[0]
+        scores = score(logits, batch["tokens"][:, prefix + 1 :])
+        return losses.loss(Output(None, scores, None, blank), batch, tiny.WEIGHTS, prefix, weight, 1)[0]
 
     value, slope = jax.value_and_grad(total)(logits)
     moved = np.any(np.asarray(slope), axis=-1)

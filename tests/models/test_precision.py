@@ -1,10 +1,14 @@
-"""bfloat16 activations and parameters, as at full scale: what stays float32."""
+"""Full scale's ways to save memory: bfloat16, of which some parts are kept out, and logits for a part of the tokens."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny
+from tghmoe_jax.models import decoder
 
 
 @pytest.mark.parametrize("dispatch", ["ragged", "capacity"])
@@ -22,3 +26,30 @@ def test_under_bf16_routers_losses_and_logits_stay_float32(dispatch):
     if dispatch == "ragged":
         expected = tiny.forward(exact, params, batch, batch["task"]).encoded.task_logits
         tiny.close(output.encoded.task_logits, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scores_in_parts_of_the_text_are_those_of_the_whole(tied, monkeypatch):
+    """Values and gradients; 7 tokens in parts of 3, the last of which is filled up."""
+    cfg = tiny.model_2d().cfg
+    head = decoder.LanguageModel(
+        dataclasses.replace(cfg, scan_decoder=False, decoder=dataclasses.replace(cfg.decoder, tied=tied))
+    )
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((2, 7, cfg.decoder.width)).astype(np.float32)
+    targets, weight = rng.integers(0, tiny.VOCAB, (2, 7)), rng.standard_normal((2, 7))
+    table = {"embed": {"embedding": rng.standard_normal((tiny.VOCAB, cfg.decoder.width))}}
+    params = table if tied else table | {"lm_head": {"kernel": table["embed"]["embedding"].T}}
+
+    def value(params, hidden):
+        found = head.apply({"params": params}, hidden, targets, method=head.scores)
+        return jnp.sum(found.log_p * weight), found
+
+    best = np.argmax(head.apply({"params": params}, hidden, method=head.logits), axis=-1)
+    targets[:, ::2] = best[:, ::2]
+    whole = jax.value_and_grad(value, (0, 1), has_aux=True)(params, hidden)
+    assert whole[0][1].best[:, ::2].all() and not whole[0][1].best[:, 1::2].all()
+    monkeypatch.setattr(decoder, "MOST_LOGITS", 3 * tiny.VOCAB)
+    jaxpr = str(jax.make_jaxpr(value)(params, hidden))
+    assert f"f32[2,3,{tiny.VOCAB}]" in jaxpr and f"f32[2,7,{tiny.VOCAB}]" not in jaxpr
+    jax.tree.map(tiny.close, jax.value_and_grad(value, (0, 1), has_aux=True)(params, hidden), whole)

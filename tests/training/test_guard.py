@@ -12,6 +12,7 @@ from tests import tiny
 from tests.devices.bad_steps import VALUES, WHERE, after_each, poisoned
 from tests.tiny import exact_and_quick  # noqa: F401
 from tghmoe_jax.errors import Diverged, UserError
+from tghmoe_jax.models import decoder
 from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.training import guard, run_folder
 from tghmoe_jax.training.losses import LossWeights
@@ -25,10 +26,15 @@ class Toy:
 
     cfg = tiny.model_2d().cfg
 
-    def apply(self, variables, batch, group, scale):
+    def apply(self, variables, batch, group, scale, score):
         table = variables["params"]["table"]  # (V, V)
         logits = table[batch["tokens"][:, tiny.PREFIX : -1]] * batch["slice_spacing"][:, None, None]
-        return Output(logits, None, EncodedVolume(None, None, None, None, {}))
+        return Output(
+            None,
+            decoder.score(logits, batch["tokens"][:, tiny.PREFIX + 1 :]),
+            None,
+            EncodedVolume(None, None, None, None, {}),
+        )
 
 
 def test_a_step_that_is_not_finite_changes_no_bit():

@@ -14,6 +14,7 @@ import pytest
 from configs import common
 from tests import tiny
 from tests.tiny import exact_and_quick  # noqa: F401
+from tghmoe_jax.models.decoder import score
 from tghmoe_jax.models.mllm import EncodedVolume, Output
 from tghmoe_jax.training import losses, rules
 from tghmoe_jax.training.losses import LossWeights
@@ -33,8 +34,9 @@ def sample(seed=0, answers=(1, 4, 2, 3)):
     return batch, rng.standard_normal((B, T - PREFIX - 1, V)).astype(np.float32)
 
 
-def output(logits, task_logits=None, aux=None, stats=None) -> Output:
-    return Output(logits, aux, EncodedVolume(None, None, task_logits, None, stats or {}))
+def output(batch, logits, task_logits=None, aux=None, stats=None) -> Output:
+    scores = score(logits, batch["tokens"][:, PREFIX + 1 :])
+    return Output(None, scores, aux, EncodedVolume(None, None, task_logits, None, stats or {}))
 
 
 def nll(batch, logits) -> np.ndarray:
@@ -51,7 +53,7 @@ def total(batch, weights=PLAIN) -> jax.Array:
 
 def test_the_loss_is_the_mean_over_real_answer_tokens():
     batch, logits = sample()
-    value, parts = losses.loss(output(logits), batch, PLAIN, PREFIX, total(batch), 1)
+    value, parts = losses.loss(output(batch, logits), batch, PLAIN, PREFIX, total(batch), 1)
     assert value == parts["lm"] == pytest.approx(nll(batch, logits).sum() / 10, rel=1e-5)
 
 
@@ -64,7 +66,7 @@ def test_shares_of_a_step_add_up_to_the_loss_of_the_whole_batch():
 
     def value(rows, shares):
         part = {key: leaf[rows] for key, leaf in batch.items()}
-        out = output(logits[rows], task_logits[rows], aux[rows])
+        out = output(part, logits[rows], task_logits[rows], aux[rows])
         return losses.loss(out, part, weights, PREFIX, total(batch, weights), shares)
 
     whole, parts = value(np.arange(B), 1)
@@ -85,9 +87,9 @@ def test_task_weights_act_on_every_answer_token_and_the_first_token_weighs_more(
         expected[row, -length:] = (1.0, 3.0)[row % 2]
         expected[row, -length] *= 4
     np.testing.assert_allclose(losses.answer_weights(batch, weights, PREFIX), expected)
-    value, _ = losses.loss(output(logits), batch, weights, PREFIX, total(batch, weights), 1)
+    value, _ = losses.loss(output(batch, logits), batch, weights, PREFIX, total(batch, weights), 1)
     assert value == pytest.approx((nll(batch, logits) * expected).sum() / expected.sum(), rel=1e-5)
-    _, parts = losses.loss(output(logits), batch, weights, PREFIX, total(batch, weights), 1)
+    _, parts = losses.loss(output(batch, logits), batch, weights, PREFIX, total(batch, weights), 1)
     log = losses.summarise(parts, ("report", "vqa"))
     for task, name in enumerate(("report", "vqa")):
         own = np.arange(B) % 2 == task
@@ -97,14 +99,14 @@ def test_task_weights_act_on_every_answer_token_and_the_first_token_weighs_more(
 
 def test_no_gradient_reaches_a_logit_outside_the_answers():
     batch, logits = sample()
-    slope = jax.grad(lambda x: losses.loss(output(x), batch, PLAIN, PREFIX, total(batch), 1)[0])(logits)
+    slope = jax.grad(lambda x: losses.loss(output(batch, x), batch, PLAIN, PREFIX, total(batch), 1)[0])(logits)
     assert np.array_equal(np.any(np.asarray(slope), -1), batch["loss_mask"][:, PREFIX + 1 :])
 
 
 def test_a_batch_without_an_answer_gives_zero_and_not_nan():
     batch, logits = sample()
     batch["loss_mask"] = np.zeros((B, T), bool)
-    value, parts = losses.loss(output(logits), batch, PLAIN, PREFIX, total(batch), 1)
+    value, parts = losses.loss(output(batch, logits), batch, PLAIN, PREFIX, total(batch), 1)
     assert value == 0 and all(np.isfinite(v) for v in losses.summarise(parts, ("report", "vqa")).values())
 
 
@@ -113,7 +115,7 @@ def test_token_accuracy_counts_the_answer_tokens_of_each_task():
     logits[:] = 0
     np.put_along_axis(logits, batch["tokens"][:, PREFIX + 1 :, None], 5.0, axis=-1)  # everything right
     logits[1, -1] = -np.eye(V)[batch["tokens"][1, -1]]  # but one of the seven vqa tokens
-    _, parts = losses.loss(output(logits), batch, PLAIN, PREFIX, total(batch), 1)
+    _, parts = losses.loss(output(batch, logits), batch, PLAIN, PREFIX, total(batch), 1)
     log = losses.summarise(parts, ("report", "vqa"))
     assert (log["token_accuracy_report"], log["token_accuracy_vqa"]) == (1.0, pytest.approx(6 / 7))
 
@@ -123,12 +125,12 @@ def test_router_and_auxiliary_terms_are_added_with_their_weights():
     task_logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]], np.float32)  # the third is wrong
     aux = np.zeros((B, 3), np.float32)
     weights = dataclasses.replace(PLAIN, router=0.5, aux=2.0)
-    value, parts = losses.loss(output(logits, task_logits, aux), batch, weights, PREFIX, total(batch), 1)
+    value, parts = losses.loss(output(batch, logits, task_logits, aux), batch, weights, PREFIX, total(batch), 1)
     right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
     assert parts["router"] == pytest.approx((3 * right + wrong) / 4, rel=1e-5) and parts["router_accuracy"] == 0.75
     assert parts["aux"] == pytest.approx(np.log(2), rel=1e-5)
     assert value == pytest.approx(float(parts["lm"] + 0.5 * parts["router"] + 2.0 * parts["aux"]), rel=1e-6)
-    _, parts = losses.loss(output(logits, None, aux), batch, PLAIN, PREFIX, total(batch), 1)
+    _, parts = losses.loss(output(batch, logits, None, aux), batch, PLAIN, PREFIX, total(batch), 1)
     assert "aux" not in parts and "router" not in parts
 
 

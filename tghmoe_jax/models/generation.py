@@ -102,8 +102,7 @@ def unrolled(model: MLLM, variables, cache: Cache) -> tuple[MLLM, dict, Cache]:
 def answer_likelihood(model: MLLM, variables, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
     """Mean log-likelihood per answer token, float32 (B,), of the targets that `loss_mask` marks."""
     start = model.cfg.prefix_length + 1
-    logits = model.apply(variables, batch, visual, visual_mask, method=MLLM.text_logits)
-    picked = jnp.take_along_axis(logits, batch["tokens"][:, start:, None], axis=-1)[..., 0]
+    scores = model.apply(variables, batch, visual, visual_mask, method=MLLM.text_scores)
     weight = batch["loss_mask"][:, start:].astype(jnp.float32)
-    total = jnp.sum((picked - jax.nn.logsumexp(logits, axis=-1)) * weight, axis=-1)
+    total = jnp.sum(scores.log_p * weight, axis=-1)
     return total / jnp.maximum(jnp.sum(weight, axis=-1), 1)

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.connector import Connector, cells_to_tokens
-from tghmoe_jax.models.decoder import Cache, LanguageModel, empty_cache
+from tghmoe_jax.models.decoder import Cache, LanguageModel, Scores, empty_cache
 from tghmoe_jax.models.router import TaskRouter, masked_mean
 from tghmoe_jax.models.tgh_moe import MoEStats
 from tghmoe_jax.models.vit3d import ViT3D
@@ -31,9 +31,11 @@ class EncodedVolume(NamedTuple):
 
 
 class Output(NamedTuple):
-    """logits float32 (B, T - prefix - 1, V) for text tokens prefix + 1 onwards; aux_logits (B, A) or None; encoded."""
+    """For text tokens prefix + 1 onwards logits float32 (B, T - prefix - 1, V) or the batch's own tokens' scores, the
+    other None; aux_logits (B, A) or None; encoded."""
 
-    logits: jax.Array
+    logits: jax.Array | None
+    scores: Scores | None
     aux_logits: jax.Array | None
     encoded: EncodedVolume
 
@@ -80,20 +82,28 @@ class MLLM(nn.Module):
         if self.cfg.aux_labels:
             self.aux_head = AuxHead(len(self.cfg.aux_labels))
 
-    def __call__(self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None) -> Output:
-        """Teacher-forced logits. `group` (B,) forces the expert group; None lets the task router predict it.
+    def __call__(
+        self, batch: Batch, group: jax.Array | None = None, depth_scale: Any = None, score: bool = False
+    ) -> Output:
+        """Teacher-forced logits, or with `score` only what a loss needs of them, which takes less memory.
 
-        A batch without slices (S = 0) is text alone: the decoder sees the prompt without visual tokens.
+        `group` (B,) forces the expert group; None lets the task router predict it. A batch without slices (S = 0) is
+        text alone: the decoder sees the prompt without visual tokens.
         """
         if not batch["slices"].shape[1]:
             rows = batch["tokens"].shape[0]
             nothing = jnp.zeros((rows, 0, self.cfg.decoder.width), jnp.dtype(self.cfg.dtype))
             unseen = jnp.zeros((rows, 0), bool)
             encoded = EncodedVolume(nothing, unseen, None, jnp.zeros(rows, jnp.int32), {})
-            return Output(self.text_logits(batch, nothing, unseen), None, encoded)
+            return Output(*self._text(batch, nothing, unseen, score), None, encoded)
         encoded = self.encode(batch, group, depth_scale)
         aux = self.aux_logits(encoded, batch.get("aux_cells")) if self.cfg.aux_labels else None
-        return Output(self.text_logits(batch, encoded.tokens, encoded.mask), aux, encoded)
+        return Output(*self._text(batch, encoded.tokens, encoded.mask, score), aux, encoded)
+
+    def _text(self, batch, visual, visual_mask, score: bool):
+        if score:
+            return None, self.text_scores(batch, visual, visual_mask)
+        return self.text_logits(batch, visual, visual_mask), None
 
     # ---- the tower ------------------------------------------------------------------------------------------------
 
@@ -216,10 +226,18 @@ class MLLM(nn.Module):
 
     def text_logits(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         """float32 (B, T - prefix - 1, V): position j predicts tokens[:, prefix + 1 + j]."""
+        return self.decoder.logits(self._text_hidden(batch, visual, visual_mask))
+
+    def text_scores(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> Scores:
+        """How tokens[:, prefix + 1:] score, (B, T - prefix - 1)."""
+        hidden = self._text_hidden(batch, visual, visual_mask)
+        return self.decoder.scores(hidden, batch["tokens"][:, self.cfg.prefix_length + 1 :])
+
+    def _text_hidden(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array) -> jax.Array:
         x, valid, blocks = self._sequence(batch, visual, visual_mask)
         hidden, _ = self.decoder(x, valid, x.shape[1], blocks=blocks)
         start = x.shape[1] - batch["tokens"].shape[1] + self.cfg.prefix_length
-        return self.decoder.logits(hidden[:, start:-1])
+        return hidden[:, start:-1]
 
     def prefill(self, batch: Batch, visual: jax.Array, visual_mask: jax.Array, new_tokens: int):
         """Fills a cache with room for `new_tokens`; returns the logits (B, V) after each sample's last token and it."""

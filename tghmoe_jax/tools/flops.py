@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.config import Model
+from tghmoe_jax.models.decoder import score_chunk
 from tghmoe_jax.models.vit3d import block_specs
 from tghmoe_jax.ops.attention import SPLASH_LEAST, splash_blocks
 
@@ -71,7 +72,7 @@ def train_sample(
                 total += Flops(2 * part.forward.useful, times * part.forward.executed)
         else:
             total += part.forward * (part.trains + (part.place > first))
-        again = cfg.remat == "full" or (cfg.remat == "dots" and (part.attention or part.experts))
+        again = cfg.remat == "full" or part.place == _HEAD or (cfg.remat == "dots" and (part.attention or part.experts))
         if again and part.rematerialised and part.place >= first:
             total += Flops(0, part.forward.executed)
     return total
@@ -165,7 +166,7 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
         elif name.startswith("connector/") and name.endswith("/kernel"):
             weight(_CONNECTOR, name, shape, visual, remat=False)
         elif name == "decoder/lm_head/kernel" or (name == "decoder/embed/embedding" and cfg.decoder.tied):
-            weight(_HEAD, name, shape, predicted, remat=False)
+            weight(_HEAD, name, shape, predicted, remat=predicted > score_chunk(cfg.decoder.vocab))
 
     width = 4.0 * tower.width  # of a query-key pair: its score and its part of the sum
     for place, spec in enumerate(block_specs(cfg)):

@@ -42,14 +42,11 @@ def loss(
     real answer tokens, not by a mean of means. Other terms are means over the microbatch divided by `shares`.
     Returns the scalar loss and summable parts.
     """
-    targets = batch["tokens"][:, prefix_length + 1 :]
     token_weight = answer_weights(batch, weights, prefix_length)
-    log_z = jax.nn.logsumexp(output.logits, axis=-1)
-    picked = jnp.take_along_axis(output.logits, targets[..., None], axis=-1)[..., 0]
-    nll = (log_z - picked) * token_weight
+    nll = -output.scores.log_p * token_weight
     lm = jnp.sum(nll) / jnp.maximum(total_weight, 1e-6)
     member = jax.nn.one_hot(batch["task"], len(weights.task))  # (B, tasks)
-    right = (jnp.argmax(output.logits, axis=-1) == targets) & (token_weight > 0)
+    right = output.scores.best & (token_weight > 0)
     parts = {
         "lm": lm,
         "task_nll": jnp.einsum("bk,bt->k", member, nll),  # weighted sums and weights: divided once a step

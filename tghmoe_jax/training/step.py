@@ -63,7 +63,7 @@ def make_step(
 
     def loss_fn(trained, frozen, batch, total_weight, shares, scale):
         group = batch["task"] if groups > 1 else jnp.zeros_like(batch["task"])
-        output = model.apply(variables({**trained, **frozen}), batch, group, scale)
+        output = model.apply(variables({**trained, **frozen}), batch, group, scale, score=True)
         return losses.loss(output, batch, weights, prefix, total_weight, shares)
 
     def step(state: TrainState, batch: Batch):
