@@ -80,7 +80,7 @@ def cells(name: str, report: dict) -> list[str]:
     host = report["host"]
     end = [f"{host['seconds']} s, {host['memory']:.1f} GiB"]
     if "error" in report:
-        return [name, report["error"].removeprefix("error: "), *[""] * 9, *end]
+        return [name, report["error"].removeprefix("error: "), *[""] * 10, *end]
     gib = lambda key: f"{report['bytes'][key] / 2**30:.2f}"  # noqa: E731
     found: dict[str, list[float]] = {}
     for one in report["collectives"].values():
@@ -89,7 +89,7 @@ def cells(name: str, report: dict) -> list[str]:
             total[0], total[1] = total[0] + c["count"], total[1] + c["bytes"] / 2**30
     samples = report.get("samples")
     return [
-        name, " x ".join(map(str, report["mesh"].values())),
+        name, f"{report['image_positions']:,}", " x ".join(map(str, report["mesh"].values())),
         f"{report['batch']}" + (f" / {report['accumulate']}, {report['remat']}" if samples else ""),
         f"{gib('arguments')} + {gib('temporaries')}",
         f"{report['donated']['leaves']} of {report['donated']['of']}, {gib('donated')}" if samples else "",
@@ -102,7 +102,7 @@ def cells(name: str, report: dict) -> list[str]:
 
 
 HEAD = [
-    "row", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries", "leaves donated, GiB",
+    "row", "positions a scan", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries", "leaves donated, GiB",
     "peak of HBM", "spare", "collectives a step (GiB)", "TFLOPs a chip, useful / executed", "roofline, MFU bound",
     "chip-hours for 625,000 samples at 35% MFU / roofline", "compile",
 ]  # fmt: skip
