@@ -103,8 +103,8 @@ def cells(name: str, report: dict) -> list[str]:
 
 HEAD = [
     "row", "positions a scan", "data x fsdp x expert", "batch / microbatches, remat", "arguments + temporaries",
-    "leaves donated, GiB", "peak of HBM", "spare", "collectives a step (GiB)", "TFLOPs a chip, useful / executed", "roofline, MFU bound",
-    "chip-hours for 625,000 samples at 35% MFU / roofline", "compile",
+    "leaves donated, GiB", "peak of HBM", "spare", "collectives a step (GiB)", "TFLOPs a chip, useful / executed",
+    "roofline, MFU bound", "chip-hours for 625,000 samples at 35% MFU / roofline", "compile",
 ]  # fmt: skip
 
 
