@@ -171,9 +171,9 @@ PODS = {
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
     "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
 }
-# Of the preset medgemma, not compiled yet (docs/scale.md). 16 is the most that divides the tower's FFN of 4,304.
+# Of the preset medgemma.
 MEDGEMMA_PODS = {
-    "v5e-64": ({"data": 1, "fsdp": 16, "expert": 4}, 1, "full"),
+    "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "full"),
     "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
 }

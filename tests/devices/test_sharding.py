@@ -9,6 +9,16 @@ from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.sharding.rules import spec
 
 
+def test_fsdp_takes_another_dimension_where_it_does_not_divide_its_own():
+    """SigLIP's FFN of 4,304 on 32 devices: the input's 1,152 are split, in experts too."""
+    axes = {"data": 1, "fsdp": 32, "expert": 2}
+    assert spec("vision/block_0/mlp/fc1/kernel", True, (2, 1152, 4304), axes) == P(None, "fsdp", None)
+    assert spec("vision/block_0/mlp/fc2/kernel", False, (4304, 1152), axes) == P(None, "fsdp")
+    experts = "vision/block_2/moe/experts"
+    assert spec(f"{experts}/fc1/kernel", False, (1, 4, 1152, 4304), axes) == P(None, "expert", "fsdp", None)
+    assert spec(f"{experts}/fc1/kernel", False, (1, 4, 1152, 4304), axes | {"fsdp": 16})[-1] == "fsdp"
+
+
 @pytest.mark.parametrize(
     ("name", "stacked", "shape", "expected"),
     [
@@ -36,7 +46,7 @@ def test_each_leaf_is_sharded_by_its_rule(name, stacked, shape, expected):
 @pytest.mark.parametrize(
     ("name", "shape", "axes", "message"),
     [
-        ("decoder/block_0/mlp/up/kernel", (6, 33), {"fsdp": 2}, "mesh.fsdp=2 does not divide the dimension 33"),
+        ("decoder/block_0/mlp/up/kernel", (7, 33), {"fsdp": 2}, "mesh.fsdp=2 does not divide the dimension 33"),
         ("vision/block_2/moe/experts/fc1/bias", (2, 4, 8), {"expert": 3}, "mesh.expert=3 does not divide the 2 x 4 "),
         ("vision/block_2/moe/experts/fc1/bias", (1, 4, 8), {"group": 2, "expert": 4}, "mesh.expert=8 does not divide"),
         ("vision/block_2/extra/kernel", (4, 4), {}, "vision/block_2/extra/kernel is matched by no rule"),

@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class Period(nn.Module):
-    """The repeated pattern of a scanned run."""
+    """The repeated pattern of a scanned run. Each block is rematerialised for itself: backward holds one at a time."""
 
     cfg: Model
     start: int
@@ -158,7 +158,7 @@ class Period(nn.Module):
     def __call__(self, x: jax.Array, ctx: BlockContext):
         stats = []
         for offset, spec in enumerate(self.specs):
-            x, one = Block(self.cfg, spec, name=f"block_{self.start + offset}")(x, ctx)
+            x, one = rematerialised(self.cfg, Block)(self.cfg, spec, name=f"block_{self.start + offset}")(x, ctx)
             stats.append(one)
         return x, tuple(stats)
 
@@ -215,8 +215,7 @@ class ViT3D(nn.Module):
                     stats[start] = one
                 continue
             scanned = nn.scan(
-                rematerialised(self.cfg, Period), variable_axes={"params": 0}, split_rngs={"params": True},
-                in_axes=nn.broadcast, length=repeats,
+                Period, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=repeats
             )(self.cfg, start, part, name=leaf_names.scan_name(start, repeats, period))  # fmt: skip
             x, many = scanned(x, ctx)
             for offset, one in enumerate(many):

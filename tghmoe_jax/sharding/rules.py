@@ -47,8 +47,9 @@ def rule_of(name: str) -> P:
 def spec(canonical: str, stacked: bool, shape: tuple[int, ...], mesh_shape: dict[str, int]) -> P:
     """PartitionSpec of a leaf of `shape`; mesh axes of size 1 are left out.
 
-    ValueError names the leaf and the axis where a rule misses or doubles it, or where an axis does not divide its
-    dimension.
+    Where `fsdp` does not divide the rule's dimension (SigLIP's FFN has 4,304 columns), it shards the widest free one
+    that it divides. ValueError names the leaf and the axis where a rule misses or doubles it, or where an axis divides
+    no dimension.
     """
     lead = 1 if stacked else 0
     names: list[str | None] = [None] * lead
@@ -58,9 +59,15 @@ def spec(canonical: str, stacked: bool, shape: tuple[int, ...], mesh_shape: dict
         else:
             names.append(part)
     kept = [name if name and mesh_shape.get(name, 1) > 1 else None for name in names]
-    for size, name in zip(shape, kept, strict=False):
-        if name and size % mesh_shape[name]:
+    for place, (size, name) in enumerate(zip(shape, kept, strict=False)):
+        if not name or size % mesh_shape[name] == 0:
+            continue
+        kept += [None] * (len(shape) - len(kept))
+        free = [i for i in range(lead, len(shape)) if kept[i] is None and shape[i] % mesh_shape[name] == 0]
+        if name != "fsdp" or not free:
             raise ValueError(f"mesh.{name}={mesh_shape[name]} does not divide the dimension {size} of {canonical}")
+        kept[place], kept[max(free, key=lambda i: shape[i])] = None, name
+        break
     return P(*kept) if any(kept) else P()
 
 
