@@ -115,7 +115,14 @@ def get_config(arg: str | None = None):
     c.train.update({"steps": STEPS, "seed": a["seed"] + STAGE2_SEED * (stage - 1)})
     # tghmoe_jax.ablate asks the last stage. The items are many, for they are most of the spread; the control is a row
     # of the table, and no part of a first stage, which other rows share.
-    c.eval.update({"every": 0, "items": 1000, "controls": ("wrong_group",) if name == "full" and stage == 2 else ()})
+    c.eval.update(
+        {
+            "every": 0,
+            "items": 1000,
+            "calibration": 0,
+            "controls": ("wrong_group",) if name == "full" and stage == 2 else (),
+        }
+    )
     if stage == 2:
         c.model.tgh.groups = len(c.model.tasks)
         c.init_from = f"runs/ablations/{name}-stage1-seed{a['seed']}"

@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict(
         {"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
          "controls": ("shuffled", "section_shuffled", "blind", "wrong_group"),  # what stands beside the scores
+         "calibration": 200,  # validation items a kind that say what the likelihood of an answer is worth; 0: none
          "transfer": 0,  # items on the second drawing style of the phantom
          "adversarial": 0}  # items a kind for each hard way of asking, under predicted, true and wrong routing
     )  # fmt: skip
@@ -133,7 +134,7 @@ def bench(c: ConfigDict) -> ConfigDict:
     """The default with more volumes, more steps and a longer examination: what the embedded reader is made by."""
     c.data.volumes = 12000
     c.train.steps = 1500
-    c.eval.update({"items": 1000, "transfer": 400, "adversarial": 200})
+    c.eval.update({"items": 1000, "calibration": 1000, "transfer": 400, "adversarial": 200})
     return c
 
 

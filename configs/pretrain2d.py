@@ -38,7 +38,7 @@ def get_config(arg: str | None = None):
     c.optimizer.update({"rate": 3e-3, "decay": 0.01})
     c.train.update({"steps": 5000, "batch": 32, "accumulate": 1})
     c.checkpoint.every = 300
-    c.eval.items = 1000
+    c.eval.update({"items": 1000, "calibration": 0})
     if preset == "letters":
         c.trainable = (r"decoder/.*",)
         c.data.slices = 0

@@ -22,7 +22,7 @@ from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, router_tests, score_files
-from tghmoe_jax.reader.examination import examine, test_sources
+from tghmoe_jax.reader.examination import calibrate, examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.reader.slice_protocol import load_slice_reader
@@ -74,16 +74,22 @@ def data_of(config: ConfigDict, run: dict[str, Any]) -> dict[str, Any]:
 def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
     """The scores of the run's own test set, into `folder`, and the other studies that the config asks for.
 
-    `eval.transfer` items of the second drawing style go to `folder`/second_style, `eval.adversarial` items asked in
-    each hard way to `folder`/adversarial.json.
+    Confidence means what the run stores, or else what `eval.calibration` validation items say; it goes to
+    `folder`/calibration.json. `eval.transfer` items of the second drawing style go to `folder`/second_style,
+    `eval.adversarial` items asked in each hard way to `folder`/adversarial.json.
     """
-    metrics = examine(reader, *test_sources(config), config, folder, progress)
+    stored = reader.run.calibration if reader.run else {}
+    calibrated = stored or calibrate(reader, config, progress)
+    if hosts.first() and calibrated:
+        folder.mkdir(parents=True, exist_ok=True)
+        outputs.write_json(folder / run_folder.CALIBRATION, {kind: one.to_json() for kind, one in calibrated.items()})
+    metrics = examine(reader, *test_sources(config), config, folder, progress, calibrated)
     if config.eval.transfer:
         progress("the second drawing style, never trained on:")
         source = make_source(config.data, "test", config.eval.transfer, "second", "second")
         other = ConfigDict(config.to_dict())
         other.eval["items"] = config.eval.transfer
-        examine(reader, source, source, other, folder / "second_style", progress)
+        examine(reader, source, source, other, folder / "second_style", progress, calibrated)
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():

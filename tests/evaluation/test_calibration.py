@@ -43,7 +43,8 @@ def test_confidence_of_other_answers_is_their_share_of_right_ones(kind, items):
     assert calibration.calibration_error(confidence, right) < (0.04 if items == 2000 else 0.12)
     assert bool(fitted.steps) == (items == 2000)
     assert calibration.area_under_risk(confidence, right) < (~right).mean()
-    kept = calibration.Calibration(**json.loads(json.dumps(fitted.to_json())))
+    kept = calibration.Calibration.of(json.loads(json.dumps(fitted.to_json())))
+    assert kept == fitted
     np.testing.assert_array_equal(kept.confidence(likelihoods, answered), confidence)
 
 
@@ -93,3 +94,17 @@ def test_calibration_error_is_that_of_a_loop():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     assert calibration.calibration_error(confidence, right) == pytest.approx(expected)
     assert calibration.calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0}, {"temperature": float("nan")}, {"items": "many"}, {"steps": [[0.5, 0.2], [0.4, 0.3]]},
+        {"bins": [[0.1, 3, 5]]}, {"bins": [[0.1, 3]]}, {"steps": 3}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_a_record_that_is_no_calibration_is_refused(changes):
+    record = calibration.Calibration(30, temperature=0.5, bins=((0.1, 30, 20),)).to_json()
+    assert calibration.Calibration.of(record).validated(0.7) == (20, 30)
+    with pytest.raises((ValueError, TypeError)):
+        calibration.Calibration.of(record | changes)

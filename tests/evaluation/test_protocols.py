@@ -25,6 +25,11 @@ KEYS = {
     "control/section_shuffled_finding_f1", "control/wrong_group_closed_accuracy", "control/wrong_group_finding_f1",
     "router/task_accuracy", "router/task_accuracy_unseen_wording", "router/keyword_accuracy",
     "router/keyword_accuracy_unseen_wording", "moe/load_max_over_mean", "moe/load_min_share",
+    *(
+        f"{kind}/{name}"
+        for kind in ("closed", "open")
+        for name in ("calibration_error", "risk_area", "accuracy_surest_half")
+    ),
     "closed/accuracy_strict_macro", "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
     *(f"control/{name}_closed_accuracy_strict" for name in ("shuffled", "section_shuffled", "blind", "wrong_group")),
     *(f"closed/by_type_strict/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
@@ -239,3 +244,13 @@ def test_table_says_what_the_wrong_group_changes_item_by_item():
     assert "other task's experts" not in table(score(astray), astray)  # none is left to compare
     few = {kind: [dataclasses.replace(one, case=one.index % 2) for one in ones] for kind, ones in run.items()}
     assert "2 cases or volumes are too few to judge by" in table(score(few), few)
+
+
+def test_confidence_is_scored_where_every_answer_has_one():
+    run = [closed(i, "organ", ORGANS, "liver", "A. liver" if i % 4 else "B. spleen") for i in range(40)]
+    sure = [dataclasses.replace(one, confidence=0.9 if one.right else 0.6) for one in run]
+    metrics = score({"closed": sure})
+    assert metrics["closed/calibration_error"] == pytest.approx(0.75 * 0.1 + 0.25 * 0.6)
+    assert metrics["closed/accuracy_surest_half"] == 1 and metrics["closed/risk_area"] < 0.25
+    for one in (run, [*sure[1:], run[0]]):
+        assert score({"closed": one})["closed/calibration_error"] is None

@@ -73,21 +73,23 @@ class Oracle:
         cfg = tiny.model(tgh={"groups": 2}).cfg
         self.model, self.tasks, self.groups = types.SimpleNamespace(cfg=cfg), cfg.tasks, cfg.tgh.groups
         self.tokenizer, self.text_length = Tokenizer.from_folder(EMBEDDED, CHAT), 80
-        self.checkpoint, self.errs, self.asked = None, errs, []
+        self.run, self.checkpoint, self.errs, self.asked = None, None, errs, []
 
     def answer(self, source, requests, new_tokens):
         self.asked += requests
         return [self._answer(source, request) for request in requests]
 
     def _answer(self, source, request):
+        if request.options:
+            options = request.options
+            return Answer(
+                options=options, likelihoods=np.array([-float(o != request.question.answer) for o in options])
+            )
         own = self.tasks.index(request.question.task)
         group = (own + self.errs) % 2 if request.group is None else request.group
         seen = request.visible and f"volume {source.slices(request.volume)[0].max()} " in request.question.question
         knows = group == own and (seen or not isinstance(source, Files))
         return Answer(request.question.target if knows else "", group, load=no_load())
-
-    def rank(self, source, requests):
-        return [request.question.choices.index(request.question.answer) for request in requests]
 
     def route(self, source, asked):
         right = np.array([self.tasks.index(question.task) for _, question in asked], int)
@@ -137,7 +139,7 @@ def test_a_broken_volume_and_a_long_question_are_left_out_and_named(examined):
 
 
 def test_controls_show_another_patient_and_every_blind_prompt_once(examined):
-    requests = examined[3].asked
+    requests = [request for request in examined[3].asked if not request.options]
     blind = [request.question.prompt for request in requests if not request.visible]
     assert len(blind) == len(set(blind)) == 8 + 8
     shown = [(int(r.question.question.split()[3]), r.volume) for r in requests if r.visible and r.group is None]
@@ -186,3 +188,26 @@ def test_a_drawn_set_has_two_wordings(drawn):
     seen, unseen = examination.test_sources(drawn)
     asked = [source.question(0, "report", np.random.default_rng(0)).question for source in (seen, unseen)]
     assert seen is not unseen and seen.truths == unseen.truths and asked[0] != asked[1]
+
+
+def test_confidence_is_calibrated_on_validation_items_and_stands_beside_the_answers(tmp_path, monkeypatch):
+    class More(Files):
+        """Forty questions a kind, about the volumes that are not broken."""
+
+        def counts(self, kind):
+            return (40,) if kind != "report" else (0,)
+
+        def item(self, kind, index, rng):
+            return super().item(kind, (0, 1, 2, 4, 6, 7, 8)[index % 7], rng)
+
+    splits = []
+    monkeypatch.setattr(examination, "make_source", lambda data, split, *_: splits.append(split) or More())
+    asked = config(**{"eval": dict(config().eval) | {"calibration": 40, "items": 40, "controls": ()}})
+    found = examination.calibrate(Oracle(), asked, lambda text: None)
+    assert splits == ["validation"] and set(found) == {"closed", "open"} and found["closed"].items == 40
+    metrics = examination.examine(Oracle(), More(), More(), asked, tmp_path, lambda text: None, found)
+    assert metrics["closed/calibration_error"] < 0.1 and metrics["open/calibration_error"] < 0.1
+    with open(tmp_path / "predictions_closed.csv", newline="", encoding="utf-8") as lines:
+        assert all(0.8 < float(row["Confidence"]) < 1 for row in csv.DictReader(lines))
+    nothing = dict(asked.eval) | {"calibration": 5}
+    assert examination.calibrate(Oracle(), config(eval=nothing), lambda text: None) == {}

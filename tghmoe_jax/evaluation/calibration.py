@@ -9,6 +9,7 @@ Geifman and El-Yaniv 2017 (risk and coverage). Axis legend: N items, O options.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,17 @@ def option_shares(likelihoods: np.ndarray, temperature: float = 1.0) -> np.ndarr
 
 
 def temperature_of(likelihoods: np.ndarray, right: np.ndarray) -> float:
-    """The T for which the right options, int (N,), are likeliest under `option_shares` of (N, O)."""
+    """The T for which the right options, int (N,), are likeliest under `option_shares` of (N, O).
+
+    One further item counts, of which each option is right in part: a split without an error would make T 0.
+    """
+    likelihoods = np.asarray(likelihoods, np.float64)
+    given = np.isfinite(likelihoods)
 
     def loss(log_t: float) -> float:
-        with np.errstate(divide="ignore"):
-            shares = np.log(option_shares(likelihoods, np.exp(log_t)))
-        return -float(np.mean(np.maximum(shares[np.arange(len(right)), right], -1e3)))
+        scaled = likelihoods / np.exp(log_t)
+        shares = np.where(given, scaled, 0.0) - special.logsumexp(scaled, axis=-1, keepdims=True)
+        return -float(np.mean(shares[np.arange(len(right)), right]) + np.mean(shares[given]) / len(right))
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
 
@@ -71,14 +77,18 @@ class Calibration:
     bins: tuple[tuple[float, int, int], ...] = ()
 
     def confidence(self, likelihoods: np.ndarray, answered: np.ndarray | int = 0) -> np.ndarray:
-        """float64 (...) in 0..1 of answers: of options (..., O) the one `answered`, else of open answers (..., 1)."""
-        likelihoods = np.asarray(likelihoods, np.float64)
+        """float64 (...) in 0..1 of answers: of options (..., O) the one `answered`, else of open answers (..., 1).
+
+        0 where `answered` is -1: the answer names no option, or is empty.
+        """
+        likelihoods, answered = np.asarray(likelihoods, np.float64), np.asarray(answered)
         if self.temperature is None:
             raw = special.expit(self.slope * likelihoods[..., 0] + self.offset)
         else:
             shares = option_shares(likelihoods, self.temperature)
-            raw = np.take_along_axis(shares, np.asarray(answered)[..., None], axis=-1)[..., 0]
-        return np.interp(raw, *zip(*self.steps, strict=True)) if self.steps else raw
+            raw = np.take_along_axis(shares, np.maximum(answered, 0)[..., None], axis=-1)[..., 0]
+        sure = np.interp(raw, *zip(*self.steps, strict=True)) if self.steps else raw
+        return np.where(answered < 0, 0.0, sure)
 
     def validated(self, confidence: float) -> tuple[int, int]:
         """Right answers and items of the bin that a confidence falls into."""
@@ -94,6 +104,19 @@ class Calibration:
             items, right = items + count, right + hits
             found = least if right >= accuracy * items else found
         return found
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Calibration":
+        """The inverse of `to_json`. ValueError, TypeError for anything else."""
+        one = cls(**record)
+        steps = tuple((float(x), float(y)) for x, y in one.steps)
+        bins = tuple((float(least), int(items), int(right)) for least, items, right in one.bins)
+        plain = [one.items, one.slope, one.offset, 1.0 if one.temperature is None else one.temperature]
+        sound = all(np.isfinite(np.asarray(part, np.float64)).all() for part in (plain, steps, bins))
+        rising = not steps or (np.diff(steps, axis=0) >= 0).all()
+        if not (sound and rising and plain[-1] > 0 and all(0 <= right <= items for _, items, right in bins)):
+            raise ValueError("its numbers are those of no calibration")
+        return dataclasses.replace(one, steps=steps, bins=bins)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,6 +1,6 @@
-"""The two rules that decide whether the output to a closed-ended question is right.
+"""The rules that decide whether an answer is right: two for closed-ended questions, one for open ones.
 
-Source: the M3D benchmark's rule (containment) and this project's strict rule. Both are case-sensitive.
+Source: the M3D benchmark's rule (containment) and this project's strict rule, both case-sensitive.
 """
 
 import re
@@ -43,6 +43,12 @@ def strict_letter(output: str, choices: Sequence[str]) -> str:
         return letter
     stated = {found["both"] or found["one"] for found in _MARKED.finditer(rest)}
     return "" if stated & texts.keys() - {letter} else letter
+
+
+def same_words(output: str, reference: str) -> bool:
+    """Whether an open answer is the reference, but for case, white space and a full stop."""
+    one, other = (" ".join(text.casefold().split()).rstrip(".") for text in (output, reference))
+    return one == other
 
 
 def strictly_correct(output: str, letter: str, choices: Sequence[str]) -> bool:

@@ -4,9 +4,9 @@
     report: Question, Ground Truth, pred
 
 `Volume` (the number of the volume a row is about), `Key` or M3D's `Image Path` (its name; without either a row's own
-number counts), `Case` (its patient or study), `Ranked`, `Task Predicted`, `Findings True`, `Findings Stated` and
-`Control <name>` (the answer under a control, or `protocols.NOT_ASKED`) are used where a file has them. Correctness and
-word overlap are always computed, never read from the file.
+number counts), `Case` (its patient or study), `Ranked`, `Confidence` (of the answer, 0 to 1), `Task Predicted`,
+`Findings True`, `Findings Stated` and `Control <name>` (the answer under a control, or `protocols.NOT_ASKED`) are used
+where a file has them. Correctness and word overlap are always computed, never read from the file.
 """
 
 import csv
@@ -49,7 +49,9 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
         for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
             answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
             run[f"control/{control}_{kind}"] = [
-                dataclasses.replace(one, output=text, ranked=None, findings_true=None, findings_stated=None)
+                dataclasses.replace(
+                    one, output=text, ranked=None, confidence=None, findings_true=None, findings_stated=None
+                )
                 for one, text in answered
                 if text != NOT_ASKED
             ]
@@ -130,8 +132,19 @@ def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], fil
         task_true=TASK_OF[kind], task_predicted=row.get("Task Predicted") or None,
         findings_true=_triples(row["Findings True"]) if stated else None,
         findings_stated=_triples(row.get("Findings Stated") or "") if stated else None,
+        confidence=_share(row.get("Confidence"), file, number),
         case=int(case) if case and case.isdecimal() else case, key=_key(row),
     )  # fmt: skip
+
+
+def _share(text: str | None, file: Path, number: int) -> float | None:
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0 <= value <= 1:
+        raise UserError(f"{file}, row {number + 2}: Confidence is {text!r}; use a number from 0 to 1, or nothing.")
+    return value
 
 
 def _options(text: str) -> list[str]:

@@ -102,6 +102,22 @@ def _bleu_counts(ones):
     return [text_metrics.bleu_counts(*pair) for pair in _pairs(ones)]
 
 
+def sure(ones) -> tuple[np.ndarray, np.ndarray] | None:
+    """Confidence and whether the answer is right, (N,) each; None where an answer has no confidence."""
+    if any(one.confidence is None for one in ones):
+        return None
+    return np.array([one.confidence for one in ones]), np.array([one.right for one in ones])
+
+
+def _surest_half(ones):
+    """Right answers of the surer half of all, over that half; answers as sure as its last are in it."""
+    if (known := sure(ones)) is None:
+        return None
+    confidence, right = known
+    kept = confidence >= np.sort(confidence)[-(-len(confidence) // 2) * -1]
+    return (right & kept).astype(float), kept.astype(float)
+
+
 register(Metric("accuracy", "closed", _correct, by_type="by_type"))
 register(Metric("accuracy_strict", "closed", _strictly_correct, by_type="by_type_strict"))
 register(Metric("ranked_accuracy", "closed", _ranked))
@@ -114,4 +130,6 @@ for _kind in ("open", "report"):
     for _order, _name in zip(text_metrics.ORDERS, text_metrics.CORPUS, strict=True):
         _bleu = functools.partial(text_metrics.bleu, order=_order)
         register(Metric(_name, _kind, _bleu_counts, _bleu, compared=False, judged=False))
+for _kind in ("closed", "open"):
+    register(Metric("accuracy_surest_half", _kind, _surest_half, compared=False, judged=False))
 register(Metric("finding_f1", "report", _finding_f1))

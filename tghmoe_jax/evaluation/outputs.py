@@ -52,6 +52,7 @@ def _row(one: Prediction) -> dict[str, object]:
         "Key": one.key,
         "Type": one.type,
         "Ranked": one.ranked,
+        "Confidence": one.confidence,
         "Task": one.task_true,
         "Task Predicted": one.task_predicted,
         "Findings True": _triples(one.findings_true),

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tghmoe_jax.evaluation import closed, statistics
-from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind
+from tghmoe_jax.evaluation.calibration import area_under_risk, calibration_error
+from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind, sure
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
-from tghmoe_jax.samples.tasks import KINDS, TASKS
+from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;
 # wrong_group: the other task's expert group.
@@ -47,7 +48,8 @@ class Prediction:
     or study it belongs to, a number or a name, where known; `ranked` the letter of the likeliest option when
     the choices are not shown; `task_predicted` the task router's decision; the findings are the true triples of the
     volume and those that the output states (reports only); `key` the volume's name in its data set, empty where it has
-    none; `bert_f1` the BERTScore, where a model was named (see `bert`).
+    none; `bert_f1` the BERTScore, where a model was named (see `bert`); `confidence` that of the answer, in 0..1,
+    where the model is calibrated.
     """
 
     index: int
@@ -66,6 +68,7 @@ class Prediction:
     case: int | str | None = None
     key: str = ""
     bert_f1: float | None = None
+    confidence: float | None = None
 
     @classmethod
     def of(cls, index: int, question: Question, output: str, **known) -> "Prediction":
@@ -90,6 +93,11 @@ class Prediction:
     @property
     def strictly_correct(self) -> bool:
         return closed.strictly_correct(self.output, self.letter, self.choices)
+
+    @property
+    def right(self) -> bool:
+        """What a confidence speaks of: the strict rule of closed questions, the reference's words of open ones."""
+        return self.strictly_correct if self.choices else closed.same_words(self.output, self.answer)
 
 
 Run = Mapping[str, Sequence[Prediction]]
@@ -166,6 +174,10 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
             for type in types:
                 own = [one for one in ones if one.type == type]
                 scores[f"{kind}/{metric.by_type}/{type}"] = scorer.of(metric, own)
+        if COLUMNS[kind].confident:  # resampling would raise these, so they have no interval
+            known = sure(ones) if ones else None
+            for name, value in (("calibration_error", calibration_error), ("risk_area", area_under_risk)):
+                scores[f"{kind}/{name}"] = Score(value(*known) if known else None)
     return scores
 
 

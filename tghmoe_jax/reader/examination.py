@@ -3,7 +3,7 @@
 Axis legend: N items.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from tghmoe_jax.datasets.sources import finding_parser, make_source
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
+from tghmoe_jax.evaluation.calibration import Calibration
+from tghmoe_jax.reader import confidence
 from tghmoe_jax.reader.answer import Answer
 from tghmoe_jax.reader.reader import Asked, Reader, Request
 from tghmoe_jax.samples import pipeline, prompts
@@ -77,27 +79,57 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
     return kept
 
 
+def types_of(config: ConfigDict, kind: str) -> list[str | None]:
+    """The question types that are asked in rotation."""
+    return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
+
+
+def calibrate(reader: Reader, config: ConfigDict, progress=print) -> dict[str, Calibration]:
+    """{kind: what the confidence of its answers means}, from `eval.calibration` questions each of the validation split.
+
+    A kind with too few of them is left out.
+    """
+    number = config.eval.get("calibration", 0)  # the config of an older run lacks it
+    try:
+        source = make_source(config.data, "validation", number, "seen") if number else None
+    except UserError as error:
+        progress(f"confidence is not calibrated: {error}")
+        source = None
+    if source is None or not len(source):
+        return {}
+    bad, found = pipeline.BadItems(config.max_bad_fraction, progress), {}
+    for kind in (kind for kind in kinds_of(source, reader.tasks) if COLUMNS[kind].confident):
+        seed = config.eval.seed + COLUMNS[kind].order
+        asked = usable(source, questions(source, kind, number, seed, types_of(config, kind)), reader, bad)
+        requests = [Request(*one) for one in asked]
+        texts = [one.text for one in reader.answer(source, requests, config.eval[TASKS[TASK_OF[kind]].budget])]
+        values = confidence.likelihoods(reader, source, requests, texts)
+        if fitted := confidence.fit(kind, [question for _, question in asked], texts, values):
+            found[kind] = fitted
+        progress(f"calibrated {kind}: {len(asked)} validation items")
+    return found
+
+
 def examine(
-    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print
-) -> dict[str, Any]:
+    reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print,
+    calibrated: Mapping[str, Calibration] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Runs all protocols and the config's controls on `source` and writes predictions and metrics.json into `folder`.
 
-    `unseen` is the same split in wordings that training never holds, for the router's second score.
+    `unseen` is the same split in wordings that training never holds, for the router's second score; `calibrated` what
+    `calibrate` found for each kind.
     """
+    calibrated = calibrated or {}
     e, cfg = config.eval, reader.model.cfg
     given = isinstance(source, ItemSource)
     items = e["items"] if given else min(e["items"], len(source))
 
-    def types_of(kind: str) -> list[str | None]:
-        """The question types that are asked in rotation."""
-        return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
-
     parse = finding_parser(config.data.name)
     bad, kinds = pipeline.BadItems(config.max_bad_fraction, progress), kinds_of(source, cfg.tasks)
-    asked_of = {
-        kind: usable(source, questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(kind)), reader, bad)
-        for kind in kinds
-    }
+    asked_of = {}
+    for kind in kinds:
+        asked = questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(config, kind))
+        asked_of[kind] = usable(source, asked, reader, bad)
     everything = [one for asked in asked_of.values() for one in asked]
     volumes = sorted({volume for volume, _ in everything})
     if given:  # another volume of the same patient would be no control
@@ -109,10 +141,10 @@ def examine(
     routed = cfg.tgh.groups > 1
     run: dict[str, list[protocols.Prediction]] = {}
 
-    def protocol(name, asked, order=None, keep=None, rank=False, group=None, visible=True) -> list[Answer]:
+    def protocol(name, asked, order=None, keep=None, group=None, visible=True) -> list[Answer]:
         """Asks each question about its volume, or the one that `order` puts in its place where `keep` holds.
 
-        With `rank` the options are ranked as well.
+        Where it is not a control, options are ranked, and answers get a confidence, as well.
         """
         place = {volume: i for i, volume in enumerate(volumes)}
         asked = [one for one in asked if keep is None or keep[place[one[0]]]]
@@ -132,16 +164,25 @@ def examine(
         if not visible:
             answered = dict(zip(once, answers, strict=True))
             answers = [answered[one.question.prompt] for one in requests]
-        ranked = [LETTERS[choice] for choice in reader.rank(source, requests)] if rank else [None] * len(asked)
+        ranked, sure = [None] * len(asked), [None] * len(asked)
+        if name == kind and (COLUMNS[kind].lettered or kind in calibrated):
+            texts = [answer.text for answer in answers]
+            found = confidence.likelihoods(reader, source, requests, texts)
+            if COLUMNS[kind].lettered:
+                ranked = [LETTERS[choice] for choice in np.argmax(found, axis=-1)]
+            if kind in calibrated:
+                named = [confidence.named_option(q, text) for (_, q), text in zip(asked, texts, strict=True)]
+                sure = [float(value) for value in calibrated[kind].confidence(found, named)]
         run[name] = [
             protocols.Prediction.of(
-                volume, question, answer.text, ranked=letter, case=source.case(volume) if given else None,
+                volume, question, answer.text, ranked=letter, confidence=share,
+                case=source.case(volume) if given else None,
                 task_predicted=cfg.tasks[answer.group] if routed and group is None and visible else None,
                 findings_true=source.findings(volume) if "Findings True" in COLUMNS[kind].more and parse else None,
                 findings_stated=parse(answer.text) if "Findings True" in COLUMNS[kind].more and parse else None,
                 key=source.key(volume) if given else "",
             )
-            for (volume, question), answer, letter in zip(asked, answers, ranked, strict=True)
+            for (volume, question), answer, letter, share in zip(asked, answers, ranked, sure, strict=True)
         ]  # fmt: skip
         progress(f"evaluated {name}: {len(asked)} items")
         return answers
@@ -151,7 +192,7 @@ def examine(
 
     answers = []
     for kind, asked in asked_of.items():
-        answers += protocol(kind, asked, rank=COLUMNS[kind].lettered)
+        answers += protocol(kind, asked)
     asked_tasks = [question.task for _, question in everything]
     loads = {
         task: sum(answer.load for answer, own in zip(answers, asked_tasks, strict=True) if own == task)
@@ -171,7 +212,7 @@ def examine(
     router = None
     if routed:
         other = [] if given else [  # a data set of files has one wording
-            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(kind))
+            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(config, kind))
         ]  # fmt: skip
         own_prompts, other_prompts = ([question.prompt for _, question in asked] for asked in (everything, other))
         router = {

@@ -120,14 +120,6 @@ class Reader:
                     answers.setdefault(place, found)  # rows that fill up the batch repeat its last place
         return [answers[i] for i in range(len(requests))]
 
-    def rank(self, source: Source, requests: Sequence[Request]) -> list[int]:
-        """The likeliest choice of each closed question, asked without showing the choices."""
-        bare = [
-            dataclasses.replace(one, question=one.question.without_choices(), options=one.question.choices)
-            for one in requests
-        ]
-        return [int(np.argmax(answer.likelihoods)) for answer in self.answer(source, bare, 0)]
-
     def route(self, source: Source, asked: Asked) -> np.ndarray:
         """The task router's probabilities float64 (len(asked), tasks) for each question about its volume."""
         found = []

@@ -20,6 +20,7 @@ class Columns:
     truth: str = "Answer"
     output: str = "Pred"
     lettered: bool = False  # the column `Answer Choice` is needed
+    confident: bool = False  # answers are right or wrong, and get a calibrated confidence
     order: int = 9
 
     @property
@@ -107,12 +108,16 @@ register(
         columns={
             "closed": Columns(
                 ("Question Type", "Question", "Answer", "Answer Choice", "Pred", "Correct"),
-                ("Type", "Strict", "Ranked"),
+                ("Type", "Strict", "Ranked", "Confidence"),
                 lettered=True,
+                confident=True,
                 order=0,
             ),
             "open": Columns(
-                ("Question Type", "Question", "Answer", "Pred", *_OVERLAP), ("Type", *_MORE_OVERLAP), order=1
+                ("Question Type", "Question", "Answer", "Pred", *_OVERLAP),
+                ("Type", *_MORE_OVERLAP, "Confidence"),
+                confident=True,
+                order=1,
             ),
         },
         scores={"closed/accuracy": "closed_accuracy", "closed/accuracy_strict": "closed_accuracy_strict"},

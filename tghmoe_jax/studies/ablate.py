@@ -37,7 +37,10 @@ SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "fin
 EFFECT = 0.02  # of `score`: a smaller difference does not count (fixed in docs/ablations.md before the runs)
 LEAST_SEEDS = 3  # a verdict needs at least so many
 # What may differ between a result's config and the one asked for: paths, and keys that change no score.
-_MAY_CHANGE = ("train.bad_steps", "init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls", "mesh.")
+_MAY_CHANGE = (
+    "train.bad_steps", "init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls",
+    "eval.calibration", "mesh.",
+)  # fmt: skip
 WRONG_GROUP = "guidance=wrong"  # not trained: the full recipe, asked with the other task's experts
 
 

@@ -47,6 +47,7 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     manifest = run_folder.read_manifest(run)
     evaluation = run / "eval" / str(step)
     scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
+    manifest["calibration"] = {kind: one.to_json() for kind, one in run_folder.read_calibration(run, step).items()}
     # The folder's name alone, not a path of a machine; `embedded` alone means the base inside the package.
     base = dict(manifest.get("base") or {})
     manifest["base"] = {"base": _name_of(base.get("base", "unknown")), "init_from": _name_of(base.get("init_from", ""))}

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from tghmoe_jax.bases import base as bases
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
@@ -28,7 +29,7 @@ from tghmoe_jax.training.exported import digest
 class LoadedRun:
     """A run on the host. `params` are the model's leaves {leaf path: array}; `config` and `manifest` as recorded.
 
-    `digest` names the parameters as stored (`exported.digest`).
+    `digest` names the parameters as stored (`exported.digest`); `calibration` {kind: what its confidence means}.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LoadedRun:
     params: dict[str, np.ndarray]
     step: int
     digest: str
+    calibration: Mapping[str, Calibration] = dataclasses.field(default_factory=dict)
 
 
 def load_run(run: str | Path, flag: str) -> LoadedRun:
@@ -66,6 +68,7 @@ def load_run(run: str | Path, flag: str) -> LoadedRun:
     return LoadedRun(
         name=str(run) if str(run) == "embedded" else folder.resolve().name, config=config, model=model,
         tokenizer=tokenizer, step=step, manifest=run_folder.read_manifest(folder), digest=digest(canonical),
+        calibration=run_folder.read_calibration(folder, step),
         params={path: value.astype(shapes[path].dtype, copy=False) for path, value in params.items()},
     )  # fmt: skip
 

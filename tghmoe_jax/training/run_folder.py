@@ -12,12 +12,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.training import digests
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
+CALIBRATION = "calibration.json"  # of an evaluation
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
 _MAY_CHANGE = ("train.steps", "train.bad_steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
@@ -143,6 +145,20 @@ def read_manifest(run: epath.PathLike) -> dict[str, Any]:
     """What a run recorded about itself; empty where it has no manifest. UserError where it is damaged."""
     file = epath.Path(run) / "manifest.json"
     return _read_object(file) if file.is_file() else {}
+
+
+def read_calibration(run: epath.PathLike, step: int) -> dict[str, Calibration]:
+    """{kind: what the evaluation at `step` found that confidence means}, of an export from its manifest; empty where
+    there is none. UserError where it is damaged."""
+    file = epath.Path(run) / "eval" / str(step) / CALIBRATION
+    found = _read_object(file) if file.is_file() else read_manifest(run).get("calibration", {})
+    try:
+        return {kind: Calibration.of(one) for kind, one in found.items()}
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{file if file.is_file() else run} holds no valid calibration ({error}); evaluate the run "
+            "again, or copy it again."
+        ) from error
 
 
 def _read_object(file: epath.Path) -> dict[str, Any]:
