@@ -67,7 +67,7 @@ def test_few_answers_are_no_calibration_and_answers_without_an_error_never_certa
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.4, 0.40001, 0.8, 1.0]), st.booleans()), min_size=1, max_size=60))
 def test_bins_hold_every_answer_once_and_thresholds_keep_their_word(answers):
     confidence, right = np.array([c for c, _ in answers]), np.array([r for _, r in answers])
-    fitted = calibration.Calibration(len(right), temperature=1.0, bins=calibration._bins(confidence, right))
+    fitted = calibration.Calibration(len(right), temperature=1.0, bins=calibration.bins_of(confidence, right))
     assert sum(items for _, items, _ in fitted.bins) == len(right)
     assert sum(hits for *_, hits in fitted.bins) == right.sum()
     for one in confidence:

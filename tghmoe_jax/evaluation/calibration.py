@@ -141,7 +141,7 @@ def fit(
     raw = plain.confidence(likelihoods, answered)
     if len(right) >= ENOUGH_FOR_STEPS:
         plain = dataclasses.replace(plain, steps=_steps(raw, right))
-    return dataclasses.replace(plain, bins=_bins(plain.confidence(likelihoods, answered), right))
+    return dataclasses.replace(plain, bins=bins_of(plain.confidence(likelihoods, answered), right))
 
 
 def _steps(raw: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], ...]:
@@ -158,7 +158,7 @@ def _steps(raw: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], ...
     return tuple((x, float(height)) for (x, _), height in zip(points, heights, strict=True))
 
 
-def _bins(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[float, int, int], ...]:
+def bins_of(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[float, int, int], ...]:
     """Bins of about equal numbers; equal confidences share a bin."""
     order = np.argsort(confidence, kind="stable")
     edges = confidence[order[np.linspace(0, len(order), BINS, endpoint=False).astype(int)]]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tghmoe_jax.evaluation import DISCLAIMER, outputs, routing_plot
+from tghmoe_jax.evaluation import DISCLAIMER, calibration, outputs, routing_plot
+from tghmoe_jax.evaluation.metrics import sure
 from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.evaluation.text_table import number
@@ -69,6 +70,8 @@ def write(
         "<h2>Scores beside their controls</h2>", _scores(metrics, run),
         "<h2>Closed questions by type</h2>", _bars(metrics, run),
     ]  # fmt: skip
+    if figure := confidence_chart(run):
+        parts += ["<h2>How far confidence can be trusted</h2>", _drawn("reliability, and risk and coverage", figure)]
     confusion = _confusion(run, tasks)
     if confusion:
         parts += ["<h2>Which task the prompt was sent to</h2>", confusion]
@@ -113,9 +116,39 @@ def _bars(metrics: Mapping[str, object], run: Run) -> str:
     """The picture of `bar_chart`."""
     if (figure := bar_chart(metrics, run)) is None:
         return '<p class="note">No closed question of a known type.</p>'
+    return _drawn("accuracy of each question type and its controls", figure)
+
+
+def _drawn(title: str, figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return _picture("accuracy of each question type and its controls", buffer.getvalue())
+    return _picture(title, buffer.getvalue())
+
+
+def confidence_chart(run: Run):
+    """A matplotlib figure: the share of right answers at each confidence, and the share of errors among the surest
+    answers. None where no answer has a confidence."""
+    from matplotlib.figure import Figure  # slow to import; no display is needed
+
+    known = {kind: pair for kind in KINDS if run.get(kind) and (pair := sure(run[kind]))}
+    if not known:
+        return None
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    reliability, risk = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], color="#9b9b9b", linewidth=1)
+    for (kind, (confidence, right)), colour in zip(known.items(), COLOURS.values(), strict=False):
+        points = calibration.bins_of(confidence, right)
+        edges = [*(least for least, *_ in points[1:]), np.inf]
+        means = [confidence[(confidence >= low) & (confidence < high)].mean()
+                 for (low, *_), high in zip(points, edges, strict=True)]  # fmt: skip
+        shares = [hits / items for _, items, hits in points]
+        spread = np.array([calibration.wilson(hits, items) for _, items, hits in points]).T
+        reliability.errorbar(means, shares, np.abs(spread - shares), fmt="o", color=colour, label=kind, markersize=4)
+        risk.plot(*calibration.risk_coverage(confidence, right), color=colour, label=kind)
+    reliability.set(xlabel="confidence", ylabel="share of right answers, 95 %")
+    risk.set(xlabel="share of questions answered, surest first", ylabel="share of errors", xlim=(0, 1), ylim=(0, None))
+    reliability.legend(frameon=False)
+    return figure
 
 
 def bar_chart(metrics: Mapping[str, object], run: Run):
