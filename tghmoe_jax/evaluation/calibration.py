@@ -18,6 +18,7 @@ from scipy import optimize, special, stats
 ENOUGH = 20  # items below which nothing is fitted
 ENOUGH_FOR_STEPS = 200  # items from which isotonic regression is used
 BINS = 10
+LEAST_IN_BIN = 10
 
 
 def option_shares(likelihoods: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -66,7 +67,7 @@ class Calibration:
 
     temperature: of options, None for open answers, which have slope and offset instead. `steps`: raw confidences and
     what isotonic regression makes of them, ascending; empty on small splits. `bins`: [least confidence, items, right
-    answers] of bins of about equal numbers.
+    answers], ascending.
     """
 
     items: int
@@ -159,13 +160,17 @@ def _steps(raw: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], ...
 
 
 def bins_of(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[float, int, int], ...]:
-    """Bins of about equal numbers; equal confidences share a bin."""
-    order = np.argsort(confidence, kind="stable")
-    edges = confidence[order[np.linspace(0, len(order), BINS, endpoint=False).astype(int)]]
-    found = []
-    for least, end in zip(np.unique(edges), [*np.unique(edges)[1:], np.inf], strict=True):
-        inside = (confidence >= least) & (confidence < end)
-        found.append((float(least), int(inside.sum()), int(right[inside].sum())))
+    """Bins of equal confidences together: each holds a tenth of all, or, where confidence rises by more than a tenth,
+    at least `LEAST_IN_BIN`."""
+    found: list[tuple[float, int, int]] = []
+    for value in np.unique(confidence):
+        items, hits = int(np.sum(confidence == value)), int(np.sum(right[confidence == value]))
+        least, many, good = found[-1] if found else (value, 0, 0)
+        full = many >= len(right) / BINS or (many >= LEAST_IN_BIN and value - least > 1 / BINS)
+        if not found or full:
+            found.append((float(value), items, hits))
+        else:
+            found[-1] = (float(least), many + items, good + hits)
     return tuple(found)
 
 
