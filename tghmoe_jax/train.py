@@ -92,7 +92,8 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     devices += f" of {jax.process_count()} processes" if hosts.several() else ""
     if hosts.first():
-        print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
+        left_out = filter(None, [getattr(source, "left_out", "")])
+        print(config, table, report, *left_out, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
     if resumes:
         state = store.restore(state, batches)

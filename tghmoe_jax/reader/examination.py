@@ -86,6 +86,8 @@ def examine(
     """
     e, cfg = config.eval, reader.model.cfg
     given = isinstance(source, ItemSource)
+    if left_out := getattr(source, "left_out", ""):
+        progress(left_out)
     items = e["items"] if given else min(e["items"], len(source))
 
     def types_of(kind: str) -> list[str | None]:
