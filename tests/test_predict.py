@@ -27,6 +27,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.reader import opening
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.reading import read_volume
@@ -267,6 +268,26 @@ def test_the_python_interface_gives_what_the_command_gives(stage2, scan, capsys)
     assert (answer.text, answer.task, list(answer.warnings)) == (record["text"], record["task"], record["warnings"])
     assert answer.routing.layers == (1, 2) and answer.tokens_per_second > 0
     assert json.loads(json.dumps(answer.to_json()))["expert_load"] == record["expert_load"]
+
+
+def test_a_scan_that_was_read_is_asked_about_again_by_readers_of_its_input_alone(stage2, scan, monkeypatch):
+    reader = tghmoe_jax.load(stage2)
+    named, read = reader.ask(scan, QUESTION), reader.read(scan)
+    monkeypatch.setattr(type(reader), "read", None)
+    again = reader.ask(read, QUESTION)
+    assert (again.text, again.warnings) == (named.text, named.warnings)
+    with pytest.raises(UserError, match="belong to reading"):
+        reader.ask(read, QUESTION, series=1)
+    reader.run.config["data"]["channels"] = "repeat:lung"
+    with pytest.raises(UserError, match="read for another input than that of stage2"):
+        reader.ask(read, QUESTION)
+
+
+def test_the_python_interface_keeps_compiled_programs(stage2, monkeypatch):
+    kept = []
+    monkeypatch.setattr(opening.compile_cache, "keep", lambda: kept.append(True))
+    tghmoe_jax.load(stage2)
+    assert kept
 
 
 def test_the_command_runs_as_a_module():

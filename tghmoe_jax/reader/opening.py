@@ -15,6 +15,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training import compile_cache
 from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
 from tghmoe_jax.training.program import param_shardings
 from tghmoe_jax.weights import adapt
@@ -23,8 +24,9 @@ from tghmoe_jax.weights import adapt
 def load(run: str | Path = "embedded") -> Reader:
     """A finished run, ready to be asked about single scans; without a name the embedded reader.
 
-    UserError where `run` is not one.
+    Compiled programs are kept for the next process (`compile_cache`). UserError where `run` is not one.
     """
+    compile_cache.keep()
     loaded = load_run(run, "--checkpoint")
     return Reader(
         loaded.model, loaded.tokenizer, jax.device_put(loaded.params), loaded.config["data"]["text_length"], run=loaded

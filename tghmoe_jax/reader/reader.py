@@ -25,7 +25,7 @@ from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.scans.scan import Scan, read_scan
+from tghmoe_jax.scans.scan import Scan, read_scan, reading_of
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training.loading import LoadedRun
 from tghmoe_jax.training.step import variables
@@ -249,12 +249,13 @@ class Reader:
     # ---- one scan, one picture ---------------------------------------------------------------------------------------
 
     def ask(
-        self, path: str | Path, question: str, choices: Sequence[str] = (), *, task: str | None = None,
+        self, path: str | Path | Scan, question: str, choices: Sequence[str] = (), *, task: str | None = None,
         series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
         allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
-        """Answers a question about the scan at `path` (of a 2D base: a picture). `choices` (2 to 4) are shown with it,
-        and ranked without.
+        """Answers a question about the scan at `path`, or one that `read` gave (of a 2D base: a picture).
+
+        `choices` (2 to 4) are shown with it, and ranked without.
 
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
         like HU. UserError names what to change.
@@ -274,8 +275,8 @@ class Reader:
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
 
     def report(
-        self, path: str | Path, *, series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False,
+        self, path: str | Path | Scan, *, series: int | None = None, assume_hu: bool = False,
+        new_tokens: int | None = None, allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
         """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
 
@@ -290,12 +291,30 @@ class Reader:
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
 
     def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
-        """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
-        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu)
+        """The scan as the run's config prepares it, for one or several calls of `ask` and `report`.
+
+        UserError as `scans.scan.read_scan` raises it.
+        """
+        scan = read_scan(path, *self._reading(), series, assume_hu)
         rope = self.model.cfg.volume.depth_rope
         if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
             raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
         return scan
+
+    def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        return self.run.config["data"], self.run.manifest.get("input_ranges")
+
+    def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool) -> Scan:
+        """What `path` names, or the scan itself where this reader, or another of the same input, has read it."""
+        if not isinstance(path, Scan):
+            return self.read(path, series, assume_hu)
+        if series is not None or assume_hu:
+            raise UserError("series and assume_hu belong to reading; give them to read() in place of ask().")
+        if path.read_for != reading_of(*self._reading()):
+            raise UserError(
+                f"the scan was read for another input than that of {self.run.name}; read it with its read()."
+            )
+        return path
 
     def _ask_scan(self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
@@ -303,7 +322,7 @@ class Reader:
         # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
-        scan = self.read(path, *reading)
+        scan = self._scan(path, *reading)
         notes = [*self._domain_warning(), *scan.warnings]
         bare = asked.without_choices()
         shares, routed = None, {asked: None, bare: None}
