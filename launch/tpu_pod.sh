@@ -17,7 +17,8 @@ Commands
   delete   give the slice back (it costs money until then)
 
 Options
-  --type TYPE        v5e-64, v5p-32, v6e-16, ...: chips (v5e, v6e) or TensorCores (v5p); create, and train to create again
+  --type TYPE        v5e-64 (or v5litepod-64), v5p-32, v6e-16, ...: chips (v5e, v6e) or TensorCores (v5p); create, and
+                     train to create again
   --runtime VERSION  runtime version; default by the type
   --project PROJECT  default: gcloud's own
   --spot             spot capacity, which is cheaper and can be preempted
@@ -62,7 +63,7 @@ done
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name $name must be lower-case letters, digits and hyphens."
 case $type in
   "") ;;
-  v5e-*) accelerator=v5litepod-${type#v5e-} runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
+  v5e-* | v5litepod-*) accelerator=v5litepod-${type#*-} runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
   v5p-*) accelerator=$type runtime=${runtime:-v2-alpha-tpuv5} ;;
   v6e-*) accelerator=$type runtime=${runtime:-v2-alpha-tpuv6e} ;;
   *) accelerator=$type; [ -n "$runtime" ] || fail "--type $type is not known here; name its --runtime as well." ;;

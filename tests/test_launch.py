@@ -57,6 +57,12 @@ def test_no_cloud_is_named_outside_launch():
     assert not found
 
 
+def test_the_cloud_s_own_name_of_a_type_is_taken():
+    flags = ("--name", "pod", "--zone", "z", "--dry-run", "--type")
+    own, cloud = (launch("tpu_pod.sh", "create", *flags, name) for name in ("v5e-64", "v5litepod-64"))
+    assert own.returncode == 0 and cloud.stdout == own.stdout and "--accelerator-type v5litepod-64 " in own.stdout
+
+
 @pytest.mark.parametrize("name, script, arguments", [
     ("tpu_pod_create", "tpu_pod.sh", ["create", "--type", "v5e-64", "--spot"]),
     ("tpu_pod_setup", "tpu_pod.sh", ["setup", "--project", "own"]),

@@ -106,6 +106,7 @@ def test_what_a_reader_warns_of_is_kept(tmp_path):
     moved.set_sform(affine, code=1)
     affine[2, 3] += 20
     moved.set_qform(affine, code=1)
+    moved.header.set_xyzt_units("mm")
     moved.to_filename(tmp_path / "moved.nii")
     line = {"question": "Which side?", "answer": "left", "split": "train"}
     keys = ("inverted", "plain.nii", "moved.nii")

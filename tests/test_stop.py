@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C at the moments of a run: one line, the documented exit code, and nothing is lost."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from tests import tiny_run
 from tests.test_resume import losses
-from tghmoe_jax.errors import PREEMPTED
+from tghmoe_jax.errors import PIPE_CLOSED, PREEMPTED
 
 AT_STEP = """
 import os
@@ -97,6 +98,34 @@ def test_a_signal_is_heard_while_the_main_thread_is_deaf(number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code and errors.startswith("stopped by ") and errors.count("\n") == 1, errors
+
+
+PIPED = """
+import os, sys
+from tghmoe_jax import errors
+def work():
+    {act}
+    return 0
+sys.exit(errors.run_command(work))
+"""
+
+
+@pytest.mark.parametrize(("act", "code", "said"), [
+    ("print('line\\n' * 100000)", PIPE_CLOSED, ""),
+    ("print('short')", PIPE_CLOSED, ""),  # fails when it is flushed, at the end
+    ("print('short'); sys.exit(0)", PIPE_CLOSED, ""),  # as --help ends
+    ("raise BrokenPipeError(32, 'of a worker')", 1, "of a worker"),  # of another pipe: a fault
+])  # fmt: skip
+def test_a_reader_of_the_output_that_goes_ends_a_command_quietly(act, code, said):
+    read, write = os.pipe()
+    if not said:
+        os.close(read)
+    text = PIPED.format(act=act)
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tiny_run.ROOT, stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert done.returncode == code and (said in done.stderr if said else not done.stderr), done.stderr
 
 
 @pytest.mark.slow

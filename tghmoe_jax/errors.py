@@ -4,6 +4,7 @@ import argparse
 import errno
 import functools
 import os
+import select
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+PIPE_CLOSED = 141  # exit code: nobody reads the output any more, as `| head` does (128 + SIGPIPE)
 PREEMPTED = 75  # exit code: stopped by a signal, and the same command goes on (EX_TEMPFAIL)
 HEARD = threading.Event()  # the main thread has heard a signal
 _GRACE = 15.0  # seconds that a signal waits for the main thread, which may be compiling
@@ -87,8 +89,8 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
     """Runs a command of the shell and returns its exit code.
 
     SIGTERM and Ctrl-C raise Stopped, which ends it with one line and `code` (default 143 and 130); a disk that fails,
-    with one sentence and 2. Where the main thread does not hear a signal within seconds, as in the C++ of a compiler,
-    the process ends without it.
+    with one sentence and 2; a reader of its output that goes (`| head`), without a word and PIPE_CLOSED. Where the main
+    thread does not hear a signal within seconds, as in the C++ of a compiler, the process ends without it.
     """
     _listen(code)
 
@@ -98,16 +100,33 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
 
     for number in _SIGNALS:
         signal.signal(number, stop)
+    ended = 0
     try:
-        return main()
+        try:
+            ended = main()
+        finally:
+            sys.stdout.flush()  # later, what fails would be shown as an exception that is ignored
+        return ended
     except Stopped as stopped:
         print(_said(stopped, code), file=sys.stderr)
         return stopped.code if code is None else code
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_closed():
+            return ended or PIPE_CLOSED
         if not (sentence := of_disk(error)):
             raise
         print(f"error: {sentence}", file=sys.stderr)
         return 2
+
+
+def _output_closed() -> bool:
+    """Whether it is the standard output whose reader has gone; then what is left of it goes nowhere."""
+    output = sys.stdout.fileno()
+    asked = select.poll()
+    asked.register(output, 0)
+    if gone := bool(asked.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _said(stopped: Stopped, code: int | None) -> str:

@@ -24,8 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would 
 
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import DISCLAIMER
-from tghmoe_jax.reader.opening import load, load_picture_reader
+from tghmoe_jax.reader.opening import load, load_picture_reader, refuse_report
 from tghmoe_jax.training import compile_cache
+from tghmoe_jax.training.domain import asks_report
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -85,8 +86,12 @@ def run(args: argparse.Namespace) -> str:
     if args.base:
         answer = load_picture_reader(args.base).ask(args.image, args.question, new_tokens=args.new_tokens)
         seconds = round(time.perf_counter() - begun, 2)
-        record = {"text": answer.text, "base": str(args.base), "disclaimer": DISCLAIMER, "seconds": seconds}
+        record = {"text": answer.text, "warnings": answer.warnings, "base": str(args.base)}
+        record |= {"disclaimer": DISCLAIMER, "seconds": seconds}
         return json.dumps(record, indent=1) if args.json else str(answer)
+    asks = asks_report(args.question, args.choices, args.task)
+    if asks and not args.allow_out_of_domain:
+        refuse_report(args.checkpoint or "embedded", asks)
     reader = load(args.checkpoint or "embedded")
     options = {
         "series": args.series, "assume_hu": args.assume_hu, "new_tokens": args.new_tokens,

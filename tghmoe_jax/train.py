@@ -27,7 +27,7 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import flops
-from tghmoe_jax.training import checkpoints, guard, hosts, loading, owner, reporting, run_folder
+from tghmoe_jax.training import checkpoints, domain, guard, hosts, loading, owner, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
@@ -92,7 +92,8 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     devices += f" of {jax.process_count()} processes" if hosts.several() else ""
     if hosts.first():
-        print(config, table, report, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
+        left_out = filter(None, [getattr(source, "left_out", "")])
+        print(config, table, report, *left_out, f"mesh {dict(mesh.shape)} on {devices}", sep="\n\n", flush=True)
     store = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
     if resumes:
         state = store.restore(state, batches)
@@ -116,6 +117,9 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         )
         manifest["parameters"] = flops.parameters(model.cfg, program.shapes, program.trains)
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
+        if config.init_from:
+            parent = run_folder.find(config.init_from, "--config.init_from")
+            manifest |= domain.inherited(parent, checkpoints.newest_step(parent))
         run_folder.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------

@@ -388,6 +388,8 @@ HEADER = ",".join(fixtures.M3D_COLUMNS)
         (_open("m3d", {"a_test.csv": ""}, "a_test.csv"), "is an empty file"),
         (_open("m3d", {"a_test.csv": "Image Path,Question\n"}, "a_test.csv"), "lacks the columns Text"),
         (_open("m3d", {"a_test.csv": f"{HEADER},Text\n"}, "a_test.csv"), "names a column twice"),
+        (_open("m3d", {"a_test.csv": HEADER.replace(",", ";")}, "a_test.csv"), "by semicolons, not by commas"),
+        (_open("m3d", {"a_test.csv": '[{"Text": "a"}]'}, "a_test.csv"), "holds JSON, not a table"),
         (_open("m3d", {"a_test.csv": f"{HEADER}\n" + "x" * 2**20 + "y\n"}, "a_test.csv"), "longer than 1048576"),
         (_open("m3d", {"a_test.csv": f'{HEADER}\n"open'}, "a_test.csv"), "not valid CSV"),
         (_open("m3d", {"a_test.csv": HEADER.encode() + b"\n\xff\n"}, "a_test.csv"), "not UTF-8"),

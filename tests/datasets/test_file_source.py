@@ -302,6 +302,15 @@ def test_leaks_are_dropped_on_the_side_that_is_named(make):
     assert len(keys["none", "train"]) == 7 and len(keys["none", "test"]) == 4
     assert "m1" not in keys["train", "train"] and keys["train", "test"] == keys["none", "test"]
     assert "m8" not in keys["test", "test"] and keys["test", "train"] == keys["none", "train"]
+    said = {
+        (drop, split): FileSource(data | {"drop_leaks": drop}, split).left_out
+        for drop in ("none", "train", "test")
+        for split in ("train", "test")
+    }
+    for drop in ("train", "test"):
+        kept, all_of = (len(keys[way, drop]) for way in (drop, "none"))
+        assert f"{all_of - kept} volumes with " in said[drop, drop] and f"; {kept} volumes remain" in said[drop, drop]
+    assert sum(map(bool, said.values())) == 2
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,21 @@ def test_a_bad_line_is_reported_with_its_number(tmp_path, bad, reason):
             open_dataset({"name": "manifest", "root": str(tmp_path), "manifest": "m.jsonl"})
 
 
+def test_every_problem_of_a_line_is_listed(tmp_path):
+    bad = line(0, volume="scans/9.nii.gz", choices=["a", "a", ""], patient="x", split="dev")
+    reasons = [reason for _, reason in problems(tmp_path, bad)]
+    for words in ("key 'patient'", "the split", "choice is empty", "twice", "not one of the choices", "not exist"):
+        assert sum(words in reason for reason in reasons) == 1, (words, reasons)
+    assert len(reasons) == 6
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_list_is_named_as_one(tmp_path, indent):
+    (tmp_path / "m.jsonl").write_text(json.dumps([line(0), line(1)], indent=indent))
+    (problem,) = check_manifest(tmp_path / "m.jsonl").problems
+    assert problem.where.endswith("m.jsonl:1") and "is a JSON list" in problem.reason
+
+
 def test_one_series_of_a_study_is_named_behind_its_folder(tmp_path):
     for number, shape in ((4, (12, 36, 44)), (7, (9, 32, 32))):
         write_dicom(tmp_path / "study", patient(shape), series=number)

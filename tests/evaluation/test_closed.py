@@ -2,7 +2,7 @@
 
 import pytest
 
-from tghmoe_jax.evaluation.closed import contains_letter, strict_letter, strictly_correct
+from tghmoe_jax.evaluation.closed import contains_letter, disagreement, strict_letter, strictly_correct
 
 CHOICES = ("liver", "spleen", "left kidney", "A mass")
 
@@ -91,3 +91,35 @@ def test_strict_counts_only_the_true_letter():
 
 def test_strict_keeps_every_letter_when_choices_repeat():
     assert strict_letter("C. NA", ("liver", "NA", "NA", "spleen")) == "C"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("A", ""),
+        ("(A)", ""),
+        ("A. liver", ""),
+        ("A liver", ""),
+        ("a. liver", "none of the choices"),
+        ("Liver", ""),
+        ("B. spleen, since it is large", ""),
+        ("A mass", ""),  # an option's own text, not the letter A
+        ("C. left kidney", ""),
+        ("A. spleen", "letter and text disagree"),
+        ("A spleen", "letter and text disagree"),
+        ("D. LIVER.", "letter and text disagree"),
+        ("A. livery", "none of the choices"),
+        ("A. heart", "none of the choices"),
+        ("E. liver", "none of the choices"),
+        ("the heart", "none of the choices"),
+        ("", "none of the choices"),
+    ],
+)
+def test_an_answer_whose_letter_and_text_disagree_or_that_is_no_choice_is_told(output, said):
+    assert disagreement(output, CHOICES) == said
+
+
+def test_a_text_that_begins_another_option_is_that_of_the_longer_one():
+    choices = ("left", "left lung")
+    assert disagreement("B. left lung", choices) == "" and disagreement("A. left", choices) == ""
+    assert disagreement("A. left lung", choices) == "letter and text disagree"

@@ -178,6 +178,8 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
         (b"Question,Answer,Pred,Control blind\nq,a,p\n", "ends in the middle of row 2"),
         (b"Question,Answer,Pred\nq,a,left, right\n", "row 2 has more columns than the header"),
         (b"Question,Answer,Answer Choice,Pred\nq,a,E,p\n", "Answer Choice is 'E'"),
+        (b"Question;Answer;Pred\nq;a, b;p\n", "separates its columns by semicolons, not by commas"),
+        (b'[\n {"Question": "q",\n "Pred": "p"}\n]', "holds JSON, not a table"),
         (b"Question,Answer,Pred\n\xff\xfe,a,p\n", "not a CSV file in UTF-8"),
     ],
 )

@@ -30,7 +30,8 @@ KEYS = {
         for kind in ("closed", "open")
         for name in ("calibration_error", "risk_area", "accuracy_surest_half")
     ),
-    "closed/accuracy_strict_macro", "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
+    "closed/accuracy_strict_macro", "closed/letter_text_disagree", "closed/no_choice",
+    "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
     *(f"control/{name}_closed_accuracy_strict" for name in ("shuffled", "section_shuffled", "blind", "wrong_group")),
     *(f"closed/by_type_strict/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
     *(
@@ -113,6 +114,14 @@ def test_values_counted_by_hand():
     assert {key: metrics[key] for key in expected} == {
         key: None if value is None else pytest.approx(value) for key, value in expected.items()
     }
+
+
+def test_answers_of_a_wrong_form_are_counted_apart_and_scored_as_before():
+    outputs = ("A. liver", "A. spleen", "the heart", "")
+    run = {"closed": [closed(i, "organ", ORGANS, "liver", output) for i, output in enumerate(outputs)]}
+    metrics = score(run)
+    names = ("letter_text_disagree", "no_choice", "empty", "accuracy", "accuracy_strict")
+    assert [metrics[f"closed/{name}"] for name in names] == [1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 2]
 
 
 def test_intervals_hold_their_scores():

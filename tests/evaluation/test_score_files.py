@@ -62,6 +62,19 @@ def test_leaked_volumes_are_left_out_of_every_score(run, leaked, capsys):
     assert json.loads(capsys.readouterr().out)["closed/accuracy"]["items"] == 3
 
 
+def test_a_run_stands_for_its_newest_evaluation(run, tmp_path, capsys):
+    for step, output in ((90, "wrong"), (800, None)):
+        own = {kind: [one.__class__(**one.__dict__ | ({"output": output} if output else {})) for one in ones]
+               for kind, ones in keyed().items()}  # fmt: skip
+        write_predictions(tmp_path / "trained" / "eval" / str(step), own)
+    assert evaluate.main(["compare", str(tmp_path / "trained"), run, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows and all(row["a"] == row["b"] for row in rows.values())
+    (tmp_path / "unscored").mkdir()
+    assert evaluate.main(["compare", str(tmp_path / "unscored"), run]) == 2
+    assert "nor a run that was evaluated" in capsys.readouterr().err
+
+
 def test_m3ds_image_path_names_a_volume_too(tmp_path, leaked, capsys):
     file = tmp_path / "open.csv"
     rows = [["case1/scan", "q", "a", "a"], ["case3/scan", "q", "a", "b"], ["case3/scan", "p", "a", "a"]]

@@ -164,11 +164,10 @@ def test_a_real_scan_is_answered_with_warnings_and_gets_no_report(name, capsys):
     record = answered(capsys, ct.REAL / name, *PLANE)
     assert any(text.startswith("spacing") for text in record["warnings"])
     assert answered(capsys, ct.REAL / name, "--question", "Which phase is this?", "--task", "vqa")["task"] == "vqa"
-    for flags in (["--report"], ["--question", "Which phase is this?", "--task", "report"]):
+    asked = ["--question", "Write a report for this CT."]
+    for flags in (["--report"], ["--question", "Which phase is this?", "--task", "report"], asked):
         assert predict.main(["--volume", str(ct.REAL / name), *flags]) == 2
         out, err = capsys.readouterr()
         assert out == "" and "no scan of a patient" in err and "--allow-out-of-domain" in err
     written = answered(capsys, ct.REAL / name, "--report", "--allow-out-of-domain")
     assert written["task"] == "report"
-    asked = answered(capsys, ct.REAL / name, "--question", "Write a report for this CT.")
-    assert asked["task"] == "vqa" and any("refused on real scans" in text for text in asked["warnings"])

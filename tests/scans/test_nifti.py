@@ -116,6 +116,16 @@ def test_spacing_in_other_units_becomes_millimetres(tmp_path):
         assert read_volume(tmp_path / "scan.nii").spacing_mm == SPACING
 
 
+@pytest.mark.parametrize(("unit", "notes"), [("mm", 0), ("unknown", 1)])
+def test_a_file_without_a_unit_of_length_is_read_as_mm_and_says_so(tmp_path, unit, notes):
+    image = nib.Nifti1Image(patient(), affine_of(axes_of()))
+    image.header.set_xyzt_units(unit)
+    image.to_filename(tmp_path / "scan.nii")
+    volume = read_volume(tmp_path / "scan.nii")
+    assert volume.spacing_mm == SPACING
+    assert [text[:46] for text in volume.warnings] == ["units: the file states no unit of length (xyzt"] * notes
+
+
 def test_oblique_scan_keeps_its_grid_and_says_so(tmp_path):
     a = np.radians(12)
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
@@ -276,6 +286,7 @@ def test_small_differences_of_the_two_orientations_are_reported(tmp_path, degree
     image = nib.Nifti1Image(patient(), affine)
     image.set_sform(affine, code=1)
     image.set_qform(other, code=1)
+    image.header.set_xyzt_units("mm")
     image.to_filename(tmp_path / "scan.nii")
     volume = read_volume(tmp_path / "scan.nii")
     assert volume.warnings == (f"geometry: sform and qform differ {words}; the sform was used",)
@@ -333,6 +344,7 @@ def test_sform_of_zeros_beside_a_good_qform_is_a_warning(tmp_path):
     image = nib.Nifti1Image(patient(), affine_of(axes_of()))
     image.set_qform(affine_of(axes_of()), code=1)
     image.set_sform(affine_of(axes_of()), code=2)
+    image.header.set_xyzt_units("mm")
     image.to_filename(path)
     raw = np.frombuffer(path.read_bytes()[:348], nib.nifti1.header_dtype).copy()
     raw["srow_x"], raw["srow_y"], raw["srow_z"] = 0, 0, 0

@@ -63,10 +63,14 @@ class FileSource:
         self._cases: list[int] = []
         cases: dict[tuple[int, str], int] = {}
         items: dict[str, list[list[tuple[int, Item]]]] = {kind: [[] for _ in names] for kind in kinds_of_items()}
+        left: list[str] = []  # the volumes of items left out as leaks
         for number, (given, _, rows, gone) in enumerate(parts):
             index: dict[str, int] = {}
             for item in given:
-                if item.split != split or (split, item.volume) in gone:
+                if item.split != split:
+                    continue
+                if (split, item.volume) in gone:
+                    left.append(f"{number} {item.volume}")
                     continue
                 if item.volume not in index:
                     index[item.volume] = len(self.volumes)
@@ -78,6 +82,13 @@ class FileSource:
             remedy = "" if split == "train" else ", give some cases that split, or train with --config.eval.every=0"
             raise UserError(
                 f"--config.data.root={data['root']} holds no item of the split {split}; see its card.md{remedy}."
+            )
+        # What a command says of it: empty where nothing of this split is to be left out.
+        self.left_out, drop = "", data.get("drop_leaks", "none")
+        if drop != "none" and (drop == "train") == (split == "train"):
+            self.left_out = (
+                f"data.drop_leaks={drop}: {len(set(left))} volumes with {len(left)} items of the split {split} are "
+                f"left out (leaks.csv names them); {len(self.volumes)} volumes remain"
             )
         self._counts = {kind: tuple(map(len, lists)) for kind, lists in items.items()}
         # Training takes the sets one after another (see `pipeline`), a test asks them in turns.

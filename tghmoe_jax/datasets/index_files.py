@@ -112,6 +112,7 @@ def read_csv(
             if missing or len({header[i] for i in named}) != len(named):
                 what = f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
                 what = what if missing else "names a column twice"
+                what = other_form(header, delimiter) or what
                 raise UserError(f"{path} {what}: its first line must name {', '.join(columns)}.")
             where = f"{path.name}:{reader.line_num + 1}"  # a quoted text may span lines: a row is named by its first
             for fields in reader:
@@ -123,6 +124,15 @@ def read_csv(
                 where = f"{path.name}:{reader.line_num + 1}"
     except csv.Error as error:
         raise UserError(f"{path} is not valid CSV (line {reader.line_num}: {error}): export it again.") from None
+
+
+def other_form(header: Sequence[str], delimiter: str = ",") -> str:
+    """What a file is in place of a CSV with this delimiter, by the header that was read from it; else nothing."""
+    if header and header[0].lstrip().startswith(("[", "{")):
+        return "holds JSON, not a table"
+    names = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    found = [name for mark, name in names.items() if mark != delimiter and len(header) == 1 and mark in header[0]]
+    return f"separates its columns by {found[0]}, not by {names[delimiter]}" if found else ""
 
 
 def read_text(path: Path, most: int = 2**20) -> str:

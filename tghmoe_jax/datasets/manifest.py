@@ -103,12 +103,16 @@ def _parse(path: Path, root: Path, exist: bool = False) -> tuple[list[Item], lis
     problems: list[tuple[int, str]] = []
     paths: dict[str, str | None] = {}
     for line, text in read_lines(path):
+        if not rows and not problems and text.lstrip().startswith("["):
+            problems.append((line, "the file is a JSON list: write one object a line, without [ ] and commas between."))
+            break
         row = _object(text)
         faults = [row] if isinstance(row, str) else _faults(row)
-        if not faults and row["volume"] not in paths:
-            paths[row["volume"]] = _volume_fault(root, row["volume"], exist)
-        if not faults and paths[row["volume"]]:
-            faults = [paths[row["volume"]]]
+        volume = None if isinstance(row, str) else row.get("volume")
+        if volume is not None and not text_fault(volume, "volume"):
+            if volume not in paths:
+                paths[volume] = _volume_fault(root, volume, exist)
+            faults += [paths[volume]] if paths[volume] else []
         problems += [(line, fault) for fault in faults]
         if not faults:
             rows.append((line, row))
@@ -172,12 +176,12 @@ def _faults(row: dict[str, Any]) -> list[str]:
     if "choices" in row:
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
             faults.append(f"the choices are not a list of 2 to {len(LETTERS)} texts.")
-        elif any(fault := text_fault(choice, "choice") for choice in choices):
-            faults.append(str(fault))
-        elif len(set(choices)) != len(choices):
-            faults.append("a choice occurs twice.")
-        elif answer not in choices:
-            faults.append("the answer is not one of the choices, letter by letter.")
+        else:
+            faults += dict.fromkeys(filter(None, (text_fault(choice, "choice") for choice in choices)))
+            if any(choices.count(choice) > 1 for choice in choices):
+                faults.append("a choice occurs twice.")
+            if answer not in choices and "answer" in row:
+                faults.append("the answer is not one of the choices, letter by letter.")
         if known_task and kind_of(task, True) == kind_of(task, False):
             faults.append(f"the task {task} has no choices.")
     return faults

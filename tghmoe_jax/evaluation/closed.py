@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tghmoe_jax.samples.questions import LETTERS
 
 _MARKED = re.compile(r"(?<![^\W_])(?:\((?P<both>[A-Z])\)|(?P<one>[A-Z])[.)])")  # (A), A. or A), not inside a word
+_BARE = re.compile(r"([A-Z])(?: |$)")  # at the start of an output
 
 
 def contains_letter(output: str, letter: str) -> bool:
@@ -54,3 +55,28 @@ def same_words(output: str, reference: str) -> bool:
 def strictly_correct(output: str, letter: str, choices: Sequence[str]) -> bool:
     """Whether `strict_letter` of the output is the true option's letter."""
     return bool(letter) and strict_letter(output, choices) == letter
+
+
+def disagreement(output: str, choices: Sequence[str]) -> str:
+    """What is wrong with the form of an answer to a question with choices; empty where nothing is.
+
+    `letter and text disagree`: a letter stands before another option's text. `none of the choices`: neither an option's
+    letter alone, nor its text, with or without its letter and with any text behind it.
+    """
+    text = output.strip()
+    texts = dict(zip(LETTERS, (choice.strip() for choice in choices), strict=False))
+
+    def begun(rest: str) -> set[str]:
+        """The letters of the options that a text begins with; of those that begin alike the longest."""
+        rest = rest.casefold()
+        found = {key: len(own) for key, own in texts.items() if re.match(re.escape(own.casefold()) + r"(?!\w)", rest)}
+        return {key for key, size in found.items() if size == max(found.values())}
+
+    start = _MARKED.match(text) or _BARE.match(text)
+    letter = next(filter(None, start.groups()), "") if start else ""
+    if letter not in texts or begun(text):
+        return "" if begun(text) else "none of the choices"
+    rest = text[start.end() :].strip()
+    if not rest or letter in begun(rest):
+        return ""
+    return "letter and text disagree" if begun(rest) else "none of the choices"

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tghmoe_jax.datasets import index_files
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.metrics import Triple
 from tghmoe_jax.evaluation.protocols import CONTROLS, NOT_ASKED, Prediction
@@ -27,11 +28,17 @@ MOST_BYTES = 1 << 30  # a larger file is not a table of predictions
 
 
 def listed(path: str | Path) -> list[Path]:
-    """The file, or the `predictions_*.csv` of a folder. UserError without such a file."""
+    """The file, or the `predictions_*.csv` of a folder or of the newest evaluation of a run. UserError without one."""
     path = Path(path)
     files = sorted(path.glob("predictions_*.csv")) if path.is_dir() else [path]
+    if not files:
+        scored = {int(file.parent.name): file.parent for file in path.glob("eval/*/predictions_*.csv")
+                  if file.parent.name.isdecimal()}  # fmt: skip
+        files = sorted(scored[max(scored)].glob("predictions_*.csv")) if scored else []
     if not files or not files[0].is_file():
-        raise UserError(f"{path} is neither a CSV file nor a folder with predictions_*.csv; name one of these.")
+        raise UserError(
+            f"{path} is neither a CSV file, a folder with predictions_*.csv nor a run that was evaluated; name one."
+        )
     return files
 
 
@@ -74,6 +81,8 @@ def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]
         raise UserError(f"{named} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{named} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    if other := index_files.other_form(header):
+        raise UserError(f"{named} {other}; save it as a CSV file with commas.")
     for number, row in enumerate(rows, 2):
         if len(row) > len(header):
             raise UserError(f"{named}, row {number} has more columns than the header; quote texts that hold commas.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax.evaluation import text_metrics
+from tghmoe_jax.evaluation import closed, text_metrics
 
 Ratio = tuple[np.ndarray, np.ndarray]
 Triple = tuple[str, str, str]  # (lesion, organ, side) of a finding
@@ -73,6 +73,13 @@ def _strictly_correct(ones):
     return [one.strictly_correct for one in ones] if all(one.choices for one in ones) else None
 
 
+def _of_form(fault: str, ones):
+    """Whether the answer is `closed.disagreement` of this kind; an empty one is counted as `empty`."""
+    if not all(one.choices for one in ones):
+        return None
+    return [bool(one.output.strip()) and closed.disagreement(one.output, one.choices) == fault for one in ones]
+
+
 def _ranked(ones):
     return None if any(one.ranked is None for one in ones) else [one.ranked == one.letter for one in ones]
 
@@ -121,6 +128,9 @@ def _surest_half(ones):
 register(Metric("accuracy", "closed", _correct, by_type="by_type"))
 register(Metric("accuracy_strict", "closed", _strictly_correct, by_type="by_type_strict"))
 register(Metric("ranked_accuracy", "closed", _ranked))
+# Answers whose form is wrong are scored as they are, by both rules, and counted apart.
+for _name, _fault in (("letter_text_disagree", "letter and text disagree"), ("no_choice", "none of the choices")):
+    register(Metric(_name, "closed", functools.partial(_of_form, _fault), judged=False, compared=False))
 for _kind in ("open", "report"):
     for _name in text_metrics.SAMPLE:
         _per_item, _column = functools.partial(_overlap, _name), "bleu" if _name == "bleu1" else _name

@@ -19,7 +19,7 @@ def add_parsers(commands) -> None:
     score.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
     score.add_argument("--true-labels", help="the same of the true reports")
     compare = commands.add_parser("compare", help="two systems on the same items")
-    compare.add_argument("a", help="CSV file, or folder of predictions_*.csv")
+    compare.add_argument("a", help="CSV file, folder of predictions_*.csv, or run, whose newest evaluation counts")
     compare.add_argument("b", help="the same items, answered by another system")
     for sub in (score, compare):
         sub.add_argument("--leaks", metavar="CSV", help="leaks.csv of the prepared set: leaked volumes are left out")

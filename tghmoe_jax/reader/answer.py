@@ -11,6 +11,8 @@ from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.scans.scan import Scan
 
+LIKELIHOODS = "of each option alone, per token, with the options not shown: they do not add up to 1"
+
 
 def no_load() -> np.ndarray:
     """The load of a request whose volume was not shown."""
@@ -23,9 +25,9 @@ class Answer:
 
     text: '' where only options were ranked. group: the expert group used, and task its name. task_probabilities
     {task: float} of the router, None with one group. likelihoods float32 (O,): mean log-likelihood per token of each of
-    `options`. load float32 (layers, G, E): (token, choice) pairs sent to each expert. tokens_per_second: of generation
-    alone. The rest is filled for a single scan or picture: blind_text is the answer to the same question without the
-    volume; seconds: reading and answering, compilation included.
+    `options`. load float32 (layers, G, E): (token, choice) pairs sent to each expert. cut: whether the text
+    ends at its limit. The rest is filled for a single scan or picture: blind_text is the answer to the same question
+    without the volume; seconds: reading and answering, compilation included.
     """
 
     text: str = ""
@@ -35,7 +37,7 @@ class Answer:
     options: tuple[str, ...] = ()
     likelihoods: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
     load: np.ndarray = dataclasses.field(default_factory=no_load, repr=False)
-    tokens_per_second: float = 0.0
+    cut: bool = False
     blind_text: str = ""
     warnings: tuple[str, ...] = ()
     checkpoint: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -60,12 +62,14 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """The keys of `predict --json`."""
         names = ("text", "task", "task_probabilities", "option_likelihoods", "blind_text", "expert_load", "warnings",
-                 "disclaimer", "checkpoint", "seconds", "tokens_per_second")  # fmt: skip
+                 "disclaimer", "checkpoint", "seconds")  # fmt: skip
         record = {name: getattr(self, name) for name in names} | {"warnings": list(self.warnings)}
         if self.task_probabilities:
             record["task_probabilities"] = {task: round(share, 4) for task, share in self.task_probabilities.items()}
         if self.option_likelihoods is None:
             del record["option_likelihoods"]
+        else:
+            record["option_likelihoods_are"] = LIKELIHOODS
         return record
 
     def __str__(self) -> str:
@@ -74,6 +78,8 @@ class Answer:
         if self.option_likelihoods:
             ranked = sorted(self.option_likelihoods.items(), key=lambda item: -item[1])
             details.append("options     " + ", ".join(f"{option} {value:.3f}" for option, value in ranked))
+            details.append(f"            ({LIKELIHOODS})")
+        details += [f"warning     {text}" for text in self.warnings]
         if self.checkpoint:  # of a run: a 2D base has neither experts nor a blind answer
             details += self._details()
         return printable("\n\n".join(filter(None, [self.text or "(no text)", "\n".join(details), self.disclaimer])))
@@ -86,9 +92,7 @@ class Answer:
             f"task        {self.task}{routed}",
             "experts     " + ("; ".join(loads) or "none"),
             f"no volume   {self.blind_text or '(no text)'}",
-            *(f"warning     {text}" for text in self.warnings),
-            f"checkpoint  {self.checkpoint['name']} {self.checkpoint['digest']}, {self.seconds:.1f} s, "
-            f"{self.tokens_per_second:.0f} tokens/s",
+            f"checkpoint  {self.checkpoint['name']} {self.checkpoint['digest']}, {self.seconds:.1f} s",
         ]
 
     def draw_routing(self, path: str | Path) -> None:

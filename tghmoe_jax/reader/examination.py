@@ -122,6 +122,8 @@ def examine(
     calibrated = calibrated or {}
     e, cfg = config.eval, reader.model.cfg
     given = isinstance(source, ItemSource)
+    if left_out := getattr(source, "left_out", ""):
+        progress(left_out)
     items = e["items"] if given else min(e["items"], len(source))
 
     parse = finding_parser(config.data.name)

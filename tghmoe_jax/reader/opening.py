@@ -15,6 +15,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training import checkpoints, compile_cache, domain, run_folder
 from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
 from tghmoe_jax.training.program import param_shardings
 from tghmoe_jax.weights import adapt
@@ -23,12 +24,21 @@ from tghmoe_jax.weights import adapt
 def load(run: str | Path = "embedded") -> Reader:
     """A finished run, ready to be asked about single scans; without a name the embedded reader.
 
-    UserError where `run` is not one.
+    Compiled programs are kept for the next process (`compile_cache`). UserError where `run` is not one.
     """
+    compile_cache.keep()
     loaded = load_run(run, "--checkpoint")
     return Reader(
         loaded.model, loaded.tokenizer, jax.device_put(loaded.params), loaded.config["data"]["text_length"], run=loaded
     )
+
+
+def refuse_report(run: str | Path, flag: str) -> None:
+    """UserError where the run must not report on a scan, without its parameters, which may take minutes to read."""
+    folder = run_folder.find(str(run), "--checkpoint")
+    manifest, config = run_folder.read_manifest(folder), run_folder.read_config(folder)
+    name = str(run) if str(run) == "embedded" else folder.resolve().name
+    domain.refuse_report(name, domain.of(manifest, config, checkpoints.newest_step(folder)), flag)
 
 
 def load_sharded(run: LoadedRun, text_length: int, batch: int, mesh: jax.sharding.Mesh) -> Reader:

@@ -15,6 +15,7 @@ import numpy as np
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import closed
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
@@ -25,8 +26,9 @@ from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.scans.scan import Scan, read_scan
+from tghmoe_jax.scans.scan import Scan, read_scan, reading_of
 from tghmoe_jax.sharding import arrays
+from tghmoe_jax.training import domain as domains
 from tghmoe_jax.training.loading import LoadedRun
 from tghmoe_jax.training.step import variables
 
@@ -35,8 +37,6 @@ Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 BUCKET = 128  # the decoder's text is padded to multiples of it; each length is a compiled program
 PICTURE_BUCKET = 32  # the same for questions about pictures
 PICTURE_TOKENS, MOST_PICTURE_TOKENS = 256, 4096  # of an answer about a picture: unless asked otherwise, and at most
-# Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
-SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,17 +165,13 @@ class Reader:
                 Answer(options=r.options, likelihoods=row, **more)
                 for r, row, more in zip(requests, likelihoods, beside, strict=True)
             ]
-        text, begun = self._text(requests, [None] * len(requests), visual.shape[1] + new_tokens), time.perf_counter()
+        text = self._text(requests, [None] * len(requests), visual.shape[1] + new_tokens)
         ids = arrays.to_host(self._generate(text, visual, mask, new_tokens))
-        seconds = max(time.perf_counter() - begun, 1e-9)
         rows = [[int(i) for i in row if i >= 0] for row in ids]
         return [
-            Answer(
-                text=self.tokenizer.decode(row).strip(),
-                tokens_per_second=round(min(len(row) + 1, new_tokens) / seconds, 1), **more,  # the stop token included
-            )
+            Answer(text=self.tokenizer.decode(row).strip(), cut=len(row) == new_tokens, **more)
             for row, more in zip(rows, beside, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _generate(self, text: dict, visual: jax.Array, mask: jax.Array, new_tokens: int) -> jax.Array:
         stops = tuple(sorted(self.tokenizer.stop_ids))
@@ -241,12 +237,13 @@ class Reader:
     # ---- one scan, one picture ---------------------------------------------------------------------------------------
 
     def ask(
-        self, path: str | Path, question: str, choices: Sequence[str] = (), *, task: str | None = None,
+        self, path: str | Path | Scan, question: str, choices: Sequence[str] = (), *, task: str | None = None,
         series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
         allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
-        """Answers a question about the scan at `path` (of a 2D base: a picture). `choices` (2 to 4) are shown with it,
-        and ranked without.
+        """Answers a question about the scan at `path`, or one that `read` gave (of a 2D base: a picture).
+
+        `choices` (2 to 4) are shown with it, and ranked without.
 
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
         like HU. UserError names what to change.
@@ -261,13 +258,13 @@ class Reader:
             if task is not None or series is not None or assume_hu:
                 raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
-        if task == "report" and not allow_out_of_domain:
-            self._refuse_report("--task report")
+        if (asks := domains.asks_report(question, choices, task)) and not allow_out_of_domain:
+            domains.refuse_report(self.run.name, self.domain, asks)
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
 
     def report(
-        self, path: str | Path, *, series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False,
+        self, path: str | Path | Scan, *, series: int | None = None, assume_hu: bool = False,
+        new_tokens: int | None = None, allow_out_of_domain: bool = False,
     ) -> Answer:  # fmt: skip
         """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
 
@@ -276,18 +273,36 @@ class Reader:
         if self.views_of:
             raise UserError("--report belongs to --volume; ask a 2D base a question about its picture.")
         if not allow_out_of_domain:
-            self._refuse_report("--report")
+            domains.refuse_report(self.run.name, self.domain, "--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
         asked = Question("report", "report", "", TASKS["report"].request, (), "")
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
 
     def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
-        """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
-        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu)
+        """The scan as the run's config prepares it, for one or several calls of `ask` and `report`.
+
+        UserError as `scans.scan.read_scan` raises it.
+        """
+        scan = read_scan(path, *self._reading(), series, assume_hu)
         rope = self.model.cfg.volume.depth_rope
         if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
             raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
         return scan
+
+    def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        return self.run.config["data"], self.run.manifest.get("input_ranges")
+
+    def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool) -> Scan:
+        """What `path` names, or the scan itself where this reader, or another of the same input, has read it."""
+        if not isinstance(path, Scan):
+            return self.read(path, series, assume_hu)
+        if series is not None or assume_hu:
+            raise UserError("series and assume_hu belong to reading; give them to read() in place of ask().")
+        if path.read_for != reading_of(*self._reading()):
+            raise UserError(
+                f"the scan was read for another input than that of {self.run.name}; read it with its read()."
+            )
+        return path
 
     def _ask_scan(self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
@@ -295,7 +310,7 @@ class Reader:
         # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
-        scan = self.read(path, *reading)
+        scan = self._scan(path, *reading)
         notes = [*self._domain_warning(), *scan.warnings]
         bare = asked.without_choices()
         shares, routed = None, {asked: None, bare: None}
@@ -311,6 +326,7 @@ class Reader:
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
+        notes += _of_answer(answer, asked, new_tokens)
         return dataclasses.replace(
             answer, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
@@ -332,13 +348,14 @@ class Reader:
         answer, *ranked = self.answer(PictureViews(views, crops), requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        return dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
+        notes = tuple(_of_answer(answer, asked, new_tokens))
+        return dataclasses.replace(answer, warnings=notes, seconds=round(time.perf_counter() - begun, 2))
 
     def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
         """The expert group of a prompt with these probabilities, and a warning where the router is not followed."""
         group = int(np.argmax(shares)) if task is None else self.tasks.index(task)
         others = [i for i, name in enumerate(self.tasks) if name != "report"]
-        if self.tasks[group] != "report" or self.domain not in SYNTHETIC or allow_out_of_domain or not others:
+        if self.tasks[group] != "report" or not domains.synthetic(self.domain) or allow_out_of_domain or not others:
             return group, ""
         # A question must not get around the refusal of reports on patients' scans.
         group = max(others, key=lambda i: shares[i])
@@ -351,21 +368,14 @@ class Reader:
     @property
     def domain(self) -> str:
         """The data that the run was trained on."""
-        return self.run.manifest.get("domain") or self.run.config["data"]["name"]
-
-    def _refuse_report(self, flag: str) -> None:
-        if self.domain in SYNTHETIC:
-            raise UserError(
-                f"{flag} is refused because the checkpoint {self.run.name} has seen {SYNTHETIC[self.domain]} and "
-                f"no scan of a patient (domain {self.domain}); ask single questions, or add --allow-out-of-domain."
-            )
+        return domains.of(self.run.manifest, self.run.config, self.run.step)
 
     def _domain_warning(self) -> list[str]:
-        if self.domain in SYNTHETIC:
+        if domains.synthetic(self.domain):
             embedded = self.run.name == "embedded"
             who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
             return [
-                f"domain {self.domain}: {who} has seen {SYNTHETIC[self.domain]} and no scan of a patient; "
+                f"domain {self.domain}: {who} has seen {domains.seen(self.domain)}; "
                 "its answer on a real scan shows that the path works, not what the scan holds"
             ]
         return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
@@ -388,6 +398,17 @@ class Reader:
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.image_positions(slices)
         _check_room(new_tokens, room, f"in {name}")
+
+
+def _of_answer(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
+    """Warnings of an answer that is incomplete, or no choice where it should be one."""
+    found = []
+    if answer.cut:
+        found.append(f"length: the text ends at the limit of {new_tokens} tokens, so its end is missing (--new-tokens)")
+    if asked.choices and (fault := closed.disagreement(answer.text, asked.choices)):
+        fault = "its letter and its text disagree" if fault.startswith("letter") else "it is none of the choices"
+        found.append(f"answer: {fault}, so count it as no answer (the likelihoods of the options stand beside it)")
+    return found
 
 
 def _check_room(new_tokens: int, room: int, where: str) -> None:

@@ -208,11 +208,14 @@ def _placement(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, np.nda
     if not _spans(affine):
         raise UserError(f"{path} states no voxel spacing (an axis of its affine is 0): convert it again from DICOM.")
     try:
-        scale = _TO_MM[header.get_xyzt_units()[0]]
+        unit = header.get_xyzt_units()[0]
+        scale = _TO_MM[unit]
     except KeyError:
         raise UserError(f"{path} states an unknown unit of length: set its spacing to mm (xyzt_units 2).") from None
     if sform_code > 0 and qform_code > 0:
         warnings = _compared(sform, qform, scale, path)
+    if unit == "unknown":
+        warnings += ("units: the file states no unit of length (xyzt_units 0); its spacing was read as mm",)
     return affine[:3, :3].T * _RAS_TO_LPS * scale, affine[:3, 3] * _RAS_TO_LPS * scale, warnings
 
 

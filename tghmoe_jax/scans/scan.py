@@ -16,10 +16,14 @@ from tghmoe_jax.scans.slices import Prepared, prepare_slices
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A prepared scan, as the source of one volume that `pipeline.collate` reads. `warnings` are for the user."""
+    """A prepared scan, as the source of one volume that `pipeline.collate` reads. `warnings` are for the user.
+
+    `read_for` is what it was prepared by and compared with (`reading_of`): another run may need other windows.
+    """
 
     prepared: Prepared
     warnings: tuple[str, ...]
+    read_for: tuple = ()
 
     def slices(self, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real slices."""
@@ -28,6 +32,11 @@ class Scan:
     def slice_spacing(self, index: int = 0) -> float:
         """Distance of neighbouring slices in mm, 1.0 where the source states none."""
         return self.prepared.spacing_mm[0] if self.prepared.spacing_mm else 1.0
+
+
+def reading_of(data: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> tuple:
+    """All that `read_scan` takes from a run."""
+    return data["slices"], data["size"], data["channels"], ranges
 
 
 def read_scan(
@@ -46,7 +55,7 @@ def read_scan(
         notes.append("units: the volume holds no HU, so its values were windowed by the program that wrote it")
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
-    return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)))
+    return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)), reading_of(data, ranges))
 
 
 def low_high(values: np.ndarray | Sequence[float]) -> list[float]:

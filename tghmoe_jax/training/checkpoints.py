@@ -246,6 +246,12 @@ def folder_of(run: epath.PathLike) -> epath.Path:
     return (place if "://" in str(run) else place.resolve()) / FOLDER
 
 
+def newest_step(run: epath.PathLike) -> int:
+    """The step of the parameters that a finished run, or an exported one, holds; 0 where it holds none."""
+    kept = steps(folder_of(run))
+    return kept[0] if kept else run_folder.read_manifest(run).get("step", 0)
+
+
 def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """Canonical parameters and the step of a run's latest checkpoint, or of an exported run, on the host.
 

@@ -7,6 +7,7 @@ from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.evaluation.text_table import number
 from tghmoe_jax.samples.tasks import TASKS
+from tghmoe_jax.training import domain
 
 # Licences that this project can vouch for; of anything else it knows none.
 _LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
@@ -29,7 +30,7 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "tghmoe_jax.", "",
         f"- **Not for clinical use.** {DISCLAIMER}",
         "- Intended use: research on methods. It answers questions and writes reports about CT volumes of its domain.",
-        f"- Domain: {manifest.get('domain', 'unknown')}",
+        f"- Domain: {domain.of(manifest, config, manifest['step'])}",
         f"- Base model: {base}, licence {_LICENCES.get(base, 'unknown')}",
         f"- Training data: {data}, licence {_LICENCES.get(data, 'unknown')}",
         f"- Leaks between training and test data: {'none, by seed' if data in _LICENCES else 'not checked'}",
