@@ -45,6 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--report", action="store_true", help="write a report instead of answering a question")
     add("--task", metavar="TASK", help="force the experts of a task, report or vqa, instead of the router's choice")
     add("--routing", metavar="PNG", help="picture of the expert load and of the winning expert of each patch")
+    add("--min-accuracy", type=float, metavar="SHARE", help="answer only where such answers were right this often")
     add("--json", action="store_true", help="print one JSON object")
     add("--series", type=int, metavar="N", help="which series of a DICOM folder, counting from 1")
     add("--assume-hu", action="store_true", help="read values that do not look like HU as HU, with a warning")
@@ -53,7 +54,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.base or args.image:
-        of_scans = ("checkpoint", "volume", "report", "choices", "task", "routing", "series", "assume_hu")
+        of_scans = (
+            "checkpoint",
+            "volume",
+            "report",
+            "choices",
+            "task",
+            "routing",
+            "series",
+            "assume_hu",
+            "min_accuracy",
+        )
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
         if wrong := [name.replace("_", "-") for name in of_scans if getattr(args, name)]:
@@ -65,6 +76,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.choices = [option for part in args.choices for option in part.split("|")]
     if args.report and args.choices:
         raise UserError("--choices belongs to --question; leave it out with --report.")
+    if args.report and args.min_accuracy is not None:
+        raise UserError("--min-accuracy belongs to --question: a report is not right or wrong; leave it out.")
     if args.report and args.task not in (None, "report"):
         raise UserError(f"--task {args.task} contradicts --report; leave one of them out.")
     if args.new_tokens is not None and args.new_tokens < 1:
@@ -100,7 +113,8 @@ def run(args: argparse.Namespace) -> str:
     if args.report:
         answer = reader.report(args.volume, **options)
     else:
-        answer = reader.ask(args.volume, args.question, args.choices, task=args.task, **options)
+        options |= {"task": args.task, "min_accuracy": args.min_accuracy}
+        answer = reader.ask(args.volume, args.question, args.choices, **options)
     if args.routing:
         answer.draw_routing(args.routing)
     answer = dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))

@@ -75,9 +75,10 @@ def test_bins_hold_every_answer_once_and_thresholds_keep_their_word(answers):
         assert 0 <= hits <= items > 0
     for accuracy in (0.3, 0.9):
         least = fitted.threshold(accuracy)
-        shares = [right[confidence >= c].mean() for c, *_ in fitted.bins]
+        kept = [right[confidence >= c] for c, *_ in fitted.bins]
+        shares = [(one.sum() + 0.5) / (len(one) + 1) for one in kept]
         assert (least is None) == all(share < accuracy for share in shares)
-        assert least is None or right[confidence >= least].mean() >= accuracy
+        assert least is None or shares[[c for c, *_ in fitted.bins].index(least)] >= accuracy
     coverage, risk = calibration.risk_coverage(confidence, right)
     assert coverage[-1] == 1 and risk[-1] == pytest.approx((~right).mean())
     for c, r in zip(np.sort(confidence)[::-1], risk, strict=True):

@@ -171,3 +171,38 @@ def test_a_real_scan_is_answered_with_warnings_and_gets_no_report(name, capsys):
         assert out == "" and "no scan of a patient" in err and "--allow-out-of-domain" in err
     written = answered(capsys, ct.REAL / name, "--report", "--allow-out-of-domain")
     assert written["task"] == "report"
+
+
+def test_confidence_stands_beside_answers_about_what_it_was_calibrated_on_alone(phantoms, capsys, tmp_path):
+    volume, truth = phantoms[0]
+    allowed = ("--allow-out-of-domain",)
+    for more, value in (((), None), (allowed, float)):
+        record = answered(capsys, volume, *PLANE, *more)
+        sure = record["confidence"]
+        if value is None:
+            assert sure["value"] is None and "no scan of a patient" in sure["why"] and record["confident_enough"]
+        else:
+            assert 0 < sure["value"] < 1 and 0 <= sure["validation_right"] <= sure["validation_items"] > 9
+            low, high = sure["validation_ci95"]
+            assert 0 <= low <= sure["validation_right"] / sure["validation_items"] <= high <= 1
+    open_question = ("--question", "Which plane is this?", *allowed)
+    assert 0 < answered(capsys, volume, *open_question)["confidence"]["value"] < 1
+    far = ct.write_nifti(tmp_path / "far.nii.gz", phantom.draw(truth.seed).hu, ct.axes_of((40.0, 9.0, 9.0)))
+    assert "outside the ranges" in answered(capsys, far, *PLANE, *allowed)["confidence"]["why"]
+
+
+def test_an_answer_that_is_not_sure_enough_is_withheld(phantoms, capsys):
+    volume, _ = phantoms[0]
+    asked = ["--volume", str(volume), *PLANE, "--allow-out-of-domain", "--min-accuracy"]
+    assert predict.main([*asked, "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(("A.", "B.", "C.", "D.")) and "confidence  0." in said and "validation questions" in said
+    assert predict.main([*asked, "0.99999"]) == 0
+    assert capsys.readouterr().out.startswith("not confident enough: ")
+    assert predict.main(["--volume", str(volume), *PLANE, "--min-accuracy", "0.5"]) == 0  # of the wrong domain
+    assert capsys.readouterr().out.startswith("not confident enough: embedded has seen drawn phantoms")
+    for wrong in ("0", "1.5", "nan"):
+        assert predict.main([*asked, wrong]) == 2
+    capsys.readouterr()
+    assert predict.main(["--volume", str(volume), "--report", "--min-accuracy", "0.9"]) == 2
+    assert "--min-accuracy belongs to --question" in capsys.readouterr().err

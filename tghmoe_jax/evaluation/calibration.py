@@ -98,12 +98,13 @@ class Calibration:
         return right, items
 
     def threshold(self, accuracy: float) -> float | None:
-        """The least confidence from which on validation answers were right at that share or more; None where even
-        the surest were not."""
+        """The least confidence from which on validation answers were right at that share or more, one more answer
+        counted as half right; None where even the surest were not.
+        """
         found, items, right = None, 0, 0
         for least, count, hits in reversed(self.bins):
             items, right = items + count, right + hits
-            found = least if right >= accuracy * items else found
+            found = least if right + 0.5 >= accuracy * (items + 1) else found
         return found
 
     @classmethod

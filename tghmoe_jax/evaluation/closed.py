@@ -46,6 +46,13 @@ def strict_letter(output: str, choices: Sequence[str]) -> str:
     return "" if stated & texts.keys() - {letter} else letter
 
 
+def named_option(output: str, choices: Sequence[str]) -> int:
+    """The option that an answer states by the strict rule, -1 for none; without options 0, -1 for an empty answer."""
+    if not choices:
+        return 0 if output.strip() else -1
+    return LETTERS.find(strict_letter(output, choices) or "?")
+
+
 def same_words(output: str, reference: str) -> bool:
     """Whether an open answer is the reference, but for case, white space and a full stop."""
     one, other = (" ".join(text.casefold().split()).rstrip(".") for text in (output, reference))

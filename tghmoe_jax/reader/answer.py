@@ -8,6 +8,7 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
+from tghmoe_jax.evaluation.calibration import wilson
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.scans.scan import Scan
 
@@ -20,6 +21,57 @@ def no_load() -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class Confidence:
+    """How often answers like this one were right on validation questions: `right` of `items` of about this `value`.
+
+    value: None where no number is given, and `why`. min_accuracy: what was asked for, None for nothing; `least` the
+    confidence from which on validation answers reached it, None where none did.
+    """
+
+    value: float | None = None
+    right: int = 0
+    items: int = 0
+    why: str = ""
+    min_accuracy: float | None = None
+    least: float | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the answer reaches the accuracy that was asked for."""
+        if self.min_accuracy is None:
+            return True
+        return self.value is not None and self.least is not None and self.value >= self.least
+
+    def to_json(self) -> dict[str, Any]:
+        if self.value is None:
+            return {"value": None, "why": self.why}
+        low, high = wilson(self.right, self.items)
+        record = {"value": round(self.value, 4), "validation_right": self.right, "validation_items": self.items}
+        return record | {"validation_ci95": [round(low, 3), round(high, 3)]}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"none: {self.why}"
+        low, high = wilson(self.right, self.items)
+        shown = f"{self.value:.2f}" if self.value < 0.99 else f"{self.value:.3f}"  # 1.00 would be a promise
+        return (
+            f"{shown} (right in {self.right / self.items:.0%} [{100 * low:.0f}, {100 * high:.0f}] of "
+            f"{self.items} validation questions answered with about this confidence)"
+        )
+
+    def refusal(self) -> str:
+        """What stands in place of an answer that is not sure enough."""
+        if self.value is None:
+            return f"not confident enough: {self.why}"
+        if self.least is None:
+            return f"not confident enough: no validation answers were right in {self.min_accuracy:.0%}"
+        return (
+            f"not confident enough: {self.value:.2f}, where answers from {self.least:.2f} on were right in "
+            f"{self.min_accuracy:.0%} of the validation questions"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """What the model says to one request.
 
@@ -27,7 +79,8 @@ class Answer:
     {task: float} of the router, None with one group. likelihoods float32 (O,): mean log-likelihood per token of each of
     `options`. load float32 (layers, G, E): (token, choice) pairs sent to each expert. cut: whether the text
     ends at its limit. The rest is filled for a single scan or picture: blind_text is the answer to the same question
-    without the volume; seconds: reading and answering, compilation included.
+    without the volume; confidence None where the kind of question has none; seconds: reading and answering, compilation
+    included.
     """
 
     text: str = ""
@@ -39,6 +92,7 @@ class Answer:
     load: np.ndarray = dataclasses.field(default_factory=no_load, repr=False)
     cut: bool = False
     blind_text: str = ""
+    confidence: Confidence | None = None
     warnings: tuple[str, ...] = ()
     checkpoint: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
@@ -70,6 +124,8 @@ class Answer:
             del record["option_likelihoods"]
         else:
             record["option_likelihoods_are"] = LIKELIHOODS
+        if self.confidence:
+            record |= {"confidence": self.confidence.to_json(), "confident_enough": self.confidence.enough}
         return record
 
     def __str__(self) -> str:
@@ -82,13 +138,16 @@ class Answer:
         details += [f"warning     {text}" for text in self.warnings]
         if self.checkpoint:  # of a run: a 2D base has neither experts nor a blind answer
             details += self._details()
-        return printable("\n\n".join(filter(None, [self.text or "(no text)", "\n".join(details), self.disclaimer])))
+        sure = self.confidence is None or self.confidence.enough
+        said = self.text or "(no text)" if sure else self.confidence.refusal()
+        return printable("\n\n".join(filter(None, [said, "\n".join(details), self.disclaimer])))
 
     def _details(self) -> list[str]:
         shares = self.task_probabilities or {}
         routed = f" (router: {', '.join(f'{task} {share:.2f}' for task, share in shares.items())})" if shares else ""
         loads = (f"layer {layer}: {' '.join(f'{x:.2f}' for x in load)}" for layer, load in self.expert_load.items())
         return [
+            *([f"confidence  {self.confidence}"] if self.confidence else []),
             f"task        {self.task}{routed}",
             "experts     " + ("; ".join(loads) or "none"),
             f"no volume   {self.blind_text or '(no text)'}",

@@ -37,13 +37,6 @@ def likelihoods(reader: Reader, source: Source, requests: Sequence[Request], tex
     return table
 
 
-def named_option(question: Question, text: str) -> int:
-    """The option that an answer names; -1 for none, 0 for the answer itself where there are no options."""
-    if not question.choices:
-        return 0 if text.strip() else -1
-    return LETTERS.find(closed.strict_letter(text, question.choices) or "?")
-
-
 def is_right(question: Question, text: str) -> bool:
     """By the strict rule of lettered questions; an open answer has to be the reference, but for case and full stops."""
     if question.choices:
@@ -53,7 +46,7 @@ def is_right(question: Question, text: str) -> bool:
 
 def fit(kind: str, asked: Sequence[Question], texts: Sequence[str], found: np.ndarray) -> Calibration | None:
     """What the answers `texts` to validation questions of a kind say; None for too few."""
-    answered = np.array([named_option(*one) for one in zip(asked, texts, strict=True)])
+    answered = np.array([closed.named_option(text, q.choices) for q, text in zip(asked, texts, strict=True)])
     right = np.array([is_right(*one) for one in zip(asked, texts, strict=True)])
     truth = np.array([LETTERS.index(one.letter) for one in asked]) if COLUMNS[kind].lettered else None
     return calibration.fit(found, answered, right, truth)

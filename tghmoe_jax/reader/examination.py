@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import finding_parser, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import html_report, outputs, protocols, provenance, router_tests, statistics
+from tghmoe_jax.evaluation import closed, html_report, outputs, protocols, provenance, router_tests, statistics
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.reader import confidence
 from tghmoe_jax.reader.answer import Answer
@@ -173,7 +173,7 @@ def examine(
             if COLUMNS[kind].lettered:
                 ranked = [LETTERS[choice] for choice in np.argmax(found, axis=-1)]
             if kind in calibrated:
-                named = [confidence.named_option(q, text) for (_, q), text in zip(asked, texts, strict=True)]
+                named = [closed.named_option(text, q.choices) for (_, q), text in zip(asked, texts, strict=True)]
                 sure = [float(value) for value in calibrated[kind].confidence(found, named)]
         run[name] = [
             protocols.Prediction.of(

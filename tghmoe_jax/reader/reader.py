@@ -20,11 +20,11 @@ from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
-from tghmoe_jax.reader.answer import Answer, no_load
+from tghmoe_jax.reader.answer import Answer, Confidence, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
-from tghmoe_jax.samples.tasks import TASKS
+from tghmoe_jax.samples.tasks import COLUMNS, TASKS
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.scan import Scan, read_scan, reading_of
 from tghmoe_jax.sharding import arrays
@@ -239,14 +239,15 @@ class Reader:
     def ask(
         self, path: str | Path | Scan, question: str, choices: Sequence[str] = (), *, task: str | None = None,
         series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False,
+        allow_out_of_domain: bool = False, min_accuracy: float | None = None,
     ) -> Answer:  # fmt: skip
         """Answers a question about the scan at `path`, or one that `read` gave (of a 2D base: a picture).
 
         `choices` (2 to 4) are shown with it, and ranked without.
 
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
-        like HU. UserError names what to change.
+        like HU. `min_accuracy` 0 to 1: `Answer.confidence.enough` says whether validation answers of this confidence
+        were right that often. UserError names what to change.
         """
         question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
         if not question:
@@ -258,9 +259,11 @@ class Reader:
             if task is not None or series is not None or assume_hu:
                 raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
+        if min_accuracy is not None and not 0 < min_accuracy < 1:
+            raise UserError(f"--min-accuracy {min_accuracy} must lie between 0 and 1, as 0.9.")
         if (asks := domains.asks_report(question, choices, task)) and not allow_out_of_domain:
             domains.refuse_report(self.run.name, self.domain, asks)
-        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
+        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain, min_accuracy)
 
     def report(
         self, path: str | Path | Scan, *, series: int | None = None, assume_hu: bool = False,
@@ -304,7 +307,9 @@ class Reader:
             )
         return path
 
-    def _ask_scan(self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain) -> Answer:
+    def _ask_scan(
+        self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain, min_accuracy=None
+    ) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
         begun, budget = time.perf_counter(), self.run.config["eval"]
         # --task report asks for a report in the user's own words.
@@ -327,12 +332,36 @@ class Reader:
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
         notes += _of_answer(answer, asked, new_tokens)
+        sure = self._confidence(scan, asked, answer, routed[asked], allow_out_of_domain, min_accuracy)
         return dataclasses.replace(
-            answer, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
+            answer, confidence=sure, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
             routing=dataclasses.replace(answer.routing, probabilities=shares),
             seconds=round(time.perf_counter() - begun, 2),
         )  # fmt: skip
+
+    def _confidence(
+        self, scan: Scan, asked: Question, answer: Answer, group: int | None, allow_out_of_domain: bool, accuracy
+    ) -> Confidence | None:
+        """Of an answer to a question; None for reports, and where nothing is stored and nothing was asked for."""
+        if not COLUMNS[asked.kind].confident or (not self.run.calibration and accuracy is None):
+            return None
+        calibration, why = self.run.calibration.get(asked.kind), ""
+        if calibration is None:
+            why = f"{self.run.name} has too few validation answers to {asked.kind} questions"
+        elif domains.synthetic(self.domain) and not allow_out_of_domain:
+            why = f"{self.run.name} has seen {domains.seen(self.domain)} (--allow-out-of-domain lifts this)"
+        elif not scan.in_range:
+            why = "the scan lies outside the ranges of the training data, as the warnings say"
+        if why:
+            return Confidence(why=why, min_accuracy=accuracy)
+        found = answer.likelihoods
+        if not asked.choices:
+            said = Request(0, asked, (answer.text or " ",), group)
+            found = self.answer(scan, [said], 0)[0].likelihoods
+        value = float(calibration.confidence(found, closed.named_option(answer.text, asked.choices)))
+        least = None if accuracy is None else calibration.threshold(accuracy)
+        return Confidence(value, *calibration.validated(value), min_accuracy=accuracy, least=least)
 
     def _ask_picture(self, path: str | Path, asked: Question, new_tokens: int) -> Answer:
         """Greedy answer of a 2D base to a question about a picture file. UserError where it cannot be read."""

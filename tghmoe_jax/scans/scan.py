@@ -18,12 +18,14 @@ from tghmoe_jax.scans.slices import Prepared, prepare_slices
 class Scan:
     """A prepared scan, as the source of one volume that `pipeline.collate` reads. `warnings` are for the user.
 
+    `in_range`: whether it states unit, orientation and spacing and is like the training data (`range_warnings`).
     `read_for` is what it was prepared by and compared with (`reading_of`): another run may need other windows.
     """
 
     prepared: Prepared
     warnings: tuple[str, ...]
     read_for: tuple = ()
+    in_range: bool = True
 
     def slices(self, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real slices."""
@@ -55,7 +57,8 @@ def read_scan(
         notes.append("units: the volume holds no HU, so its values were windowed by the program that wrote it")
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
-    return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)), reading_of(data, ranges))
+    outside = range_warnings(prepared, ranges)
+    return Scan(prepared, (*volume.warnings, *notes, *outside), reading_of(data, ranges), not (notes or outside))
 
 
 def low_high(values: np.ndarray | Sequence[float]) -> list[float]:
