@@ -24,7 +24,7 @@ LEVELS = (
     {"evaluate", "predict", "convert", "prepare", "verify", "tools", "studies"},
     {"train"},
     {"studies.ablate"},
-    {"ablate", "aot", "main", "selfcheck"},
+    {"__main__", "ablate", "aot", "main", "selfcheck"},
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 # Light enough for worker processes: neither jax nor model code. Each names the others that it may import.

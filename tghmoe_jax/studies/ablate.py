@@ -30,7 +30,7 @@ from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_t
 from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, reporting, run_folder
-from tghmoe_jax.training.command_line import parse
+from tghmoe_jax.training.command_line import experiment, parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
@@ -59,9 +59,7 @@ class Ablation:
     @classmethod
     def of(cls, file: str, workdir: str | Path, flags: Sequence[str] = ()) -> "Ablation":
         """UserError without such a file or its rows."""
-        if not Path(file).is_file():
-            raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
-        sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
+        file = experiment(file)
         rows = runpy.run_path(file).get("ROWS")
         if not rows:
             raise UserError(f"--config {file} has no ROWS; name a file like configs/ablations.py.")

@@ -9,12 +9,15 @@ from ml_collections import ConfigDict, config_flags
 
 from tghmoe_jax.errors import UserError
 
+# Where `configs` lies: in an installed package, or beside the package in a clone.
+_EXPERIMENTS = (Path(__file__).parent.parent / "experiments", Path(__file__).parent.parent.parent)
+
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
     """The flags of one command line: a set of their own, since the keys of a config become flags too."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "Experiment file, e.g. configs/stage1.py[:preset,key=value]; --config.KEY=VALUE sets a key.",
+        "config", None, "Experiment, e.g. configs/stage1.py or stage1[:preset,key=value]; --config.KEY=VALUE: a key.",
         flag_values=values, sys_argv=argv,
     )  # fmt: skip
     flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config stem>[-<preset>].", flag_values=values)
@@ -28,9 +31,9 @@ def parse(argv: list[str]):
     file, _, arg = spec.partition(":")
     if not spec:
         raise UserError("--config is missing; name an experiment, for example --config configs/stage1.py.")
-    if not Path(file).is_file():
-        raise UserError(f"--config {file} does not exist; run from the project's root or give the file's path.")
-    sys.path.insert(0, str(Path(file).resolve().parent.parent))  # configs import configs.common
+    file = experiment(file)
+    spec = ":".join([file, *spec.split(":", 1)[1:]])
+    argv = [argv[0], f"--config={spec}", *take(argv[1:], "--config")[0]]
     # ml_collections would resolve `eval.items` to ConfigDict's own method, so this key is read here.
     argv, items = take(argv, "--config.eval.items")
     values, plain = define_flags(argv), define_flags([argv[0], f"--config={spec}"])
@@ -55,6 +58,23 @@ def parse(argv: list[str]):
     preset = next((part for part in arg.split(",") if part and "=" not in part), "")
     workdir = values.workdir or f"runs/{Path(file).stem}" + (f"-{preset}" if preset else "")
     return config, workdir
+
+
+def experiment(name: str) -> str:
+    """The path of the experiment file that `--config` names, from where `configs.common` can be imported.
+
+    `stage1` and `configs/stage1.py` mean the file in the current folder, else the one that comes with the package.
+    """
+    own = Path(name).with_suffix(".py") if "/" in name or name.endswith(".py") else Path("configs", f"{name}.py")
+    shipped = next((place for place in _EXPERIMENTS if (place / "configs" / "common.py").is_file()), _EXPERIMENTS[0])
+    places = [Path(name), own, *([shipped / own] if own.parent == Path("configs") else [])]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        known = ", ".join(sorted(one.stem for one in (shipped / "configs").glob("*.py") if one.stem != "common"))
+        raise UserError(f"--config {name} does not exist; give the path of a file, or one of {known}.")
+    sys.path.insert(0, str(file.resolve().parent.parent))
+    sys.path.append(str(shipped))  # a file elsewhere may import configs.common as well
+    return str(file)
 
 
 def take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
