@@ -86,6 +86,11 @@ def _finding_f1(ones):
     return tuple(counts.T)
 
 
+def rare_ones(counts: np.ndarray) -> np.ndarray:
+    """Whether a label is rare, bool (L,): true in fewer reports, `counts` (L,), than the median label that occurs."""
+    return counts < np.median(counts[counts > 0]) if counts.any() else np.zeros(len(counts), bool)
+
+
 def _pairs(ones) -> list[tuple[str, str]]:
     return [(one.output.strip(), one.answer.strip()) for one in ones]
 
