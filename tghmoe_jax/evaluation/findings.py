@@ -148,23 +148,24 @@ def _of_sentence(sentence: str) -> set[Finding]:
 def _of_clause(clause: str, organ: str) -> Iterator[Finding]:
     """The findings of a clause, each with the places that stand by it; `organ` is the sentence's first."""
     mentions = [match for match in _FINDING.finditer(clause)]
-    regions = _regions(clause, mentions)
+    regions, organs = _regions(clause, mentions), list(_ORGAN.finditer(clause))
     denied = [range(match.start(), len(clause)) for match in _FORWARD.finditer(clause)]
     denied += [range(*match.span()) for match in _TO_COMMA.finditer(clause)]
     denied += [range(match.start() + 1) for match in _BACKWARD.finditer(clause)]
     for mention, places in zip(mentions, regions, strict=True):
         if any(mention.start() in span for span in denied):
             continue
-        name = _name(mention, clause, organ)
+        name = _name(mention, organs, organ)
         for side, lobe in places or [("", "")]:
             yield name, side, lobe
 
 
-def _name(mention: re.Match, clause: str, organ: str) -> str:
+def _name(mention: re.Match, organs: list[re.Match], organ: str) -> str:
+    """The name of a mention; a lesion is that of the nearest of `organs`, else of `organ`."""
     number = int(mention.lastgroup[1:])
     if number < len(_NAMED):
         return list(_NAMED)[number]
-    near = [(max(one.start() - mention.end(), mention.start() - one.end()), one) for one in _ORGAN.finditer(clause)]
+    near = [(max(one.start() - mention.end(), mention.start() - one.end()), one) for one in organs]
     organ = min(near, key=lambda pair: pair[0])[1].lastgroup if near else organ
     word = mention[0]
     if organ == "lung":
