@@ -58,7 +58,7 @@ def own(tiny_folder) -> dict[str, str]:
     return {"name": "manifest", "root": str(to), "manifest": ""}
 
 
-@pytest.mark.parametrize("name", ["m3d", "ct_rate", "llava", "labelmap", "manifest"])
+@pytest.mark.parametrize("name", ["m3d", "ct_rate", "deeptumorvqa", "3d_rad", "llava", "labelmap", "manifest"])
 def test_each_data_set_gives_a_first_batch(tiny_folder, tmp_path, name):
     data = ConfigDict(stage1.get_config().data)
     data.update(generated(tmp_path, name) | {"slices": tiny_run.SLICES, "size": tiny_run.SIZE, "text_length": 200})

@@ -3,8 +3,9 @@
     python -m tghmoe_jax.evaluate run RUN [--items N] [--to DIR]     a finished run (or `embedded`) on its test set
     python -m tghmoe_jax.evaluate run RUN --base DIR --protocol slices    the same items, asked of an unadapted 2D base
     python -m tghmoe_jax.evaluate score PREDICTIONS [--json]         prediction files of any system
-    python -m tghmoe_jax.evaluate score --pred-labels A.csv --true-labels B.csv    clinical F1 of label tables
+    python -m tghmoe_jax.evaluate score --pred-labels A.csv --true-labels B.csv    F1, CRG, AUROC of label tables
     python -m tghmoe_jax.evaluate compare A B [--json]               two systems on the same items, paired intervals
+    python -m tghmoe_jax.evaluate pack RUN [--to FOLDER]             predictions and scores in a folder for others
 
 PREDICTIONS, A and B are CSV files (see evaluation/files.py) or folders of predictions_*.csv.
 """
@@ -21,7 +22,7 @@ from tghmoe_jax.bases.base import describe, load_config
 from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
-from tghmoe_jax.evaluation import outputs, router_tests, score_files
+from tghmoe_jax.evaluation import outputs, packing, router_tests, score_files
 from tghmoe_jax.reader.examination import calibrate, examine, test_sources
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
@@ -148,6 +149,7 @@ def main(argv: list[str]) -> int:
     one.add_argument("--items", type=int, help="items of each protocol; default as the run's config says")
     one.add_argument("--to", help="folder for the scores; default runs/evaluate-<name of the run>")
     score_files.add_parsers(commands)
+    packing.add_parser(commands)
     one.add_argument("--base", default="", help="folder of a 2D base to be asked the items of RUN in its place")
     one.add_argument("--protocol", choices=("slices",), help="how --base sees a volume: as slices in one prompt")
     args = parser.parse_args(argv)
@@ -157,6 +159,8 @@ def main(argv: list[str]) -> int:
         keep_freed_memory()
         compile_cache.keep()
         run_again(args.run, args.items, args.to, args.base)
+    elif args.command == "pack":
+        print(f"packed into {packing.pack(args.run, args.to)}")
     else:
         score_files.run(args)
     return 0

@@ -168,6 +168,67 @@ def _ct_rate_conversations(image: str, number: int) -> list[dict]:
     ]
 
 
+# --------------------------------------------------------------------------------------- DeepTumorVQA v2 and 3D-RAD
+
+
+def tumor_question(number: int, image: str, **changes) -> dict:
+    """A question of the benchmark as its card shows one, changed."""
+    stem = "How would you classify the splenic enlargement based on volume?"
+    return {
+        "qid": f"bench_{number:05d}", "image_id": image, "spacing": "[0.83 0.83 5.0]", "shape": "(512, 512, 116)",
+        "sex": None, "age": None, "question": stem, "answer": "Normal (no splenomegaly)",
+        "mc_question": f"{stem} A: Normal B: Moderate C: Severe D: Mild", "correct_option": "A", "organ": "spleen",
+        "lesion": False, "question_type": "medical reasoning", "question_subtype": "splenomegaly grading",
+        "requires_tools": ["segment_organ", "measure"],
+    } | changes  # fmt: skip
+
+
+def write_deeptumorvqa(root: Path) -> dict:
+    """The benchmark's JSON beside its volumes, and the training table, whose volumes lie as AbdomenAtlas has them."""
+    for number, place in ((1, "benchmark/ct/"), (2, "benchmark/ct/"), (3, ""), (4, "")):
+        folder = root / f"{place}BDMAP_0000000{number}"
+        folder.mkdir(parents=True)
+        write_nifti(folder / "ct.nii.gz", body(number).astype(np.int16), axes_of(SPACING))
+    volume = {
+        "question": "What is the volume of the liver in cm3?", "answer": "1450.2", "correct_option": "B",
+        "mc_question": "What is the volume of the liver in cm3?\nA: 1200.0\nB: 1450.2\nC: 1700.5",
+        "question_type": "measurement", "question_subtype": "organ volume measurement",
+    }  # fmt: skip
+    asked = [tumor_question(1, "BDMAP_00000001"), tumor_question(2, "BDMAP_00000002", **volume)]
+    write_json(root / "benchmark" / "test_qa.json", {"version": "v4", "num_questions": 2, "questions": asked})
+    rows = [tumor_question(3, "BDMAP_00000003"), tumor_question(4, "BDMAP_00000004", **volume)]
+    write_csv(root / "train" / "train_qa.csv", list(rows[0]), [list(row.values()) for row in rows])
+    return {"name": "deeptumorvqa", "root": str(root), "manifest": ""}
+
+
+RAD_COLUMNS = [
+    "Task", "Subtask", "VolumeName", "Question", "Answer", "QuestionType", "AnswerChoice", "Choice A", "Choice B",
+    "Choice C", "Choice D",
+]  # fmt: skip
+
+
+def write_3d_rad(root: Path) -> dict:
+    """Open, yes or no and four-way questions, in the folders of their tasks, beside CT-RATE's volumes."""
+    lesion = ["Refractory Lesion (Persistent, now present)", "Resolved Lesion", "New Lesion", "No Abnormality"]
+    for number, (split, name, real) in enumerate(
+        (("train", "train_1_a_1", "train_1_a_1"), ("test", "test_2_b_1", "valid_2_b_1"))
+    ):
+        name = f"{name}.nii.gz"
+        ct_rate_volume(root, f"{real}.nii.gz", 30 + number)
+        files = {
+            "Task3_Medical_Computation/Thickness": [3, 3, name, "How thick is it?", "1.5 cm", "Open", *"-----"],
+            "Task4_Existence_Detection/Hiatal hernia": [
+                4, 8, name, "Is hiatal hernia present?", "No", "Close", "B", "Yes", "No", "-", "-",
+            ],
+            "Task6_Longitudinal_Temporal_Diagnosis/c": [
+                6, 1, name, "Sequence history: [0]. What now, at last?", "New Lesion", "Close", "C", *lesion,
+            ],
+        }  # fmt: skip
+        for file, row in files.items():
+            write_csv(root / "3DRAD" / split / f"{file}.csv", RAD_COLUMNS, [row])
+    return {"name": "3d_rad", "root": str(root), "manifest": ""}
+
+
 # ---------------------------------------------------------------------------------------- LLaVA JSON and manifest
 
 

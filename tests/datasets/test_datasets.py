@@ -18,7 +18,7 @@ def kinds(dataset, split):
     return collections.Counter(item.kind for item in dataset.items if item.split == split)
 
 
-@pytest.mark.parametrize("name", ["m3d", "ct_rate", "llava", "manifest"])
+@pytest.mark.parametrize("name", ["m3d", "ct_rate", "deeptumorvqa", "3d_rad", "llava", "manifest"])
 def test_every_item_names_a_volume_that_reads_and_a_letter_where_it_has_choices(tmp_path, name):
     dataset = open_dataset(getattr(fixtures, f"write_{name}")(tmp_path))
     assert dataset.name == name and dataset.items

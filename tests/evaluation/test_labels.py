@@ -1,4 +1,4 @@
-"""Clinical F1 from label tables: counted by hand, faults named."""
+"""Clinical F1, CRG and AUROC from label tables: counted by hand, faults named."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tghmoe_jax import evaluate
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import labels
 
 
@@ -77,7 +78,7 @@ def test_the_command_prints_a_table_and_json(tables, capsys):
     argv = ["score", "--pred-labels", str(tables[0]), "--true-labels", str(tables[1])]
     assert evaluate.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["label", "F1"] and len(lines) == 7
+    assert lines[0].split()[:2] == ["label", "F1"] and len(lines) == 9
     assert lines[-1] == "intervals: whole cases are drawn, of which there are 4 in 4 rows."
     assert evaluate.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["Effusion"]["f1"] == 1.0
@@ -117,3 +118,81 @@ def test_both_tables_are_needed(tables, capsys):
     for argv in (["score"], ["score", "--pred-labels", str(tables[0])], ["score", "x.csv", "--true-labels", "y.csv"]):
         assert evaluate.main(argv) == 2
         assert "--pred-labels and --true-labels" in capsys.readouterr().err
+
+
+def tables_of(tmp_path, predicted, true):
+    names = [f"label {j}" for j in range(true.shape[1])]
+    return [
+        write(tmp_path / f"{name}.csv", ["id", *names], [[f"c{i}", *row] for i, row in enumerate(values.tolist())])
+        for name, values in (("predicted", predicted), ("true", true))
+    ]
+
+
+def crg_by_hand(predicted, true):
+    """The challenge's formula, decision by decision."""
+    counts = {"tp": 0, "fn": 0, "fp": 0}
+    for says, is_so in zip(predicted.ravel(), true.ravel(), strict=True):
+        counts["tp"] += says and is_so
+        counts["fn"] += not says and is_so
+        counts["fp"] += says and not is_so
+    positives = int(counts["tp"] + counts["fn"])
+    r, u = (true.size - positives) / (2 * positives), (true.size - positives) / 2
+    return u / (2 * u - (r * int(counts["tp"]) - r * int(counts["fn"]) - int(counts["fp"])))
+
+
+def test_crg_is_1_for_all_right_a_third_for_all_negative_and_the_formula_between(tmp_path):
+    rng = np.random.default_rng(1)
+    true = (rng.random((40, 18)) < 0.2).astype(int)
+    noisy = np.where(rng.random(true.shape) < 0.8, true, 1 - true)
+    for predicted, expected in ((true, 1.0), (true * 0, 1 / 3), (noisy, crg_by_hand(noisy > 0, true > 0))):
+        micro = labels.score(*tables_of(tmp_path, predicted, true))["micro"]
+        assert micro["crg"] == pytest.approx(expected)
+        assert micro["crg_ci95"][0] <= expected + 1e-9 and expected - 1e-9 <= micro["crg_ci95"][1]
+    assert labels.score(*tables_of(tmp_path, true, true * 0))["micro"]["crg"] is None  # no positive: not defined
+
+
+def auroc_of_pairs(scores, true):
+    """The share of (positive, negative) pairs in order, equal ones half: no ranks, no sorting."""
+    pairs = [(p > n) + (p == n) / 2 for p in scores[true > 0] for n in scores[true == 0]]
+    return np.mean(pairs) if pairs else None
+
+
+def test_auroc_is_the_share_of_pairs_in_order_with_ties_and_weights():
+    rng = np.random.default_rng(2)
+    for levels in (3, 10, 1000):
+        scores, true = rng.integers(0, levels, 60) / levels, rng.random(60) < 0.3
+        weights = rng.integers(0, 4, (5, 60))
+        areas = labels.auroc(scores, true, weights)
+        for area, weight in zip(areas, weights, strict=True):
+            row = np.repeat(np.arange(60), weight)  # a weight is a case that stands so often
+            assert area == pytest.approx(auroc_of_pairs(scores[row], true[row]))
+    assert np.isnan(labels.auroc(scores, scores < 0, np.ones((1, 60)))).all()
+
+
+def test_a_table_of_scores_has_aurocs_and_the_labels_of_its_threshold(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    true = (rng.random((60, 3)) < 0.3).astype(int)
+    true[:, 2] = 0  # one class alone
+    scores = np.clip(true * 0.3 + rng.random(true.shape) * 0.7, 0, 1).round(2)
+    files = tables_of(tmp_path, scores, true)
+    found = labels.score(*files)
+    single = [found[f"label {j}"] for j in range(3)]
+    expected = [auroc_of_pairs(scores[:, j], true[:, j]) for j in range(2)]
+    assert [one["auroc"] for one in single] == [*map(pytest.approx, expected), None]
+    assert all(one["auroc_ci95"][0] < one["auroc"] < one["auroc_ci95"][1] for one in (*single[:2], found["macro"]))
+    assert found["macro"]["auroc"] == pytest.approx(np.mean(expected))
+    binary = labels.score(*tables_of(tmp_path, (scores >= 0.5).astype(int), true))
+    assert binary["micro"] == found["micro"] and binary["macro"]["auroc"] is None
+    assert evaluate.main(["score", "--pred-labels", str(files[0]), "--true-labels", str(files[1])]) == 0
+    assert "CRG" in capsys.readouterr().out
+    files[1].write_text(files[1].read_text().replace(",1", ",0.7"))
+    with pytest.raises(UserError, match="neither 0 nor 1"):
+        labels.score(*files)
+
+
+def test_recall_of_rare_labels_and_normal_rows_show_a_collapse_to_the_common(tmp_path):
+    true = np.array([[1, 1, 0, 0]] * 6 + [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    predicted = np.tile([1, 1, 0, 0], (10, 1))
+    micro = labels.score(*tables_of(tmp_path, predicted, true))["micro"]
+    assert (micro["recall_rare"], micro["recall_frequent"]) == (0.0, 1.0)  # 3 and 4 occur once each: below the median
+    assert (micro["all_normal"], micro["all_normal_true"]) == (0.0, 0.2)

@@ -30,6 +30,10 @@ KEYS = {
         for kind in ("closed", "open")
         for name in ("calibration_error", "risk_area", "accuracy_surest_half")
     ),
+    "open/exact", "open/number", "open/number_macro", "report/recall_rare", "report/recall_frequent",
+    *(f"open/number_by_type/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
+    *(f"report/{name}" for name in ("distinct", "most_frequent", "all_normal", "all_normal_true")),
+    *(f"report/ladder_{step}" for step in ("present", "side", "lobe")),
     "closed/accuracy_strict_macro", "closed/letter_text_disagree", "closed/no_choice",
     "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
     *(f"control/{name}_closed_accuracy_strict" for name in ("shuffled", "section_shuffled", "blind", "wrong_group")),

@@ -70,7 +70,7 @@ def open_ct_rate(root: Path, manifest: str = "") -> Dataset:
     `rejected`.
     """
     base = "dataset/" if (root / "dataset").is_dir() else ""
-    index = _Index(root, base)
+    index = Index(root, base)
     files = _files(root, base, manifest)
     for path in files["no_chest"]:
         index.exclude(path)
@@ -126,11 +126,11 @@ def _files(root: Path, base: str, manifest: str) -> dict[str, list[Path]]:
     return found
 
 
-class _Index(Gathered):
+class Index(Gathered):
     """What the tables state, gathered file by file."""
 
-    def __init__(self, root: Path, base: str):
-        super().__init__("ct_rate", root)
+    def __init__(self, root: Path, base: str, name: str = "ct_rate"):
+        super().__init__(name, root)
         self.stated: dict[str, Stated] = {}
         self._left_out: dict[str, str] = {}  # volume -> why its items are not used
         self._reported: set[str] = set()
@@ -172,7 +172,7 @@ class _Index(Gathered):
             parts = {"Findings": one_line(row["Findings_EN"]), "Impression": one_line(row["Impressions_EN"])}
             given = {what: text for what, text in parts.items() if text.lower() not in NOT_GIVEN}
             answer = " ".join(f"{what}: {text}" for what, text in given.items())
-            key, case, split, fault = self._volume(row["VolumeName"])
+            key, case, split, fault = self.volume(row["VolumeName"])
             fault = fault or (None if given else "neither findings nor impression are given.")
             fault = fault or text_fault(answer, "report")
             fault = fault or ("the volume has a report already." if key in self._reported else None)
@@ -189,7 +189,7 @@ class _Index(Gathered):
         if not isinstance(entry, dict):
             yield "it is not an object with an image and conversations."
             return
-        key, case, split, fault = self._volume(volume_of(entry) or "")
+        key, case, split, fault = self.volume(volume_of(entry) or "")
         if fault:
             yield fault
             return
@@ -216,7 +216,7 @@ class _Index(Gathered):
         """Yes or no questions, as many yes as no of every finding, the volumes drawn by a hash of their names."""
         answers: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
         for where, row in read_csv(path, ("VolumeName",), self.rejected):
-            key, case, split, fault = self._volume(row.pop("VolumeName"))
+            key, case, split, fault = self.volume(row.pop("VolumeName"))
             values = {finding: value.strip() for finding, value in row.items() if value.strip()}
             if not fault and not values.keys() or set(values.values()) - {"0", "1", "0.0", "1.0"}:
                 fault = fault or "a label is neither 0 nor 1."
@@ -234,7 +234,7 @@ class _Index(Gathered):
                     asked = f"Is the finding {finding.strip().lower()} present?"
                     self.items.append(Item(key, split, case, "vqa", "abnormality", asked, answer, ("Yes", "No")))
 
-    def _volume(self, name: str) -> tuple[str, str, str, str | None]:
+    def volume(self, name: str) -> tuple[str, str, str, str | None]:
         """(key, case, split, why it cannot be used) of a volume's name."""
         found = _NAME.fullmatch(name.strip())
         if not found:

@@ -137,8 +137,13 @@ def lettered_choices(question: str) -> tuple[str, tuple[str, ...]]:
 
 def bracketed_choices(question: str) -> tuple[str, tuple[str, ...]]:
     """The same of CT-RATE's form `(a) one (b) two`."""
-    head, *parts = re.split(r"\(([a-z])\)", question)
-    return _consecutive(question, head, ["", *parts], LETTERS.lower())
+    return choices_in(question, r"\(([a-z])\)", LETTERS.lower())
+
+
+def choices_in(question: str, pattern: str, letters: str = LETTERS) -> tuple[str, tuple[str, ...]]:
+    """The same of choices before each of which `pattern` finds its letter, in group 1."""
+    head, *parts = re.split(pattern, question)
+    return _consecutive(question, head, ["", *parts], letters)
 
 
 def _consecutive(question: str, head: str, parts: Sequence[str], letters: str) -> tuple[str, tuple[str, ...]]:

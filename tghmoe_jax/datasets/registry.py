@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from tghmoe_jax.datasets.ct_rate import open_ct_rate
+from tghmoe_jax.datasets.deeptumorvqa import open_deeptumorvqa
 from tghmoe_jax.datasets.items import Dataset
 from tghmoe_jax.datasets.labelmap import open_labelmap
 from tghmoe_jax.datasets.llava_json import open_llava
 from tghmoe_jax.datasets.m3d import open_m3d
 from tghmoe_jax.datasets.manifest import open_manifest
+from tghmoe_jax.datasets.rad3d import open_rad3d
 from tghmoe_jax.errors import UserError
 
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "m3d": open_m3d,
     "ct_rate": open_ct_rate,
+    "deeptumorvqa": open_deeptumorvqa,
+    "3d_rad": open_rad3d,
     "llava": open_llava,
     "labelmap": open_labelmap,
     "manifest": open_manifest,

@@ -1,6 +1,6 @@
-"""The rules that decide whether an answer is right: two for closed-ended questions, one for open ones.
+"""The two rules that decide whether the output to a closed-ended question is right.
 
-Source: the M3D benchmark's rule (containment) and this project's strict rule, both case-sensitive.
+Source: the M3D benchmark's rule (containment) and this project's strict rule. Both are case-sensitive.
 """
 
 import re
@@ -51,12 +51,6 @@ def named_option(output: str, choices: Sequence[str]) -> int:
     if not choices:
         return 0 if output.strip() else -1
     return LETTERS.find(strict_letter(output, choices) or "?")
-
-
-def same_words(output: str, reference: str) -> bool:
-    """Whether an open answer is the reference, but for case, white space and a full stop."""
-    one, other = (" ".join(text.casefold().split()).rstrip(".") for text in (output, reference))
-    return one == other
 
 
 def strictly_correct(output: str, letter: str, choices: Sequence[str]) -> bool:

@@ -56,9 +56,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
         for control in (name for name in CONTROLS if f"Control {name}" in rows[0]):
             answered = [(one, row[f"Control {control}"]) for one, row in zip(predictions, rows, strict=True)]
             run[f"control/{control}_{kind}"] = [
-                dataclasses.replace(
-                    one, output=text, ranked=None, confidence=None, findings_true=None, findings_stated=None
-                )
+                dataclasses.replace(one, output=text, ranked=None, confidence=None, findings_stated=None)
                 for one, text in answered
                 if text != NOT_ASKED
             ]
@@ -105,6 +103,8 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]
     if not rows:
         raise UserError(f"{file} holds no predictions; write at least one row.")
     rows = [dict(zip(header, row, strict=True)) for row in rows]
+    if not any(row.get("Findings True") or row.get("Findings Stated") for row in rows):
+        rows = [{**row, "Findings True": None} for row in rows]  # the data set knows none: not a set without findings
     named: dict[str, int] = {}
     for row in rows:
         if key := _key(row):

@@ -3,6 +3,7 @@
 A further metric is one `Metric` and one call of `register`. Axis legend: N items, K columns.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax.evaluation import closed, text_metrics
+from tghmoe_jax.evaluation import closed, findings, numbers, text_metrics
 
 Ratio = tuple[np.ndarray, np.ndarray]
 Triple = tuple[str, str, str]  # (lesion, organ, side) of a finding
@@ -93,12 +94,92 @@ def _finding_f1(ones):
     return tuple(counts.T)
 
 
+def _findings(ones) -> list[tuple[frozenset, frozenset]] | None:
+    """(true, stated) findings of each report: the data set's own where it knows them, else by rules for English.
+
+    None where the data set knows them and what a report states was not kept, as for a control read from a file.
+    """
+    found = []
+    for one in ones:
+        sets = one.findings_true, one.findings_stated
+        if sets == (None, None):
+            sets = findings.stated(one.answer), findings.stated(one.output)
+        elif None in sets:
+            return None
+        else:
+            sets = tuple(frozenset((f"{organ} {lesion}", side, "") for lesion, organ, side in of) for of in sets)
+        found.append(sets)
+    return found
+
+
+def _ladder(step: int, ones):
+    """The F1 of finding names where the name alone (step 1), its sides too (2), and its lobes too (3) must be right.
+
+    A name's numerator counts where the two reports state the same of it; the denominators are the same at every step,
+    so that no step scores above the one before.
+    """
+    if (found := _findings(ones)) is None:
+        return None
+    counts = np.zeros((len(ones), 2))
+    for i, pair in enumerate(found):
+        true, said = ({name: {one[:step] for one in of if one[0] == name} for name, *_ in of} for of in pair)
+        counts[i] = 2 * sum(true[name] == said.get(name) for name in true), len(true) + len(said)
+    return tuple(counts.T)
+
+
+def _same_text(ones) -> list[int]:
+    """How many reports have the text of each, letter case and white space aside."""
+    texts = [" ".join(one.output.lower().split()) for one in ones]
+    times = collections.Counter(texts)
+    return [times[text] for text in texts]
+
+
+def _distinct(ones):
+    """Distinct reports over reports: the mean of 1 over the number of those with the same text."""
+    return [1 / times for times in _same_text(ones)]
+
+
+def _most_frequent(ones):
+    times = _same_text(ones)
+    return [count == max(times) for count in times]
+
+
+def _all_normal(which: int, ones):
+    """Reports (of the true ones, 0, or the given ones, 1) that assert no finding; an empty one is `empty` instead."""
+    texts = [(one.answer, one.output)[which].strip() for one in ones]
+    found = _findings(ones)
+    return found and [bool(text) and not sets[which] for text, sets in zip(texts, found, strict=True)]
+
+
+def _recall(rare: bool, ones):
+    """Of the findings that are true, by name, those of rare (or frequent) names that are stated."""
+    if (found := _findings(ones)) is None:
+        return None
+    names = [[{name for name, *_ in of} for of in pair] for pair in found]
+    times = collections.Counter(name for true, _ in names for name in true)
+    kept = {name for name, low in zip(times, rare_ones(np.array([*times.values()])), strict=True) if low == rare}
+    return tuple(np.array([(len(true & said & kept), len(true & kept)) for true, said in names], np.float64).T)
+
+
+def rare_ones(counts: np.ndarray) -> np.ndarray:
+    """Whether a label is rare, bool (L,): true in fewer reports, `counts` (L,), than the median label that occurs."""
+    return counts < np.median(counts[counts > 0]) if counts.any() else np.zeros(len(counts), bool)
+
+
 def _pairs(ones) -> list[tuple[str, str]]:
     return [(one.output.strip(), one.answer.strip()) for one in ones]
 
 
 def _overlap(name: str, ones):
     return text_metrics.SAMPLE[name](_pairs(ones))
+
+
+def _exact(ones):
+    return [numbers.same_text(*pair) for pair in _pairs(ones)]
+
+
+def _numbers(ones):
+    return [numbers.relative_accuracy(*pair) for pair in _pairs(ones)]
 
 
 def _bert_f1(ones):
@@ -142,4 +223,14 @@ for _kind in ("open", "report"):
         register(Metric(_name, _kind, _bleu_counts, _bleu, compared=False, judged=False))
 for _kind in ("closed", "open"):
     register(Metric("accuracy_surest_half", _kind, _surest_half, compared=False, judged=False))
+register(Metric("exact", "open", _exact))
+register(Metric("number", "open", _numbers, by_type="number_by_type"))
 register(Metric("finding_f1", "report", _finding_f1))
+for _step, _name in enumerate(("ladder_present", "ladder_side", "ladder_lobe"), 1):
+    register(Metric(_name, "report", functools.partial(_ladder, _step)))
+for _name, _is_rare in (("recall_rare", True), ("recall_frequent", False)):
+    register(Metric(_name, "report", functools.partial(_recall, _is_rare)))
+register(Metric("distinct", "report", _distinct, judged=False, compared=False))
+register(Metric("most_frequent", "report", _most_frequent, judged=False, compared=False))
+register(Metric("all_normal", "report", functools.partial(_all_normal, 1), judged=False))
+register(Metric("all_normal_true", "report", functools.partial(_all_normal, 0), judged=False, compared=False))

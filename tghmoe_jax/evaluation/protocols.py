@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tghmoe_jax.evaluation import closed, statistics
+from tghmoe_jax.evaluation import closed, numbers, statistics
 from tghmoe_jax.evaluation.calibration import area_under_risk, calibration_error
 from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind, sure
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
@@ -97,7 +97,7 @@ class Prediction:
     @property
     def right(self) -> bool:
         """What a confidence speaks of: the strict rule of closed questions, the reference's words of open ones."""
-        return self.strictly_correct if self.choices else closed.same_words(self.output, self.answer)
+        return self.strictly_correct if self.choices else numbers.same_text(self.output, self.answer)
 
 
 Run = Mapping[str, Sequence[Prediction]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tghmoe_jax.datasets import leaks
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance
+from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance, vlm3d
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 from tghmoe_jax.samples.tasks import KINDS
 
@@ -14,14 +14,18 @@ from tghmoe_jax.samples.tasks import KINDS
 def add_parsers(commands) -> None:
     """Adds the options of both commands."""
     score = commands.add_parser("score", help="prediction files of any system")
-    score.add_argument("predictions", nargs="?", help="CSV file, or folder of predictions_*.csv")
+    score.add_argument(
+        "predictions", nargs="?", help="CSV file, folder of predictions_*.csv, or VLM3D's JSON of reports"
+    )
+    score.add_argument("--vlm3d", metavar="JSON", help="also write reports, or scores of labels, in VLM3D's form")
     score.add_argument("--to", metavar="DIR", help="also write scores of every sample, metrics.json and manifest.json")
-    score.add_argument("--pred-labels", help="instead: CSV of a case and 0/1 labels a row, of the predicted reports")
-    score.add_argument("--true-labels", help="the same of the true reports")
+    score.add_argument("--pred-labels", help="instead: CSV of a case and its labels, 0 to 1, a row, or VLM3D's JSON")
+    score.add_argument("--true-labels", help="CSV of the same cases and their true labels, 0 or 1")
     compare = commands.add_parser("compare", help="two systems on the same items")
     compare.add_argument("a", help="CSV file, folder of predictions_*.csv, or run, whose newest evaluation counts")
     compare.add_argument("b", help="the same items, answered by another system")
     for sub in (score, compare):
+        sub.add_argument("--truth", metavar="JSON", help="the true reports, where predictions are a JSON of reports")
         sub.add_argument("--leaks", metavar="CSV", help="leaks.csv of the prepared set: leaked volumes are left out")
         sub.add_argument("--bert-model", metavar="DIR", help="folder of a model for BERTScore, such as roberta-large")
         sub.add_argument("--bert-layers", type=int, help=f"its layer; default {bert.LAYERS}, that of roberta-large")
@@ -37,14 +41,22 @@ def run(args: argparse.Namespace) -> None:
     elif args.pred_labels or args.true_labels:
         if args.predictions or not (args.pred_labels and args.true_labels):
             raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
-        if args.leaks or args.bert_model or args.to:
-            raise UserError("--leaks, --bert-model and --to do not apply to label tables; leave them out.")
+        if args.leaks or args.bert_model or args.to or args.truth:
+            raise UserError("--leaks, --bert-model, --truth and --to do not apply to label tables; leave them out.")
         scored = labels.score(args.pred_labels, args.true_labels)
+        if args.vlm3d:
+            _write_vlm3d(args.vlm3d, vlm3d.probabilities_file(*labels.read(args.pred_labels, "--pred-labels", True)))
         print(json.dumps(scored, indent=1) if args.json else labels.table(scored))
     elif not args.predictions:
         raise UserError("name predictions to score, or --pred-labels and --true-labels.")
     else:
         _score(args)
+
+
+def _write_vlm3d(path: str, content: dict[str, object]) -> None:
+    if Path(path).exists():
+        raise UserError(f"--vlm3d {path} exists; name a new file.")
+    outputs.write_json(path, content)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -57,6 +69,10 @@ def _score(args: argparse.Namespace) -> None:
         digests = {file.name: provenance.digest(file) for file in sources}
     (found,), removed = _read(args, args.predictions)
     metrics = protocols.score(found)
+    if args.vlm3d:
+        if "report" not in found:
+            raise UserError(f"--vlm3d needs reports and {args.predictions} holds none; leave it out.")
+        _write_vlm3d(args.vlm3d, vlm3d.reports_file(found["report"]))
     if args.to:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +105,10 @@ def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, o
     That is {"removed": items by kind, "volumes": leaked ones of the table, "volumes_found": those of them in the run}.
     """
     model = _bert_model(args)
-    runs = [files.read_run(path) for path in paths]
+    truth = None if args.truth is None else Path(args.truth)
+    runs = [vlm3d.read_run(Path(p), truth) if p.endswith(".json") else files.read_run(p) for p in paths]
+    if truth is not None and not all(path.endswith(".json") for path in paths):
+        raise UserError("--truth belongs to a JSON file of reports; a CSV file holds its own truth.")
     kinds = [kind for kind in KINDS if kind in runs[0]]
     removed: dict[str, object] = {}
     if args.leaks is not None:

@@ -70,13 +70,27 @@ def resampled_sums(
 
     None where fewer than two units leave nothing to resample.
     """
+    if (drawn := drawn_units(units, seed, resamples)) is None:
+        return None
+    counts, row = drawn
+    sums = np.zeros((counts.shape[1], columns.shape[1]))  # (U, K)
+    np.add.at(sums, row, columns)
+    return counts @ sums
+
+
+def drawn_units(
+    units: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """How often each resample draws each unit, int64 (R, U), and the unit of each sample (N,), drawn with replacement.
+
+    None where fewer than two units leave nothing to resample.
+    """
     row = {label: i for i, label in enumerate(dict.fromkeys(units))}
     if len(row) < 2:
         return None
-    sums = np.zeros((len(row), columns.shape[1]))  # (U, K)
-    np.add.at(sums, np.array([row[label] for label in units]), columns)
     evenly = np.full(len(row), 1 / len(row))
-    return np.random.default_rng(seed).multinomial(len(row), evenly, size=resamples) @ sums
+    counts = np.random.default_rng(seed).multinomial(len(row), evenly, size=resamples)
+    return counts, np.array([row[label] for label in units])
 
 
 def difference_ci95(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tghmoe_jax.evaluation import calibration, closed
+from tghmoe_jax.evaluation import calibration, closed, numbers
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.reader.reader import Reader, Request
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
@@ -41,7 +41,7 @@ def is_right(question: Question, text: str) -> bool:
     """By the strict rule of lettered questions; an open answer has to be the reference, but for case and full stops."""
     if question.choices:
         return closed.strictly_correct(text, question.letter, question.choices)
-    return closed.same_words(text, question.answer)
+    return numbers.same_text(text, question.answer)
 
 
 def fit(kind: str, asked: Sequence[Question], texts: Sequence[str], found: np.ndarray) -> Calibration | None:
