@@ -27,7 +27,7 @@ def as_completed(function: Callable, job: tuple, todo: Sequence[tuple], workers:
         return
     running: dict[concurrent.futures.Future, tuple] = {}
     try:
-        yield from _pooled(function, job, todo, workers, running, concurrent.futures.FIRST_COMPLETED)
+        yield from _pooled(function, job, todo, workers, 2 * workers, running, concurrent.futures.FIRST_COMPLETED)
     except BrokenProcessPool:
         names = ", ".join(sorted(str(one[-1]) for one in running.values()))
         raise UserError(
@@ -37,9 +37,10 @@ def as_completed(function: Callable, job: tuple, todo: Sequence[tuple], workers:
 
 
 def in_order(
-    function: Callable, job: tuple, todo: Sequence[tuple], workers: int, died: Callable[..., Any]
+    function: Callable, job: tuple, todo: Sequence[tuple], workers: int, ahead: int, died: Callable[..., Any]
 ) -> Iterator[Any]:
-    """`function(*job, *one)` of each of `todo` in its order, read ahead in processes; with no worker in this process.
+    """`function(*job, *one)` of each of `todo` in its order, at most `ahead` of them begun and not yet taken, in
+    processes; with no worker in this process, one by one.
 
     Where a process dies the oldest of what was in work is tried alone; if it dies again, `died(*one)` takes its place.
     """
@@ -49,13 +50,13 @@ def in_order(
     at = 0
     while at < len(todo):
         try:
-            with contextlib.closing(_pooled(function, job, todo[at:], workers, {}, None)) as results:
+            with contextlib.closing(_pooled(function, job, todo[at:], workers, ahead, {}, None)) as results:
                 for result in results:
                     yield result
                     at += 1
         except BrokenProcessPool:
             try:
-                (result,) = _pooled(function, job, todo[at : at + 1], 1, {}, None)
+                (result,) = _pooled(function, job, todo[at : at + 1], 1, 1, {}, None)
             except BrokenProcessPool:
                 result = died(*todo[at])
             yield result
@@ -63,7 +64,7 @@ def in_order(
 
 
 def _pooled(
-    function: Callable, job: tuple, todo: Sequence[tuple], workers: int, running: dict, when: str | None
+    function: Callable, job: tuple, todo: Sequence[tuple], workers: int, ahead: int, running: dict, when: str | None
 ) -> Iterator[Any]:
     """Results as they are done, or in the order of `todo` where `when` is None. BrokenProcessPool leaves `running`."""
     # Fresh interpreters: a fork after threads have started can hang.
@@ -74,7 +75,7 @@ def _pooled(
     try:
         while True:
             with _without_interrupts():
-                while len(running) < 2 * workers and (one := next(waiting, None)) is not None:
+                while len(running) < ahead and (one := next(waiting, None)) is not None:
                     running[pool.submit(_here, *one)] = one
             if not running:
                 return

@@ -31,7 +31,7 @@ def _triples(triples) -> str:
 
 def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """All columns that the predictions of a kind can fill; each file keeps its own."""
-    rows = [_row(one) for one in predictions]
+    rows = [row_of(one) for one in predictions]
     for metric in of_kind(predictions[0].kind) if predictions else ():
         values = metric.per_item(predictions) if metric.column else None
         for row, value in zip(rows, () if values is None else values, strict=values is not None):
@@ -39,7 +39,8 @@ def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     return rows
 
 
-def _row(one: Prediction) -> dict[str, object]:
+def row_of(one: Prediction) -> dict[str, object]:
+    """The columns of one prediction, those aside that compare it with others."""
     row = {
         # M3D numbers the five types from 1; any other type keeps its name.
         "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,

@@ -18,7 +18,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
-from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.models.mllm import MLLM, EncodedVolume
 from tghmoe_jax.reader.answer import Answer, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
@@ -86,6 +86,7 @@ class Reader:
         self.tokenizer, self.variables = tokenizer, variables(params)
         self.text_length, self.run, self.name = text_length, run, name
         self.views_of, self.volume_views = views_of, volume_views
+        self._seen: tuple[Source, list, EncodedVolume] | None = None  # see `_tower`
         mesh = jax.sharding.get_abstract_mesh()
         self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
@@ -197,7 +198,7 @@ class Reader:
             return visual, mask, [{"load": no_load()} for _ in requests]
         forced = requests[0].group is not None
         group = self._put(np.array([r.group for r in requests], np.int32)) if forced else None
-        encoded = generation.encode(self.model, self.variables, batch, group)
+        encoded = self._tower(source, requests, batch, group)
         used, load = arrays.to_host(encoded.group), expert_load(encoded, self.groups)
         rows = []
         for i, request in enumerate(requests):
@@ -210,6 +211,22 @@ class Reader:
             for row, shares in zip(rows, probabilities(encoded.task_logits), strict=True):
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
+
+    def _tower(self, source: Source, requests: list[Request], batch: dict, group: jax.Array | None) -> EncodedVolume:
+        """The encoded batch: that of the call before where it saw the same volumes with the same groups, in a tower
+        that reads nothing else of a prompt."""
+        tgh = self.model.cfg.tgh
+        by_prompt = group is None and self.groups > 1
+        if by_prompt or (tgh.layers and tgh.experts > 1 and tgh.token_input != "image"):
+            return generation.encode(self.model, self.variables, batch, group)
+        seen = [(request.volume, request.group) for request in requests]
+        if self._seen is None or self._seen[0] is not source or self._seen[1] != seen:
+            self._seen = None  # room for the next
+            self._seen = source, seen, generation.encode(self.model, self.variables, batch, group)
+        elif self._seen[2].task_logits is not None:
+            logits = generation.route(self.model, self.variables, batch)
+            return self._seen[2]._replace(task_logits=logits)
+        return self._seen[2]
 
     def _encode_picture(self, source: PictureViews | Source, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
         """Visual tokens of the views of a picture or a volume and their mask, in a row for each request about it."""
@@ -259,18 +276,13 @@ class Reader:
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
         like HU. UserError names what to change.
         """
-        question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
-        if not question:
-            raise UserError("--question is empty; ask something.")
-        if choices and (not 2 <= len(choices) <= len(LETTERS) or not all(choices) or len(set(choices)) < len(choices)):
-            raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
-        asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
+        asked = vqa(question, choices)
         if self.views_of:
             if task is not None or series is not None or assume_hu:
                 raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if task == "report" and not allow_out_of_domain:
-            self._refuse_report("--task report")
+            self.refuse_report("--task report")
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
 
     def report(
@@ -284,7 +296,7 @@ class Reader:
         if self.views_of:
             raise UserError("--report belongs to --volume; ask a 2D base a question about its picture.")
         if not allow_out_of_domain:
-            self._refuse_report("--report")
+            self.refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
         asked = Question("report", "report", "", TASKS["report"].request, (), "")
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
@@ -292,27 +304,26 @@ class Reader:
     def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
         """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
         scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu)
-        rope = self.model.cfg.volume.depth_rope
-        if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
-            raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
+        if fault := self.spacing_fault(scan, str(path)):
+            raise UserError(fault)
         return scan
+
+    def spacing_fault(self, scan: Scan, name: str) -> str:
+        """Why a scan without spacing cannot be asked about; empty where it can."""
+        rope = self.model.cfg.volume.depth_rope
+        needed = scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm"
+        return f"{name} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan." if needed else ""
 
     def _ask_scan(self, path, asked: Question, task, reading, new_tokens, allow_out_of_domain) -> Answer:
         """The answer, the blind one and, with choices, their likelihoods, as three requests about one volume."""
         begun, budget = time.perf_counter(), self.run.config["eval"]
         # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
-        self._check(asked, task, new_tokens)
+        self.check(asked, task, new_tokens)
         scan = self.read(path, *reading)
-        notes = [*self._domain_warning(), *scan.warnings]
         bare = asked.without_choices()
-        shares, routed = None, {asked: None, bare: None}
-        if self.groups > 1:
-            for one, row in zip(routed, self.route(scan, [(0, one) for one in routed]), strict=True):
-                routed[one], note = self._allowed_group(row, task, allow_out_of_domain)
-                if one == asked:
-                    shares = self._named(row)
-                    notes += [note] if note else []
+        routed, shares, note = self.groups_of(scan, asked, task, allow_out_of_domain)
+        notes = [*self.domain_warning(), *scan.warnings, *filter(None, [note])]
         requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
         if asked.choices:
             requests.append(Request(0, bare, asked.choices, routed[bare]))
@@ -325,6 +336,19 @@ class Reader:
             routing=dataclasses.replace(answer.routing, probabilities=shares),
             seconds=round(time.perf_counter() - begun, 2),
         )  # fmt: skip
+
+    def groups_of(
+        self, scan: Scan, asked: Question, task: str | None, allow_out_of_domain: bool
+    ) -> tuple[dict[Question, int | None], dict[str, float] | None, str]:
+        """The expert groups of a question about a scan, as it is and without its choices, the router's probabilities
+        for it, and a warning where the router is not followed. None without groups."""
+        groups, shares, note = dict.fromkeys((asked, asked.without_choices())), None, ""
+        if self.groups > 1:
+            rows = self.route(scan, [(0, one) for one in groups])
+            allowed = [self._allowed_group(row, task, allow_out_of_domain) for row in rows]
+            groups = dict(zip(groups, (group for group, _ in allowed), strict=True))
+            shares, note = self._named(rows[0]), allowed[0][1]
+        return groups, shares, note
 
     def _ask_picture(self, path: str | Path, asked: Question, new_tokens: int) -> Answer:
         """Greedy answer of a 2D base to a question about a picture file. UserError where it cannot be read."""
@@ -361,14 +385,14 @@ class Reader:
         """The data that the run was trained on."""
         return self.run.manifest.get("domain") or self.run.config["data"]["name"]
 
-    def _refuse_report(self, flag: str) -> None:
+    def refuse_report(self, flag: str) -> None:
         if self.domain in SYNTHETIC:
             raise UserError(
                 f"{flag} is refused because the checkpoint {self.run.name} has seen {SYNTHETIC[self.domain]} and "
                 f"no scan of a patient (domain {self.domain}); ask single questions, or add --allow-out-of-domain."
             )
 
-    def _domain_warning(self) -> list[str]:
+    def domain_warning(self) -> list[str]:
         if self.domain in SYNTHETIC:
             embedded = self.run.name == "embedded"
             who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
@@ -378,7 +402,7 @@ class Reader:
             ]
         return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
 
-    def _check(self, asked: Question, task: str | None, new_tokens: int) -> None:
+    def check(self, asked: Question, task: str | None, new_tokens: int) -> None:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
         if task is not None and self.groups == 1:
@@ -396,6 +420,16 @@ class Reader:
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.image_positions(slices)
         _check_room(new_tokens, room, f"in {name}")
+
+
+def vqa(question: str, choices: Sequence[str] = ()) -> Question:
+    """A question without a known answer. UserError where it is empty, or the choices are not 2 to 4 different texts."""
+    question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
+    if not question:
+        raise UserError("--question is empty; ask something.")
+    if choices and (not 2 <= len(choices) <= len(LETTERS) or not all(choices) or len(set(choices)) < len(choices)):
+        raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
+    return Question("vqa", "closed" if choices else "open", "question", question, choices, "")
 
 
 def _check_room(new_tokens: int, room: int, where: str) -> None:
