@@ -180,7 +180,7 @@ def test_the_time_left_is_right_from_the_first_report_on(workers, monkeypatch):
     begun = now = now + 60
     for number in range(1000):
         now = begun + 2 * (number // workers + 1)
-        progress.one(rejected=False, took=2.0)
+        progress.add(rejected=False, took=2.0)
     for line in said[1:]:
         done, left = int(line.split(" of ")[0]), line.split(", ")[-1].removesuffix(" left").split(":")
         seconds = sum(int(part) * unit for part, unit in zip(left, (3600, 60, 1), strict=True))

@@ -148,7 +148,7 @@ def _volumes(dataset, keys, data, folder, parameters, workers, say) -> list[floa
     with contextlib.closing(as_completed(_one, job, [(n, keys[n]) for n in todo], workers)) as results:
         for number, rejected, took in results:
             seconds.append(took)
-            progress.one(rejected, took)
+            progress.add(rejected, took)
             shard = number // prepared.SHARD
             left[shard].discard(number)
             if not left[shard]:

@@ -129,12 +129,12 @@ class Progress:
         if done:
             say(f"{done} of {total} volumes are there already")
 
-    def one(self, rejected: bool, took: float) -> None:
-        """Counts a volume that cost a worker so many seconds."""
+    def add(self, rejected: int, took: float, count: int = 1) -> None:
+        """Counts volumes that cost a worker so many seconds together."""
         now = time.monotonic()
         if self.begun is None:
             self.begun = now - took  # the workers are up: until then nothing was to be measured
-        self.done += 1
+        self.done += count
         self.rejected += rejected
         self.busy += took
         if now - self.reported >= REPORT_SECONDS:

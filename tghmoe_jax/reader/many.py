@@ -204,11 +204,9 @@ def answer_list(
                 begun = time.monotonic()
                 rows = asker.rows(part * size, listed[part], [next(read) for _ in listed[part]])
                 out.append(csv_text(asker.columns, rows))
-                took = (time.monotonic() - begun) / len(listed[part])
                 faults = sum(NOT_ANSWERED in row for row in rows)
+                progress.add(faults, time.monotonic() - begun, len(listed[part]))
                 bad += faults
-                for i in range(len(listed[part])):
-                    progress.one(i < faults, took)
         progress.end()
     return len(todo), bad
 
