@@ -130,12 +130,12 @@ def test_answers_of_anything_else_are_not_gone_on_with(reader, folder, begun, mo
             answer(reader, folder, begun, **options)
         assert begun.read_bytes() == before
 
-    refused("begun with another options", task="vqa")
-    refused("begun with another shard", shard=(1, 2))
-    refused("begun with another questions", asked=QUESTIONS[:1])
+    refused("another options", task="vqa")
+    refused("another shard", shard=(1, 2))
+    refused("another questions", asked=QUESTIONS[:1])
     with monkeypatch.context() as patch:
         patch.setattr(type(reader), "checkpoint", {"name": "another"})
-        refused("begun with another checkpoint")
+        refused("another checkpoint")
     begun.write_bytes(begun.read_bytes().replace(b"scan 0", b"scan 9"))
     refused("was changed since it was written")
     answer_file.sidecar(begun).write_text("{}")

@@ -43,7 +43,7 @@ class AnswerFile:
             raise UserError(f"--to {self.path} exists already; name a new file.")
         if known is not None and (other := [key for key in self.facts if known.get(key) != self.facts[key]]):
             raise UserError(
-                f"--to {self.path} was begun with another {' and '.join(other)}; name a new file, or delete that one."
+                f"--to {self.path} answers something else (another {', '.join(other)}); name a new file, or delete it."
             )
         if known is None:
             self._note()
