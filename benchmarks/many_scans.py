@@ -1,6 +1,6 @@
 """Many scans with one model against a call of `predict` each: answers a minute, memory, and the file after kills.
 
-    python -m benchmarks.many_scans FOLDER [--scans 200] [--calls 8] [--kills 3]
+    python -m benchmarks.many_scans FOLDER [--scans 200] [--calls 8] [--warm 2] [--kills 3]
 
 Draws axial phantoms as NIfTI files into FOLDER, one in ten of them bad, and asks the embedded reader three questions of
 each. Programs are compiled before anything is timed. Prints one JSON object.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -77,16 +78,24 @@ def listed(folder: Path, count: int, to: str) -> list[str]:
     return command("--list", folder / f"list-{count}.csv", "--questions", folder / "questions.txt", "--to", folder / to)
 
 
-def timed(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and the peak MiB of a command and its workers, each by itself."""
+class Cost(NamedTuple):
+    """Of a command and its workers: seconds on the clock and of processors, and the peak MiB of one process."""
+
+    seconds: float
+    processor: float
+    mib: float
+
+
+def timed(arguments: list[str]) -> Cost:
     begun = time.perf_counter()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}")
-    print(f"{time.perf_counter() - begun:.1f} s: {' '.join(arguments[3:5])}", file=sys.stderr, flush=True)
-    return time.perf_counter() - begun, used.ru_maxrss / 1024
+    cost = Cost(time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    print(" ".join(arguments[3:5]), cost, file=sys.stderr, flush=True)
+    return cost
 
 
 def killed(arguments: list[str], times: int, whole: float) -> list[float]:
@@ -111,6 +120,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--warm", type=int, default=2, help="calls before the timed ones, which compile")
     parser.add_argument("--kills", type=int, default=3)
     args = parser.parse_args()
     folder, scans = draw(args.folder, args.scans), args.scans
@@ -118,26 +128,28 @@ def main() -> None:
     for old in folder.glob("*answers.csv*"):
         old.unlink()
     single = []
-    for i in range(args.calls + 2):  # the first two, a closed and an open question, compile
+    for i in range(args.warm + args.calls):
         question, _, choices = QUESTIONS[i % len(QUESTIONS)].partition(" Choices: ")
         more = ["--choices", "axial|coronal|sagittal|oblique"] if choices else []
-        single.append(timed(command("--volume", folder / f"{i % 8:04d}.nii.gz", "--question", question, *more))[0])
-    single = single[2:]
-    timed(listed(folder, 8, "first-answers.csv"))
-    _, memory_few = timed(listed(folder, few, "few-answers.csv"))
-    seconds, memory = timed(listed(folder, scans, "answers.csv"))
-    after = killed(listed(folder, scans, "killed-answers.csv"), args.kills, seconds)
-    good = scans - scans // 10
-    rate, rate_of_calls = 60 * good * len(QUESTIONS) / seconds, 60 * len(single) / sum(single)
+        single.append(timed(command("--volume", folder / f"{i % 8:04d}.nii.gz", "--question", question, *more)))
+    call = Cost(*np.mean(single[args.warm :], axis=0))
+    if args.warm:
+        timed(listed(folder, 8, "first-answers.csv"))
+    whole = timed(listed(folder, scans, "answers.csv"))
+    part = timed(listed(folder, few, "few-answers.csv"))
+    after = killed(listed(folder, scans, "killed-answers.csv"), args.kills, whole.seconds)
+    answers = (scans - scans // 10) * len(QUESTIONS)
     same = all(
         (folder / f"answers.csv{end}").read_bytes() == (folder / f"killed-answers.csv{end}").read_bytes()
         for end in ("", ".json")
     )
     print(json.dumps({
-        "scans": scans, "bad": scans // 10, "questions": len(QUESTIONS), "seconds": round(seconds, 1),
-        "answers_a_minute": round(rate, 1), "calls_of_predict": len(single),
-        "seconds_a_call": round(sum(single) / len(single), 2), "answers_a_minute_of_calls": round(rate_of_calls, 1),
-        "times_as_many": round(rate / rate_of_calls, 1), "peak_mib": {few: round(memory_few), scans: round(memory)},
+        "scans": scans, "bad": scans // 10, "questions": len(QUESTIONS), "answers": answers,
+        "calls_of_predict": args.calls, "seconds": round(whole.seconds, 1), "seconds_a_call": round(call.seconds, 1),
+        "answers_a_minute": {"list": round(60 * answers / whole.seconds, 1), "calls": round(60 / call.seconds, 1)},
+        "times_as_many": round(answers * call.seconds / whole.seconds, 1),
+        "processor_seconds_an_answer": {"list": round(whole.processor / answers, 2), "calls": round(call.processor, 2)},
+        "peak_mib": {few: round(part.mib), scans: round(whole.mib)},
         "killed_after_seconds": after, "same_bytes_after_kills": same, "cores": os.cpu_count(),
         "load": [round(x, 1) for x in os.getloadavg()],
     }, indent=1))  # fmt: skip

@@ -240,6 +240,7 @@ def test_a_wrong_command_line_is_one_sentence(reader, tmp_path, monkeypatch, cap
     assert not (tmp_path / "a.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_tower_that_reads_no_prompt_sees_a_volume_once(folder, tmp_path, monkeypatch):
     """... for all questions about it, and their answers are those of a tower that sees it again."""
     reader, calls, encode = load(write_run(tmp_path / "plain", "phantom", 1, ()), BATCH), [], generation.encode
