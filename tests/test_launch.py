@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models.io_k8s_api_batch_v1_job import IoK8sApiBatchV1Job
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+from tghmoe_jax import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
@@ -157,6 +160,40 @@ def test_a_slurm_job_that_was_stopped_is_queued_again(tmp_path, code, requeued):
     calls = (tmp_path / "calls").read_text()
     assert "-m tghmoe_jax.main --config configs/stage1.py:phi3v --config.note=two words" in calls
     assert ("scontrol requeue 7" in calls) == requeued
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "8"}
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (143, True)])
+def test_a_task_of_an_array_answers_its_shard(tmp_path, code, requeued):
+    env = played(tmp_path, srun=f"exit {code}", scontrol="") | ARRAY | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = launch("answers.sbatch", "answers", "--list", "two words.csv", env=env)
+    assert done.returncode == code, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    expected = "-m tghmoe_jax.predict --list two words.csv --shard 3/8 --to answers/shard-3.csv"
+    assert expected in calls and (tmp_path / "answers").is_dir()
+    assert ("scontrol requeue 7_3" in calls) == requeued
+
+
+def test_answers_outside_an_array_are_refused(tmp_path):
+    done = launch("answers.sbatch", "answers", "--list", "l.csv", env={"SLURM_SUBMIT_DIR": str(tmp_path)})
+    assert done.returncode == 2 and "as an array" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_indexed_job_is_one_and_answers_its_shard():
+    """... by the schema of Kubernetes' own API, and its shell line passes the flags that the parser knows."""
+    job = yaml.safe_load((LAUNCH / "answers_job.yaml").read_text())
+    assert IoK8sApiBatchV1Job.from_dict(job).to_dict() == job
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (line,) = container["args"]
+    shown = line.replace("mkdir -p /data/answers", "true").replace("exec python", "printf '%s\n' python")
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, env={"JOB_COMPLETION_INDEX": "2"})
+    words = done.stdout.split()
+    args = predict.parse(
+        [word.replace("/data/answers/", "") for word in words[words.index("tghmoe_jax.predict") + 1 :]]
+    )
+    assert args.shard == (3, job["spec"]["completions"]) and args.to == "shard-3.csv"
 
 
 # ---- the JobSet ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tests.datasets import dataset_fixtures
 from tests.prepare_runs import KILLED_AT_FILE, SHARD, VOLUMES, arguments, contents, rows, started, write_scans
 from tests.scans import ct_fixtures as ct
 from tghmoe_jax import prepare
-from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.datasets import prepared, preparing, workers
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.slices import prepare_slices
 
@@ -228,7 +228,7 @@ os.replace = dying
 
 
 def test_progress_reports_count_speed_and_time_left(scans, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preparing, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "REPORT_SECONDS", 0.0)
     assert prepare.main(arguments(scans, tmp_path / "set", "--workers=1")) == 0
     lines = capsys.readouterr().out.splitlines()[:VOLUMES]
     for done, line in enumerate(lines, 1):

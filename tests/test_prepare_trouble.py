@@ -13,6 +13,7 @@ import pytest
 from tests.prepare_runs import KILLED_AT_FILE, SHARD, arguments, contents, rows, started, write_scans
 from tghmoe_jax import prepare
 from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.datasets import workers as pool
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.errors import UserError
 
@@ -174,12 +175,12 @@ def test_memory_that_runs_out_is_no_fault_of_the_volume(tmp_path):
 def test_the_time_left_is_right_from_the_first_report_on(workers, monkeypatch):
     """A thousand volumes of two seconds each, by workers that need a minute to start."""
     now, said = 100.0, []
-    monkeypatch.setattr(preparing.time, "monotonic", lambda: now)
-    progress = preparing._Progress(1200, 200, workers, said.append)
+    monkeypatch.setattr(pool.time, "monotonic", lambda: now)
+    progress = pool.Progress(1200, 200, workers, said.append)
     begun = now = now + 60
     for number in range(1000):
         now = begun + 2 * (number // workers + 1)
-        progress.one(rejected=False, took=2.0)
+        progress.add(rejected=False, took=2.0)
     for line in said[1:]:
         done, left = int(line.split(" of ")[0]), line.split(", ")[-1].removesuffix(" left").split(":")
         seconds = sum(int(part) * unit for part, unit in zip(left, (3600, 60, 1), strict=True))

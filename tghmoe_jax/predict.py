@@ -1,7 +1,8 @@
-"""One scan, one question, one answer.
+"""One scan, one question, one answer; or the answers about all scans of a list (docs/asking.md).
 
     python -m tghmoe_jax.predict --volume scan.nii.gz --question "Which plane is this?"
     python -m tghmoe_jax.predict --checkpoint runs/stage2 --volume dicom_folder --report --json --routing routing.png
+    python -m tghmoe_jax.predict --list scans.csv --questions questions.txt --to answers.csv
     python -m tghmoe_jax.predict --base HF_DIR --image picture.png --question "What is shown?"    a 2D base, unadapted
 
 In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`. Where no checkpoint is named,
@@ -24,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would 
 
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.reader import many
 from tghmoe_jax.reader.opening import load, load_picture_reader, refuse_report
 from tghmoe_jax.training import compile_cache
 from tghmoe_jax.training.domain import asks_report
@@ -52,7 +54,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--new-tokens", type=int, metavar="N", help="length limit of the answer; default as in the run's evaluation")
     add("--allow-out-of-domain", action="store_true", help="let a checkpoint of drawn data report on a real scan")
     add("--debug", action="store_true", help="show the traceback of an error")
+    many.add_flags(add)
     args = parser.parse_args(argv)
+    many.check_flags(args)
+    listed = args.list or args.merge
     if args.base or args.image:
         of_scans = (
             "checkpoint",
@@ -69,9 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
         if wrong := [name.replace("_", "-") for name in of_scans if getattr(args, name)]:
             raise UserError(f"--{wrong[0]} belongs to --volume; leave it out with --base and --image.")
-    elif not args.volume:
+    elif not (args.volume or listed):
         raise UserError("--volume is missing; name a scan, or a picture with --image and --base.")
-    if args.report == (args.question is not None):
+    if not listed and args.report == (args.question is not None):
         raise UserError("give either --question TEXT or --report.")
     args.choices = [option for part in args.choices for option in part.split("|")]
     if args.report and args.choices:
@@ -96,6 +101,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> str:
     """Answers what the command line asks; returns what to print."""
     begun = time.perf_counter()
+    if args.list or args.merge:
+        return many.run(args)
     if args.base:
         answer = load_picture_reader(args.base).ask(args.image, args.question, new_tokens=args.new_tokens)
         seconds = round(time.perf_counter() - begun, 2)

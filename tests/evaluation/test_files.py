@@ -110,7 +110,7 @@ def test_an_empty_answer_under_a_control_counts_as_wrong_and_an_item_left_out_do
 def test_cases_may_be_names_and_types_numbers_of_a_table_program(tmp_path):
     columns = ["Question Type", "Question", "Answer", "Pred", "Case"]
     file = write_csv(tmp_path / "p.csv", columns, [["1.0", "q", "a", "p", "pat-1"], ["2", "q", "a", "p", "pat-2"]])
-    read = files.read_file(file)[1]
+    read = files.read_file(file)[0][1]
     assert [one.unit for one in read] == [("case", "pat-1"), ("case", "pat-2")]
     assert [one.type for one in read] == ["plane", "phase"]
 
@@ -129,13 +129,13 @@ def test_cases_may_be_names_and_types_numbers_of_a_table_program(tmp_path):
 def test_choices_are_found_however_they_are_set(tmp_path, text, choices):
     columns = ["Question", "Answer", "Answer Choice", "Pred"]
     file = write_csv(tmp_path / "p.csv", columns, [[f"Which? {text}", "x", "B", "B. x"]])
-    assert files.read_file(file)[1][0].choices == choices
+    assert files.read_file(file)[0][1][0].choices == choices
 
 
 def test_without_choices_the_strict_rule_gives_no_score(tmp_path):
     columns = ["Question", "Answer", "Answer Choice", "Pred"]
     file = write_csv(tmp_path / "p.csv", columns, [["Which plane?", "axial", "A", "A. axial"]])
-    scores = kind_scores({"closed": files.read_file(file)[1]})
+    scores = kind_scores({"closed": files.read_file(file)[0][1]})
     assert scores["closed/accuracy"].value == 1.0 and scores["closed/accuracy_strict"].value is None
 
 
@@ -148,7 +148,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
             ["5", "Where? Choices: A. vitamin B. liver B. left C. lung D. colon", "lung", "C", "none C. of these", "0"],
         ],
     )
-    kind, read, _ = files.read_file(closed)
+    ((kind, read, _),) = files.read_file(closed)
     assert kind == "closed" and [one.type for one in read] == ["plane", "location"]
     assert read[0].choices == ("axial", "coronal", "sagittal", "NA") and read[0].question == "Which plane?"
     assert read[1].choices == ("vitamin", "liver B. left", "lung", "colon")
@@ -158,7 +158,7 @@ def test_m3ds_own_forms_are_read_without_this_projects_columns(tmp_path):
     report = write_csv(
         tmp_path / "eval_caption.csv", ["Question", "Ground Truth", "pred", "bleu"], [["q", "a b", "a b", "0"]]
     )
-    kind, read, _ = files.read_file(report)
+    ((kind, read, _),) = files.read_file(report)
     assert kind == "report" and kind_scores({"report": read})["report/bleu1"].value == pytest.approx(1)
 
 

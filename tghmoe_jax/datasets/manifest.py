@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,17 @@ def check_manifest(path: str | Path, root: str | Path | None = None) -> Manifest
     return ManifestReport(path, tuple(items), tuple(problems))
 
 
-def read_own(root: Path, key: str) -> Volume:
+def read_own(root: Path, key: str, assume_hu: bool = False) -> Volume:
     """The volume of a key. UserError names the words of the manifest, not the flag of a command."""
-    path, series = _path_and_series(key)
+    path, series = path_and_series(key)
     try:
-        return read_volume(inside(root, path), int(series) if series else None)
+        return read_volume(inside(root, path), int(series) if series else None, assume_hu)
     except UserError as error:
         message = re.sub(r"--series( N\b| \d+)?", lambda found: f"{SERIES}{(found[1] or 'N').strip()}", str(error))
         raise UserError(message) from None
 
 
-def _path_and_series(volume: str) -> tuple[str, str]:
+def path_and_series(volume: str) -> tuple[str, str]:
     """`study#series=2` -> (`study`, `2`); the second is empty where no series is named."""
     path, _, series = volume.partition(SERIES)
     return path, series
@@ -106,12 +107,12 @@ def _parse(path: Path, root: Path, exist: bool = False) -> tuple[list[Item], lis
         if not rows and not problems and text.lstrip().startswith("["):
             problems.append((line, "the file is a JSON list: write one object a line, without [ ] and commas between."))
             break
-        row = _object(text)
-        faults = [row] if isinstance(row, str) else _faults(row)
+        row = json_object(text)
+        faults = [row] if isinstance(row, str) else line_faults(row)
         volume = None if isinstance(row, str) else row.get("volume")
         if volume is not None and not text_fault(volume, "volume"):
             if volume not in paths:
-                paths[volume] = _volume_fault(root, volume, exist)
+                paths[volume] = volume_fault(root, volume, exist)
             faults += [paths[volume]] if paths[volume] else []
         problems += [(line, fault) for fault in faults]
         if not faults:
@@ -121,7 +122,7 @@ def _parse(path: Path, root: Path, exist: bool = False) -> tuple[list[Item], lis
     items: list[Item] = []
     asked: dict[tuple, int] = {}
     for line, row in rows:
-        item = _item(row, splits)
+        item = item_of(row, splits)
         key = (item.volume, item.task, item.question, item.choices)
         if key in asked:
             problems.append((line, f"the same is asked of the same volume in line {asked[key]}."))
@@ -133,11 +134,13 @@ def _parse(path: Path, root: Path, exist: bool = False) -> tuple[list[Item], lis
     return items, [Rejected(f"{path}:{line}", reason) for line, reason in sorted(problems)]
 
 
-def _object(text: str) -> dict[str, Any] | str:
+def json_object(text: str, more: Sequence[str] = ()) -> dict[str, Any] | str:
+    """The object of a line, or what is wrong with it; known keys (`more` among them) whose value is null left out."""
+
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in found}) != len(found):
             raise KeyError
-        known = (*REQUIRED, *OPTIONAL)
+        known = (*REQUIRED, *OPTIONAL, *more)
         return {key: value for key, value in found if value is not None or key not in known}
 
     try:
@@ -149,7 +152,7 @@ def _object(text: str) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else "the line is not a JSON object."
 
 
-def _faults(row: dict[str, Any]) -> list[str]:
+def line_faults(row: dict[str, Any]) -> list[str]:
     """All that is wrong with a line by itself."""
     known = (*REQUIRED, *OPTIONAL)
     faults = [f"the key {key!r:.60} is unknown; known are {', '.join(known)}." for key in row if key not in known]
@@ -187,8 +190,9 @@ def _faults(row: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _volume_fault(root: Path, volume: str, exist: bool) -> str | None:
-    path, series = _path_and_series(volume)
+def volume_fault(root: Path, volume: str, exist: bool = False) -> str | None:
+    """Why a `volume` cannot be read below the root, in a sentence that does not quote it; None where it can."""
+    path, series = path_and_series(volume)
     if path != volume and not re.fullmatch(r"[1-9]\d{0,3}", series):
         return f"what follows {SERIES} is not a number of a series, counted from 1."
     try:
@@ -214,7 +218,7 @@ def _case(row: dict[str, Any]) -> str:
     return row.get("case") or row["volume"]
 
 
-def _item(row: dict[str, Any], splits: dict[str, str]) -> Item:
+def item_of(row: dict[str, Any], splits: dict[str, str]) -> Item:
     question, case = row["question"].strip(), _case(row)
     task = row.get("task", "vqa" if question else "report")
     indication = row.get("indication", "").strip()

@@ -5,19 +5,14 @@ they are packed. What is written is a function of the data set and the sizes alo
 when a process was killed shows in it.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 import zlib
 from collections import Counter
@@ -32,6 +27,7 @@ from tghmoe_jax.datasets import card, leaks, prepared
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.datasets.prepared import write_atomic
 from tghmoe_jax.datasets.registry import open_dataset
+from tghmoe_jax.datasets.workers import Progress, as_completed
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.slices import Grid, to_grid
@@ -39,7 +35,6 @@ from tghmoe_jax.scans.volume import Volume
 
 WORK = ".work"
 READERS = ("numpy", "nibabel", "pydicom", "pillow")  # packages whose version may show in a voxel
-REPORT_SECONDS = 5.0
 
 
 def prepare(
@@ -144,83 +139,22 @@ def _volumes(dataset, keys, data, folder, parameters, workers, say) -> list[floa
         numbers = range(shard * prepared.SHARD, min((shard + 1) * prepared.SHARD, len(keys)))
         left[shard] = {number for number in numbers if number not in there}
     todo = [number for shard in missing for number in sorted(left[shard])]
-    progress = _Progress(len(keys), len(keys) - len(todo), workers, say)
+    progress = Progress(len(keys), len(keys) - len(todo), workers, say)
     job = (dataset, work, data["slices"], data["size"])
     seconds = []
     for shard in missing:
         if not left[shard]:
             _pack(folder, shard, len(keys))
-    with contextlib.closing(_run(job, [(n, keys[n]) for n in todo], workers)) as results:
+    with contextlib.closing(as_completed(_one, job, [(n, keys[n]) for n in todo], workers)) as results:
         for number, rejected, took in results:
             seconds.append(took)
-            progress.one(rejected, took)
+            progress.add(rejected, took)
             shard = number // prepared.SHARD
             left[shard].discard(number)
             if not left[shard]:
                 _pack(folder, shard, len(keys))
     progress.end()
     return seconds
-
-
-def _run(job: tuple, todo: list[tuple[int, str]], workers: int) -> Iterator[tuple[int, bool, float]]:
-    """(number, rejected, seconds) of each volume as it is done."""
-    if workers <= 1:
-        yield from (_one(*job, *one) for one in todo)
-        return
-    # Fresh interpreters: a fork after threads have started can hang.
-    context = multiprocessing.get_context("spawn")
-    with _without_interrupts():
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
-    running: dict[concurrent.futures.Future, str] = {}
-    waiting = iter(todo)
-    try:
-        while True:
-            with _without_interrupts():
-                while len(running) < 2 * workers and (one := next(waiting, None)):
-                    running[pool.submit(_one_here, *one)] = one[1]
-            if not running:
-                return
-            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                running.pop(future)
-                yield future.result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError(
-            f"a worker process died at one of {', '.join(sorted(running.values()))}; run the command again with "
-            "fewer --workers if memory ran out, or take that volume out of the data set."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started here never hear Ctrl-C: it is for the one that started them to answer."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_job: tuple = ()
-
-
-def _start(job: tuple) -> None:
-    """In a worker: keeps the job, and ends the worker when the process that started it is gone."""
-    global _job
-    _job = job
-    parent = multiprocessing.parent_process().sentinel
-
-    def watch():
-        multiprocessing.connection.wait([parent])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _one_here(number: int, key: str) -> tuple[int, bool, float]:
-    return _one(*_job, number, key)
 
 
 def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key: str) -> tuple[int, bool, float]:
@@ -295,39 +229,6 @@ def _pack(folder: Path, shard: int, volumes: int) -> None:
     prepared.write_shard(folder, shard, rows, records, np.array(signatures))
     for file in files:
         file.unlink()
-
-
-class _Progress:
-    """Reports progress every few seconds: how many, how fast, how long it will take."""
-
-    def __init__(self, total: int, done: int, workers: int, say: Callable[[str], None]):
-        self.total, self.done, self.first, self.rejected, self.say = total, done, done, 0, say
-        self.workers, self.busy, self.reported = workers, 0.0, time.monotonic()
-        self.begun: float | None = None
-        if done:
-            say(f"{done} of {total} volumes are there already")
-
-    def one(self, rejected: bool, took: float) -> None:
-        """Counts a volume that cost a worker so many seconds."""
-        now = time.monotonic()
-        if self.begun is None:
-            self.begun = now - took  # the workers are up: until then nothing was to be measured
-        self.done += 1
-        self.rejected += rejected
-        self.busy += took
-        if now - self.reported >= REPORT_SECONDS:
-            self.reported = now
-            count = self.done - self.first
-            # The first volumes end together, so early on their own seconds tell; later also what lies between them.
-            rate = count / max(self.busy / self.workers, now - self.begun if count > 20 * self.workers else 0, 1e-9)
-            left = int((self.total - self.done) / rate)
-            self.say(
-                f"{self.done} of {self.total} volumes, {self.rejected} rejected, {rate:.1f} a second, "
-                f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-            )
-
-    def end(self) -> None:
-        self.say(f"{self.done} of {self.total} volumes, {self.rejected} rejected in this run")
 
 
 # ------------------------------------------------------------------------------------------------------------ finish

@@ -11,6 +11,7 @@ where a file has them. Correctness and word overlap are always computed, never r
 
 import csv
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF
 
 _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
+NOT_ANSWERED = "Not Answered"  # the column that says why, in one row of a scan that could not be read
 MOST_BYTES = 1 << 30  # a larger file is not a table of predictions
 
 
@@ -48,8 +50,7 @@ def read_run(path: str | Path) -> dict[str, list[Prediction]]:
     UserError names the file and what to change.
     """
     run: dict[str, list[Prediction]] = {}
-    for file in listed(path):
-        kind, predictions, rows = read_file(file)
+    for kind, predictions, rows in itertools.chain.from_iterable(map(read_file, listed(path))):
         if kind in run:
             raise UserError(f"{path} holds two files of {kind} predictions; remove one of them.")
         run[kind] = predictions
@@ -89,22 +90,28 @@ def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]
     return header, rows
 
 
-def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]:
-    """The kind of a file, by its columns, its predictions in order, and the rows as they are in the file."""
+def read_file(file: Path) -> list[tuple[Kind, list[Prediction], list[dict[str, str]]]]:
+    """The kinds of a file, each with its predictions in order, and the rows as they are in the file.
+
+    The columns tell the kind; a column `Kind` does where rows are of several, as in the answers of `predict --list`.
+    Rows that say why they were not answered are left out.
+    """
     header, rows = read_table(file, str(file))
     columns = set(header)
     fitting = [kind for kind in KINDS if COLUMNS[kind].needed <= columns]
     if not fitting:
         wanted = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind in KINDS if (names := COLUMNS[kind].needed))
         raise UserError(f"{file} lacks the columns of every known kind; give it those of one ({wanted}).")
-    kind = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
     if len(columns) < len(header):
         raise UserError(f"{file} has two columns of the same name; remove one of them.")
-    if not rows:
+    numbered = [(i, row) for i, row in enumerate(dict(zip(header, row, strict=True)) for row in rows)]
+    numbered = [(i, row) for i, row in numbered if not row.get(NOT_ANSWERED)]
+    if not numbered:
         raise UserError(f"{file} holds no predictions; write at least one row.")
-    rows = [dict(zip(header, row, strict=True)) for row in rows]
-    if not any(row.get("Findings True") or row.get("Findings Stated") for row in rows):
-        rows = [{**row, "Findings True": None} for row in rows]  # the data set knows none: not a set without findings
+    if not any(row.get("Findings True") or row.get("Findings Stated") for _, row in numbered):
+        # The data set knows none: it is not a set without findings.
+        numbered = [(i, {**row, "Findings True": None}) for i, row in numbered]
+    rows = [row for _, row in numbered]
     named: dict[str, int] = {}
     for row in rows:
         if key := _key(row):
@@ -113,7 +120,24 @@ def read_file(file: Path) -> tuple[Kind, list[Prediction], list[dict[str, str]]]
         raise UserError(f"{file} names the volume of some rows only; fill the column Key (or Image Path) in every row.")
     if len({bool(row.get("Volume")) for row in rows}) > 1:
         raise UserError(f"{file} numbers the volume of some rows only; fill the column Volume in every row or none.")
-    return kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in enumerate(rows)], rows
+    only = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
+    stated = [row.get("Kind") for row in rows]
+    kinds = stated if set(stated) <= set(fitting) else [only] * len(rows)
+    if not any(row[COLUMNS[kind].truth].strip() for kind, row in zip(kinds, rows, strict=True)):
+        raise UserError(f"{file} holds no true answer, so nothing can be scored; fill the column of true answers.")
+    return [
+        (kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in own], [row for _, row in own])
+        for kind in KINDS
+        if (own := [one for one, its in zip(numbered, kinds, strict=True) if its == kind])
+    ]
+
+
+def not_answered(path: str | Path) -> int:
+    """The number of rows of a file or folder that say why they were not answered."""
+    tables = [read_table(file, str(file)) for file in listed(path)]
+    return sum(
+        bool(row[header.index(NOT_ANSWERED)]) for header, rows in tables if NOT_ANSWERED in header for row in rows
+    )
 
 
 def _key(row: Mapping[str, str]) -> str:
@@ -123,8 +147,8 @@ def _key(row: Mapping[str, str]) -> str:
 def _prediction(kind: Kind, number: int, place: int, row: Mapping[str, str], file: Path) -> Prediction:
     """Row `number` of the file; `place` counts its volume where the file does not."""
     lettered, question, choices = COLUMNS[kind].lettered, row["Question"], ()
-    if lettered and (found := _CHOICES.search(question)):
-        question, choices = question[: found.start()], tuple(_options(found["text"]))
+    if lettered:
+        question, choices = split_choices(question)
     letter = row.get("Answer Choice", "").strip().rstrip(".") if lettered else ""
     if lettered and letter not in tuple(LETTERS):
         raise UserError(f"{file}, row {number + 2}: Answer Choice is {letter!r}; use one of {', '.join(LETTERS)}.")
@@ -154,6 +178,12 @@ def _share(text: str | None, file: Path, number: int) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise UserError(f"{file}, row {number + 2}: Confidence is {text!r}; use a number from 0 to 1, or nothing.")
     return value
+
+
+def split_choices(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """`Which? Choices: A. left B. right` -> the question and its choices; none where they are not understood."""
+    found = _CHOICES.search(prompt)
+    return (prompt[: found.start()], tuple(_options(found["text"]))) if found else (prompt, ())
 
 
 def _options(text: str) -> list[str]:

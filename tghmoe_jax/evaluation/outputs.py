@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
@@ -31,7 +31,7 @@ def _triples(triples) -> str:
 
 def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """All columns that the predictions of a kind can fill; each file keeps its own."""
-    rows = [_row(one) for one in predictions]
+    rows = [row_of(one) for one in predictions]
     for metric in of_kind(predictions[0].kind) if predictions else ():
         values = metric.per_item(predictions) if metric.column else None
         for row, value in zip(rows, () if values is None else values, strict=values is not None):
@@ -39,7 +39,8 @@ def _rows(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     return rows
 
 
-def _row(one: Prediction) -> dict[str, object]:
+def row_of(one: Prediction) -> dict[str, object]:
+    """The columns of one prediction, those aside that compare it with others."""
     row = {
         # M3D numbers the five types from 1; any other type keeps its name.
         "Question Type": TYPES.index(one.type) + 1 if one.type in TYPES else one.type,
@@ -81,6 +82,15 @@ def write_json(path: epath.PathLike, content: object) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """The columns of rows as lines of CSV, without a header; what a row lacks is empty."""
+    text = io.StringIO(newline="")
+    # Texts are quoted: a model may write a carriage return, which would end a row.
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
     """Writes `predictions_<kind>.csv` for each kind in `run` and returns their paths.
 
@@ -105,17 +115,14 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
         columns = [*own.first, "Volume", *case, *key, *own.more, *scored, "Task", "Task Predicted"]
         columns = list(dict.fromkeys(columns))  # most scores have their place in `first` and `more`
         columns += [f"Control {name}" for name in answers] + ["Disclaimer"]
-        text = io.StringIO(newline="")
-        # Texts are quoted: a model may write a carriage return, which would end a row.
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writeheader()
+        rows = []
         for one, row in zip(run[kind], _rows(run[kind]), strict=True):
             controls = {
                 f"Control {name}": given.get((one.index, one.prompt), NOT_ASKED) for name, given in answers.items()
             }
-            writer.writerow(row | controls)
+            rows.append(row | controls)
         path = folder / f"predictions_{kind}.csv"
-        write_text(path, text.getvalue())
+        write_text(path, csv_text(columns, [dict(zip(columns, columns, strict=True)), *rows]))
         written.append(path)
     return written
 

@@ -21,16 +21,15 @@ from tghmoe_jax.training.program import param_shardings
 from tghmoe_jax.weights import adapt
 
 
-def load(run: str | Path = "embedded") -> Reader:
-    """A finished run, ready to be asked about single scans; without a name the embedded reader.
+def load(run: str | Path = "embedded", batch: int = 1) -> Reader:
+    """A finished run, ready to be asked about single scans; without a name the embedded reader. `batch`: rows at once.
 
     Compiled programs are kept for the next process (`compile_cache`). UserError where `run` is not one.
     """
     compile_cache.keep()
     loaded = load_run(run, "--checkpoint")
-    return Reader(
-        loaded.model, loaded.tokenizer, jax.device_put(loaded.params), loaded.config["data"]["text_length"], run=loaded
-    )
+    length = loaded.config["data"]["text_length"]
+    return Reader(loaded.model, loaded.tokenizer, jax.device_put(loaded.params), length, batch, loaded)
 
 
 def refuse_report(run: str | Path, flag: str) -> None:

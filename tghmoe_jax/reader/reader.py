@@ -19,7 +19,7 @@ from tghmoe_jax.evaluation import closed
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
-from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.models.mllm import MLLM, EncodedVolume
 from tghmoe_jax.reader.answer import Answer, Confidence, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
@@ -86,6 +86,7 @@ class Reader:
         self.tokenizer, self.variables = tokenizer, variables(params)
         self.text_length, self.run, self.name = text_length, run, name
         self.views_of, self.volume_views = views_of, volume_views
+        self._seen: tuple[Source, list, EncodedVolume] | None = None  # see `_tower`
         mesh = jax.sharding.get_abstract_mesh()
         self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
@@ -185,7 +186,7 @@ class Reader:
             return visual, mask, [{"load": no_load()} for _ in requests]
         forced = requests[0].group is not None
         group = self._put(np.array([r.group for r in requests], np.int32)) if forced else None
-        encoded = generation.encode(self.model, self.variables, batch, group)
+        encoded = self._tower(source, requests, batch, group)
         used, load = arrays.to_host(encoded.group), expert_load(encoded, self.groups)
         rows = []
         for i, request in enumerate(requests):
@@ -198,6 +199,22 @@ class Reader:
             for row, shares in zip(rows, probabilities(encoded.task_logits), strict=True):
                 row["task_probabilities"] = self._named(shares)
         return encoded.tokens, encoded.mask, rows
+
+    def _tower(self, source: Source, requests: list[Request], batch: dict, group: jax.Array | None) -> EncodedVolume:
+        """The encoded batch: that of the call before where it saw the same volumes with the same groups, in a tower
+        that reads nothing else of a prompt."""
+        tgh = self.model.cfg.tgh
+        by_prompt = group is None and self.groups > 1
+        if by_prompt or (tgh.layers and tgh.experts > 1 and tgh.token_input != "image"):
+            return generation.encode(self.model, self.variables, batch, group)
+        seen = [(request.volume, request.group) for request in requests]
+        if self._seen is None or self._seen[0] is not source or self._seen[1] != seen:
+            self._seen = None  # room for the next
+            self._seen = source, seen, generation.encode(self.model, self.variables, batch, group)
+        elif self._seen[2].task_logits is not None:
+            logits = generation.route(self.model, self.variables, batch)
+            return self._seen[2]._replace(task_logits=logits)
+        return self._seen[2]
 
     def _encode_picture(self, source: PictureViews | Source, requests: list[Request]) -> tuple[jax.Array, jax.Array]:
         """Visual tokens of the views of a picture or a volume and their mask, in a row for each request about it."""
@@ -249,19 +266,14 @@ class Reader:
         like HU. `min_accuracy` 0 to 1: `Answer.confidence.enough` says whether validation answers of this confidence
         were right that often. UserError names what to change.
         """
-        question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
-        if not question:
-            raise UserError("--question is empty; ask something.")
-        if choices and (not 2 <= len(choices) <= len(LETTERS) or not all(choices) or len(set(choices)) < len(choices)):
-            raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
-        asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
+        asked = vqa(question, choices)
         if self.views_of:
             if task is not None or series is not None or assume_hu:
                 raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if min_accuracy is not None and not 0 < min_accuracy < 1:
             raise UserError(f"--min-accuracy {min_accuracy} must lie between 0 and 1, as 0.9.")
-        if (asks := domains.asks_report(question, choices, task)) and not allow_out_of_domain:
+        if (asks := domains.asks_report(asked.question, asked.choices, task)) and not allow_out_of_domain:
             domains.refuse_report(self.run.name, self.domain, asks)
         return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain, min_accuracy)
 
@@ -287,10 +299,15 @@ class Reader:
         UserError as `scans.scan.read_scan` raises it.
         """
         scan = read_scan(path, *self._reading(), series, assume_hu)
-        rope = self.model.cfg.volume.depth_rope
-        if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
-            raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
+        if fault := self.spacing_fault(scan, str(path)):
+            raise UserError(fault)
         return scan
+
+    def spacing_fault(self, scan: Scan, name: str) -> str:
+        """Why a scan without spacing cannot be asked about; empty where it can."""
+        rope = self.model.cfg.volume.depth_rope
+        needed = scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm"
+        return f"{name} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan." if needed else ""
 
     def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return self.run.config["data"], self.run.manifest.get("input_ranges")
@@ -314,31 +331,66 @@ class Reader:
         begun, budget = time.perf_counter(), self.run.config["eval"]
         # --task report asks for a report in the user's own words.
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
-        self._check(asked, task, new_tokens)
+        self.check(asked, task, new_tokens)
         scan = self._scan(path, *reading)
-        notes = [*self._domain_warning(), *scan.warnings]
         bare = asked.without_choices()
-        shares, routed = None, {asked: None, bare: None}
-        if self.groups > 1:
-            for one, row in zip(routed, self.route(scan, [(0, one) for one in routed]), strict=True):
-                routed[one], note = self._allowed_group(row, task, allow_out_of_domain)
-                if one == asked:
-                    shares = self._named(row)
-                    notes += [note] if note else []
+        routed, shares, note = self.groups_of(scan, asked, task, allow_out_of_domain)
+        notes = [*self.domain_warning(), *scan.warnings, *filter(None, [note])]
         requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
         if asked.choices:
             requests.append(Request(0, bare, asked.choices, routed[bare]))
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes += _of_answer(answer, asked, new_tokens)
-        sure = self._confidence(scan, asked, answer, routed[asked], allow_out_of_domain, min_accuracy)
+        notes += warnings_of(answer, asked, new_tokens)
+
+        def likelihoods() -> np.ndarray:
+            said = Request(0, asked, (answer.text or " ",), routed[asked])
+            return answer.likelihoods if asked.choices else self.answer(scan, [said], 0)[0].likelihoods
+
+        sure = self.confidence(scan, asked, answer.text, likelihoods, allow_out_of_domain, min_accuracy)
         return dataclasses.replace(
             answer, confidence=sure, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
             routing=dataclasses.replace(answer.routing, probabilities=shares),
             seconds=round(time.perf_counter() - begun, 2),
         )  # fmt: skip
+
+    def confidence(
+        self, scan: Scan, asked: Question, text: str, likelihoods: Callable[[], np.ndarray], allow_out_of_domain: bool,
+        accuracy: float | None = None,
+    ) -> Confidence | None:  # fmt: skip
+        """Of the answer `text` to a question, by the log-likelihoods of its choices or of the text itself.
+
+        None for reports, and where nothing is stored and no accuracy was asked for.
+        """
+        if not COLUMNS[asked.kind].confident or (not self.run.calibration and accuracy is None):
+            return None
+        calibration, why = self.run.calibration.get(asked.kind), ""
+        if calibration is None:
+            why = f"{self.run.name} has too few validation answers to {asked.kind} questions"
+        elif domains.synthetic(self.domain) and not allow_out_of_domain:
+            why = f"{self.run.name} has seen {domains.seen(self.domain)} (--allow-out-of-domain lifts this)"
+        elif not scan.in_range:
+            why = "the scan lies outside the ranges of the training data, as the warnings say"
+        if why:
+            return Confidence(why=why, min_accuracy=accuracy)
+        value = float(calibration.confidence(likelihoods(), closed.named_option(text, asked.choices)))
+        least = None if accuracy is None else calibration.threshold(accuracy)
+        return Confidence(value, *calibration.validated(value), min_accuracy=accuracy, least=least)
+
+    def groups_of(
+        self, scan: Scan, asked: Question, task: str | None, allow_out_of_domain: bool
+    ) -> tuple[dict[Question, int | None], dict[str, float] | None, str]:
+        """The expert groups of a question about a scan, as it is and without its choices, the router's probabilities
+        for it, and a warning where the router is not followed. None without groups."""
+        groups, shares, note = dict.fromkeys((asked, asked.without_choices())), None, ""
+        if self.groups > 1:
+            rows = self.route(scan, [(0, one) for one in groups])
+            allowed = [self._allowed_group(row, task, allow_out_of_domain) for row in rows]
+            groups = dict(zip(groups, (group for group, _ in allowed), strict=True))
+            shares, note = self._named(rows[0]), allowed[0][1]
+        return groups, shares, note
 
     def _confidence(
         self, scan: Scan, asked: Question, answer: Answer, group: int | None, allow_out_of_domain: bool, accuracy
@@ -377,7 +429,7 @@ class Reader:
         answer, *ranked = self.answer(PictureViews(views, crops), requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes = tuple(_of_answer(answer, asked, new_tokens))
+        notes = tuple(warnings_of(answer, asked, new_tokens))
         return dataclasses.replace(answer, warnings=notes, seconds=round(time.perf_counter() - begun, 2))
 
     def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
@@ -399,7 +451,7 @@ class Reader:
         """The data that the run was trained on."""
         return domains.of(self.run.manifest, self.run.config, self.run.step)
 
-    def _domain_warning(self) -> list[str]:
+    def domain_warning(self) -> list[str]:
         if domains.synthetic(self.domain):
             embedded = self.run.name == "embedded"
             who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
@@ -409,7 +461,7 @@ class Reader:
             ]
         return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
 
-    def _check(self, asked: Question, task: str | None, new_tokens: int) -> None:
+    def check(self, asked: Question, task: str | None, new_tokens: int) -> None:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
         if task is not None and self.groups == 1:
@@ -429,7 +481,7 @@ class Reader:
         _check_room(new_tokens, room, f"in {name}")
 
 
-def _of_answer(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
+def warnings_of(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
     """Warnings of an answer that is incomplete, or no choice where it should be one."""
     found = []
     if answer.cut:
@@ -438,6 +490,16 @@ def _of_answer(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
         fault = "its letter and its text disagree" if fault.startswith("letter") else "it is none of the choices"
         found.append(f"answer: {fault}, so count it as no answer (the likelihoods of the options stand beside it)")
     return found
+
+
+def vqa(question: str, choices: Sequence[str] = ()) -> Question:
+    """A question without a known answer. UserError where it is empty, or the choices are not 2 to 4 different texts."""
+    question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
+    if not question:
+        raise UserError("--question is empty; ask something.")
+    if choices and (not 2 <= len(choices) <= len(LETTERS) or not all(choices) or len(set(choices)) < len(choices)):
+        raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
+    return Question("vqa", "closed" if choices else "open", "question", question, choices, "")
 
 
 def _check_room(new_tokens: int, room: int, where: str) -> None:

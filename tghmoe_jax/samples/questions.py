@@ -31,8 +31,8 @@ class Question:
 
     @property
     def letter(self) -> str:
-        """The true option's letter; empty for a question without choices."""
-        return LETTERS[self.choices.index(self.answer)] if self.choices else ""
+        """The true option's letter; empty for a question without choices, or whose answer nobody knows."""
+        return LETTERS[self.choices.index(self.answer)] if self.choices and self.answer else ""
 
     @property
     def prompt(self) -> str:

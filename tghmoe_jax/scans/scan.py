@@ -12,6 +12,7 @@ import numpy as np
 
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.slices import Prepared, prepare_slices
+from tghmoe_jax.scans.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,11 @@ def read_scan(
     `ranges` is the run's `input_ranges` (see `range_warnings`); `series` and `assume_hu` as in `read_volume`, whose
     UserErrors it raises.
     """
-    volume = read_volume(path, series, assume_hu)
+    return scan_of(read_volume(path, series, assume_hu), data, ranges)
+
+
+def scan_of(volume: Volume, data: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> Scan:
+    """A volume as a config's `data` section states, with what there is to warn of."""
     prepared = prepare_slices(volume, data["slices"], data["size"], data["channels"])
     notes = []
     if volume.unit != "HU":
