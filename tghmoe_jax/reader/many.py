@@ -66,9 +66,9 @@ class Asker:
         self.allow = allow_out_of_domain
         everything = {question: None for scan in scans for question in scan.questions or self.questions}
         for question in everything:
-            if self._task(question) == "report" and not allow_out_of_domain:
+            if "report" in (question.kind, task) and not allow_out_of_domain:
                 reader.refuse_report("a report")
-            reader.check(question, self._task(question) if reader.groups > 1 else None, self._budget(question))
+            reader.check(question, self._task(question), self._budget(question))
         self.kinds = [kind for kind in KINDS if any(question.kind == kind for question in everything)]
         self._cases = any(scan.case is not None for scan in scans)
         self._kept: dict[Any, Any] = {}
@@ -165,7 +165,10 @@ class Asker:
         return self.reader.spacing_fault(found, scan.id) if isinstance(found, Scan) else found
 
     def _task(self, question: Question) -> str | None:
-        return "report" if question.kind == "report" and "report" in self.reader.tasks else self.task
+        """The task whose experts are forced; of a report its own, where there are any."""
+        if question.kind == "report" and self.task is None and self.reader.groups > 1 and "report" in self.reader.tasks:
+            return "report"
+        return self.task
 
     def _budget(self, question: Question) -> int:
         report = "report" in (question.kind, self.task)
