@@ -1,6 +1,6 @@
 """Many scans with one model against a call of `predict` each: answers a minute, memory, and the file after kills.
 
-    python -m benchmarks.many_scans FOLDER [--scans 200] [--calls 8] [--warm 2] [--kills 3]
+    python -m benchmarks.many_scans FOLDER [--scans 200] [--calls 8] [--kills 3]
 
 Draws axial phantoms as NIfTI files into FOLDER, one in ten of them bad, and asks the embedded reader three questions of
 each. Programs are compiled before anything is timed. Prints one JSON object.
@@ -120,22 +120,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--calls", type=int, default=8)
-    parser.add_argument("--warm", type=int, default=2, help="calls before the timed ones, which compile")
+    parser.add_argument("--no-warm", dest="warm", action="store_false", help="the programs are compiled already")
     parser.add_argument("--kills", type=int, default=3)
     args = parser.parse_args()
     folder, scans = draw(args.folder, args.scans), args.scans
     few = min(50, scans)
     for old in folder.glob("*answers.csv*"):
         old.unlink()
-    single = []
-    for i in range(args.warm + args.calls):
+
+    def called(i: int) -> Cost:
         question, _, choices = QUESTIONS[i % len(QUESTIONS)].partition(" Choices: ")
         more = ["--choices", "axial|coronal|sagittal|oblique"] if choices else []
-        single.append(timed(command("--volume", folder / f"{i % 8:04d}.nii.gz", "--question", question, *more)))
-    call = Cost(*np.mean(single[args.warm :], axis=0))
+        return timed(command("--volume", folder / f"{i % 8:04d}.nii.gz", "--question", question, *more))
+
     if args.warm:
         timed(listed(folder, 8, "first-answers.csv"))
+        called(0), called(1)
     whole = timed(listed(folder, scans, "answers.csv"))
+    call = Cost(*np.mean([called(i) for i in range(args.calls)], axis=0))
     part = timed(listed(folder, few, "few-answers.csv"))
     after = killed(listed(folder, scans, "killed-answers.csv"), args.kills, whole.seconds)
     answers = (scans - scans // 10) * len(QUESTIONS)

@@ -68,10 +68,10 @@ class Asker:
         everything = {question: None for scan in scans for question in scan.questions or self.questions}
         for question in everything:
             text = None if question.kind == "report" else question.question
-            asks = domains.asks_report(text, question.choices, self._task(question))
+            asks = domains.asks_report(text, question.choices, task)
             if asks and not allow_out_of_domain:
                 domains.refuse_report(reader.run.name, reader.domain, asks)
-            reader.check(question, self._task(question) if reader.groups > 1 else None, self._budget(question))
+            reader.check(question, self._task(question), self._budget(question))
         self.kinds = [kind for kind in KINDS if any(question.kind == kind for question in everything)]
         self._cases = any(scan.case is not None for scan in scans)
         self._calibrated = bool(reader.run.calibration) and (
@@ -179,7 +179,10 @@ class Asker:
         return self.reader.spacing_fault(found, scan.id) if isinstance(found, Scan) else found
 
     def _task(self, question: Question) -> str | None:
-        return "report" if question.kind == "report" and "report" in self.reader.tasks else self.task
+        """The task whose experts are forced; of a report its own, where there are any."""
+        if question.kind == "report" and self.task is None and self.reader.groups > 1 and "report" in self.reader.tasks:
+            return "report"
+        return self.task
 
     def _budget(self, question: Question) -> int:
         report = "report" in (question.kind, self.task)
