@@ -1,5 +1,6 @@
 """Checkpoints: everything of a run in one atomic unit, the parameters readable alone, damage named in one sentence."""
 
+import asyncio
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.serialization import serialization
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, digests
@@ -304,23 +306,30 @@ def test_another_fault_of_saving_is_not_hidden(run, monkeypatch):
     assert logging.getLogger("absl").level == level
 
 
-def test_a_save_lets_the_state_go_and_a_later_step_may_overwrite_it(run, monkeypatch):
-    """Nothing is written before the state's arrays are taken over by the next step."""
-    gate, write = threading.Event(), digests.write
-    monkeypatch.setattr(digests, "write", lambda *args: gate.wait() and write(*args))
-    store, before = checkpoints.Checkpoints(run, keep=2), state(6, seed=6)
-    expected = bits(before)
-    store.save(before, numbers(6))
+def test_the_next_step_may_take_over_the_state_before_it_is_written(run, monkeypatch):
+    gate, write = threading.Event(), serialization.async_serialize_from_host
+
+    async def held(*args, **kw):
+        await asyncio.to_thread(gate.wait)
+        await write(*args, **kw)
+
+    monkeypatch.setattr(serialization, "async_serialize_from_host", held)
+    store, before, iterator = checkpoints.Checkpoints(run, keep=2), state(6, seed=6), numbers(6)
+    expected = bits(jax.tree.map(jnp.copy, before))
+    store.save(before, iterator)
     store.look()
-    assert checkpoints.steps(run / "checkpoints") == [4, 2], "it has no name before its digests are there"
+    next(iterator)
     after = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(before)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.trained))
+    assert checkpoints.steps(run / "checkpoints") == [4, 2]
     gate.set()
     ends_unseen(store)
     store.look()
     assert checkpoints.steps(run / "checkpoints") == [6, 4]
     store.close()
-    assert bits(resumed(run)[0]) == expected
+    store, iterator = checkpoints.Checkpoints(run, keep=2), numbers()
+    assert bits(store.restore(state(0), iterator)) == expected and next(iterator) == 6
+    store.close()
 
 
 def test_a_kill_between_name_and_last_digests_leaves_a_whole_checkpoint(run):
