@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests import tiny_run
+from tests.test_stop import AT_STEP
 from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.training import hosts
 from tghmoe_jax.training.reporting import read_metrics
@@ -116,10 +117,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
 
 def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     run = tiny_folder / "stopped_alone"
-    kill = "import os, signal\nfrom tghmoe_jax.training import reporting\nrecord = reporting.RunLog.record\n"
-    kill += "def record_and_kill(self, step, values):\n    record(self, step, values)\n"
-    kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-    kill += "reporting.RunLog.record = record_and_kill"
+    kill = AT_STEP.format(times=1, number=int(signal.SIGTERM))
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
     assert done.returncode == PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr

@@ -12,14 +12,14 @@ from tghmoe_jax.errors import PREEMPTED
 
 AT_STEP = """
 import os
-from tghmoe_jax.training import reporting
-record = reporting.RunLog.record
-def told(self, step, values):
-    record(self, step, values)
+from tghmoe_jax.training import hosts
+at = hosts.Stop.at
+def told(self, step):
     if step == 2:
         for _ in range({times}):
             os.kill(os.getpid(), {number})
-reporting.RunLog.record = told
+    return at(self, step)
+hosts.Stop.at = told
 """
 # The first of these calls is interrupted; what it was doing is done again by the resumed run.
 BEFORE = """
