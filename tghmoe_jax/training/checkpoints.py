@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -179,11 +180,16 @@ class Checkpoints:
             hosts.exchange("moved")
 
     def _read(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        arguments = ocp.args.Composite(
-            params=_restore_args(_nest(state.params)),
-            opt=_restore_args(_listed(state.opt)),
+        # Of what is read only about one leaf is held twice; orbax refuses a leaf of just its limit.
+        largest = max(
+            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state)
         )
-        restored = self._orbax.restore(self._folder(step), args=arguments)
+        reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=(largest + 1) / 1e9)
+        wanted = {"params": _nest(state.params), "opt": _listed(state.opt)}
+        restored = {
+            item: reader.restore(self._folder(step) / item, args=_restore_args(tree)) for item, tree in wanted.items()
+        }
+        reader.close()
         _continue(iterator, self._folder(step) / "data")
         flat = traverse_util.flatten_dict(restored["params"], sep="/")
         opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
