@@ -233,6 +233,28 @@ def test_sigterm_asks_only_while_a_run_watches_for_it():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_is_heard_in_an_evaluation_and_jax_own_handler_comes_back():
+    """Here in place of jax's: the system's, which ignores it."""
+    code = """
+import ctypes, os, signal
+from tghmoe_jax.training import hosts
+ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN, unknown to Python
+hosts.several = lambda: True
+with hosts.Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with stop.breaking():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise SystemExit("not heard")
+    except hosts.Stopped as stopped:
+        print("heard", stopped)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("ignored")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.stdout == "heard stopped by SIGTERM\nignored\n", done.stderr
+
+
 def test_the_digest_of_a_config_follows_its_keys_and_values_alone():
     one, other, changed = ({"a": 1, "b": (2,)}, {"b": (2,), "a": 1}, {"a": 1, "b": (3,)})
     assert hosts.config_digest(one) == hosts.config_digest(other) != hosts.config_digest(changed)

@@ -161,19 +161,21 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         while True:
             stopped = stop.at(step)
             finished = step >= config.train.steps
-            if stopped or finished or (step > first and step % config.checkpoint.every == 0):
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            evaluates = config.eval.every and due and (step > first or owed)
+            if stopped or finished or (step > first and (evaluates or step % config.checkpoint.every == 0)):
                 reports.fetch_all()  # a step that ends the run is known before anything is saved
                 log.flush()
                 if hold:
                     hold.check()
                 store.save(state, batches, healthy=not watch.in_a_row)
-            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
-            if config.eval.every and due and (step > first or owed) and not stopped:
-                reports.fetch_all()
+            if evaluates and not stopped:
                 with stop.breaking():
+                    if hosts.several():  # which a signal ends at once
+                        store.finish()
                     evaluate_now()
                 if stop.asked and not hosts.several():
-                    continue  # saves, where that was not due, and ends
+                    continue  # and ends
             if stopped or finished:
                 break
             batch = next(batches)
