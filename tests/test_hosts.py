@@ -115,6 +115,25 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1, int(step) + 1))
 
 
+@pytest.mark.slow
+def test_sigterm_to_one_process_in_an_evaluation_ends_all_and_loses_nothing(tiny_folder):
+    run = tiny_folder / "examined_pod"
+    more = [*flags(tiny_folder, train_steps=2, checkpoint_every=100), f"--workdir={run}"]
+    started, lines = pod(tiny_folder, *more), []
+    for line in started.stdout:
+        lines.append(line)
+        if "evaluated " in line:
+            started.send_signal(signal.SIGTERM)
+            break
+    output = "".join(lines) + started.communicate(timeout=WAIT)[0]
+    assert started.returncode == PREEMPTED and "stopped by SIGTERM" in output, output[-3000:]
+    assert "Traceback" not in output and not list(run.glob("eval/*/metrics.json"))
+    again = pod(tiny_folder, *more)
+    output, _ = again.communicate(timeout=WAIT)
+    assert again.returncode == 0 and "continued from step 2" in output, output[-3000:]
+    assert (run / "eval" / "2" / "metrics.json").is_file()
+
+
 def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     run = tiny_folder / "stopped_alone"
     kill = AT_STEP.format(times=1, number=int(signal.SIGTERM))
