@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests import tiny_run
+from tests.test_stop import AT_STEP
 from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.training import hosts
 from tghmoe_jax.training.reporting import read_metrics
@@ -114,12 +115,28 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1, int(step) + 1))
 
 
+@pytest.mark.slow
+def test_sigterm_to_one_process_in_an_evaluation_ends_all_and_loses_nothing(tiny_folder):
+    run = tiny_folder / "examined_pod"
+    more = [*flags(tiny_folder, train_steps=2, checkpoint_every=100), f"--workdir={run}"]
+    started, lines = pod(tiny_folder, *more), []
+    for line in started.stdout:
+        lines.append(line)
+        if "evaluated " in line:
+            started.send_signal(signal.SIGTERM)
+            break
+    output = "".join(lines) + started.communicate(timeout=WAIT)[0]
+    assert started.returncode == PREEMPTED and "stopped by SIGTERM" in output, output[-3000:]
+    assert "Traceback" not in output and not list(run.glob("eval/*/metrics.json"))
+    again = pod(tiny_folder, *more)
+    output, _ = again.communicate(timeout=WAIT)
+    assert again.returncode == 0 and "continued from step 2" in output, output[-3000:]
+    assert (run / "eval" / "2" / "metrics.json").is_file()
+
+
 def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     run = tiny_folder / "stopped_alone"
-    kill = "import os, signal\nfrom tghmoe_jax.training import reporting\nrecord = reporting.RunLog.record\n"
-    kill += "def record_and_kill(self, step, values):\n    record(self, step, values)\n"
-    kill += "    if step == 2:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-    kill += "reporting.RunLog.record = record_and_kill"
+    kill = AT_STEP.format(times=1, number=int(signal.SIGTERM))
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
     assert done.returncode == PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr
@@ -233,6 +250,28 @@ def test_sigterm_asks_only_while_a_run_watches_for_it():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.at(2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_is_heard_in_an_evaluation_and_jax_own_handler_comes_back():
+    """Here in place of jax's: the system's, which ignores it."""
+    code = """
+import ctypes, os, signal
+from tghmoe_jax.training import hosts
+ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN, unknown to Python
+hosts.several = lambda: True
+with hosts.Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with stop.breaking():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise SystemExit("not heard")
+    except hosts.Stopped as stopped:
+        print("heard", stopped)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("ignored")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.stdout == "heard stopped by SIGTERM\nignored\n", done.stderr
 
 
 def test_the_digest_of_a_config_follows_its_keys_and_values_alone():

@@ -14,12 +14,17 @@ from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 # What the killed process does to itself. A loss is noted, half of the next line is written, and the process is gone;
+# its last checkpoint is whole by then;
 KILLED_AT_STEP = """
 import os, signal
-from tghmoe_jax.training import reporting
-record = reporting.RunLog.record
-def dying(self, step, values):
-    record(self, step, values)
+from tghmoe_jax.training import checkpoints, reporting
+record, save = reporting.RunLog.record, checkpoints.Checkpoints.save
+def saved(self, *args, **kw):
+    save(self, *args, **kw)
+    self.finish()
+checkpoints.Checkpoints.save = saved
+def dying(self, step, *args):
+    record(self, step, *args)
     if step == {step}:
         self._file.write('{{"step": {step}1, "lo')
         self._file.flush()

@@ -13,14 +13,14 @@ from tghmoe_jax.errors import PIPE_CLOSED, PREEMPTED
 
 AT_STEP = """
 import os
-from tghmoe_jax.training import reporting
-record = reporting.RunLog.record
-def told(self, step, values):
-    record(self, step, values)
+from tghmoe_jax.training import hosts
+at = hosts.Stop.at
+def told(self, step):
     if step == 2:
         for _ in range({times}):
             os.kill(os.getpid(), {number})
-reporting.RunLog.record = told
+    return at(self, step)
+hosts.Stop.at = told
 """
 # The first of these calls is interrupted; what it was doing is done again by the resumed run.
 BEFORE = """
@@ -31,6 +31,22 @@ def told(*args, **kw):
     os.kill(os.getpid(), {number})
     raise SystemExit("the signal was not heard")
 {module}.{name} = told
+"""
+
+
+# So many calls of the model into an evaluation, or when its files are written.
+IN_EVALUATION = """
+import os
+from tghmoe_jax.evaluation import outputs
+from tghmoe_jax.reader.reader import Reader
+place, name, left = {place}, "{name}", [{calls}]
+def told(*args, before=getattr(place, name), **kw):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), {number})
+        raise SystemExit("the signal was not heard")
+    return before(*args, **kw)
+setattr(place, name, told)
 """
 
 
@@ -58,6 +74,21 @@ def test_ctrl_c_saves_and_ends_like_sigterm(tiny_folder, tiny_stage1):
     assert run(tiny_folder, "interrupted", "").returncode == 0
     assert losses(tiny_folder / "interrupted") == losses(tiny_stage1)
     assert tiny_run.metrics(tiny_folder / "interrupted") == tiny_run.metrics(tiny_stage1)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_sigterm_interrupts_is_done_again(tiny_folder, tiny_stage1):
+    """Whenever it comes; at first the checkpoint of its step may still be written."""
+    folder = tiny_folder / "examined"
+    for place, name, calls in (("Reader", "_call", 1), ("Reader", "_call", 7), ("outputs", "write_json", 1)):
+        moment = IN_EVALUATION.format(place=place, name=name, calls=calls, number=int(signal.SIGTERM))
+        done = run(tiny_folder, "examined", moment)
+        assert done.returncode == PREEMPTED, done.stderr[-3000:]
+        assert f"stopped by SIGTERM after step {tiny_run.STEPS}, which is saved" in done.stderr
+        assert str(tiny_run.STEPS) in steps_of(folder) and not list(folder.glob("eval/*/metrics.json"))
+    done = run(tiny_folder, "examined", "")
+    assert done.returncode == 0 and f"continued from step {tiny_run.STEPS}" in done.stdout
+    assert losses(folder) == losses(tiny_stage1) and tiny_run.metrics(folder) == tiny_run.metrics(tiny_stage1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
 Invariant of the loop: checkpoint, evaluate, next batch, step. The saved iterator therefore matches the saved step, and
-a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is done again.
+a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is done again. A
+checkpoint is written while the run goes on; what steps report is fetched for several of them, and before it is saved.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.tools import flops
-from tghmoe_jax.training import checkpoints, domain, guard, hosts, loading, owner, reporting, run_folder
+from tghmoe_jax.tools import chips, flops
+from tghmoe_jax.training import checkpoints, domain, guard, hosts, loading, memory, owner, reporting, run_folder
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
-from tghmoe_jax.training.step import TrainState
+from tghmoe_jax.training.step import Reports, TrainState
 from tghmoe_jax.weights import adapt
 
 
@@ -124,8 +125,10 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
 
     # ---- the loop -------------------------------------------------------------------------------------------------
     step_fn = program.step()
+    chip = chips.chip_of(jax.devices()[0])
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,
+        flops_per_step=useful_flops(program, config), peak=chip.peak * mesh.size if chip else 0.0,
         enabled=hosts.first(),
     )  # fmt: skip
 
@@ -140,6 +143,12 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     watch = guard.Guard(
         workdir, config.train.bad_steps, list(state.trained), items, log.say, int(state.step), hosts.first()
     )
+
+    def take(step: int, scalars: dict[str, np.ndarray], ended: float) -> None:
+        log.record(step, {key: value for key, value in scalars.items() if key != "bad_leaves"}, ended)
+        watch.note(step, scalars)
+
+    reports = Reports(take)
 
     def evaluate_now() -> None:
         reader = Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
@@ -156,26 +165,33 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         while True:
             stopped = stop.at(step)
             finished = step >= config.train.steps
-            if stopped or finished or (step > first and step % config.checkpoint.every == 0):
+            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
+            evaluates = config.eval.every and due and (step > first or owed)
+            if stopped or finished or (step > first and (evaluates or step % config.checkpoint.every == 0)):
+                reports.fetch_all()  # a step that ends the run is known before anything is saved
                 log.flush()
                 if hold:
                     hold.check()
                 store.save(state, batches, healthy=not watch.in_a_row)
-            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
-            if config.eval.every and due and (step > first or owed) and not stopped:
+            if evaluates and not stopped:
                 with stop.breaking():
+                    if hosts.several():  # which a signal ends at once
+                        store.finish()
                     evaluate_now()
                 if stop.asked and not hosts.several():
-                    continue  # saves, where that was not due, and ends
+                    continue  # and ends
             if stopped or finished:
                 break
             batch = next(batches)
             bad.note(batch.pop("skipped", ()), batch["task"].size)
-            state, scalars = step_fn(state, arrays.from_local(batch, sharding, 1, spec.columns, columns))
+            batch = arrays.from_local(batch, sharding, 1, spec.columns, columns)
+            if step == first:
+                step_fn = memory.fitting("train", step_fn, state, batch, warn=log.say)
+            state, scalars = step_fn(state, batch)
             step += 1
-            scalars = arrays.to_host(scalars)
-            log.record(step, {key: value for key, value in scalars.items() if key != "bad_leaves"})
-            watch.note(step, scalars)
+            if reports.add(step, scalars):
+                store.look()
+        store.finish()
         if stopped:
             log.say(f"stopped by {stop.name} after step {step}, which is saved; the same command resumes the run.")
     return PREEMPTED if stopped else 0
@@ -284,6 +300,13 @@ def placed(path: str, canonical, sharding: jax.NamedSharding, dtype) -> jax.Arra
         return np.stack([np.asarray(canonical[names[row]])[index[1:]].astype(dtype) for row in rows])
 
     return jax.make_array_from_callback((len(names), *shape) if stacked else shape, sharding, part)
+
+
+def useful_flops(program: Program, config: ConfigDict) -> float:
+    """Of a step, on all devices; what a backend repeats is not among them."""
+    sizes = config.data.slices, config.data.text_length
+    one = flops.train_sample(program.model.cfg, program.shapes, program.trains, *sizes, "plain")
+    return one.useful * config.train.batch
 
 
 def parameter_rows(program: Program, fresh: set[str]) -> list[reporting.ParameterRow]:

@@ -105,6 +105,7 @@ def test_it_is_asked_about_a_picture_in_its_template(folder, base, tmp_path, mon
         seen.append((batch["tokens"][batch["token_mask"]].tolist(), stops))
         return generate(model, variables, batch, visual, mask, new_tokens, stops)
 
+    spy.lower = generate.lower
     monkeypatch.setattr(generation, "generate", spy)
     assert isinstance(model.ask(tmp_path / "picture.png", "what is it?", new_tokens=8).text, str)
     tokenizer = bases.tokenizer_of(folder, toy.CONFIG)

@@ -36,6 +36,7 @@ def widths(monkeypatch, name: str) -> list[int]:
         found.append(batch["tokens"].shape[1])
         return function(model, variables, batch, *rest)
 
+    spy.lower = function.lower
     monkeypatch.setattr(generation, name, spy)
     return found
 

@@ -170,7 +170,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
 def test_what_the_compiler_lets_pass_must_fit_all_the_same():
     """... on a chip with a tenth of the memory that the compiler knows of."""
     chip, devices = aot.open_topology("v5e:2x2")
-    few = dataclasses.replace(chip, hbm=1.5 * aot.GIB)
+    few = dataclasses.replace(chip, hbm=1.5 * 2**30)
     some = jax.ShapeDtypeStruct((1 << 14, 1 << 14), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
     with pytest.raises(UserError, match=r"needs 2\.\d+ GiB a chip and 1.50 are there"):
         aot.build("train", few, jax.jit(lambda x: x + 1), some)

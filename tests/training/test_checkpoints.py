@@ -1,9 +1,10 @@
 """Checkpoints: everything of a run in one atomic unit, the parameters readable alone, damage named in one sentence."""
 
+import asyncio
 import json
 import logging
 import shutil
-import sys
+import threading
 from pathlib import Path
 
 import grain
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.serialization import serialization
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, digests
@@ -251,6 +253,7 @@ def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
     store = checkpoints.Checkpoints(run, keep=1)
     names = lambda: {path.name for path in (run / "checkpoints").iterdir()}  # noqa: E731
     store.save(state(6), numbers(6), healthy=False)
+    store.finish()
     assert names() == {"2", "4", "6"}
     store.save(state(8), numbers(8))
     store.close()
@@ -260,21 +263,33 @@ def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
 TENSORSTORE = "RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 7: No space left on device [os_error_code='28']"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError(TENSORSTORE)])
-def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, monkeypatch):
-    for hook in ("excepthook", "unraisablehook"):
-        monkeypatch.setattr(sys, hook, getattr(sys, hook))  # put back after the test
-    store = checkpoints.Checkpoints(run, keep=2)
-    store.save(state(60), numbers(6))
+def fails(monkeypatch, error: Exception) -> None:
+    """The digests of every checkpoint from here on cannot be written."""
 
-    def full(folder):
+    def write(*args):
         raise error
 
-    monkeypatch.setattr(checkpoints, "_write_digests", full)
+    monkeypatch.setattr(digests, "write", write)
+
+
+def ends_unseen(store: checkpoints.Checkpoints) -> None:
+    """Until the threads of a save have ended, well or not."""
+    store._orbax._async_manager._thread.join()
+
+
+@pytest.mark.parametrize("end", ["look", "finish", "save"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError(TENSORSTORE)])
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, end, monkeypatch):
+    store = checkpoints.Checkpoints(run, keep=2)
+    store.save(state(60), numbers(6))
+    store.finish()
+    fails(monkeypatch, error)
+    store.save(state(6), numbers(6))
+    ends_unseen(store)
     with pytest.raises(
         UserError, match=r"step 6 cannot .* \(No space left on device\); that of step 60 is whole; make"
     ):
-        store.save(state(6), numbers(6))
+        {"look": store.look, "finish": store.finish, "save": lambda: store.save(state(7), numbers(7))}[end]()
     store.close()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "60"]
     for name in ("absl", "asyncio"):
@@ -282,16 +297,51 @@ def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, monk
 
 
 def test_another_fault_of_saving_is_not_hidden(run, monkeypatch):
-    hook, store = sys.excepthook, checkpoints.Checkpoints(run, keep=2)
-
-    def broken(folder):
-        raise ValueError("a mistake")
-
-    monkeypatch.setattr(checkpoints, "_write_digests", broken)
+    level, store = logging.getLogger("absl").level, checkpoints.Checkpoints(run, keep=2)
+    fails(monkeypatch, ValueError("a mistake"))
+    store.save(state(6), numbers(6))
     with pytest.raises(ValueError, match="a mistake"):
-        store.save(state(6), numbers(6))
+        store.finish()
     store.close()
-    assert sys.excepthook is hook
+    assert logging.getLogger("absl").level == level
+
+
+def test_the_next_step_may_take_over_the_state_before_it_is_written(run, monkeypatch):
+    gate, write = threading.Event(), serialization.async_serialize_from_host
+
+    async def held(*args, **kw):
+        await asyncio.to_thread(gate.wait)
+        await write(*args, **kw)
+
+    monkeypatch.setattr(serialization, "async_serialize_from_host", held)
+    store, before, iterator = checkpoints.Checkpoints(run, keep=2), state(6, seed=6), numbers(6)
+    expected = bits(jax.tree.map(jnp.copy, before))
+    store.save(before, iterator)
+    store.look()
+    next(iterator)
+    after = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(before)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.trained))
+    assert checkpoints.steps(run / "checkpoints") == [4, 2]
+    gate.set()
+    ends_unseen(store)
+    store.look()
+    assert checkpoints.steps(run / "checkpoints") == [6, 4]
+    store.close()
+    store, iterator = checkpoints.Checkpoints(run, keep=2), numbers()
+    assert bits(store.restore(state(0), iterator)) == expected and next(iterator) == 6
+    store.close()
+
+
+def test_a_kill_between_name_and_last_digests_leaves_a_whole_checkpoint(run):
+    """Of the two files that orbax writes last the digests come a moment later; both must be there all the same."""
+    newest = run / "checkpoints" / "4"
+    found = digests.read(newest)
+    last = {"_CHECKPOINT_METADATA": "", "commit_success.txt": ""}
+    assert last.keys() < found.keys() and all(found.values())
+    digests.write(newest, found | last)
+    assert bits(resumed(run)[0]) == bits(state(4, seed=4)) and resumed(run)[1] == []
+    (newest / "commit_success.txt").unlink()
+    assert "commit_success.txt is missing" in resumed(run)[1][0]
 
 
 def test_shapes_and_shardings_are_enough_to_restore(run):

@@ -99,8 +99,8 @@ def test_two_commands_in_one_workdir(tiny_folder):
 import os, subprocess, sys
 from tghmoe_jax.training import reporting
 record = reporting.RunLog.record
-def slow(self, step, values):
-    record(self, step, values)
+def slow(self, step, *args):
+    record(self, step, *args)
     if step == 2:
         done = subprocess.run([sys.executable, "-m", "tghmoe_jax.main", *sys.argv[1:]], capture_output=True, text=True)
         print("SECOND", done.returncode, done.stderr)

@@ -143,6 +143,21 @@ def test_the_first_step_which_compiles_does_not_spoil_the_estimate(tmp_path):
     assert "2.00 s/step  ETA 3:16" in second
 
 
+@pytest.mark.parametrize("peak", [0.0, 4e12])
+def test_useful_flops_are_stated_and_their_share_of_a_known_peak(tmp_path, peak):
+    """Two seconds a step, however late they are recorded."""
+    stream = io.StringIO()
+    options = {"flops_per_step": 2e12, "peak": peak, "tensorboard": False, "stream": stream, "clock": lambda: 0.0}
+    with RunLog(tmp_path, 4, **options) as log:
+        for step in range(1, 5):
+            log.record(step, {"loss": 1.0}, 2.0 * step)
+    timings = [record["timing"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [one["step_seconds"] for one in timings] == [2.0] * 4
+    assert [one["tflops_per_second"] for one in timings] == [1.0] * 4
+    assert [one.get("mfu") for one in timings] == [0.25 if peak else None] * 4
+    assert ("MFU 25.0%" in stream.getvalue()) == bool(peak)
+
+
 def test_one_slow_step_does_not_spoil_the_estimate(tmp_path):
     stream, clock = Terminal(), Clock()
     with RunLog(tmp_path, 100, stream=stream, clock=clock, tensorboard=False) as log:

@@ -29,6 +29,7 @@ from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.scans.scan import Scan, read_scan, reading_of
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import domain as domains
+from tghmoe_jax.training import memory
 from tghmoe_jax.training.loading import LoadedRun
 from tghmoe_jax.training.step import variables
 
@@ -87,6 +88,7 @@ class Reader:
         self.text_length, self.run, self.name = text_length, run, name
         self.views_of, self.volume_views = views_of, volume_views
         self._seen: tuple[Source, list, EncodedVolume] | None = None  # see `_tower`
+        self._programs: set[str] = set()
         mesh = jax.sharding.get_abstract_mesh()
         self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
@@ -133,9 +135,8 @@ class Reader:
         """How each question about its volume is routed, in order."""
         found = []
         for part in self._batches(list(range(len(asked)))):
-            encoded = generation.encode(
-                self.model, self.variables, self._collate(source, [Request(*asked[i]) for i in part]), None
-            )
+            batch = self._collate(source, [Request(*asked[i]) for i in part])
+            encoded = self._call("encode", generation.encode, batch, None)
             found += [routing_of(encoded, row, self.model.cfg, source.slices(asked[i][0])[1])
                       for row, i in enumerate(part)]  # fmt: skip
         return found[: len(asked)]
@@ -160,7 +161,7 @@ class Reader:
             columns = []
             for o in range(len(first.options)):
                 scored = self._text(requests, [r.options[o] for r in requests], visual.shape[1])
-                columns.append(generation.answer_likelihood(self.model, self.variables, scored, visual, mask))
+                columns.append(self._call("rank", generation.answer_likelihood, scored, visual, mask))
             likelihoods = np.stack([arrays.to_host(column) for column in columns], axis=1)
             return [
                 Answer(options=r.options, likelihoods=row, **more)
@@ -176,7 +177,16 @@ class Reader:
 
     def _generate(self, text: dict, visual: jax.Array, mask: jax.Array, new_tokens: int) -> jax.Array:
         stops = tuple(sorted(self.tokenizer.stop_ids))
-        return generation.generate(self.model, self.variables, text, visual, mask, new_tokens, stops)
+        return self._call("decode", generation.generate, text, visual, mask, new_tokens, stops)
+
+    def _call(self, step: str, function, *arguments):
+        """function(model, variables, *arguments). The memory that a new program needs is looked at before it runs."""
+        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), arguments)
+        if (program := f"{step} {shapes}") not in self._programs:
+            self._programs.add(program)
+            alone = jax.sharding.get_mesh().empty  # `predict`, whose user has other flags
+            memory.fitting("answer" if alone else step, function, self.model, self.variables, *arguments)
+        return function(self.model, self.variables, *arguments)
 
     def _encode(self, source: Source, requests: list[Request]) -> tuple[jax.Array, jax.Array, list[dict[str, Any]]]:
         """Visual tokens, their mask, and what an Answer holds of the routing of each row."""
@@ -206,11 +216,11 @@ class Reader:
         tgh = self.model.cfg.tgh
         by_prompt = group is None and self.groups > 1
         if by_prompt or (tgh.layers and tgh.experts > 1 and tgh.token_input != "image"):
-            return generation.encode(self.model, self.variables, batch, group)
+            return self._call("encode", generation.encode, batch, group)
         seen = [(request.volume, request.group) for request in requests]
         if self._seen is None or self._seen[0] is not source or self._seen[1] != seen:
             self._seen = None  # room for the next
-            self._seen = source, seen, generation.encode(self.model, self.variables, batch, group)
+            self._seen = source, seen, self._call("encode", generation.encode, batch, group)
         elif self._seen[2].task_logits is not None:
             logits = generation.route(self.model, self.variables, batch)
             return self._seen[2]._replace(task_logits=logits)
@@ -225,7 +235,7 @@ class Reader:
             slices = [self.volume_views(*one) for one in slices]
         views, mask = (np.stack(parts) for parts in zip(*slices, strict=True))
         batch = self._put({"slices": views, "slice_mask": mask})
-        visual, mask = generation.encode_picture(self.model, self.variables, batch, crops)
+        visual, mask = self._call("encode", generation.encode_picture, batch, crops)
         return visual, mask & self._put(np.array([r.visible for r in requests]))[:, None]
 
     def _collate(self, source: Source, requests: list[Request]) -> dict[str, Any]:

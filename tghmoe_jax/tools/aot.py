@@ -35,10 +35,11 @@ from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.tools import flops
-from tghmoe_jax.tools.chips import CHIPS, GIB, Chip
+from tghmoe_jax.tools.chips import CHIPS, Chip
 from tghmoe_jax.tools.collectives import Collective, collectives
 from tghmoe_jax.training import loading, program, run_folder
 from tghmoe_jax.training.command_line import parse
+from tghmoe_jax.training.memory import does_not_fit, gib, too_big
 from tghmoe_jax.training.step import variables
 
 STEPS = ("train", "decode", "evaluate")
@@ -168,7 +169,7 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         compiled = lowered.compile()
     except Exception as error:
         if needed := too_big(str(error)):
-            raise UserError(does_not_fit(name, chip, needed)) from error
+            raise UserError(does_not_fit(name, needed, chip.hbm)) from error
         raise
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
     given = re.search(r"input_output_alias=\{(.*?)\}, entry", hlo.partition("\n")[0])
@@ -178,38 +179,8 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         given[1].count("-alias)") if given else 0, collectives(hlo),
     )  # fmt: skip
     if result.peak > chip.hbm:  # the compiler sometimes accepts such a program
-        raise UserError(does_not_fit(name, chip, result.peak))
+        raise UserError(does_not_fit(name, result.peak, chip.hbm))
     return result
-
-
-def gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
-
-
-def does_not_fit(name: str, chip: Chip, needed: float) -> str:
-    return (
-        f"the {name} step needs {gib(needed)} GiB a chip and {gib(chip.hbm)} are there, "
-        f"{gib(needed - chip.hbm)} too few; {remedy(name)}."
-    )
-
-
-def too_big(message: str) -> float | None:
-    """Bytes that libtpu says a program needs, or None where its error is another."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message) or re.search(
-        r"total memory required[^(]*\(([\d.]+)([KMGT])\)", message
-    )
-    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else None
-
-
-def remedy(step: str) -> str:
-    if step == "train":
-        return (
-            "raise train.accumulate or mesh.fsdp, set model.remat=full, lower train.batch, or take "
-            "model.attn3d_kind=window for many slices"
-        )
-    return "lower eval.batch or eval.new_tokens, or spread the weights with mesh.fsdp"
 
 
 def placed(s: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

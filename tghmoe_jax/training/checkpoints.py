@@ -5,11 +5,13 @@ evaluation of its step and before the next batch: the saved iterator matches the
 """
 
 import contextlib
+import errno
 import json
 import logging
+import math
+import os
 import re
 import shutil
-import sys
 import uuid
 from typing import Any
 
@@ -30,54 +32,97 @@ from tghmoe_jax.weights import adapt
 FOLDER = "checkpoints"
 _NO_DIGESTS = f"{digests.FILE} is missing"
 _DECLARED = "digests"  # in the metadata of a checkpoint: it was written with digests
+_COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what orbax writes last of all
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_LONGEST = 3600  # seconds that a save may take
 _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for incomplete files
 
 
 class Checkpoints:
-    """Saves and restores the training state of one run folder."""
+    """Saves and restores the training state of one run folder. A save goes on in threads while the run trains."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        self._keep = keep
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        self._workdir = epath.Path(workdir)
-        self._manager = ocp.CheckpointManager(folder_of(workdir), options=options)
+        self._keep, self._workdir, self._place = keep, epath.Path(workdir), folder_of(workdir)
+        self._writing: tuple[int, bool] | None = None  # the step, and whether older ones may go after it
+        # orbax calls back in the first process, when all have written and before the folder gets its name.
+        background = ocp.options.AsyncOptions(timeout_secs=_LONGEST, post_finalization_callback=self._add_digests)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=background)
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, healthy: bool = True) -> None:
-        """Writes the checkpoint of the state's step, then its digests.
+        """Begins the checkpoint of the state's step; what it holds is copied before this returns.
 
-        Older ones go after that, if the last step was a healthy one.
+        The one before is finished first. Older ones go when this one is whole, if the last step was a healthy one.
+        UserError where the disk of either refuses.
         """
+        self.finish()
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if hosts.as_first_sees(self._folder(step).exists()):
             return
+        self._writing, self._quiet = (step, healthy), _quiet()
+        with self._told():
+            self._orbax.save(
+                self._folder(step),
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(_nest(state.params)),
+                    opt=ocp.args.PyTreeSave(_listed(state.opt)),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                ),
+                custom_metadata={_DECLARED: "sha256"},
+            )
+
+    def look(self) -> None:
+        """Raises what went wrong with the save that goes on, and does the rest where its files are written."""
+        if self._writing:
+            with self._told():
+                self._orbax.check_for_errors()
+            if (self._folder(self._writing[0]) / _COMMITTED[1]).exists():
+                self.finish()
+
+    def finish(self) -> None:
+        """Waits until the checkpoint that is being written is whole. UserError where the disk refuses it."""
+        if not self._writing:
+            return
+        with self._told():
+            self._orbax.wait_until_finished()
+        (step, healthy), self._writing = self._writing, None
+        self._quiet.close()
+        if hosts.first():
+            with contextlib.suppress(OSError):  # it is whole without these two
+                digests.write(
+                    self._folder(step),
+                    digests.read(self._folder(step)) | digests.of_files(self._folder(step), _COMMITTED),
+                )
+            for old in steps(self._place)[self._keep :] if healthy else ():
+                self._folder(old).rmtree()
+
+    @contextlib.contextmanager
+    def _told(self):
+        """Within it, a fault of the disk becomes one sentence, and what was written of the checkpoint goes."""
         try:
-            with _quiet():
-                self._write(step, state, iterator)
+            yield
         except (OSError, ValueError) as error:
+            (step, _), self._writing = self._writing, None
             if not (why := _of_disk(error)):
+                self._quiet.close()
                 raise
             if hosts.first():  # a part of a checkpoint takes room and is of no use
-                for left in (self._folder(step), *self._folder(step).parent.glob(f"{step}.orbax-checkpoint-tmp*")):
+                for left in (self._folder(step), self._folder(step, _UNFINISHED)):
                     shutil.rmtree(left, ignore_errors=True)
-            before = next((f"; that of step {old} is whole" for old in steps(self._manager.directory)), "")
+            before = next((f"; that of step {old} is whole" for old in steps(self._place)), "")
             raise UserError(
-                f"the checkpoint of step {step} cannot be written to {self._manager.directory} ({why}){before}; make "
-                "room there, and the same command goes on."
+                f"the checkpoint of step {step} cannot be written to {self._place} ({why}){before}; make room there, "
+                "and the same command goes on."
             ) from error
-        for old in sorted(self._manager.all_steps())[: -self._keep] if healthy else ():
-            self._manager.delete(old)
 
-    def _write(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(_nest(state.params)),
-                opt=ocp.args.PyTreeSave(_listed(state.opt)),
-                data=grain.checkpoint.CheckpointSave(iterator),
-            ),
-            custom_metadata={_DECLARED: "sha256"},
-        )
-        _write_digests(self._folder(step))
+    def _add_digests(self) -> None:
+        """Of all files but the two that orbax still changes, which must be there: whole only with its digests."""
+        step, _ = self._writing
+        folder = self._folder(step, _UNFINISHED)
+        folder = folder if folder.exists() else self._folder(step)  # an object store renames nothing
+        found = digests.of_files(folder, (name for name in digests.files(folder) if name not in _COMMITTED))
+        if unread := [name for name, digest in found.items() if not digest]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder / unread[0]))
+        digests.write(folder, found | dict.fromkeys(_COMMITTED, ""))
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator, say=print) -> TrainState:
         """The newest whole checkpoint as `state`, whose leaves need a shape, dtype and sharding alone.
@@ -88,7 +133,7 @@ class Checkpoints:
         is whole: then nothing is moved.
         """
         damaged: dict[int, list[str]] = {}
-        for step in (found := steps(self._manager.directory)):
+        for step in (found := steps(self._place)):
             damaged[step] = _problems(self._folder(step))
             if not damaged[step] and (restored := self._try(step, state, iterator, damaged)):
                 return self._set_aside(damaged, step, say) or restored
@@ -102,7 +147,7 @@ class Checkpoints:
                     )
                 return self._set_aside(damaged, step, say) or restored
         raise UserError(
-            f"no checkpoint of {self._manager.directory} is whole ({found[0]}: {digests.told(damaged[found[0]])}); "
+            f"no checkpoint of {self._place} is whole ({found[0]}: {digests.told(damaged[found[0]])}); "
             "copy the run again, or delete its folder to train anew."
         )
 
@@ -120,8 +165,8 @@ class Checkpoints:
             damaged[step] = [f"it cannot be read: {line}"]
             return None
 
-    def _folder(self, step: int) -> epath.Path:
-        return epath.Path(self._manager.directory) / str(step)
+    def _folder(self, step: int, suffix: str = "") -> epath.Path:
+        return self._place / f"{step}{suffix}"
 
     def _set_aside(self, damaged: dict[int, list[str]], step: int, say) -> None:
         """Moves those that are newer than `step`."""
@@ -133,14 +178,18 @@ class Checkpoints:
                 say(f"the checkpoint of step {other} is damaged ({digests.told(damaged[other])}); it is now {target}")
         if len(damaged) > 1:
             hosts.exchange("moved")
-            self._manager.reload()
 
     def _read(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        arguments = ocp.args.Composite(
-            params=_restore_args(_nest(state.params)),
-            opt=_restore_args(_listed(state.opt)),
+        # Of what is read only about one leaf is held twice; orbax refuses a leaf of just its limit.
+        largest = max(
+            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state)
         )
-        restored = self._manager.restore(step, args=arguments)
+        reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=(largest + 1) / 1e9)
+        wanted = {"params": _nest(state.params), "opt": _listed(state.opt)}
+        restored = {
+            item: reader.restore(self._folder(step) / item, args=_restore_args(tree)) for item, tree in wanted.items()
+        }
+        reader.close()
         _continue(iterator, self._folder(step) / "data")
         flat = traverse_util.flatten_dict(restored["params"], sep="/")
         opt = jax.tree.unflatten(jax.tree.structure(state.opt), [restored["opt"][k] for k in _keys(state.opt)])
@@ -153,29 +202,19 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        self._manager.close()
+        """Finishes what is being written, whatever it takes; `finish` has told what could go wrong."""
+        with contextlib.suppress(OSError, ValueError):
+            self.finish()
+        self._orbax.close()
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Threads and callbacks of orbax print a traceback of their own for a fault of the disk, some after it was raised:
-    after such a fault, with which the process ends, it stays quiet."""
-    loggers = {one: one.level for one in map(logging.getLogger, ("absl", "asyncio"))}
-    hooks = sys.excepthook, sys.unraisablehook
-    for one in loggers:
+def _quiet() -> contextlib.ExitStack:
+    """Hushes the tracebacks that orbax logs, some of them after it raised, until what this returns is closed."""
+    before = contextlib.ExitStack()
+    for one in map(logging.getLogger, ("absl", "asyncio")):
+        before.callback(one.setLevel, one.level)
         one.setLevel(logging.CRITICAL)
-    sys.excepthook = sys.unraisablehook = lambda *error: None
-    of_disk = False
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        of_disk = bool(_of_disk(error))
-        raise
-    finally:
-        if not of_disk:
-            sys.excepthook, sys.unraisablehook = hooks
-            for one, level in loggers.items():
-                one.setLevel(level)
+    return before
 
 
 def _of_disk(error: Exception) -> str:
@@ -190,17 +229,6 @@ def steps(folder: epath.PathLike) -> list[int]:
     """The steps of a run's checkpoints, the newest first, whole or not."""
     folder = epath.Path(folder)
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
-
-
-def _write_digests(folder: epath.Path) -> None:
-    """Each process hashes a share of the files that the first one sees, which the system still holds in memory."""
-    names = json.loads(hosts.exchange(json.dumps(digests.files(folder) if hosts.first() else []))[0])
-    share = names[jax.process_index() :: jax.process_count()]
-    parts = hosts.exchange(json.dumps(digests.of_files(folder, share)))
-    if hosts.first():
-        found = {name: digest for part in parts for name, digest in json.loads(part).items()}
-        unseen = [name for name, digest in found.items() if not digest]  # by a host whose view of the disk is older
-        digests.write(folder, found | digests.of_files(folder, unseen))
 
 
 def _problems(folder: epath.Path) -> list[str]:

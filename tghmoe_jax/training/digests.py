@@ -1,7 +1,8 @@
 """Digests of files: written into the folder that they describe, compared before anything there is used.
 
 `digests.json` holds {"sha256": {path below the folder: hex digest}}. A file that differs, is missing, or is not named
-there counts as damage. Hidden files, which other programs leave, and a model card, which people edit, do not.
+there counts as damage; one with an empty digest must only be there. Hidden files, which other programs leave, and a
+model card, which people edit, do not.
 """
 
 import concurrent.futures
@@ -95,7 +96,7 @@ def problems(
     found = of_files(folder, (name for name in wanted[share[0] :: share[1]] if name in there and name in expected))
     result = [f"{name} is missing" for name in wanted if name not in there]
     result += [f"{name} does not belong there" for name in wanted if name not in expected]
-    differ = (name for name, digest in found.items() if digest != expected[name])
+    differ = (name for name, digest in found.items() if expected[name] and digest != expected[name])
     return result + [f"{name} {'has changed' if found[name] else 'cannot be read'}" for name in differ]
 
 

@@ -6,6 +6,7 @@ through jax's coordination service, which starts in process 0 and to which each 
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -304,15 +305,19 @@ class Stop:
 
     @contextlib.contextmanager
     def breaking(self):
-        """Within it the first signal interrupts, for work that the resumed run does again (of one process alone)."""
-        self._breaks = not several()
-        try:
-            yield
-        except Stopped:
-            if not self._breaks:
-                raise
-        finally:
-            self._breaks = False
+        """Within it the first signal interrupts, for work that the resumed run does again.
+
+        Of several processes it ends all of them (Stopped goes on from here): they have no common step to stop at.
+        """
+        self._breaks = bool(self._before)
+        with _heard(self._note) if self._breaks and several() else contextlib.nullcontext():
+            try:
+                yield
+            except Stopped:
+                if several() or not self._breaks:
+                    raise
+            finally:
+                self._breaks = False
 
     def __exit__(self, *error) -> None:
         for number, before in self._before.items():
@@ -321,6 +326,18 @@ class Stop:
     def at(self, step: int) -> bool:
         """True when all processes are to stop at this step; each asks at every step."""
         return multihost_utils.reached_preemption_sync_point(step) if several() else self.asked
+
+
+@contextlib.contextmanager
+def _heard(note):
+    """SIGTERM calls `note`, and afterwards jax's own handler again, which Python does not know and cannot restore."""
+    system, jax_handler = ctypes.CDLL(None), ctypes.create_string_buffer(1024)  # room for any `struct sigaction`
+    system.sigaction(signal.SIGTERM, None, jax_handler)
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        system.sigaction(signal.SIGTERM, jax_handler, None)
 
 
 # ---- ending together ------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ class RunLog:
     `start_step` is the last step that the restored checkpoint holds: later records of a killed run are dropped, so
     that the file keeps exactly one line a step. Only the first process of a multi-process run passes `enabled`;
     for the others every call does nothing. `workdir` may be a URL; an object store cannot append, so the file is
-    then written whole about once a minute.
+    then written whole about once a minute. `flops_per_step`: useful ones of all devices (tools/flops.py). `peak`: the
+    FLOP/s that all of them can do; 0 where it is not known, and then no MFU is stated.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class RunLog:
         *,
         start_step: int = 0,
         samples_per_step: int = 1,
+        flops_per_step: float = 0.0,
+        peak: float = 0.0,
         enabled: bool = True,
         tensorboard: bool = True,
         stream: TextIO | None = None,
@@ -92,6 +95,7 @@ class RunLog:
         if not enabled:
             return
         self.total_steps, self.samples_per_step = total_steps, samples_per_step
+        self._flops, self._peak = flops_per_step, peak
         self._stream, self._every, self._clock = stream or sys.stderr, every_seconds, clock
         self._live = self._stream.isatty()
         self._last = self._begun = clock()
@@ -121,8 +125,11 @@ class RunLog:
         kept = {record["step"]: record for record in read_metrics(self.path) if record["step"] <= step}
         storage.write_text(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
 
-    def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays."""
+    def record(self, step: int, values: Mapping[str, Any], ended: float | None = None) -> None:
+        """Records one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays.
+
+        `ended`: what the clock said when the step ended, by default now.
+        """
         if not self.enabled:
             return
         if step <= self._step:
@@ -130,7 +137,7 @@ class RunLog:
         if {"step", *TIMED} & set(values):
             raise ValueError(f"the names step, {', '.join(TIMED)} belong to the log itself")
         values = plain(values)
-        now = self._clock()
+        now = self._clock() if ended is None else ended
         duration, self._last, self._step = now - self._last, now, step
         if self._printed is not None:  # the first step compiles, so its duration predicts nothing
             self._durations.append(duration)
@@ -142,6 +149,10 @@ class RunLog:
             "step_seconds": round(duration, 6),
             "elapsed_seconds": round(now - self._begun, 3),
         }
+        if self._flops:
+            timing["tflops_per_second"] = round(rate * self._flops / 1e12, 6)
+        if self._flops and self._peak:
+            timing["mfu"] = round(rate * self._flops / self._peak, 4)
         self._write({"step": step, **values, "rate": round(rate, 6), "timing": timing}, now)
         self.scalars(step, {**values, "rate": rate, **{f"timing/{key}": value for key, value in timing.items()}})
         self._progress(step, values.get("loss"), rate, remaining, now)
@@ -177,6 +188,8 @@ class RunLog:
         shown = f"{loss:.4f}" if isinstance(loss, float) else f"{loss}"
         left = f"took {clock_text(now - self._begun)}" if last else f"ETA {clock_text(remaining)}"
         speed = f"{rate:.2f} steps/s" if rate >= 1 or not rate else f"{1 / rate:.2f} s/step"
+        if self._peak:
+            speed += f"  MFU {rate * self._flops / self._peak:.1%}"
         if not self._durations and not last:
             speed, left = f"{clock_text(now - self._begun)} with compiling", "ETA after the next"
         text = f"step {step}/{self.total_steps}  loss {shown}  {speed}  {left}"

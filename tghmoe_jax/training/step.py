@@ -1,8 +1,10 @@
 """State and the train step: microbatches are scanned where there are several, gradients exist only for what trains.
+What a step reports stays on the devices for some steps (`Reports`).
 
 Leaves are kept flat, {leaf path: array}, split into trained and frozen.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,3 +104,43 @@ def make_step(
         return TrainState(state.step + 1, trained, state.frozen, opt), scalars
 
     return step
+
+
+class Reports:
+    """The scalars of finished steps, fetched from the devices for several of them at once.
+
+    The host waits for the step before the newest alone, so that a step is always there for the devices to go on with.
+    `take(step, scalars on the host, time.perf_counter() at the step's end)` gets each of them, in order.
+    """
+
+    _MOST, _SECONDS = 10, 2.0  # steps that wait at most; slow ones are shown when they end
+
+    def __init__(self, take: Callable[[int, dict, float], None]):
+        self._take, self._fetched = take, time.perf_counter()
+        self._waiting: list[tuple[int, dict[str, jax.Array]]] = []
+        self._ended: list[float] = []  # of all that wait but the newest
+
+    def add(self, step: int, scalars: dict[str, jax.Array]) -> bool:
+        """Whether earlier ones were fetched."""
+        if self._waiting:
+            jax.block_until_ready(self._waiting[-1][1])
+            self._ended.append(time.perf_counter())
+        self._waiting.append((step, scalars))
+        due = len(self._waiting) > self._MOST or time.perf_counter() - self._fetched >= self._SECONDS
+        if due := due and len(self._waiting) > 1:
+            self._fetch(len(self._waiting) - 1)
+        return due
+
+    def fetch_all(self) -> None:
+        """Waits for the newest step too. Nothing may be saved before."""
+        if self._waiting:
+            jax.block_until_ready(self._waiting[-1][1])
+            self._ended.append(time.perf_counter())
+            self._fetch(len(self._waiting))
+
+    def _fetch(self, number: int) -> None:
+        steps, ended = self._waiting[:number], self._ended[:number]
+        self._waiting, self._ended = self._waiting[number:], self._ended[number:]
+        for (step, _), scalars, end in zip(steps, jax.device_get([one for _, one in steps]), ended, strict=True):
+            self._take(step, scalars, end)
+        self._fetched = time.perf_counter()
