@@ -11,6 +11,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from tghmoe_jax import terminal
+
 PREEMPTED = 75  # exit code: stopped by a signal, and the same command goes on (EX_TEMPFAIL)
 HEARD = threading.Event()  # the main thread has heard a signal
 _GRACE = 15.0  # seconds that a signal waits for the main thread, which may be compiling
@@ -25,10 +27,13 @@ _DISK = (
 class UserError(ValueError):
     """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy.
 
-    `code` is the exit code of a command that it ends.
+    `code` is the exit code of a command that it ends. What the message quotes of a file stays on its one line.
     """
 
     code = 2
+
+    def __str__(self) -> str:
+        return terminal.one_line(super().__str__())
 
 
 class Diverged(UserError):
@@ -59,6 +64,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """
 
     @functools.wraps(main)
+    @terminal.shielded()
     def run(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         try:
@@ -79,7 +85,7 @@ def of_disk(error: BaseException, file: str = "a file") -> str:
     """
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return ""
-    file = error.filename or file
+    file = terminal.one_line(str(error.filename or file))
     return f"{file} cannot be read or written ({error.strerror}); make room there, or name another folder."
 
 
@@ -98,16 +104,17 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
 
     for number in _SIGNALS:
         signal.signal(number, stop)
-    try:
-        return main()
-    except Stopped as stopped:
-        print(_said(stopped, code), file=sys.stderr)
-        return stopped.code if code is None else code
-    except OSError as error:
-        if not (sentence := of_disk(error)):
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
+    with terminal.shielded():
+        try:
+            return main()
+        except Stopped as stopped:
+            print(_said(stopped, code), file=sys.stderr)
+            return stopped.code if code is None else code
+        except OSError as error:
+            if not (sentence := of_disk(error)):
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            return 2
 
 
 def _said(stopped: Stopped, code: int | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from tghmoe_jax import writing
 from tghmoe_jax.bases import gemma3, llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
@@ -210,5 +211,5 @@ def _save(folder, tensors: Mapping, config: dict, dtype: str | None, max_shard_b
     files = storage.write_tensors(folder, tensors, max_shard_bytes)
     if dtype:
         config = config | {"dtype" if "dtype" in config else "torch_dtype": dtype}  # transformers 5 and 4
-    storage.write_text(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
+    writing.write(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
     return [*files, Path(folder) / "config.json"]

@@ -11,15 +11,13 @@
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.datasets.items import Item
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.slices import Grid
+from tghmoe_jax.writing import renamed, write
 
 FORMAT = 1  # of everything in the folder
 SHARD = 256  # volumes a shard, rejected ones counted
@@ -42,26 +42,6 @@ OPEN_READERS = 256  # below the usual limit of open files
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def write_atomic(file: Path, content: bytes) -> None:
-    """Writes a whole file or nothing, whenever the process or the machine stops."""
-    with _renamed(file) as part:
-        part.write_bytes(content)
-
-
-@contextlib.contextmanager
-def _renamed(file: Path) -> Iterator[Path]:
-    """A file to be written, which gets its name when it is whole; on a full disk it is taken away again."""
-    part = file.with_name(file.name + ".part")
-    try:
-        yield part
-        with open(part, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """JSON lines with keys in the order given."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
@@ -70,7 +50,7 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def table(rows: Iterable[Iterable[Any]]) -> bytes:
     """A CSV file."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(untrusted.cell, row) for row in rows)
     return text.getvalue().encode()
 
 
@@ -94,7 +74,7 @@ def write_shard(
 ) -> None:
     """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk."""
     if records:
-        with _renamed(shard_file(folder, shard, ".array_record")) as part:
+        with renamed(shard_file(folder, shard, ".array_record")) as part:
             try:
                 writer = ArrayRecordWriter(str(part), WRITE)
                 for record in records:
@@ -105,8 +85,8 @@ def write_shard(
                 raise OSError(0, reason[1] if reason else "a shard failed") from error
         packed = io.BytesIO()
         np.save(packed, signatures, allow_pickle=False)
-        write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())
-    write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
+        write(shard_file(folder, shard, ".npy"), packed.getvalue())
+    write(shard_file(folder, shard, ".jsonl"), lines(rows))
 
 
 def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:

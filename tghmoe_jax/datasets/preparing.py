@@ -30,12 +30,12 @@ import numpy as np
 from tghmoe_jax import __version__
 from tghmoe_jax.datasets import card, leaks, prepared
 from tghmoe_jax.datasets.items import Dataset, Item
-from tghmoe_jax.datasets.prepared import write_atomic
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
+from tghmoe_jax.writing import write
 
 WORK = ".work"
 READERS = ("numpy", "nibabel", "pydicom", "pillow")  # packages whose version may show in a voxel
@@ -76,7 +76,7 @@ def prepare(
                 "seconds_a_volume": {f"p{q}": round(float(np.percentile(seconds, q)), 3) for q in (50, 95)}
                 if seconds else {},
             }  # fmt: skip
-            write_atomic(folder / "durations.json", json.dumps(durations, indent=1).encode())
+            write(folder / "durations.json", json.dumps(durations, indent=1).encode())
             _tidy(folder)
             return result
     except OSError as error:
@@ -91,12 +91,12 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     found = prepared.read_parameters(folder) if folder.is_dir() else None
     if found is None:
         # What a run leaves that is killed before prepare.json has its name, and the dot files of desktops and disks.
-        own = {folder / "volumes", folder / "prepare.json.part"}
+        own = {folder / "volumes"}
         there = (*folder.iterdir(), *(folder / "volumes").glob("*")) if folder.is_dir() else (folder,) * folder.exists()
         if any(path not in own and not (path.name.startswith(".") and path.is_file()) for path in there):
             raise UserError(f"--to {folder} holds other files; name a new folder.")
         (folder / "volumes").mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "prepare.json", prepared.lines([parameters]))
+        write(folder / "prepare.json", prepared.lines([parameters]))
         return
     differ = [key for key in parameters.keys() | found.keys() if parameters.get(key) != found.get(key)]
     if differ:
@@ -242,7 +242,7 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
     except Exception as error:  # a reader's own fault costs one volume; its text may name a patient
         row["rejected"] = f"it cannot be read ({type(error).__name__})."
-    write_atomic(work / f"{number:08d}", prepared.lines([row]) + content)
+    write(work / f"{number:08d}", prepared.lines([row]) + content)
     return number, "rejected" in row, time.monotonic() - begun
 
 
@@ -346,18 +346,18 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
     doubts = [(key, warning) for key, row in rows.items() for warning in row.get("warnings", ())]
-    write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
-    write_atomic(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
+    write(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
+    write(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
-    write_atomic(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
+    write(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
     say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
-    write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
+    write(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
     result = card.card(dataset.name, parameters, items, rows, len(bad), doubts, Counter(leak.kind for leak in leaked))
-    write_atomic(folder / "card.md", card.markdown(result).encode())
-    write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write(folder / "card.md", card.markdown(result).encode())
+    write(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return result
 
 

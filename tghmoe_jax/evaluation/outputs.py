@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics, text_table
 from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import (
@@ -64,20 +64,9 @@ def _row(one: Prediction) -> dict[str, object]:
     return row
 
 
-def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
-    path = epath.Path(path)
-    if "://" in str(path):  # an object is written whole or not at all
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may write the same table
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def write_json(path: epath.PathLike, content: object) -> None:
-    """Writes a whole JSON file or nothing, as `write_text` does. ValueError for NaN and infinity."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Writes a whole JSON file or nothing, as `writing.write` does. ValueError for NaN and infinity."""
+    writing.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
@@ -112,9 +101,9 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
             controls = {
                 f"Control {name}": given.get((one.index, one.prompt), NOT_ASKED) for name, given in answers.items()
             }
-            writer.writerow(row | controls)
+            writer.writerow({name: untrusted.cell(value) for name, value in (row | controls).items()})
         path = folder / f"predictions_{kind}.csv"
-        write_text(path, text.getvalue())
+        writing.write(path, text.getvalue())
         written.append(path)
     return written
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from etils import epath
 
+from tghmoe_jax import writing
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.weights import storage
 
 FILE = "digests.json"
 _LOOSE = (FILE, "README.md")
@@ -59,7 +59,7 @@ def of_files(folder: epath.PathLike, names: Iterable[str]) -> dict[str, str]:
 
 
 def write(folder: epath.PathLike, found: Mapping[str, str]) -> None:
-    storage.write_text(epath.Path(folder) / FILE, json.dumps({"sha256": dict(sorted(found.items()))}, indent=1) + "\n")
+    writing.write(epath.Path(folder) / FILE, json.dumps({"sha256": dict(sorted(found.items()))}, indent=1) + "\n")
 
 
 def read(folder: epath.PathLike) -> dict[str, str] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from tghmoe_jax import writing
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import digests, model_card, run_folder
@@ -59,12 +60,12 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     run_folder.write_model(folder, run_folder.read_base_config(run), run_folder.model_folder(run))
-    storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    storage.write_text(folder / "README.md", card)
+    writing.write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    writing.write(folder / "README.md", card)
     text = json.dumps(config, indent=1) + "\n"
     found = digests.of_files(folder, digests.files(folder))
     digests.write(folder, found | {"config.json": hashlib.sha256(text.encode()).hexdigest()})
-    storage.write_text(folder / "config.json", text)  # last: it makes the folder a run
+    writing.write(folder / "config.json", text)  # last: it makes the folder a run
     return files
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from etils import epath
 
 import tghmoe_jax
+from tghmoe_jax import writing
 from tghmoe_jax.evaluation import text_table
-from tghmoe_jax.weights import storage
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
 _WINDOW = 50  # steps whose median duration gives the rate; a median passes over compilation and evaluation
@@ -119,7 +119,7 @@ class RunLog:
         if not self.path.exists():
             return
         kept = {record["step"]: record for record in read_metrics(self.path) if record["step"] <= step}
-        storage.write_text(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
+        writing.write(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """Records one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays."""
@@ -180,7 +180,10 @@ class RunLog:
         if not self._durations and not last:
             speed, left = f"{clock_text(now - self._begun)} with compiling", "ETA after the next"
         text = f"step {step}/{self.total_steps}  loss {shown}  {speed}  {left}"
-        self._stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
+        if self._live:  # the only escape sequence of the project, around the shield against those of others
+            getattr(self._stream, "stream", self._stream).write(f"\r\x1b[2K{text}")
+        else:
+            self._stream.write(f"{text}\n")
         self._open_line = self._live
         if last:
             self._end_line()

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from tghmoe_jax import writing
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
@@ -201,7 +202,7 @@ def record_steps(run: epath.PathLike, step: int, steps: int) -> int:
     before = changes[-1]["steps"] if changes else flatten(read_config(run))["train.steps"]
     if before != steps:
         manifest["schedules"] = [*changes, {"from_step": step, "steps": steps, "steps_before": before}]
-        storage.write_text(epath.Path(run) / "manifest.json", json.dumps(manifest, indent=1))
+        writing.write(epath.Path(run) / "manifest.json", json.dumps(manifest, indent=1))
     return before
 
 
@@ -218,7 +219,7 @@ def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.Path
     """Writes the 2D base's config.json and copies its tokeniser files."""
     model = model_folder(folder)
     model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps(base_config, indent=1))
+    writing.write(model / "config.json", json.dumps(base_config, indent=1))
     storage.copy_files(_OF_BASE, tokenizer, model)
 
 
@@ -229,6 +230,6 @@ def write_description(
     """Writes what describes a run, before its first step; config.json last, since it makes the folder a run."""
     folder = epath.Path(workdir)
     write_model(workdir, base_config, tokenizer)
-    (folder / "params.txt").write_text(table + "\n")
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    storage.write_text(folder / "config.json", json.dumps(config.to_dict(), indent=1))
+    writing.write(folder / "params.txt", table + "\n")
+    writing.write(folder / "manifest.json", json.dumps(manifest, indent=1))
+    writing.write(folder / "config.json", json.dumps(config.to_dict(), indent=1))
