@@ -63,8 +63,8 @@ def expect(value: Any, kind: Any, file: epath.PathLike, remedy: str = "copy its 
 def fault(value: Any, kind: Any, key: str = "") -> str:
     """`KEY is VALUE, not KIND` for the first part of a value that is of another kind; empty where none is."""
     if not _is(value, kind):
-        found = json.dumps(value) if not isinstance(value, (dict, list)) else "an object or a list"
-        return f"{key[:120] or 'what it holds'} is {found[:60]}, not {_named(kind)}"
+        found = {dict: "an object", list: "a list"}.get(type(value)) or json.dumps(value)[:60]
+        return f"{key[:120] or 'what it holds'} is {found}, not {_named(kind)}"
     if isinstance(kind, tuple):
         kind = next(one for one in kind if _is(value, one))
     parts = ()

@@ -35,9 +35,9 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
-from tghmoe_jax.writing import write
+from tghmoe_jax.writing import refuse_links, write
 
-WORK = ".work"
+WORK, LOCK = ".work", ".lock"
 READERS = ("numpy", "nibabel", "pydicom", "pillow")  # packages whose version may show in a voxel
 REPORT_SECONDS = 5.0
 
@@ -62,6 +62,7 @@ def prepare(
         "items": hashlib.sha256(prepared.lines(map(prepared.item_row, dataset.items))).hexdigest(),
         "volumes": len(keys), "shards": -(-len(keys) // prepared.SHARD), "shard": prepared.SHARD,
     }  # fmt: skip
+    refuse_links(folder, ("volumes", WORK, LOCK), "--to")
     try:
         _claim(folder, parameters)
         with _locked(folder):
@@ -109,7 +110,7 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,7 @@ Axis legend: S seeds, N items.
 
 import dataclasses
 import json
+import os
 import runpy
 import statistics as plain
 import sys
@@ -282,6 +283,7 @@ def main(argv: list[str]) -> int:
         table.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
+    writing.refuse_links(table.workdir, os.listdir(table.workdir), "--workdir")
     if args.table:
         write_table(table, rows, args.seeds)
         return 0

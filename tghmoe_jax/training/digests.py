@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from etils import epath
 
-from tghmoe_jax import writing
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
 
 FILE = "digests.json"
 _LOOSE = (FILE, "README.md")
 _CHUNK = 1 << 22
+_MOST = 1 << 28  # bytes of digests: of a million files
 
 
 class Damaged(UserError):
@@ -68,13 +69,9 @@ def read(folder: epath.PathLike) -> dict[str, str] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())["sha256"]
-        whole = all(isinstance(one, str) for pair in found.items() for one in pair)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise Damaged(f"{file} is not whole; copy its folder again.")
-    return found
+        return untrusted.read_json(file, {"sha256": {str: str}}, most=_MOST)["sha256"]
+    except (UserError, LookupError):
+        raise Damaged(f"{file} is not whole; copy its folder again.") from None
 
 
 def problems(

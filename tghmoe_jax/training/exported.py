@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from tghmoe_jax import writing
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import digests, model_card, run_folder
@@ -47,7 +47,8 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
             if not name.startswith("aux_head/")}  # fmt: skip
     manifest = run_folder.read_manifest(run)
     evaluation = run / "eval" / str(step)
-    scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
+    files = {name: evaluation / name for name in _SCORES}
+    scores = {name: untrusted.read_json(file, {str: object}) for name, file in files.items() if file.is_file()}
     # The folder's name alone, not a path of a machine; `embedded` alone means the base inside the package.
     base = dict(manifest.get("base") or {})
     manifest["base"] = {"base": _name_of(base.get("base", "unknown")), "init_from": _name_of(base.get("init_from", ""))}
@@ -57,6 +58,7 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     name = manifest.get("name") or run.resolve().name
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
     manifest["files"] = f"{digests.FILE} (sha256)"  # it belongs to this folder
+    manifest = run_folder.sealed(manifest)
     card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     run_folder.write_model(folder, run_folder.read_base_config(run), run_folder.model_folder(run))

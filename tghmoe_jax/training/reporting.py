@@ -23,7 +23,8 @@ import numpy as np
 from etils import epath
 
 import tghmoe_jax
-from tghmoe_jax import writing
+from tghmoe_jax import untrusted, writing
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import text_table
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
@@ -56,7 +57,12 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     # A record counts only with its newline; what follows the last newline was cut short.
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    try:
+        records = [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} holds a line that is not JSON; copy it again, or delete it.") from error
+    untrusted.expect(records, [{"step": int}], path, "copy it again, or delete it")
+    return records
 
 
 def clock_text(seconds: float) -> str:
