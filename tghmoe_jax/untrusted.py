@@ -68,7 +68,7 @@ def fault(value: Any, kind: Any, key: str = "") -> str:
     if isinstance(kind, tuple):
         kind = next(one for one in kind if _is(value, one))
     parts = ()
-    if isinstance(kind, dict):
+    if isinstance(kind, dict) and kind:
         every = kind.get(str, object)
         parts = ((f"{key}.{name}".lstrip("."), one, kind.get(name, every)) for name, one in value.items())
     elif isinstance(kind, list):

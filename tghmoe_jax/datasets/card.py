@@ -9,6 +9,8 @@ import numpy as np
 from tghmoe_jax import untrusted
 from tghmoe_jax.datasets.items import SPLITS, Item
 
+KIND = {"volumes": {str: int}, "rejected": int, "leaks": {str: int}}  # what is printed of a card (see `untrusted`)
+
 
 def card(
     name: str, parameters: Mapping[str, Any], items: Sequence[Item], rows: Mapping[str, Mapping], rejected: int,

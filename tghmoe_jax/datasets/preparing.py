@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax import __version__
+from tghmoe_jax import __version__, untrusted
 from tghmoe_jax.datasets import card, leaks, prepared
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.datasets.registry import open_dataset
@@ -69,7 +69,7 @@ def prepare(
             if (folder / "card.json").is_file() and not _missing(folder, parameters):
                 _tidy(folder)  # the run that finished the set may have been killed behind its card
                 say(f"{folder} is prepared already")
-                return json.loads((folder / "card.json").read_text())
+                return untrusted.read_json(folder / "card.json", card.KIND, remedy="prepare the set into a new folder")
             seconds = _volumes(dataset, keys, data, folder, parameters, workers, say)
             result = _finish(dataset, folder, parameters, say)
             durations = {
@@ -339,7 +339,7 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
     rows, signatures = {}, {}
     bad = [(one.where, one.reason) for one in dataset.rejected]
     for shard in range(parameters["shards"]):
-        found = prepared.read_lines(prepared.shard_file(folder, shard, ".jsonl"))
+        found = prepared.read_lines(prepared.shard_file(folder, shard, ".jsonl"), prepared.ROW)
         good = [row for row in found if "rejected" not in row]
         bad += [(row["volume"], row["rejected"]) for row in found if "rejected" in row]
         rows |= {row["volume"]: row for row in good}
