@@ -97,7 +97,7 @@ def write_run(folder: Path) -> Path:
     params = {path: jnp.asarray(leaf) for path, leaf in whole.params.items()}
     store = checkpoints.Checkpoints(folder, keep=1)
     iterator = iter(grain.MapDataset.range(9).to_iter_dataset())
-    store.save(TrainState(jnp.int32(STEP), {}, params, optax.sgd(0.0).init({"none": jnp.zeros(1)})), iterator)
+    store.save(TrainState(jnp.int32(STEP), {}, params, optax.adam(0.0).init({"none": jnp.zeros(1)})), iterator)
     store.close()
     return folder
 
