@@ -172,7 +172,7 @@ def test_a_converted_base_serves_a_stage_of_3d_training(make, tmp_path):
         (lambda folder: next(folder.glob("model-00002-*")).write_bytes(b"x" * 40), "not a complete safetensors"),
         (lambda folder: next(folder.glob("model-00002-*")).unlink(), "lacks the shards"),
         (lambda folder: (folder / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}'), "GPT2LMHead"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
     ],
 )
 def test_a_damaged_base_leaves_the_target_as_it_was(damage, said, tmp_path, capsys):

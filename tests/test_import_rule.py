@@ -36,7 +36,7 @@ APART = {
     "evaluation": {"scans", "samples", "datasets"},
 }
 REGISTRY = "tghmoe_jax.datasets.sources"  # alone knows the drawn data sets
-ANYWHERE = {"", "errors"}  # the version in `__init__`, and the exception that means a user's error
+ANYWHERE = {"", "terminal", "errors", "untrusted", "writing"}  # the version, and what every command prints and writes
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch", "tensorflow", "haiku"}
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -89,16 +89,18 @@ def may_import(module, target):
     if module.split(".")[0] == "configs":
         return False
     own, other = part_of(module), part_of(target)
-    if other == "main":
-        return False
     if module.split(".")[0] != PACKAGE:
         return True  # benchmarks and the like stand above everything
+    if other == "main":
+        return False
     if module == PACKAGE:
         return other == "reader"  # `load`, through __getattr__ (see the test of eager imports)
     if own == other and own not in LEVEL:
         return True
-    if own in ("errors", "sharding"):
+    if own in ("terminal", "sharding"):
         return False
+    if own in ANYWHERE:
+        return other in {"errors": {"terminal"}}.get(own, ANYWHERE - {""})
     if other in ANYWHERE:
         return True
     if other == "drawn":

@@ -19,7 +19,7 @@ from PIL import Image
 import tghmoe_jax
 from configs import common, pretrain2d
 from tests.scans import ct_fixtures as ct
-from tghmoe_jax import predict
+from tghmoe_jax import predict, writing
 from tghmoe_jax.bases.base import EMBEDDED, describe
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn.scenes import ScenesSource
@@ -445,10 +445,18 @@ def test_a_picture_that_fails_leaves_nothing_behind(stage2, scan, tmp_path, monk
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(routing_plot.os, "replace", fail)
+    monkeypatch.setattr(writing.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         answer.draw_routing(tmp_path / "old.png")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_file_of_the_user_is_never_overwritten(tmp_path, capsys):
+    for name in ("routing.png", "routing.png.part"):
+        (tmp_path / name).write_bytes(b"mine")
+    asked = ["--volume", "scan.nii", "--question", "a", "--routing", str(tmp_path / "routing.png")]
+    assert predict.main(asked) == 2 and "exists and is never overwritten" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"] * 2
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

@@ -1,11 +1,13 @@
 """The command that compares files with their digests."""
 
+import json
 import shutil
 
 import pytest
 
 from benchmarks import damage
 from tghmoe_jax import verify
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import digests, run_folder
 
 
@@ -45,3 +47,16 @@ def test_what_is_no_model_is_one_sentence(argv, tmp_path, capsys):
     assert verify.main([*argv, *([str(tmp_path)] if argv == ["nowhere"] else [])]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key, value", [("domain", "phantpm"), ("input_ranges", {"slices": [16, 18]}), ("step", "x")])
+def test_what_a_run_says_of_its_training_data_is_covered(key, value, run, tmp_path, capsys):
+    """One flipped bit of the domain would lift the refusal of reports on patients' scans."""
+    run = shutil.copytree(run, tmp_path / "run")
+    honest = run_folder.sealed({"domain": "phantom", "input_ranges": {"slices": [16, 16]}, "step": 4})
+    (run / "manifest.json").write_text(json.dumps(honest))
+    assert verify.main([str(run)]) == 0 and run_folder.read_manifest(run) == honest
+    (run / "manifest.json").write_text(json.dumps(honest | {key: value}))
+    assert verify.main([str(run)]) == 2 and "manifest.json" in capsys.readouterr().out
+    with pytest.raises(UserError, match=key):
+        run_folder.read_manifest(run)

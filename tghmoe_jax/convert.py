@@ -15,6 +15,7 @@ import math
 import sys
 from pathlib import Path
 
+from tghmoe_jax import writing
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.samples import tokenizer
@@ -95,6 +96,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--to {args.to} is the folder that is read; name another.")
     if (target / "checkpoints").is_dir():
         raise UserError(f"--to {args.to} holds a run, which would be overwritten; name another folder.")
+    writing.refuse_links(target, (run_folder.MODEL,), "--to")
     try:
         if (source / "config.json").is_file() and not (source / run_folder.MODEL).is_dir():
             print(from_base(args.source, target, args.dtype, args.export))

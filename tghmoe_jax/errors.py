@@ -12,6 +12,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from tghmoe_jax import terminal
+
 PIPE_CLOSED = 141  # exit code: nobody reads the output any more, as `| head` does (128 + SIGPIPE)
 PREEMPTED = 75  # exit code: stopped by a signal, and the same command goes on (EX_TEMPFAIL)
 HEARD = threading.Event()  # the main thread has heard a signal
@@ -27,10 +29,13 @@ _DISK = (
 class UserError(ValueError):
     """A fault in what the user gave. The message is one sentence that names the file or flag and the remedy.
 
-    `code` is the exit code of a command that it ends.
+    `code` is the exit code of a command that it ends. What the message quotes of a file stays on its one line.
     """
 
     code = 2
+
+    def __str__(self) -> str:
+        return terminal.one_line(super().__str__())
 
 
 class Diverged(UserError):
@@ -61,6 +66,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """
 
     @functools.wraps(main)
+    @terminal.shielded()
     def run(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         try:
@@ -81,7 +87,7 @@ def of_disk(error: BaseException, file: str = "a file") -> str:
     """
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return ""
-    file = error.filename or file
+    file = terminal.one_line(str(error.filename or file))
     return f"{file} cannot be read or written ({error.strerror}); make room there, or name another folder."
 
 
@@ -101,22 +107,23 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
     for number in _SIGNALS:
         signal.signal(number, stop)
     ended = 0
-    try:
+    with terminal.shielded():
         try:
-            ended = main()
-        finally:
-            sys.stdout.flush()  # later, what fails would be shown as an exception that is ignored
-        return ended
-    except Stopped as stopped:
-        print(_said(stopped, code), file=sys.stderr)
-        return stopped.code if code is None else code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _output_closed():
-            return ended or PIPE_CLOSED
-        if not (sentence := of_disk(error)):
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
+            try:
+                ended = main()
+            finally:
+                sys.stdout.flush()  # later, what fails would be shown as an exception that is ignored
+            return ended
+        except Stopped as stopped:
+            print(_said(stopped, code), file=sys.stderr)
+            return stopped.code if code is None else code
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and _output_closed():
+                return ended or PIPE_CLOSED
+            if not (sentence := of_disk(error)):
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            return 2
 
 
 def _output_closed() -> bool:

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from tghmoe_jax import terminal
 from tghmoe_jax.errors import PREEMPTED, Stopped, UserError, of_disk, run_command
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, hosts
@@ -32,6 +33,7 @@ _PLACE = {
 }
 
 
+@terminal.shielded()
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line, runs, and returns the exit code."""
     argv = sys.argv if argv is None else argv

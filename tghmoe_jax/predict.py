@@ -91,8 +91,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--series {args.series} must be 1 or more; series count from 1.")
     if args.routing is not None:
         picture = Path(args.routing)
-        if picture.suffix.lower() != ".png" or picture.is_dir():
+        if picture.suffix.lower() != ".png":
             raise UserError(f"--routing {args.routing} must name a .png file.")
+        if os.path.lexists(picture):
+            raise UserError(f"--routing {args.routing} exists and is never overwritten; name a new file.")
         if not picture.parent.is_dir() or not os.access(picture.parent, os.W_OK):
             raise UserError(f"--routing {args.routing} is not in a writable folder; create the folder first.")
     return args

@@ -25,7 +25,12 @@ def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:
         found = []
     if not found:
         raise UserError(f"{path} is neither a run with checkpoints, a checkpoint nor an exported model; name one.")
-    return [(one, *_look(one)) for one in found]
+    result = [(one, *_look(one)) for one in found]
+    try:  # what a run says of itself has no digests but the seal of its manifest
+        run_folder.read_manifest(folder)
+    except UserError as error:
+        result.append((folder, [str(error)], ""))
+    return result
 
 
 def _look(folder: epath.Path) -> tuple[list[str], str]:

@@ -93,7 +93,8 @@ def test_what_cannot_be_examined_is_one_sentence(tmp_path, monkeypatch, capsys, 
         run = shutil.copytree(run_folder.EMBEDDED, tmp_path / "text", ignore=shutil.ignore_patterns("*.safetensors"))
         (run / "model.safetensors").touch()
         config = run_folder.read_config(run)
-        (run / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"slices": 0}}))
+        text = config["data"] | {"name": "scenes", "slices": 0}
+        (run / "config.json").write_text(json.dumps(config | {"data": text}))
         digests.write(run, digests.of_files(run, digests.files(run)))
     assert evaluate.main(["run", str(run), *flags]) == 2
     out, err = capsys.readouterr()

@@ -228,7 +228,7 @@ def test_answers_without_truth_are_not_scored(whole, capsys):
     (["--list", "l.csv", "--to", "a.csv", "--report"], "--report is refused because the checkpoint"),
     (["--list", "l.csv", "--to", "a.csv", "--question", "word " * 60], "shorten the text"),
     (["--list", "l.csv", "--to", "a.csv", "--question", "?", "--task", "none"], "--task none is unknown"),
-    (["--list", "l.csv", "--to", "a.csv", "--question", "?", "--task", "report"], "a report is refused because"),
+    (["--list", "l.csv", "--to", "a.csv", "--question", "?", "--task", "report"], "report is refused because"),
 ])  # fmt: skip
 def test_a_wrong_command_line_is_one_sentence(reader, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)

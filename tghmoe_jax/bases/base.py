@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.bases import gemma3, llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
@@ -45,12 +46,14 @@ def base_folder(folder: str | os.PathLike) -> Path:
 def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
     """Reads the config.json of a base, in the flat form of the published Phi-3-V (`Family.flatten`)."""
     try:
-        config = json.loads((base_folder(folder) / "config.json").read_text())
+        file = base_folder(folder) / "config.json"
+        if not file.is_file():
+            raise UserError("it has no config.json; name the folder of a 2D base model.")
+        config = untrusted.read_json(file, {}, remedy="copy or download it again")
+        check_sizes(config)
         return family_of(config).flatten(config)
     except UserError as error:
         raise UserError(f"{flag}={folder}: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{flag}={folder} has no config.json; name the folder of a 2D base model.") from error
     except Exception as error:  # transformers and arithmetic raise many kinds for values that are none
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{flag}={folder}: config.json cannot be read ({what}); copy it again.") from error
@@ -116,12 +119,50 @@ def family_of(config: Mapping) -> Family:
     raise UserError(f"config.json names the architecture {said[0] or 'none'}; use one of {known}.")
 
 
+_COUNT = (range(1, 1 << 12), None)
+_SIZE = (range(1, 1 << 30), None)  # `None`: transformers' own default, or none
+_NAME = (str, None)
+# What a config.json may say wherever it says it; anything else is for the family to judge.
+_KINDS = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "patch_size"), _COUNT),
+    **dict.fromkeys(
+        ("hidden_size", "intermediate_size", "head_dim", "vocab_size", "image_size", "max_position_embeddings",
+         "original_max_position_embeddings", "mm_tokens_per_image"), _SIZE),
+    **dict.fromkeys(
+        ("rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_magnitude", "factor", "attention_factor",
+         "query_pre_attn_scalar"), (float, None)),
+    **dict.fromkeys(("tie_word_embeddings", "qkv_bias", "projector_bias", CONVERTED), (bool, None)),
+    **dict.fromkeys(("model_type", "text_model_type", "hidden_act", "generation", "rope_type"), _NAME),
+    **dict.fromkeys(("text_config", "vision_config", "published", "rope_scaling", "rope_parameters"), ({}, None)),
+    **dict.fromkeys(("architectures", "layer_types"), ([str], None)),
+    **dict.fromkeys(("short_factor", "long_factor"), ([float], None)),
+    "sliding_window": (range(1 << 30), None), "token_ids": {str: range(1 << 30)},
+    "vision_feature_layer": (range(-(1 << 12), 1 << 12), [int], None),
+}  # fmt: skip
+
+
+def check_sizes(config: Mapping, key: str = "") -> None:
+    """UserError for the first size of a config.json that is none, or beyond any model, before it is used."""
+    for name, value in config.items():
+        where = f"{key}.{name}".lstrip(".")
+        if wrong := untrusted.fault(value, _KINDS.get(name, object), where):
+            raise UserError(f"config.json: {wrong}; use the model's own file.")
+        if isinstance(value, Mapping):
+            check_sizes(value, where)
+
+
 def describe(config: Mapping, size: int | None = None) -> Base:
     """What a base's config.json in flat form says, of a tower for images of `size` pixels (its own where None).
 
     A config that names no family, as of a random start, is a Phi-3-V's. UserError for a size of no whole patch.
     """
-    base = _family_or_phi3v(config).describe(config)
+    check_sizes(config)
+    try:
+        base = _family_or_phi3v(config).describe(config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the base's config.json does not describe a model ({error!r}); copy it again.") from error
     return base if size in (None, base.tower.image_size) else resized(base, size)
 
 
@@ -210,5 +251,5 @@ def _save(folder, tensors: Mapping, config: dict, dtype: str | None, max_shard_b
     files = storage.write_tensors(folder, tensors, max_shard_bytes)
     if dtype:
         config = config | {"dtype" if "dtype" in config else "torch_dtype": dtype}  # transformers 5 and 4
-    storage.write_text(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
+    writing.write(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
     return [*files, Path(folder) / "config.json"]

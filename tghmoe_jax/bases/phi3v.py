@@ -7,13 +7,13 @@ FFN, V vocabulary.
 """
 
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Family, Views
 from tghmoe_jax.errors import UserError
@@ -244,11 +244,8 @@ def views_of(folder: Path, config: Mapping) -> Views:
     file = folder / "preprocessor_config.json"
     crops = CROPS
     if file.is_file():
-        try:
-            crops = dict(json.loads(file.read_text())).get("num_crops", CROPS)
-        except (ValueError, TypeError, OSError) as error:
-            raise UserError(f"{file} holds no JSON object ({error}); copy it again.") from error
-    if not isinstance(crops, int) or not 1 <= crops <= MOST_CROPS:
+        crops = untrusted.read_json(file, {}, remedy="copy it again").get("num_crops", CROPS)
+    if untrusted.fault(crops, range(1, MOST_CROPS + 1)):
         raise UserError(f"{file} says num_crops {crops!r}; give a whole number from 1 to {MOST_CROPS}.")
     return functools.partial(pictures.views, most=crops)
 

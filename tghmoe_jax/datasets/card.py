@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.datasets.items import SPLITS, Item
+
+KIND = {"volumes": {str: int}, "rejected": int, "leaks": {str: int}}  # what is printed of a card (see `untrusted`)
 
 
 def card(
@@ -58,7 +61,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def markdown(card: Mapping[str, Any]) -> str:
     """The card as a page."""
     text = [
-        f"# Data card: {card['name']}", "",
+        f"# Data card: {untrusted.markdown(card['name'])}", "",
         f"Volumes of at most {card['slices']} slices of {card['size']} x {card['size']} pixels. {card['rejected']} "
         f"items or volumes were left out (rejected.csv), {card['with_warnings']} volumes were read with a warning "
         "(warnings.csv); what splits share is in leaks.csv; how long it took in "
@@ -78,6 +81,6 @@ def markdown(card: Mapping[str, Any]) -> str:
     text += [f"| {name} | {one['min']:g} | {one['median']:g} | {one['max']:g} |" for name, one in named.items()]
     text += [""]
     for name in ("unit", "orientation", "window", "warnings", "types", "leaks"):
-        listed = ", ".join(f"{key} {count}" for key, count in card[name].items()) or "none"
+        listed = ", ".join(f"{untrusted.markdown(key)} {count}" for key, count in card[name].items()) or "none"
         text.append(f"- {name}: {listed}")
     return "\n".join([*text, f"- volumes without spacing: {card['without_spacing']}", ""])

@@ -27,6 +27,7 @@ from datasketch import MinHash, MinHashLSH
 
 from tghmoe_jax.datasets.items import SPLITS, Item
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.untrusted import from_cell
 
 COLUMNS = ("kind", "split_a", "key_a", "split_b", "key_b", "similarity")
 KINDS = ("case", "volume_exact", "volume_near", "text_exact", "text_near")
@@ -108,10 +109,10 @@ def dropped(file: Path, drop: str) -> set[tuple[str, str]]:
         return set()
     try:
         listed = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
-        found = [row for row in listed if row["split_a"] == "train"]
+        found = [{key: from_cell(text) for key, text in row.items()} for row in listed if row["split_a"] == "train"]
         side = "a" if drop == "train" else "b"
         return {(row[f"split_{side}"], row[f"key_{side}"]) for row in found}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, AttributeError, csv.Error) as error:
         raise UserError(f"{file} is missing or damaged; prepare the set again.") from error
 
 

@@ -11,15 +11,13 @@
 HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,26 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.datasets.items import Item
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.scans.slices import Grid
+from tghmoe_jax.writing import renamed, write
 
 FORMAT = 1  # of everything in the folder
 SHARD = 256  # volumes a shard, rejected ones counted
+# What prepare.json and the index rows of volumes may hold (see `untrusted`).
+_PARAMETERS = {
+    "format": int, "data.name": str, "data.root": str, "data.manifest": str, "data.slices": range(1, 1 << 13),
+    "data.size": range(1, 1 << 13), "items": str, "volumes": range(1 << 31), "shards": range(1 << 24), "shard": int,
+}  # fmt: skip
+ROW = {
+    "volume": str, "rejected": str, "place": (range(1 << 31), None), "shape": [range(1, 1 << 13)] * 3, "unit": str,
+    "crc32": int, "sha256": str, "spacing_mm": ([float] * 3, None), "hu_range": ([float, float], None),
+    "history": [str],
+}  # fmt: skip
+_NEEDED = ROW.keys() - {"rejected"}
 DTYPES = {"HU": np.int16, "unit-interval": np.uint8}
 WRITE = "group_size:1,zstd:1"  # one record is read at a time; level 1 halves a CT and reads at 0.8 GB/s a core
 READ = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -40,26 +52,6 @@ OPEN_READERS = 256  # below the usual limit of open files
 
 
 # ------------------------------------------------------------------------------------------------------------- files
-
-
-def write_atomic(file: Path, content: bytes) -> None:
-    """Writes a whole file or nothing, whenever the process or the machine stops."""
-    with _renamed(file) as part:
-        part.write_bytes(content)
-
-
-@contextlib.contextmanager
-def _renamed(file: Path) -> Iterator[Path]:
-    """A file to be written, which gets its name when it is whole; on a full disk it is taken away again."""
-    part = file.with_name(file.name + ".part")
-    try:
-        yield part
-        with open(part, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -70,19 +62,21 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def table(rows: Iterable[Iterable[Any]]) -> bytes:
     """A CSV file."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(untrusted.cell, row) for row in rows)
     return text.getvalue().encode()
 
 
-def read_lines(file: epath.Path) -> list[dict[str, Any]]:
-    """The objects of a file that this project wrote. UserError where it is absent or damaged.
+def read_lines(file: epath.Path, kind: Any) -> list[dict[str, Any]]:
+    """The objects, of a kind (see `untrusted`), of a file that this project wrote. UserError where it is damaged.
 
     Lines end at `\\n` alone: a text may hold other separators, such as U+2028.
     """
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged ({type(error).__name__}); prepare the set again.") from error
+    untrusted.expect(rows, [kind], file, "prepare the set again")
+    return rows
 
 
 def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
@@ -94,7 +88,7 @@ def write_shard(
 ) -> None:
     """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk."""
     if records:
-        with _renamed(shard_file(folder, shard, ".array_record")) as part:
+        with renamed(shard_file(folder, shard, ".array_record")) as part:
             try:
                 writer = ArrayRecordWriter(str(part), WRITE)
                 for record in records:
@@ -105,18 +99,32 @@ def write_shard(
                 raise OSError(0, reason[1] if reason else "a shard failed") from error
         packed = io.BytesIO()
         np.save(packed, signatures, allow_pickle=False)
-        write_atomic(shard_file(folder, shard, ".npy"), packed.getvalue())
-    write_atomic(shard_file(folder, shard, ".jsonl"), lines(rows))
+        write(shard_file(folder, shard, ".npy"), packed.getvalue())
+    write(shard_file(folder, shard, ".jsonl"), lines(rows))
 
 
 def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
     """What a folder was prepared with; None where it is not a prepared set."""
     file = epath.Path(folder) / "prepare.json"
-    return (read_lines(file) or [{}])[0] if file.is_file() else None
+    return (read_lines(file, _PARAMETERS) or [{}])[0] if file.is_file() else None
 
 
 def item_row(item: Item) -> dict[str, Any]:
     return dataclasses.asdict(item) | {"choices": list(item.choices)}
+
+
+def _items(file: epath.Path) -> tuple[Item, ...]:
+    texts = tuple(field.name for field in dataclasses.fields(Item) if field.name != "choices")
+    try:  # there may be millions, so that each is looked at once
+        items = tuple(Item(**row | {"choices": tuple(row["choices"])}) for row in read_lines(file, {}))
+        whole = all(isinstance(getattr(item, name), str) for item in items for name in texts)
+        whole = whole and all(isinstance(one, str) for item in items for one in item.choices)
+        whole = whole and all(item.task in TASKS for item in items)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file} holds a line that is no item; prepare the set again.")
+    return items
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -137,6 +145,8 @@ class PreparedSet:
             )
         if self.parameters.get("format") != FORMAT:
             raise UserError(f"{folder} was prepared by another version of this project; prepare it into a new folder.")
+        if missing := [key for key in _PARAMETERS if key not in self.parameters]:
+            raise UserError(f"{self.folder / 'prepare.json'} lacks {missing[0]}; prepare the set again.")
         for key, wanted in (("slices", slices), ("size", size)):
             found = self.parameters[f"data.{key}"]
             if wanted is not None and found != wanted:
@@ -144,14 +154,17 @@ class PreparedSet:
                     f"{folder} was prepared with data.{key}={found} and --config.data.{key}={wanted}; "
                     "prepare it again into another folder, or change the flag."
                 )
-        self.items = tuple(
-            Item(**row | {"choices": tuple(row["choices"])}) for row in read_lines(self.folder / "items.jsonl")
-        )
+        self.items = _items(self.folder / "items.jsonl")
         self.rows: dict[str, dict[str, Any]] = {}
         for shard in range(self.parameters["shards"]):
-            for row in read_lines(shard_file(self.folder, shard, ".jsonl")):
-                if "rejected" not in row:
-                    self.rows[row["volume"]] = row | {"shard": shard}
+            for row in read_lines(file := shard_file(self.folder, shard, ".jsonl"), ROW):
+                if "rejected" in row:
+                    continue
+                if not row.keys() >= _NEEDED or row["unit"] not in DTYPES:
+                    raise UserError(f"{file} does not say what its volumes are; prepare the set again.")
+                self.rows[row["volume"]] = row | {"shard": shard}
+        if lost := next((item.volume for item in self.items if item.volume not in self.rows), None):
+            raise UserError(f"{self.folder} has items of {lost}, which no shard holds; prepare the set again.")
         self._readers: dict[int, ArrayRecordReader] = {}
 
     def __getstate__(self):

@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax import __version__
+from tghmoe_jax import __version__, untrusted
 from tghmoe_jax.datasets import card, leaks, prepared
 from tghmoe_jax.datasets.items import Dataset, Item
-from tghmoe_jax.datasets.prepared import write_atomic
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.datasets.workers import Progress, as_completed
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.slices import Grid, to_grid
 from tghmoe_jax.scans.volume import Volume
+from tghmoe_jax.writing import refuse_links, write
 
-WORK = ".work"
+WORK, LOCK = ".work", ".lock"
 READERS = ("numpy", "nibabel", "pydicom", "pillow")  # packages whose version may show in a voxel
 
 
@@ -57,13 +57,14 @@ def prepare(
         "items": hashlib.sha256(prepared.lines(map(prepared.item_row, dataset.items))).hexdigest(),
         "volumes": len(keys), "shards": -(-len(keys) // prepared.SHARD), "shard": prepared.SHARD,
     }  # fmt: skip
+    refuse_links(folder, ("volumes", WORK, LOCK), "--to")
     try:
         _claim(folder, parameters)
         with _locked(folder):
             if (folder / "card.json").is_file() and not _missing(folder, parameters):
                 _tidy(folder)  # the run that finished the set may have been killed behind its card
                 say(f"{folder} is prepared already")
-                return json.loads((folder / "card.json").read_text())
+                return untrusted.read_json(folder / "card.json", card.KIND, remedy="prepare the set into a new folder")
             seconds = _volumes(dataset, keys, data, folder, parameters, workers, say)
             result = _finish(dataset, folder, parameters, say)
             durations = {
@@ -71,7 +72,7 @@ def prepare(
                 "seconds_a_volume": {f"p{q}": round(float(np.percentile(seconds, q)), 3) for q in (50, 95)}
                 if seconds else {},
             }  # fmt: skip
-            write_atomic(folder / "durations.json", json.dumps(durations, indent=1).encode())
+            write(folder / "durations.json", json.dumps(durations, indent=1).encode())
             _tidy(folder)
             return result
     except OSError as error:
@@ -86,12 +87,12 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     found = prepared.read_parameters(folder) if folder.is_dir() else None
     if found is None:
         # What a run leaves that is killed before prepare.json has its name, and the dot files of desktops and disks.
-        own = {folder / "volumes", folder / "prepare.json.part"}
+        own = {folder / "volumes"}
         there = (*folder.iterdir(), *(folder / "volumes").glob("*")) if folder.is_dir() else (folder,) * folder.exists()
         if any(path not in own and not (path.name.startswith(".") and path.is_file()) for path in there):
             raise UserError(f"--to {folder} holds other files; name a new folder.")
         (folder / "volumes").mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "prepare.json", prepared.lines([parameters]))
+        write(folder / "prepare.json", prepared.lines([parameters]))
         return
     differ = [key for key in parameters.keys() | found.keys() if parameters.get(key) != found.get(key)]
     if differ:
@@ -104,7 +105,7 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -176,7 +177,7 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         row["rejected"] = str(error).replace(f"{dataset.root}{os.sep}", "")
     except Exception as error:  # a reader's own fault costs one volume; its text may name a patient
         row["rejected"] = f"it cannot be read ({type(error).__name__})."
-    write_atomic(work / f"{number:08d}", prepared.lines([row]) + content)
+    write(work / f"{number:08d}", prepared.lines([row]) + content)
     return number, "rejected" in row, time.monotonic() - begun
 
 
@@ -239,7 +240,7 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
     rows, signatures = {}, {}
     bad = [(one.where, one.reason) for one in dataset.rejected]
     for shard in range(parameters["shards"]):
-        found = prepared.read_lines(prepared.shard_file(folder, shard, ".jsonl"))
+        found = prepared.read_lines(prepared.shard_file(folder, shard, ".jsonl"), prepared.ROW)
         good = [row for row in found if "rejected" not in row]
         bad += [(row["volume"], row["rejected"]) for row in found if "rejected" in row]
         rows |= {row["volume"]: row for row in good}
@@ -247,18 +248,18 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
     doubts = [(key, warning) for key, row in rows.items() for warning in row.get("warnings", ())]
-    write_atomic(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
-    write_atomic(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
+    write(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
+    write(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
-    write_atomic(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
+    write(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
     say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
-    write_atomic(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
+    write(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
     result = card.card(dataset.name, parameters, items, rows, len(bad), doubts, Counter(leak.kind for leak in leaked))
-    write_atomic(folder / "card.md", card.markdown(result).encode())
-    write_atomic(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write(folder / "card.md", card.markdown(result).encode())
+    write(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return result
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tghmoe_jax.datasets.prepared import write_atomic
+from tghmoe_jax import writing
 from tghmoe_jax.errors import UserError
 
 FORMAT = 1
@@ -87,7 +87,7 @@ class AnswerFile:
 
     def _note(self) -> None:
         own = dict(zip(OWN, (self.parts_done, self._bytes, self._hash.hexdigest()), strict=True))
-        write_atomic(sidecar(self.path), (json.dumps(self.facts | own, indent=1) + "\n").encode())
+        writing.write(sidecar(self.path), json.dumps(self.facts | own, indent=1) + "\n")
 
 
 def sidecar(path: Path) -> Path:

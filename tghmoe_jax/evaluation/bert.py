@@ -4,10 +4,10 @@ M3D's numbers take roberta-large at layer 17 without baseline rescaling: give th
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import provenance
 from tghmoe_jax.evaluation.metrics import METRICS
@@ -41,7 +41,7 @@ class BertModel:
     @property
     def config(self) -> dict:
         """The model's own config.json."""
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return untrusted.read_json(self.folder / "config.json", {})
 
     @property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ from tghmoe_jax.evaluation.metrics import Triple
 from tghmoe_jax.evaluation.protocols import CONTROLS, NOT_ASKED, Prediction
 from tghmoe_jax.samples.questions import LETTERS, TYPES, Kind
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF
+from tghmoe_jax.untrusted import from_cell
 
 _CHOICES = re.compile(r"\s*Choices:\s*A\.\s(?P<text>.*)$", re.DOTALL)
 NOT_ANSWERED = "Not Answered"  # the column that says why, in one row of a scan that could not be read
@@ -80,6 +81,7 @@ def read_table(file: str | Path, named: str) -> tuple[list[str], list[list[str]]
         raise UserError(f"{named} does not exist; name a CSV file.") from error
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{named} is not a CSV file in UTF-8 ({error}); write it again.") from error
+    header, *rows = [[from_cell(one) for one in row] for row in (header, *rows)]
     if other := index_files.other_form(header):
         raise UserError(f"{named} {other}; save it as a CSV file with commas.")
     for number, row in enumerate(rows, 2):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tghmoe_jax import writing
 from tghmoe_jax.evaluation import DISCLAIMER, calibration, outputs, routing_plot
 from tghmoe_jax.evaluation.metrics import sure
 from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
@@ -84,7 +85,7 @@ def write(
         title = titles.get(kind, kind.capitalize())
         parts += [f"<h2>{title}: sample cases, failures first</h2>", *_cases(kind, run, source)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
-    outputs.write_text(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
+    writing.write(path, page + "<body>" + "\n".join(parts) + "</body></html>\n")
 
 
 _number = functools.partial(number, missing="–")

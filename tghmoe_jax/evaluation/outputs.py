@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.evaluation import DISCLAIMER, comparison, text_metrics, text_table
 from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import (
@@ -66,20 +66,9 @@ def row_of(one: Prediction) -> dict[str, object]:
     return row
 
 
-def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a whole file or nothing: a killed process leaves no half of it. `path` may be a URL."""
-    path = epath.Path(path)
-    if "://" in str(path):  # an object is written whole or not at all
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may write the same table
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def write_json(path: epath.PathLike, content: object) -> None:
-    """Writes a whole JSON file or nothing, as `write_text` does. ValueError for NaN and infinity."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Writes a whole JSON file or nothing, as `writing.write` does. ValueError for NaN and infinity."""
+    writing.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
@@ -87,7 +76,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
     text = io.StringIO(newline="")
     # Texts are quoted: a model may write a carriage return, which would end a row.
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerows(rows)
+    writer.writerows({name: untrusted.cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -122,7 +111,7 @@ def write_predictions(folder: epath.PathLike, run: Run) -> list[epath.Path]:
             }
             rows.append(row | controls)
         path = folder / f"predictions_{kind}.csv"
-        write_text(path, csv_text(columns, [dict(zip(columns, columns, strict=True)), *rows]))
+        writing.write(path, csv_text(columns, [dict(zip(columns, columns, strict=True)), *rows]))
         written.append(path)
     return written
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tghmoe_jax import writing
 from tghmoe_jax.datasets.index_files import read_json
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, files, outputs, protocols, provenance
@@ -71,12 +72,10 @@ def _describe(folder: Path, source: Path, run: Path) -> None:
     outputs.write_json(folder / "scores.json", scores)
     manifest = found.get("manifest.json") or {}
     items = _items(read, "test" if "checkpoint" in manifest else None)  # a run is asked its test split
-    outputs.write_text(folder / "items.jsonl", "".join(f"{json.dumps(one)}\n" for one in items))
-    outputs.write_text(folder / "README.md", _card(run, read, scores, found))
+    writing.write(folder / "items.jsonl", "".join(f"{json.dumps(one)}\n" for one in items))
+    writing.write(folder / "README.md", _card(run, read, scores, found))
     names = sorted(path.name for path in folder.iterdir())
-    outputs.write_text(
-        folder / "SHA256SUMS", "".join(f"{provenance.digest(folder / name)}  {name}\n" for name in names)
-    )
+    writing.write(folder / "SHA256SUMS", "".join(f"{provenance.digest(folder / name)}  {name}\n" for name in names))
 
 
 def _items(run: protocols.Run, split: str | None) -> list[dict[str, Any]]:

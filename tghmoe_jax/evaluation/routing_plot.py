@@ -5,11 +5,11 @@ Axis legend: M MoE layers, E experts, D slabs of the model, G patches along a si
 
 import dataclasses
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
+from tghmoe_jax import writing
 from tghmoe_jax.evaluation import DISCLAIMER
 
 MAX_SLABS, MAX_LAYERS = 6, 8  # what is drawn; more would be too small to see
@@ -43,13 +43,8 @@ def draw(path: str | Path, routing: RoutingMap, slices: np.ndarray, slice_mask: 
     so the picture names no patient and no file.
     """
     figure = _figure(routing, slices, slice_mask, checkpoint)
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
+    with writing.renamed(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Description": f"{CAPTION} {DISCLAIMER}"})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def png(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from tghmoe_jax.terminal import one_line
+
 
 def number(value: float | None, missing: str = "-") -> str:
     return missing if value is None else f"{value:.3f}"
@@ -13,7 +15,8 @@ def interval(pair: Sequence[float] | None, sign: str = "") -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """The lines of a table; the columns `left` are left-aligned, the others right-aligned."""
+    """The lines of a table; the columns `left` are left-aligned, the others right-aligned. A cell stays on its line."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -3,16 +3,17 @@
 Only the `tokenizers` library is imported: worker processes stay light.
 """
 
-import json
 from collections.abc import Iterable
 
 import tokenizers
 from etils import epath
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.chat import ChatTemplate
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
+MOST_BYTES = 1 << 28  # of a tokenizer.json; Gemma 3's has 33 MB
 
 
 class Tokenizer:
@@ -58,15 +59,13 @@ class Tokenizer:
                 raise UserError(
                     f"{folder / name} is missing; copy {' and '.join(FILES)} of the base model into {folder}."
                 )
+        token = (str, {"content": str}, None)
+        named = dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
+        config = untrusted.read_json(folder / FILES[1], named, remedy="copy the base model's file again")
         try:
-            config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
-            text = (folder / FILES[0]).read_text(encoding="utf-8")
-        except ValueError as error:
-            raise UserError(
-                f"{folder} holds a tokeniser file that is not UTF-8 JSON ({error}); copy it again."
-            ) from error
-        if not isinstance(config, dict):
-            raise UserError(f"{folder / FILES[1]} is not a JSON object; copy the base model's file again.")
+            text = untrusted.read_bytes(folder / FILES[0], MOST_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{folder / FILES[0]} is not UTF-8 ({error}); copy it again.") from error
         return cls(text, config, chat, str(folder / FILES[0]))
 
     def encode(self, text: str) -> list[int]:

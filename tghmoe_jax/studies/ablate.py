@@ -11,6 +11,7 @@ Axis legend: S seeds, N items.
 
 import dataclasses
 import json
+import os
 import runpy
 import statistics as plain
 import sys
@@ -23,7 +24,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from tghmoe_jax import evaluate, train
+from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
@@ -117,7 +118,7 @@ class Ablation:
             evaluate.run_again(str(last), None, str(last))
         file.parent.mkdir(parents=True, exist_ok=True)
         config = run_folder.flatten(self.resolve(row, self.rows[row].last_stage, seed))
-        outputs.write_text(file, json.dumps(result_of(first, last) | {"config": config}, separators=(",", ":")) + "\n")
+        writing.write(file, json.dumps(result_of(first, last) | {"config": config}, separators=(",", ":")) + "\n")
         jax.clear_caches()
 
 
@@ -245,7 +246,7 @@ def markdown(records: Sequence[dict]) -> str:
 def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None:
     records = summary(table, rows, seeds)
     outputs.write_json(table.workdir / "table.json", records)
-    outputs.write_text(table.workdir / "table.md", markdown(records) + "\n")
+    writing.write(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
 
 
@@ -283,6 +284,7 @@ def main(argv: list[str]) -> int:
         table.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
+    writing.refuse_links(table.workdir, os.listdir(table.workdir), "--workdir")
     if args.table:
         write_table(table, rows, args.seeds)
         return 0

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from tghmoe_jax import untrusted
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
@@ -245,8 +246,9 @@ def undeclared(folder: epath.Path) -> list[str]:
     if (folder / digests.FILE).exists():
         return []
     try:
-        declared = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    except (OSError, ValueError, LookupError, TypeError):
+        kind = {"custom_metadata": ({}, None)}
+        declared = untrusted.read_json(folder / "_CHECKPOINT_METADATA", kind)["custom_metadata"]
+    except (UserError, LookupError):
         return ["_CHECKPOINT_METADATA is missing or not whole"]
     if declared and _DECLARED in declared:
         return [_NO_DIGESTS]

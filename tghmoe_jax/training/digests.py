@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from etils import epath
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.weights import storage
 
 FILE = "digests.json"
 _LOOSE = (FILE, "README.md")
 _CHUNK = 1 << 22
+_MOST = 1 << 28  # bytes of digests: of a million files
 
 
 class Damaged(UserError):
@@ -60,7 +61,7 @@ def of_files(folder: epath.PathLike, names: Iterable[str]) -> dict[str, str]:
 
 
 def write(folder: epath.PathLike, found: Mapping[str, str]) -> None:
-    storage.write_text(epath.Path(folder) / FILE, json.dumps({"sha256": dict(sorted(found.items()))}, indent=1) + "\n")
+    writing.write(epath.Path(folder) / FILE, json.dumps({"sha256": dict(sorted(found.items()))}, indent=1) + "\n")
 
 
 def read(folder: epath.PathLike) -> dict[str, str] | None:
@@ -69,13 +70,9 @@ def read(folder: epath.PathLike) -> dict[str, str] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())["sha256"]
-        whole = all(isinstance(one, str) for pair in found.items() for one in pair)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise Damaged(f"{file} is not whole; copy its folder again.")
-    return found
+        return untrusted.read_json(file, {"sha256": {str: str}}, most=_MOST)["sha256"]
+    except (UserError, LookupError):
+        raise Damaged(f"{file} is not whole; copy its folder again.") from None
 
 
 def problems(

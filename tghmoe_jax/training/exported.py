@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import digests, model_card, run_folder
@@ -46,7 +47,8 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
             if not name.startswith("aux_head/")}  # fmt: skip
     manifest = run_folder.read_manifest(run)
     evaluation = run / "eval" / str(step)
-    scores = {name: json.loads((evaluation / name).read_text()) for name in _SCORES if (evaluation / name).is_file()}
+    files = {name: evaluation / name for name in _SCORES}
+    scores = {name: untrusted.read_json(file, {str: object}) for name, file in files.items() if file.is_file()}
     manifest["calibration"] = {kind: one.to_json() for kind, one in run_folder.read_calibration(run, step).items()}
     # The folder's name alone, not a path of a machine; `embedded` alone means the base inside the package.
     base = dict(manifest.get("base") or {})
@@ -57,15 +59,16 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     name = manifest.get("name") or run.resolve().name
     manifest |= {"name": name, "step": step, "dtype": dtype, "digest": digest(kept), "scores": scores}
     manifest["files"] = f"{digests.FILE} (sha256)"  # it belongs to this folder
+    manifest = run_folder.sealed(manifest)
     card = model_card.card(manifest, config)
     files = storage.write_tensors(folder, kept, max_shard_bytes=1 << 62)
     run_folder.write_model(folder, run_folder.read_base_config(run), run_folder.model_folder(run))
-    storage.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    storage.write_text(folder / "README.md", card)
+    writing.write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    writing.write(folder / "README.md", card)
     text = json.dumps(config, indent=1) + "\n"
     found = digests.of_files(folder, digests.files(folder))
     digests.write(folder, found | {"config.json": hashlib.sha256(text.encode()).hexdigest()})
-    storage.write_text(folder / "config.json", text)  # last: it makes the folder a run
+    writing.write(folder / "config.json", text)  # last: it makes the folder a run
     return files
 
 

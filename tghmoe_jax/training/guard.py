@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from tghmoe_jax import writing
 from tghmoe_jax.errors import Diverged, UserError
 from tghmoe_jax.training.reporting import plain, read_metrics
-from tghmoe_jax.weights import storage
 
 FILE = "bad_steps.jsonl"
 _MOST = 1000  # records; later ones are counted alone
@@ -89,7 +89,7 @@ class Guard:
         return items
 
     def _write(self) -> None:
-        storage.write_text(self._file, "".join(json.dumps(one) + "\n" for one in self._records))
+        writing.write(self._file, "".join(json.dumps(one) + "\n" for one in self._records))
 
 
 def refuse_not_finite(params: Mapping[str, jax.Array], origin: str) -> None:

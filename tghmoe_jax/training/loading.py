@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 from flax import traverse_util
@@ -54,8 +55,16 @@ def load_run(run: str | Path, flag: str) -> LoadedRun:
     config, base_config = run_folder.read_config(folder), run_folder.read_base_config(folder)
     tokenizer = bases.tokenizer_of(run_folder.model_folder(folder), base_config)
     base = bases.describe(base_config, config["data"]["size"])
-    model = MLLM(model_config.build(base, config["model"], **prompts.around_image(tokenizer)))
-    shapes = param_shapes(generation.inference(model), config["data"])
+    try:
+        model = MLLM(model_config.build(base, config["model"], **prompts.around_image(tokenizer)))
+        shapes = param_shapes(generation.inference(model), config["data"])
+    except UserError as error:
+        raise UserError(f"{flag}={run}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, flax.errors.FlaxError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{flag}={run}: config.json and model/config.json describe no model ({what}); copy the run again."
+        ) from error
     canonical, step = checkpoints.load_params(folder)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
@@ -104,6 +113,6 @@ def param_shapes(model: MLLM, data: Mapping[str, Any]) -> dict[str, jax.ShapeDty
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and a session may open several runs of one model
 def _param_shapes(model: MLLM, slices: int, size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    batch = dummy_batch({"slices": slices, "size": size, "text_length": text_length})
+    batch = batch_shapes({"slices": slices, "size": size, "text_length": text_length})
     tree = jax.eval_shape(model.init, jax.random.key(0), batch)
     return traverse_util.flatten_dict(tree["params"], sep="/")

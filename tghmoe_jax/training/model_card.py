@@ -8,6 +8,7 @@ from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.evaluation.text_table import number
 from tghmoe_jax.samples.tasks import TASKS
 from tghmoe_jax.training import domain
+from tghmoe_jax.untrusted import fault, markdown
 
 # Licences that this project can vouch for; of anything else it knows none.
 _LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
@@ -23,25 +24,26 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     Base and data with their licences, intended use, domain, digest, input ranges, and the scores beside controls.
     """
     base = manifest["base"]["base"] or "none (random initialisation)"
-    data = config["data"]["name"]
+    data, commit = config["data"]["name"], (manifest.get("git") or {}).get("commit") or "unknown"
     lines = [
-        f"# {manifest.get('name', 'model')}", "",
+        f"# {markdown(manifest.get('name') or 'model')}", "",
         "A 3D CT multimodal model with a text-guided hierarchical mixture of experts (arXiv 2604.10233), trained by "
         "tghmoe_jax.", "",
         f"- **Not for clinical use.** {DISCLAIMER}",
         "- Intended use: research on methods. It answers questions and writes reports about CT volumes of its domain.",
-        f"- Domain: {domain.of(manifest, config, manifest['step'])}",
-        f"- Base model: {base}, licence {_LICENCES.get(base, 'unknown')}",
-        f"- Training data: {data}, licence {_LICENCES.get(data, 'unknown')}",
+        f"- Domain: {markdown(domain.of(manifest, config, manifest['step']))}",
+        f"- Base model: {markdown(base)}, licence {_LICENCES.get(base, 'unknown')}",
+        f"- Training data: {markdown(data)}, licence {_LICENCES.get(data, 'unknown')}",
         f"- Leaks between training and test data: {'none, by seed' if data in _LICENCES else 'not checked'}",
         f"- Parameters: digest {manifest['digest']}, {manifest['dtype']}, step {manifest['step']}, "
-        f"code {((manifest.get('git') or {}).get('commit') or 'unknown')[:12]}",
+        f"code {markdown(commit[:12])}",
         f"- Input seen in training: {_ranges(manifest.get('input_ranges') or {})}", "",
         "Load it with `tghmoe_jax.load(FOLDER)` or `python -m tghmoe_jax.predict --checkpoint FOLDER`.",
     ]  # fmt: skip
     for name, metrics in manifest.get("scores", {}).items():
         if name.endswith("metrics.json"):
-            lines += ["", *_table(name.removesuffix("metrics.json").strip("/").replace("_", " "), metrics)]
+            what = name.removesuffix("metrics.json").strip("/").replace("_", " ")
+            lines += ["", *_table(markdown(what), metrics)]
     return "\n".join(lines) + "\n"
 
 
@@ -60,11 +62,12 @@ def _table(what: str, metrics: Mapping[str, Any]) -> list[str]:
     """Scores beside the same scores under each control."""
     repeated = {score: name for task in TASKS.values() for score, name in task.scores.items()}
     lines = [f"| {what or 'own test set'} | score | 95% interval | {' | '.join(CONTROLS)} |", "|---" * 7 + "|"]
+    score = lambda key: number(metrics.get(key) if not fault(metrics.get(key), float) else None)  # noqa: E731
     for key in _SCORES:
-        if metrics.get(key) is None:
+        if fault(metrics.get(key), float):  # none, or no number
             continue
         low_high = metrics.get(f"{key}_ci95")
-        interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "-"
-        beside = [number(metrics.get(f"control/{name}_{repeated.get(key)}")) for name in CONTROLS]
-        lines.append(f"| {key} | {number(metrics[key])} | {interval} | {' | '.join(beside)} |")
+        interval = "-" if fault(low_high, [float, float]) else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+        beside = [score(f"control/{name}_{repeated.get(key)}") for name in CONTROLS]
+        lines.append(f"| {key} | {score(key)} | {interval} | {' | '.join(beside)} |")
     return lines

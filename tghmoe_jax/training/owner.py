@@ -17,9 +17,15 @@ from pathlib import Path
 
 from etils import epath
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
 
 FILE = ".owner.json"
+# What is written there, by a run, an evaluation or the owner.
+_WRITTEN = (
+    FILE, "config.json", "manifest.json", "params.txt", "model", "checkpoints", "damaged", "metrics.jsonl",
+    "bad_steps.jsonl", "eval",
+)  # fmt: skip
 _BEAT = 10.0  # seconds between two signs of life
 _SILENT = 60.0  # seconds without one, after which an owner on another machine is gone
 
@@ -78,6 +84,7 @@ class Hold:
         self._me, self._over, self._made = Owner.this(), threading.Event(), []
 
     def __enter__(self) -> "Hold":
+        writing.refuse_links(self._folder, _WRITTEN, self._flag)
         try:
             if not self._remote:  # an object store has no folders of its own
                 self._made = [one for one in (self._folder, *self._folder.parents) if not one.exists()]
@@ -152,9 +159,8 @@ class Hold:
     def _read(self) -> Owner | None:
         """The owner that the file names; of a damaged one nobody knows the machine."""
         try:
-            return Owner(**json.loads(self._file.read_text()))
-        except FileNotFoundError:
-            return None
+            found = untrusted.read_json(self._file, {"process": int, str: str}) if self._file.exists() else None
+            return found and Owner(**found)
         except (ValueError, TypeError):
             return Owner("an unknown host", 0, "an unknown time", "", "", "")
 

@@ -23,8 +23,9 @@ import numpy as np
 from etils import epath
 
 import tghmoe_jax
+from tghmoe_jax import untrusted, writing
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import text_table
-from tghmoe_jax.weights import storage
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
 _WINDOW = 50  # steps whose median duration gives the rate; a median passes over compilation and evaluation
@@ -56,7 +57,12 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     # A record counts only with its newline; what follows the last newline was cut short.
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    try:
+        records = [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} holds a line that is not JSON; copy it again, or delete it.") from error
+    untrusted.expect(records, [{"step": int}], path, "copy it again, or delete it")
+    return records
 
 
 def clock_text(seconds: float) -> str:
@@ -123,7 +129,7 @@ class RunLog:
         if not self.path.exists():
             return
         kept = {record["step"]: record for record in read_metrics(self.path) if record["step"] <= step}
-        storage.write_text(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
+        writing.write(self.path, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)))
 
     def record(self, step: int, values: Mapping[str, Any], ended: float | None = None) -> None:
         """Records one finished step (steps count from 1, each once): its deterministic `values`, scalars or arrays.
@@ -193,7 +199,10 @@ class RunLog:
         if not self._durations and not last:
             speed, left = f"{clock_text(now - self._begun)} with compiling", "ETA after the next"
         text = f"step {step}/{self.total_steps}  loss {shown}  {speed}  {left}"
-        self._stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
+        if self._live:  # the only escape sequence of the project, around the shield against those of others
+            getattr(self._stream, "stream", self._stream).write(f"\r\x1b[2K{text}")
+        else:
+            self._stream.write(f"{text}\n")
         self._open_line = self._live
         if last:
             self._end_line()

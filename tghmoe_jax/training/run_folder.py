@@ -3,25 +3,30 @@
 config.json  manifest.json  params.txt  model/{config.json, tokenizer.json, ...}  checkpoints/  metrics.jsonl  eval/
 """
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.training import digests
+from tghmoe_jax.training import digests, kinds
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
 CALIBRATION = "calibration.json"  # of an evaluation
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
+_SEAL = "sealed"
+_AGAIN = "copy the run again, or delete it and train again"
 _MAY_CHANGE = ("train.steps", "train.bad_steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
@@ -48,6 +53,19 @@ _AT_LEAST = {
     "model.tgh.hidden": 1,
 }  # fmt: skip
 
+# Beyond these a size is a mistake that would take the memory of the machine, or its time, before anybody notices.
+_AT_MOST = {
+    "data.slices": 1 << 12, "data.size": 1 << 12, "data.text_length": 1 << 20, "data.workers": 1 << 10,
+    "model.patch_depth": 1 << 10, "model.depth_pool": 1 << 10, "model.spatial_pool": 1 << 10,
+    "model.attn3d_window": 1 << 12, "model.depth_rope.rotary_dim": 1 << 12, "model.tgh.groups": 1 << 10,
+    "model.tgh.experts": 1 << 12, "model.tgh.top_k": 1 << 12, "model.tgh.hidden": 1 << 16, "model.lora.rank": 1 << 12,
+    "train.batch": 1 << 20, "train.accumulate": 1 << 16, "eval.batch": 1 << 16, "eval.items": 1 << 24,
+    "eval.new_tokens": 1 << 20, "eval.answer_tokens": 1 << 20, "mesh.data": 1 << 20, "mesh.fsdp": 1 << 20,
+    "mesh.expert": 1 << 20,
+}  # fmt: skip
+_MOST_WHOLE = (1 << 31) - 1
+_MOST_VOXELS = 1 << 30  # of a volume on the model's grid
+
 _ABOVE_ZERO = (
     "optimizer.eps", "optimizer.clip", "model.tgh.capacity_factor", "model.lora.alpha", "model.depth_rope.base",
     "model.depth_rope.reference_mm",
@@ -57,16 +75,11 @@ _BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 
 def check_config(config: ConfigDict) -> None:
     """UserError for an invalid number, before anything is read or drawn."""
+    if wrong := untrusted.fault(json.loads(json.dumps(config.to_dict())), kinds.CONFIG):
+        raise UserError(f"--config.{wrong}; correct it.")
     flat = flatten(config)
-    for key, value in flat.items():
-        _check_number(key, value)
-    for key, least in _AT_LEAST.items():
-        if key == "data.slices" and flat["data.name"] == "scenes":
-            least = 0  # text alone
-        if key == "data.text_length" and config.mode == "evaluate":
-            least = 0  # the run's own
-        if flat.get(key, least) < least:  # runs of earlier versions lack the newest keys
-            raise UserError(f"--config.{key}={flat[key]} is too small; give {least} or more.")
+    if wrong := _wrong_number(flat, config.mode == "evaluate"):
+        raise UserError(f"--config.{wrong}")
     for key in ("eval.transfer", "eval.adversarial"):
         if flat[key] == 1:
             raise UserError(f"--config.{key}=1 is too small to shuffle volumes; give 2 or more, or 0 for none.")
@@ -90,17 +103,40 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def _check_number(key: str, value: Any) -> None:
-    """UserError for a rate, weight or factor, or one in a list, that is not finite, is negative, or has no effect."""
-    for one in value if isinstance(value, list) else ():
-        _check_number(key, one)
-    real = isinstance(value, float) or (isinstance(value, int) and key.startswith(("loss.", "optimizer.")))
-    if real and not 0 <= value < math.inf:
-        raise UserError(f"--config.{key} holds {value}; give a finite number of at least 0.")
-    if real and not value and key in _ABOVE_ZERO:
-        raise UserError(f"--config.{key}={value} must be above 0.")
-    if real and value >= 1 and key in _BELOW_ONE:
-        raise UserError(f"--config.{key}={value} must be below 1.")
+def _wrong_number(flat: Mapping[str, Any], own_text: bool) -> str:
+    """`KEY=VALUE is ...` for the first number of a flat config that is out of its bounds; empty where none is.
+
+    `own_text`: a text length of 0 is that of a run.
+    """
+    for key, value in flat.items():
+        if wrong := _wrong_rate(key, value):
+            return wrong
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and value > (most := _AT_MOST.get(key, _MOST_WHOLE)):
+            return f"{key}={value} is too large; give {most} or less."
+    for key, least in _AT_LEAST.items():
+        if key == "data.slices" and flat["data.name"] == "scenes":
+            least = 0  # text alone
+        if key == "data.text_length" and own_text:
+            least = 0
+        if flat.get(key, least) < least:  # runs of earlier versions lack the newest keys
+            return f"{key}={flat[key]} is too small; give {least} or more."
+    if (voxels := flat["data.slices"] * flat["data.size"] ** 2) > _MOST_VOXELS:
+        return f"data.slices and data.size make volumes of {voxels} voxels; give {_MOST_VOXELS} or less."
+    return ""
+
+
+def _wrong_rate(key: str, value: Any) -> str:
+    """The same of a rate, weight or factor, or one in a list, that is not finite, is negative, or has no effect."""
+    if isinstance(value, list):
+        return next((wrong for one in value if (wrong := _wrong_rate(key, one))), "")
+    if not (isinstance(value, float) or (isinstance(value, int) and key.startswith(("loss.", "optimizer.")))):
+        return ""
+    if not 0 <= value < math.inf:
+        return f"{key} holds {value}; give a finite number of at least 0."
+    if not value and key in _ABOVE_ZERO:
+        return f"{key}={value} must be above 0."
+    return f"{key}={value} must be below 1." if value >= 1 and key in _BELOW_ONE else ""
 
 
 def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
@@ -135,23 +171,33 @@ def read_config(run: epath.PathLike) -> dict[str, Any]:
     file = epath.Path(run) / "config.json"
     if not file.is_file():
         raise UserError(f"{run} is not a run (it has no config.json); name the folder that a training wrote.")
-    config = _read_object(file)
-    if isinstance(config.get("model"), dict):
-        config["model"] = model_config.current(config["model"])
+    config = untrusted.read_json(file, kinds.CONFIG, remedy=_AGAIN)
+    config["model"] = model_config.current(config.get("model", {}))
+    flat = flatten(config)
+    wrong = [f"it lacks {key}" for key in kinds.REQUIRED if key not in flat]
+    wrong += [f"{key} is unknown" for key in flat if key.startswith(kinds.CLOSED) and key not in kinds.REQUIRED]
+    wrong = wrong or [_wrong_number(flat, flat.get("mode") == "evaluate").partition(";")[0].rstrip(".")]
+    if wrong[0]:
+        raise UserError(f"{file}: {wrong[0]}; {_AGAIN}.")
     return config
 
 
 def read_manifest(run: epath.PathLike) -> dict[str, Any]:
     """What a run recorded about itself; empty where it has no manifest. UserError where it is damaged."""
     file = epath.Path(run) / "manifest.json"
-    return _read_object(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    manifest = untrusted.read_json(file, kinds.MANIFEST, remedy=_AGAIN)
+    if _SEAL in manifest and manifest[_SEAL] != sealed(manifest)[_SEAL]:
+        raise UserError(f"{file}: its domain or input_ranges have changed since they were written; {_AGAIN}.")
+    return manifest
 
 
 def read_calibration(run: epath.PathLike, step: int) -> dict[str, Calibration]:
     """{kind: what the evaluation at `step` found that confidence means}, of an export from its manifest; empty where
     there is none. UserError where it is damaged."""
     file = epath.Path(run) / "eval" / str(step) / CALIBRATION
-    found = _read_object(file) if file.is_file() else read_manifest(run).get("calibration", {})
+    found = untrusted.read_json(file, {str: {}}) if file.is_file() else read_manifest(run).get("calibration", {})
     try:
         return {kind: Calibration.of(one) for kind, one in found.items()}
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -161,15 +207,11 @@ def read_calibration(run: epath.PathLike, step: int) -> dict[str, Calibration]:
         ) from error
 
 
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    """Reads a JSON object. UserError where the file does not hold one."""
-    try:
-        value, why = json.loads(file.read_text()), "no object"
-    except (ValueError, OSError) as error:
-        value, why = None, error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is not JSON ({why}); copy the run again, or delete it and train again.")
-    return value
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest of what its model was trained on: the refusal of reports and the warnings about a
+    scan rest on that alone."""
+    kept = json.dumps([manifest.get(key) for key in ("domain", "input_ranges")], sort_keys=True)
+    return manifest | {_SEAL: hashlib.sha256(kept.encode()).hexdigest()[:16]}
 
 
 def place(path: epath.PathLike, flag: str) -> epath.Path:
@@ -214,10 +256,10 @@ def record_steps(run: epath.PathLike, step: int, steps: int) -> int:
     """The `train.steps` that the run had so far; a change of it at `step` is added to the manifest's `schedules`."""
     manifest = read_manifest(run)
     changes = manifest.get("schedules", [])
-    before = changes[-1]["steps"] if changes else flatten(read_config(run))["train.steps"]
+    before = changes[-1].get("steps") if changes else flatten(read_config(run))["train.steps"]
     if before != steps:
         manifest["schedules"] = [*changes, {"from_step": step, "steps": steps, "steps_before": before}]
-        storage.write_text(epath.Path(run) / "manifest.json", json.dumps(manifest, indent=1))
+        writing.write(epath.Path(run) / "manifest.json", json.dumps(manifest, indent=1))
     return before
 
 
@@ -227,14 +269,14 @@ def model_folder(run: epath.PathLike) -> epath.Path:
 
 def read_base_config(run: epath.PathLike) -> dict[str, Any]:
     """The 2D base's config.json as the run recorded it."""
-    return _read_object(model_folder(run) / "config.json")
+    return untrusted.read_json(model_folder(run) / "config.json", {}, remedy=_AGAIN)
 
 
 def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.PathLike) -> None:
     """Writes the 2D base's config.json and copies its tokeniser files."""
     model = model_folder(folder)
     model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps(base_config, indent=1))
+    writing.write(model / "config.json", json.dumps(base_config, indent=1))
     storage.copy_files(_OF_BASE, tokenizer, model)
 
 
@@ -245,6 +287,6 @@ def write_description(
     """Writes what describes a run, before its first step; config.json last, since it makes the folder a run."""
     folder = epath.Path(workdir)
     write_model(workdir, base_config, tokenizer)
-    (folder / "params.txt").write_text(table + "\n")
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    storage.write_text(folder / "config.json", json.dumps(config.to_dict(), indent=1))
+    writing.write(folder / "params.txt", table + "\n")
+    writing.write(folder / "manifest.json", json.dumps(sealed(manifest), indent=1))
+    writing.write(folder / "config.json", json.dumps(config.to_dict(), indent=1))

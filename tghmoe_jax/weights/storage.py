@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -91,12 +93,9 @@ def read_tensor(file: Path, name: str) -> np.ndarray:
 def read_index(index: Path) -> dict[str, str]:
     """Reads {tensor name: shard file name}; every shard must be a file directly in the folder."""
     try:
-        shards = json.loads(index.read_text())["weight_map"]
-        valid = isinstance(shards, dict) and all(isinstance(shard, str) for shard in shards.values())
-    except (ValueError, KeyError, TypeError, OSError):
-        valid = False
-    if not valid:
-        raise UserError(f"{index} is not a safetensors index with a weight_map; copy or download it again.")
+        shards = untrusted.read_json(index, {"weight_map": {str: str}})["weight_map"]
+    except (UserError, KeyError):
+        raise UserError(f"{index} is not a safetensors index with a weight_map; copy or download it again.") from None
     names = sorted(set(shards.values()))
     # A shard elsewhere could be any file of the machine: an index from the net may not choose it.
     outside = [name for name in names if Path(name).name != name or name in ("", ".", "..") or "\\" in name]
@@ -141,14 +140,14 @@ def write_tensors(
     pending: dict[Path, Path] = {}
     try:
         for name, keys in split.filename_to_tensors.items():
-            pending[folder / f".{name}.{os.getpid()}.tmp"] = folder / name
+            pending[folder / f".{name}.{uuid.uuid4().hex}.tmp"] = folder / name
             # save_file writes raw memory: a strided view would be stored in the wrong order.
             data = {key: np.asarray(np.asarray(tensors[key]), order="C") for key in keys}
             # Hugging Face refuses a file without the format key.
             save_file(data, next(reversed(pending)), metadata={"format": "pt"})
             os.chmod(next(reversed(pending)), 0o666 & ~_umask())  # save_file lets nobody else read it
         if split.is_sharded:
-            pending[folder / f".{INDEX}.{os.getpid()}.tmp"] = folder / INDEX
+            pending[folder / f".{INDEX}.{uuid.uuid4().hex}.tmp"] = folder / INDEX
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             next(reversed(pending)).write_text(json.dumps(index, indent=2) + "\n")
         (folder / INDEX).unlink(missing_ok=True)
@@ -175,25 +174,11 @@ def n_bytes(tensor) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def write_text(file: epath.PathLike, text: str) -> None:
-    """Replaces a text file atomically; it may be at a URL, where an object is written whole or not at all."""
-    file = epath.Path(file)
-    if "://" in str(file):
-        file.write_text(text)
-        return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def copy_files(names: Iterable[str], source: epath.PathLike, target: epath.PathLike) -> None:
     """Copies those of the named files that the folder `source` has into the folder `target`."""
     for old, new in ((epath.Path(source) / name, epath.Path(target) / name) for name in names):
         if old.is_file() and old.resolve() != new.resolve():
-            new.write_bytes(old.read_bytes())
+            writing.write(new, old.read_bytes())
 
 
 def cache_home() -> Path:
@@ -234,10 +219,8 @@ def fetched(url: str | os.PathLike) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         if not (target / file.name).is_file():
-            part = target / f".{file.name}.{os.getpid()}.tmp"
-            with file.open("rb") as content, open(part, "wb") as copy:
+            with writing.renamed(target / file.name) as part, file.open("rb") as content, open(part, "wb") as copy:
                 shutil.copyfileobj(content, copy, 1 << 24)
-            os.replace(part, target / file.name)
     return target
 
 
