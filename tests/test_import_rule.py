@@ -36,7 +36,7 @@ APART = {
     "evaluation": {"scans", "samples", "datasets"},
 }
 REGISTRY = "tghmoe_jax.datasets.sources"  # alone knows the drawn data sets
-ANYWHERE = {"", "errors"}  # the version in `__init__`, and the exception that means a user's error
+ANYWHERE = {"", "errors", "digests"}  # the version in `__init__`, what means a user's error, and digests of files
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch", "tensorflow", "haiku"}
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -97,8 +97,8 @@ def may_import(module, target):
         return other == "reader"  # `load`, through __getattr__ (see the test of eager imports)
     if own == other and own not in LEVEL:
         return True
-    if own in ("errors", "sharding"):
-        return False
+    if own in ("errors", "sharding", "digests"):
+        return own == "digests" and other == "errors"
     if other in ANYWHERE:
         return True
     if other == "drawn":
@@ -219,6 +219,7 @@ def tree(root, **sources):
         ("sharding__x", "from tghmoe_jax.models import y"),
         ("sharding__x", "from tghmoe_jax.errors import UserError"),
         ("errors", "import tghmoe_jax.scans.y"),
+        ("digests", "import tghmoe_jax.weights.y"),
         ("ops__x", "from configs import common"),
         ("configs__x", "import tghmoe_jax.models.y"),
         ("configs__x", "import configs.stage1"),
@@ -244,12 +245,14 @@ def test_a_forbidden_import_is_seen(tmp_path, name, text):
         ("tools__aot", "from tghmoe_jax.training import y\nfrom tghmoe_jax.tools import flops"),
         ("main", "from tghmoe_jax import train"),
         ("scans__x", "import numpy\nfrom tghmoe_jax.errors import UserError"),
+        ("drawn__x", "from tghmoe_jax import digests"),
+        ("digests", "from tghmoe_jax.errors import UserError"),
         ("configs__x", "from configs import common\nimport ml_collections"),
     ],
 )
 def test_an_allowed_import_passes(tmp_path, name, text):
     extra = {f"{part}__y": "" for part in (*APART, "models", "sharding", "training", "ops")}
-    extra |= dict.fromkeys(("configs__common", "predict", "train", "main", "errors"), "")
+    extra |= dict.fromkeys(("configs__common", "predict", "train", "main", "errors", "digests"), "")
     extra |= dict.fromkeys(("studies__ablate", "tools__flops"), "")
     assert violations(tree(tmp_path, **(extra | {name: text}))) == []
 

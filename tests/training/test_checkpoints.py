@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
+from tghmoe_jax import digests
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints, digests
+from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.step import TrainState
 
 # A restore that fails leaves threads of orbax behind, which find its event loop closed.

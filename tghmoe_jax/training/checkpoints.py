@@ -20,12 +20,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from tghmoe_jax import digests
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import digests, exported, hosts, run_folder
+from tghmoe_jax.training import exported, hosts, run_folder
 from tghmoe_jax.training.step import TrainState
-from tghmoe_jax.weights import adapt
+from tghmoe_jax.weights import adapt, storage
 
 FOLDER = "checkpoints"
 _NO_DIGESTS = f"{digests.FILE} is missing"
@@ -200,7 +201,8 @@ def _write_digests(folder: epath.Path) -> None:
     if hosts.first():
         found = {name: digest for part in parts for name, digest in json.loads(part).items()}
         unseen = [name for name, digest in found.items() if not digest]  # by a host whose view of the disk is older
-        digests.write(folder, found | digests.of_files(folder, unseen))
+        text = digests.text(found | digests.of_files(folder, unseen))
+        storage.write_text(folder / digests.FILE, text)
 
 
 def _problems(folder: epath.Path) -> list[str]:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from tghmoe_jax import digests
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import digests, model_card, run_folder
+from tghmoe_jax.training import model_card, run_folder
 from tghmoe_jax.weights import storage
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
@@ -63,7 +64,8 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     storage.write_text(folder / "README.md", card)
     text = json.dumps(config, indent=1) + "\n"
     found = digests.of_files(folder, digests.files(folder))
-    digests.write(folder, found | {"config.json": hashlib.sha256(text.encode()).hexdigest()})
+    found["config.json"] = hashlib.sha256(text.encode()).hexdigest()
+    storage.write_text(folder / digests.FILE, digests.text(found))
     storage.write_text(folder / "config.json", text)  # last: it makes the folder a run
     return files
 
