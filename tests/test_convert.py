@@ -70,7 +70,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     run, params = pretrained
     call(run, tmp_path / "base")
     assert {file.name for file in (tmp_path / "base").iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json", *FILES
+        "config.json", "model.safetensors", "preprocessor_config.json", digests.FILE, *FILES
     }  # fmt: skip
     for name in FILES:
         assert (tmp_path / "base" / name).read_bytes() == (EMBEDDED / name).read_bytes()
