@@ -1,14 +1,14 @@
 """Kills a tiny run again and again, or asks it to stop, and compares what it ends as with a run that nobody touched.
 
-    python -m benchmarks.kills [--kills 200] [--signal KILL] [--processes 1] [--chain 20] [--minutes M]
+    python -m benchmarks.kills [--kills 200] [--signals KILL,TERM,INT] [--processes 1] [--minutes M]
 
-Each process is hit at a drawn moment of a phase: start, drawing of volumes, restore, step, save or evaluation. The same
-command then goes on, is hit again, and after `--chain` hits it runs to its end. What must hold:
+Each process is hit by one of the signals at a drawn moment of a phase: start, drawing of volumes, restore, step, save
+or evaluation. The same command then goes on, is hit again, and after `--chain` hits it runs to its end. What must hold:
 
     KILL          every checkpoint can be read; losses, parameters and evaluation files are bitwise those of the
                   unbroken run; no process and no hidden folder is left
     TERM, INT     the same, and every process ends within 30 s with exit code 75 (0 where it was done) and no traceback;
-                  of two processes one is asked, and both end at one step
+                  of two processes one is asked (both at the start, where they have not met), and both end at one step
 """
 
 import argparse
@@ -161,25 +161,25 @@ def left(run: Path) -> list[str]:
     return found
 
 
-def untouched(folder: Path) -> tuple[dict, dict[str, float]]:
-    """The results of a run that nobody kills, and how long its phases take, in seconds."""
-    for name in ("first", "unbroken"):  # the first one compiles
-        (host,) = begin(folder, folder / name, 1)
-        if host.ends():
-            raise RuntimeError(host.text[-3000:])
+def untouched(folder: Path, processes: int) -> tuple[dict, dict[str, float]]:
+    """The results of a run that nobody kills, and how long its phases take at least, in seconds."""
+    hosts = begin(folder, folder / "unbroken", processes)
+    if any([host.ends() for host in hosts]):
+        raise RuntimeError(hosts[0].text[-3000:])
     lengths = collections.defaultdict(list)
-    for (phase, at), (_, end) in zip(host.marks, host.marks[1:], strict=False):
+    for (phase, at), (_, end) in zip(hosts[0].marks, hosts[0].marks[1:], strict=False):
         lengths[phase].append(end - at)
     lengths["restore"] = [0.3]  # an unbroken run restores nothing
-    return results(folder / "unbroken"), {phase: max(several) for phase, several in lengths.items()}
+    return results(folder / "unbroken"), {phase: min(several) for phase, several in lengths.items()}
 
 
-def hit(hosts: list[Host], phase: str, occurrence: int, length: float, number: int, rng: random.Random) -> dict | None:
-    """Hits the processes at a moment of a phase; None where they ended before. {phase, seconds, codes, faults}."""
+def hit(hosts: list[Host], phase: str, occurrence: int, length: float, name: str, rng: random.Random) -> dict | None:
+    """Hits the processes at a moment of a phase; None where they ended before. {phase, signal, seconds, ...}."""
     if not hosts[0].reaches(phase, occurrence):
         return None
     time.sleep(rng.uniform(0, length))
-    targets = hosts if number == signal.SIGKILL else [rng.choice(hosts)]
+    number = getattr(signal, f"SIG{name}")
+    targets = hosts if number == signal.SIGKILL or phase == "start" else [rng.choice(hosts)]
     for host in rng.sample(targets, len(targets)):
         host.process.send_signal(number)
     begun = time.monotonic()
@@ -191,7 +191,7 @@ def hit(hosts: list[Host], phase: str, occurrence: int, length: float, number: i
         allowed = {0, PREEMPTED} | ({-number} if phase == "start" else set())
         faults += ["late"] * (seconds > LIMIT) + ["exit code"] * (not set(codes) <= allowed)
         faults += ["different codes"] * (len(set(codes)) > 1)
-    return {"phase": phase, "seconds": seconds, "codes": codes, "faults": faults, "text": text[-3000:]}
+    return {"phase": phase, "signal": name, "seconds": seconds, "codes": codes, "faults": faults, "text": text[-3000:]}
 
 
 def trouble(text: str) -> list[str]:
@@ -213,16 +213,11 @@ def ended(run: Path, hosts: list[Host], unbroken: dict) -> list[str]:
 
 
 def campaign(
-    kills: int, number: int, processes: int, chain: int, seed: int, folder: Path, progress=print, minutes=math.inf
+    kills: int, signals: list[str], processes: int, chain: int, seed: int, folder: Path, minutes: float = math.inf
 ) -> tuple[list[dict], list[dict]]:
     """(a record for each hit, a record for each run that came to its end)."""
+    unbroken, lengths = untouched(folder, processes)
     limit = time.monotonic() + 60 * minutes
-    unbroken, lengths = untouched(folder)
-    if processes > 1:  # another mesh, another order of sums
-        run = folder / "unbroken-several"
-        if any(host.ends() for host in begin(folder, run, processes)):
-            raise RuntimeError("the unbroken run failed")
-        unbroken = results(run)
     rng, hits, runs = random.Random(seed), [], []  # noqa: S311
     while len(hits) < kills and time.monotonic() < limit:
         run = folder / f"run-{len(runs)}"
@@ -232,48 +227,48 @@ def campaign(
             if len(hits) >= min(kills, since + chain) or time.monotonic() > limit:
                 break
             phase = PLAN[(len(hits) - since) % len(PLAN)]
-            found = hit(hosts, phase, rng.choice((1, 1, 2)), lengths[phase], number, rng)
+            found = hit(hosts, phase, rng.choice((1, 1, 2)), lengths[phase], rng.choice(signals), rng)
             if found is None:
                 break
             hits.append(found | {"faults": found["faults"] + trouble(found["text"])})
-            if number != signal.SIGKILL and not any(found["codes"]):
-                break
             if hits[-1]["faults"]:
-                progress(f"{phase}: {hits[-1]['faults']} {found['codes']}\n{found['text']}")
+                print(f"{found['signal']} in {phase}: {hits[-1]['faults']} {found['codes']}\n{found['text']}")
+            if not any(found["codes"]):  # it was done when the signal came
+                break
         faults = ended(run, hosts, unbroken)
         faults += trouble("".join(host.text for host in hosts))
         runs.append({"hits": len(hits) - since, "faults": faults})
-        progress(f"{run.name}: {runs[-1]['hits']} hits, {'; '.join(faults) or 'as the unbroken run'}")
+        print(f"{run.name}: {runs[-1]['hits']} hits, {'; '.join(faults) or 'as the unbroken run'}")
         for made in (run, Path(f"{run}-data")):
             shutil.rmtree(made, ignore_errors=True)
     return hits, runs
 
 
 def table(hits: list[dict], runs: list[dict]) -> str:
-    lines = ["| phase | hits | faults | longest end, s |", "|---|---|---|---|"]
+    signals = list(dict.fromkeys(one["signal"] for one in hits))
+    lines = [f"| phase | {' | '.join(signals)} | faults | longest end, s |", "|---" * (len(signals) + 3) + "|"]
     for phase in dict.fromkeys(PLAN):
         own = [one for one in hits if one["phase"] == phase]
+        counts = [str(sum(one["signal"] == name for one in own)) for name in signals]
         faults = collections.Counter(fault for one in own for fault in one["faults"])
         longest = max((one["seconds"] for one in own), default=0.0)
-        lines.append(f"| {phase} | {len(own)} | {json.dumps(faults) if faults else 0} | {longest:.1f} |")
+        lines.append(f"| {' | '.join([phase, *counts])} | {json.dumps(faults) if faults else 0} | {longest:.1f} |")
     bad = sum(bool(one["faults"]) for one in runs)
-    return "\n".join([*lines, f"{len(runs)} runs came to their end, {bad} of them with faults"])
+    return "\n".join([*lines, f"{len(hits)} hits; {len(runs)} runs came to their end, {bad} of them with faults"])
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
+    parser.add_argument("--signals", default="KILL", help="a list of KILL, TERM and INT")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--chain", type=int, default=20)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begins nothing after so many")
+    parser.add_argument("--chain", type=int, default=20, help="hits before a run may end")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="hits nothing after so many")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    number = getattr(signal, f"SIG{args.signal}")
+    signals = args.signals.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        hits, runs = campaign(
-            args.kills, number, args.processes, args.chain, args.seed, Path(folder), print, args.minutes
-        )
+        hits, runs = campaign(args.kills, signals, args.processes, args.chain, args.seed, Path(folder), args.minutes)
     print(table(hits, runs))
     return int(any(one["faults"] for one in hits + runs))
 
