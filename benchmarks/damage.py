@@ -1,29 +1,29 @@
-"""Damages files of checkpoints and of an exported model, and looks at what the program does with them.
+"""Damages files of checkpoints, models and data, and looks at what the program does with them.
 
     python -m benchmarks.damage [--cases 500] [--seed 0]
 
 Each case spoils one file: a flipped bit, a cut, zeros, a deletion, or a file too many. Then a run is resumed and its
-parameters are read, or the model is loaded. Possible outcomes:
+parameters are read, the model or the base is loaded, the prepared set is read, or the drawn volumes are. Outcomes:
 
-    went on      damage was named, and the run goes on from the checkpoint before, bit for bit
+    went on      damage was named, and the run goes on from the checkpoint before, bit for bit; volumes are drawn anew
     refused      one sentence that names the file or its folder
     harmless     the result is bitwise that of whole files
     told         the result differs, after a line on the error stream (a model without digests)
     SILENT       the result differs and nobody is told
     TRACEBACK    anything else
-
-Prepared data sets and drawn caches have no digests yet and are not part of this.
 """
 
 import argparse
 import collections
 import contextlib
 import io
+import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import grain
 import jax
@@ -32,6 +32,10 @@ import numpy as np
 import optax
 from absl import logging
 
+from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
+from tghmoe_jax.datasets import prepared, preparing
+from tghmoe_jax.datasets.file_source import FileSource
+from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.loading import load_run
@@ -39,6 +43,7 @@ from tghmoe_jax.training.step import TrainState
 
 KINDS = ("flip", "cut", "zero", "delete", "add")
 BAD = ("SILENT", "TRACEBACK")
+QUESTION = "Which plane is this? Ärzte 12.5 mm"
 
 
 def spoil(file: Path, kind: str, rng: np.random.Generator) -> None:
@@ -121,8 +126,58 @@ def load(model: Path) -> str:
     same = (found.digest, found.config, found.manifest, found.model) == (
         whole.digest, whole.config, whole.manifest, whole.model
     )  # fmt: skip
-    question = "Which plane is this? Ärzte 12.5 mm"
-    return "harmless" if same and found.tokenizer.encode(question) == whole.tokenizer.encode(question) else "SILENT"
+    return "harmless" if same and found.tokenizer.encode(QUESTION) == whole.tokenizer.encode(QUESTION) else "SILENT"
+
+
+def load_base_of(copy: Path) -> str:
+    """The outcome of loading a copy of the embedded base."""
+    found, whole = (load_base(one) for one in (str(copy), "embedded"))
+    same = found.config == whole.config and bits(found.params) == bits(whole.params)
+    ids = [tokenizer_of(one.folder, one.config).encode(QUESTION) for one in (found, whole)]
+    return "harmless" if same and ids[0] == ids[1] else "SILENT"
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def write_set(raw: Path, folder: Path) -> Path:
+    """A prepared set of twelve volumes of noise in three shards."""
+    raw.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(12):
+        np.save(raw / f"{number}.npy", rng.random((1, 8, 24, 24), np.float32))
+        row = {"volume": f"{number}.npy", "case": str(number), "split": "train", "question": "Which?", "answer": "left"}
+        rows.append(json.dumps(row) + "\n")
+    (raw / "manifest.jsonl").write_text("".join(rows))
+    data = {"name": "manifest", "root": str(raw), "manifest": "manifest.jsonl", "slices": 8, "size": 24}
+    with mock.patch.object(prepared, "SHARD", 4):
+        preparing.prepare(data, folder, say=lambda text: None)
+    return folder
+
+
+def digest_of_source(source) -> bytes:
+    return b"".join(source.slices(index)[0].tobytes() for index in range(len(source)))
+
+
+def read_set(folder: Path) -> str:
+    data = {"name": "manifest", "manifest": "manifest.jsonl", "slices": 8, "size": 24, "channels": "windows3"}
+    found, whole = (FileSource(data | {"root": str(one)}, "train") for one in (folder, folder.parent.parent / "set"))
+    same = digest_of_source(found) == digest_of_source(whole)
+    return "harmless" if same and found.digest() == whole.digest() else "SILENT"
+
+
+def draw(root: Path) -> list[PhantomSource]:
+    return [PhantomSource(root, split, 3, grid=(8, 24, 24)) for split in ("train", "test")]
+
+
+def read_drawn(root: Path) -> str:
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        found = draw(root)
+    whole = draw(root.parent.parent / "drawn")
+    if [(digest_of_source(one), one.truths) for one in found] != [(digest_of_source(one), one.truths) for one in whole]:
+        return "SILENT"
+    return "went on" if "are drawn anew" in told.getvalue() else "harmless"
 
 
 # ---- the campaign ----------------------------------------------------------------------------------------------------
@@ -145,12 +200,19 @@ def outcome(act: Callable[[Path], str], folder: Path) -> tuple[str, str]:
 def campaign(cases: int, seed: int, folder: Path, progress=print) -> list[dict[str, str]]:
     """One record a case: {what, file, kind, outcome, said}. Files and kinds go round, places are drawn."""
     logging.set_verbosity(logging.ERROR)
-    whole = {"checkpoint": write_run(folder / "run"), "model": Path(shutil.copytree(run_folder.EMBEDDED, folder / "m"))}
-    acts = {"resume": ("checkpoint", resume), "parameters": ("checkpoint", read_params), "load": ("model", load)}
-    below = {"checkpoint": "checkpoints/4", "model": "."}
+    draw(folder / "drawn")
+    whole = {
+        "checkpoint": write_run(folder / "run"), "model": Path(shutil.copytree(run_folder.EMBEDDED, folder / "m")),
+        "base": Path(shutil.copytree(EMBEDDED, folder / "b")), "set": write_set(folder / "raw", folder / "set"),
+        "caches": folder / "drawn",
+    }  # fmt: skip
+    acts = {
+        "resume": ("checkpoint", resume), "parameters": ("checkpoint", read_params), "load": ("model", load),
+        "base": ("base", load_base_of), "prepared set": ("set", read_set), "drawn caches": ("caches", read_drawn),
+    }  # fmt: skip
     rng, targets = np.random.default_rng(seed), []
     for what, (kept, _) in acts.items():
-        places = (whole[kept] / below[kept]).rglob("*")
+        places = (whole[kept] / ("checkpoints/4" if kept == "checkpoint" else ".")).rglob("[!.]*")
         files = sorted(p.relative_to(whole[kept]) for p in places if p.is_file())
         targets.append([(what, file, kind) for file in files for kind in KINDS])
         rng.shuffle(targets[-1])

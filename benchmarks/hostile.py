@@ -37,11 +37,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from benchmarks.damage import table
-from tghmoe_jax import convert, evaluate, predict, prepare, verify
+from tghmoe_jax import convert, digests, evaluate, predict, prepare, verify
 from tghmoe_jax import main as training_command
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.evaluation import files
-from tghmoe_jax.training import checkpoints, digests, run_folder
+from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import TrainState

@@ -14,14 +14,14 @@ import pytest
 
 from configs import pretrain2d, stage1
 from tests import tiny_run
-from tghmoe_jax import convert, train
+from tghmoe_jax import convert, digests, train
 from tghmoe_jax.bases import llava, phi3v
 from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
-from tghmoe_jax.training import checkpoints, digests, loading, program, run_folder, step
+from tghmoe_jax.training import checkpoints, loading, program, run_folder, step
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import storage
 
@@ -70,7 +70,7 @@ def test_the_folder_is_a_base_for_stage1_with_every_tensor_accounted_for(pretrai
     run, params = pretrained
     call(run, tmp_path / "base")
     assert {file.name for file in (tmp_path / "base").iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json", *FILES
+        "config.json", "model.safetensors", "preprocessor_config.json", digests.FILE, *FILES
     }  # fmt: skip
     for name in FILES:
         assert (tmp_path / "base" / name).read_bytes() == (EMBEDDED / name).read_bytes()

@@ -36,7 +36,7 @@ APART = {
     "evaluation": {"scans", "samples", "datasets"},
 }
 REGISTRY = "tghmoe_jax.datasets.sources"  # alone knows the drawn data sets
-ANYWHERE = {"", "terminal", "errors", "untrusted", "writing"}  # the version, and what every command prints and writes
+ANYWHERE = {"", "terminal", "errors", "untrusted", "writing", "digests"}  # what every command prints, reads and writes
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch", "tensorflow", "haiku"}
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -221,6 +221,7 @@ def tree(root, **sources):
         ("sharding__x", "from tghmoe_jax.models import y"),
         ("sharding__x", "from tghmoe_jax.errors import UserError"),
         ("errors", "import tghmoe_jax.scans.y"),
+        ("digests", "import tghmoe_jax.weights.y"),
         ("ops__x", "from configs import common"),
         ("configs__x", "import tghmoe_jax.models.y"),
         ("configs__x", "import configs.stage1"),
@@ -246,12 +247,14 @@ def test_a_forbidden_import_is_seen(tmp_path, name, text):
         ("tools__aot", "from tghmoe_jax.training import y\nfrom tghmoe_jax.tools import flops"),
         ("main", "from tghmoe_jax import train"),
         ("scans__x", "import numpy\nfrom tghmoe_jax.errors import UserError"),
+        ("drawn__x", "from tghmoe_jax import digests"),
+        ("digests", "from tghmoe_jax.errors import UserError"),
         ("configs__x", "from configs import common\nimport ml_collections"),
     ],
 )
 def test_an_allowed_import_passes(tmp_path, name, text):
     extra = {f"{part}__y": "" for part in (*APART, "models", "sharding", "training", "ops")}
-    extra |= dict.fromkeys(("configs__common", "predict", "train", "main", "errors"), "")
+    extra |= dict.fromkeys(("configs__common", "predict", "train", "main", "errors", "digests"), "")
     extra |= dict.fromkeys(("studies__ablate", "tools__flops"), "")
     assert violations(tree(tmp_path, **(extra | {name: text}))) == []
 

@@ -49,8 +49,8 @@ def test_the_set_holds_every_volume_once_as_the_model_reads_it(scans, unbroken):
         wanted = prepare_slices(read_volume(scans / key), 8, 24)
         assert np.array_equal(slices, wanted.slices) and np.array_equal(mask, wanted.slice_mask)
     assert {path.name for path in unbroken.iterdir()} == {
-        ".lock", "card.json", "card.md", "durations.json", "items.jsonl", "leaks.csv", "prepare.json", "rejected.csv",
-        "volumes", "warnings.csv",
+        ".lock", "card.json", "card.md", "digests.json", "durations.json", "items.jsonl", "leaks.csv", "prepare.json",
+        "rejected.csv", "volumes", "warnings.csv",
     }  # fmt: skip
     assert len(list((unbroken / "volumes").glob("*.array_record"))) == 3
     (bad,) = rows(unbroken / "rejected.csv")
@@ -191,7 +191,7 @@ def test_a_killed_preparation_goes_on_to_the_very_same_files(scans, unbroken, tm
 
 def test_what_is_done_is_not_done_again(scans, unbroken, tmp_path):
     folder = tmp_path / "set"
-    process = started(scans, folder, "--workers=1", code=KILLED_AT_FILE.format(at=11, before=False))
+    process = started(scans, folder, "--workers=1", code=KILLED_AT_FILE.format(at=12, before=False))
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -4,14 +4,18 @@ import errno
 import json
 import os
 import resource
+import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import damage
+from tests import tiny_run
 from tests.prepare_runs import KILLED_AT_FILE, SHARD, arguments, contents, rows, started, write_scans
-from tghmoe_jax import prepare
+from tghmoe_jax import prepare, verify
 from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets import workers as pool
 from tghmoe_jax.datasets.items import Dataset, Item
@@ -186,3 +190,57 @@ def test_the_time_left_is_right_from_the_first_report_on(workers, monkeypatch):
         seconds = sum(int(part) * unit for part, unit in zip(left, (3600, 60, 1), strict=True))
         assert abs(seconds - 2 * (1200 - done) / workers) <= 0.1 * 2 * 1000 / workers, line
     assert len(said) > 20
+
+
+@pytest.fixture(scope="module")
+def unbroken(scans, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "SHARD", SHARD)
+        assert prepare.main(arguments(scans, folder, "--workers=1")) == 0
+    return folder
+
+
+NAMES = ("prepare.json", "items.jsonl", "card.json", "leaks.csv", "digests.json", *(
+    f"volumes/00001{suffix}" for suffix in (".jsonl", ".array_record", ".npy")
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["flip", "delete"])
+def test_a_damaged_set_is_refused_and_the_same_command_makes_it_whole(scans, unbroken, tmp_path, name, kind, capsys):
+    folder = Path(shutil.copytree(unbroken, tmp_path / "set"))
+    damage.spoil(folder / name, kind, np.random.default_rng(2))
+    read_later = kind == "flip" and name.endswith((".array_record", ".npy"))
+    if not read_later:
+        with pytest.raises(UserError, match=str(folder)) as error:
+            prepared.PreparedSet(folder)
+        assert "prepare" in str(error.value) and "\n" not in str(error.value)
+    assert verify.main([str(folder)]) == 2 and ": damaged: " in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("volumes/00000.*")}
+    assert prepare.main(arguments(scans, folder, "--workers=1")) == 0
+    assert contents(folder) == contents(unbroken)
+    if name != "digests.json":
+        assert before == {path: path.stat().st_mtime_ns for path in before}, "what is whole is not made again"
+
+
+def test_the_sentence_of_a_damaged_set_holds_the_command(unbroken, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(unbroken, tmp_path / "my set"))
+    file = folder / "volumes" / "00002.array_record"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    found = prepared.PreparedSet(folder)
+    with pytest.raises(UserError, match="is damaged .volume .* in volumes/00002.array_record: ") as error:
+        [found.grid(key) for key in found.rows]
+    command = shlex.split(str(error.value).partition(" run python -m tghmoe_jax.prepare ")[2])
+    monkeypatch.chdir(tiny_run.ROOT)
+    assert prepare.main([*command, "--workers=1"]) == 0 and contents(folder) == contents(unbroken)
+
+
+def test_a_file_too_many_in_a_set_is_named_and_kept(scans, unbroken, tmp_path, capsys):
+    folder = Path(shutil.copytree(unbroken, tmp_path / "set"))
+    (folder / "volumes" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="volumes/notes.txt does not belong there"):
+        prepared.PreparedSet(folder)
+    assert prepare.main(arguments(scans, folder)) == 2
+    assert "volumes/notes.txt does not belong there; move it elsewhere." in capsys.readouterr().err
+    assert (folder / "volumes" / "notes.txt").read_text() == "mine"

@@ -172,3 +172,26 @@ def test_every_command_ends_with_one_line(name):
         text = f"{start}{body}runpy.run_module('tghmoe_jax.{name}', run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", text], cwd=tiny_run.ROOT, capture_output=True, text=True)
         assert done.returncode == code and done.stderr.startswith(said), done.stderr
+
+
+IMPORTING = """
+import os, runpy, sys
+sys.argv[0] = "-m"  # as Python has it while it looks for the module
+class Killed:
+    def find_spec(self, name, *where):
+        if name == "jax":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Killed())
+runpy.run_module("tghmoe_jax.{module}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("module", "number", "code", "said"), [
+    ("main", signal.SIGTERM, PREEMPTED, "stopped by SIGTERM; the same command goes on from the last checkpoint"),
+    ("main", signal.SIGINT, PREEMPTED, "stopped by Ctrl-C; the same command goes on from the last checkpoint"),
+    pytest.param("predict", signal.SIGINT, -signal.SIGINT, "", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_signal_while_modules_are_imported_shows_no_traceback(module, number, code, said):
+    program = IMPORTING.format(module=module, number=int(number))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tiny_run.ROOT, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)

@@ -14,11 +14,12 @@ from gcp_storage_emulator.server import create_server
 
 from configs import stage1
 from tests import tiny_run
+from tghmoe_jax import digests
 from tghmoe_jax.bases.base import load_base
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.training import digests, exported, guard, hosts, owner, reporting, run_folder
+from tghmoe_jax.training import exported, guard, hosts, owner, reporting, run_folder
 
 
 @pytest.fixture(scope="module")

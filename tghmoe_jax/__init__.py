@@ -3,8 +3,13 @@
 import glob
 import importlib.util
 import os
+import signal
+import sys
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # one of the commands is about to import its modules: Ctrl-C shows no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _leave_tpu_out() -> None:

@@ -15,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from tghmoe_jax import writing
+from tghmoe_jax import digests, writing
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.samples import tokenizer
@@ -45,8 +45,15 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
         )
     params, step = checkpoints.load_merged(run)
     files = save_base(target, params, run_folder.read_base_config(run), dtype)
-    storage.copy_files(_COPIED, run_folder.model_folder(run), target)
+    _complete(target, run_folder.model_folder(run))
     return f"step {step} of {source} -> {', '.join(map(str, files))}"
+
+
+def _complete(target: Path, source: Path) -> None:
+    """Copies what belongs to a 2D model besides its weights, and writes the digests of all."""
+    storage.copy_files(_COPIED, source, target)
+    found = digests.of_files(target, digests.files(target))
+    digests.write(target, found)
 
 
 def from_base(source: str, target: Path, dtype: str | None, published: bool) -> str:
@@ -61,7 +68,7 @@ def from_base(source: str, target: Path, dtype: str | None, published: bool) -> 
         files = save_base(target, base.params, base.config, dtype)
     else:
         files = save_converted(target, base, dtype)
-    storage.copy_files(_COPIED, base.folder, target)
+    _complete(target, base.folder)
     stored = storage.read_tensors(base.folder)
     names = base.params if published else FAMILIES[base.family].to_checkpoint(base.params, base.config)
 

@@ -91,6 +91,17 @@ def of_disk(error: BaseException, file: str = "a file") -> str:
     return f"{file} cannot be read or written ({error.strerror}); make room there, or name another folder."
 
 
+def end_at_once(code: int) -> None:
+    """Until `run_command` takes over, SIGTERM and Ctrl-C end this process with one line and `code`."""
+
+    def end(number: int, frame) -> None:
+        print(_said(Stopped(number), code), file=sys.stderr, flush=True)
+        os._exit(code)
+
+    for number in _SIGNALS:
+        signal.signal(number, end)
+
+
 def run_command(main: Callable[[], int], code: int | None = None) -> int:
     """Runs a command of the shell and returns its exit code.
 

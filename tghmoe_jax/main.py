@@ -10,17 +10,17 @@ resumes it. A second signal ends it at once.
 """
 
 import os
-import signal
 import sys
 import traceback
 
+from tghmoe_jax.errors import PREEMPTED, Stopped, UserError, end_at_once, of_disk, run_command
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are imported, Ctrl-C shows no traceback
+    end_at_once(PREEMPTED)  # while modules are imported
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tghmoe_jax import terminal
-from tghmoe_jax.errors import PREEMPTED, Stopped, UserError, of_disk, run_command
 from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
 from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take

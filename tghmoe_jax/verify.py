@@ -1,30 +1,42 @@
-"""Compares the files of runs, checkpoints and exported models with the digests that were written with them.
+"""Compares the files of runs, models and data with the digests that were written with them.
 
-    python -m tghmoe_jax.verify PATH...     runs, their checkpoints, exported models, or `embedded`
+    python -m tghmoe_jax.verify PATH...     runs, their checkpoints, exported models, `embedded`, prepared sets,
+                                            drawn caches, or a folder of such caches or sets
 
-One line for each checkpoint or model. Exit codes: 0 nothing is damaged; 2 something is, or a PATH is none of these.
+One line for each checkpoint, model, set or cache. Exit codes: 0 nothing is damaged; 2 something is, or a PATH is none
+of these.
 """
 
+import re
 import sys
 
 from etils import epath
 
+from tghmoe_jax import digests
+from tghmoe_jax.bases import base
+from tghmoe_jax.datasets import prepared
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
-from tghmoe_jax.training import checkpoints, digests, exported, run_folder
+from tghmoe_jax.training import checkpoints, exported, run_folder
+
+_CACHE = re.compile(r"phantom-[0-9a-f]{16}")
 
 
 def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:
-    """(folder, what is wrong, what else is to be said) of each checkpoint of a run, or of the one thing at `path`."""
-    folder = run_folder.EMBEDDED if path == "embedded" else run_folder.place(path, "PATH")
-    folder = epath.Path(folder)
+    """(folder, what is wrong, what else is to be said) of what lies at `path`, or of each checkpoint or cache there."""
+    if path == "embedded":
+        return [(epath.Path(one), *_look(epath.Path(one))) for one in (run_folder.EMBEDDED, base.EMBEDDED)]
+    folder = epath.Path(run_folder.place(path, "PATH"))
     if (folder / checkpoints.FOLDER).is_dir():
         found = [folder / checkpoints.FOLDER / str(step) for step in checkpoints.steps(folder / checkpoints.FOLDER)]
-    elif folder.parent.name == checkpoints.FOLDER or exported.is_exported(folder) or (folder / digests.FILE).exists():
+    elif _known(folder):
         found = [folder]
     else:
-        found = []
+        found = sorted(one for one in folder.iterdir() if _known(one)) if folder.is_dir() else []
     if not found:
-        raise UserError(f"{path} is neither a run with checkpoints, a checkpoint nor an exported model; name one.")
+        raise UserError(
+            f"{path} is neither a run with checkpoints, a checkpoint, an exported model, a prepared set nor a folder "
+            "of drawn caches; name one."
+        )
     result = [(one, *_look(one)) for one in found]
     try:  # what a run says of itself has no digests but the seal of its manifest
         run_folder.read_manifest(folder)
@@ -33,9 +45,23 @@ def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:
     return result
 
 
+def _known(folder: epath.Path) -> bool:
+    return (
+        folder.parent.name == checkpoints.FOLDER
+        or exported.is_exported(folder)
+        or (folder / digests.FILE).exists()
+        or (folder / "prepare.json").is_file()
+        or bool(_CACHE.fullmatch(folder.name))
+    )
+
+
 def _look(folder: epath.Path) -> tuple[list[str], str]:
     if folder.parent.name == checkpoints.FOLDER:
         wrong = checkpoints.undeclared(folder)
+    elif (folder / "prepare.json").is_file() and not (folder / digests.FILE).exists():
+        wrong = prepared.problems(folder)
+    elif _CACHE.fullmatch(folder.name) or folder == epath.Path(base.EMBEDDED):
+        wrong = [] if (folder / digests.FILE).exists() else [f"{digests.FILE} is missing"]
     else:
         wrong = [f"{digests.FILE} is missing"] if run_folder.lacks_digests(folder) else []
     if not wrong and not (folder / digests.FILE).exists():
@@ -47,7 +73,8 @@ def _look(folder: epath.Path) -> tuple[list[str], str]:
 @command
 def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m tghmoe_jax.verify", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, a checkpoint, an exported model, `embedded`")
+    what = "a run, a checkpoint, an exported model, `embedded`, a prepared set, drawn caches"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=what)
     results = [one for path in parser.parse_args(argv).paths for one in verify(path)]
     for folder, wrong, note in results:
         print(f"{folder}: {'damaged: ' + ', '.join(wrong) if wrong else note}")

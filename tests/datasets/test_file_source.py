@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tghmoe_jax import digests
 from tghmoe_jax.bases.base import EMBEDDED
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets import file_source as module
@@ -294,6 +295,7 @@ def test_leaks_are_dropped_on_the_side_that_is_named(make):
     (folder / "leaks.csv").write_text(
         "kind,split_a,key_a,split_b,key_b,similarity\ncase,train,m1,test,m8,1.0000\n", encoding="utf-8"
     )
+    digests.write(folder, digests.of_files(folder, digests.files(folder)))
     keys = {
         (drop, split): [key for _, key in FileSource(data | {"drop_leaks": drop}, split).volumes]
         for drop in ("none", "train", "test")

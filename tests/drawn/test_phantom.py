@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks import damage
 from tghmoe_jax.drawn import phantom, phantom_source
 from tghmoe_jax.drawn.phantom import PLANES, draw, plan
 from tghmoe_jax.drawn.phantom_anatomy import PADDING, PHASES
@@ -398,3 +399,22 @@ def test_all_planes_are_drawn_right_side_up():
         soft = np.moveaxis(soft, axis, -1)
         n = soft.shape[-1]
         assert soft[..., : n // 2].mean() > soft[..., n // 2 :].mean(), plane
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "delete", "add"])
+@pytest.mark.parametrize("name", ["volumes.npy", "truth.jsonl", "digests.json"])
+def test_a_damaged_cache_is_drawn_anew_after_one_line(tmp_path, capsys, kind, name):
+    whole = PhantomSource(tmp_path, "train", 2, grid=(8, 24, 24))
+    volumes, (folder,) = np.array(whole.volumes), tmp_path.iterdir()
+    assert capsys.readouterr().err == ""
+    damage.spoil(folder / name, kind, np.random.default_rng(1))
+    again = PhantomSource(tmp_path, "train", 2, grid=(8, 24, 24))
+    assert np.array_equal(again.volumes, volumes) and again.truths == whole.truths
+    err = capsys.readouterr().err
+    assert err.startswith(f"{folder} is damaged ({'' if kind == 'flip' else name}") and err.count("\n") == 1
+    left = [path for path in tmp_path.iterdir() if path != folder]
+    assert [path.name for one in left for path in one.iterdir()] == [f"{name}.1"] * (kind == "add"), (
+        "others' files stay"
+    )
+    PhantomSource(tmp_path, "train", 2, grid=(8, 24, 24))
+    assert capsys.readouterr().err == "", "once"

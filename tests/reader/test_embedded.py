@@ -10,7 +10,7 @@ import pytest
 import tghmoe_jax
 from configs import evaluate as evaluate_config
 from tests.scans import ct_fixtures as ct
-from tghmoe_jax import evaluate, predict
+from tghmoe_jax import digests, evaluate, predict
 from tghmoe_jax.bases import base
 from tghmoe_jax.drawn import phantom
 from tghmoe_jax.drawn.phantom_report import parse_findings
@@ -19,7 +19,7 @@ from tghmoe_jax.drawn.phantom_text import make_question
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.reader.reader import Reader
-from tghmoe_jax.training import digests, run_folder
+from tghmoe_jax.training import run_folder
 
 PLANE = ("--question", "Which plane is this?", "--choices", "axial|coronal|sagittal|oblique")
 

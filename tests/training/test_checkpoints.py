@@ -16,8 +16,9 @@ import optax
 import pytest
 from orbax.checkpoint._src.serialization import serialization
 
+from tghmoe_jax import digests
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints, digests
+from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.step import TrainState
 
 # A restore that fails leaves threads of orbax behind, which find its event loop closed.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from jax._src.compilation_cache import decompress_executable
 
 from tests import tiny_run
 
@@ -19,12 +20,12 @@ jax.jit(lambda x: x @ x + 3)(jax.numpy.ones((8, 8))).block_until_ready()
 
 
 def compiled(home, **environment) -> list[str]:
-    """Names of the programs that a process keeps below `home`."""
+    """Names of the programs that a process keeps below `home`; it must not warn of any."""
     unset = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     own = {key: value for key, value in os.environ.items() if key not in unset}
     own |= {"HOME": str(home), "PYTHONPATH": str(tiny_run.ROOT)} | environment
     done = subprocess.run([sys.executable, "-c", CODE], env=own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "compilation cache" not in done.stderr, done.stderr
     return sorted(path.name for path in home.rglob("*-cache"))
 
 
@@ -45,3 +46,20 @@ def test_a_folder_that_the_environment_names_goes_first_and_an_empty_name_keeps_
 def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / ".cache").write_text("a file")
     assert compiled(tmp_path) == []
+
+
+def test_programs_that_were_cut_short_are_replaced(tmp_path):
+    """By the next process, without a warning: cut, emptied, zeroed, or killed before jax noted the time of use."""
+    kept = compiled(tmp_path)
+    files = sorted(tmp_path.rglob("*-cache"))
+    whole = [file.read_bytes() for file in files]
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b"", lambda b: bytes(len(b))):
+        for file, content in zip(files, whole, strict=True):
+            file.write_bytes(damage(content))
+        assert compiled(tmp_path) == kept
+        assert all(len(decompress_executable(file.read_bytes())) > 4 for file in files)
+    for file in tmp_path.rglob("*-atime"):
+        file.unlink()
+    assert compiled(tmp_path) == kept and len(list(tmp_path.rglob("*-atime"))) == len(kept)
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert compiled(tmp_path) == kept and before == {file: file.stat().st_mtime_ns for file in files}

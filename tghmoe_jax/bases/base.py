@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tghmoe_jax import untrusted, writing
+from tghmoe_jax import digests, untrusted, writing
 from tghmoe_jax.bases import gemma3, llava, phi3v
 from tghmoe_jax.bases.family import Family
 from tghmoe_jax.errors import UserError
@@ -62,11 +62,14 @@ def load_config(folder: str | os.PathLike, flag: str = "--config.base") -> dict:
 def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--config.base") -> LoadedBase:
     """Reads a 2D base or a converted one; every tensor is accounted for, and `lazy` leaves stay on disk.
 
-    UserError names the flag and all problems.
+    UserError names the flag and all problems; where the folder has digests, a file that differs is one.
     """
+    path = base_folder(folder)
+    lost = path == EMBEDDED and not (path / digests.FILE).exists()
+    if wrong := [f"{digests.FILE} is missing"] if lost else digests.problems(path) if path.is_dir() else []:
+        raise UserError(f"{flag}={folder} is damaged ({digests.told(wrong)}); copy it again.")
     config = load_config(folder, flag)
     try:
-        path = base_folder(folder)
         tensors = storage.read_tensors(path)
         if config.get(CONVERTED):
             family = family_of(config)

@@ -5,17 +5,21 @@
     card.json, .md    counts and ranges         volumes/00000.jsonl          their index and provenance, and what was
     rejected.csv      what was left out                                      rejected among them, one a line
     warnings.csv      what readers warned of    volumes/00000.npy            their signatures (see `leaks`)
-    leaks.csv         what two splits share
+    leaks.csv         what two splits share             digests.json              a SHA-256 of each file
     durations.json    the only file that differs between two preparations of one set
 
-HU are stored as int16 and windowed when read, so that one set serves every window; values of a unit interval as uint8.
+When a set is opened, its small files are compared with their digests and every file has to be there; a volume is
+compared with the checksum in its index whenever it is read. HU are stored as int16 and windowed when read, so that one
+set serves every window; values of a unit interval as uint8.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +29,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from tghmoe_jax import untrusted
+from tghmoe_jax import digests, untrusted
 from tghmoe_jax.datasets.items import Item
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.tasks import TASKS
@@ -84,9 +88,13 @@ def shard_file(folder: epath.PathLike, shard: int, suffix: str) -> epath.Path:
 
 
 def write_shard(
-    folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray
+    folder: Path, shard: int, rows: list[dict[str, Any]], records: list[bytes], signatures: np.ndarray, note: Path
 ) -> None:
-    """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk."""
+    """Writes a shard whole: its index comes last, so that an index means a whole shard. OSError on a full disk.
+
+    The digests of its files are kept in `note` until the set is finished.
+    """
+    index, found = lines(rows), {}
     if records:
         with renamed(shard_file(folder, shard, ".array_record")) as part:
             try:
@@ -97,16 +105,54 @@ def write_shard(
             except RuntimeError as error:  # "write() failed: No space left on device; writing ..."
                 reason = re.search(r"failed: ([^;]+)", str(error))
                 raise OSError(0, reason[1] if reason else "a shard failed") from error
+            found[".array_record"] = digests.of_file(part)
         packed = io.BytesIO()
         np.save(packed, signatures, allow_pickle=False)
-        write(shard_file(folder, shard, ".npy"), packed.getvalue())
-    write(shard_file(folder, shard, ".jsonl"), lines(rows))
+        content = packed.getvalue()
+        write(shard_file(folder, shard, ".npy"), content)
+        found[".npy"] = digests.of_bytes(content)
+    found[".jsonl"] = digests.of_bytes(index)
+    names = {f"volumes/{shard:05d}{suffix}": digest for suffix, digest in found.items()}
+    write(note, json.dumps(names))
+    write(shard_file(folder, shard, ".jsonl"), index)
 
 
 def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
-    """What a folder was prepared with; None where it is not a prepared set."""
+    """What a folder was prepared with; None where it is not a prepared set. UserError where that has gone."""
     file = epath.Path(folder) / "prepare.json"
-    return (read_lines(file, _PARAMETERS) or [{}])[0] if file.is_file() else None
+    if file.is_file():
+        return (read_lines(file, _PARAMETERS) or [{}])[0]
+    if (file.parent / "volumes").is_dir() and (file.parent / digests.FILE).is_file():
+        raise UserError(damaged(folder, [f"{file.name} is missing"]))
+    return None
+
+
+def problems(folder: epath.PathLike, unread: tuple[str, ...] = ()) -> list[str]:
+    """`digests.problems` of a finished set; earlier versions wrote no digests."""
+    if not (epath.Path(folder) / digests.FILE).exists():
+        try:
+            declared = "digests" in json.loads((epath.Path(folder) / "card.json").read_text())
+        except OSError:
+            return ["card.json is missing"]
+        except (ValueError, TypeError):
+            declared = True
+        return [f"{digests.FILE} is missing"] if declared else []
+    return digests.problems(folder, unread=unread)
+
+
+def damaged(folder: epath.PathLike, wrong: list[str]) -> str:
+    """The sentence about a damaged set, with the command that makes again what is damaged."""
+    if "://" in str(folder):
+        return f"{folder} is damaged ({digests.told(wrong)}); copy it there again."
+    command = "python -m tghmoe_jax.prepare with the flags that it was prepared with"
+    if not any(one.startswith("prepare.json") for one in wrong):
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+            found = read_parameters(folder)
+            config = found["data.name"] if found["data.name"] in ("m3d", "ct_rate") else "manifest"
+            flags = [f"--config.{key}={found[key]}" for key in found if key.startswith("data.") and found[key]]
+            flags = [f"--config=configs/data_{config}.py", *flags, f"--to={folder}"]
+            command = shlex.join(["python", "-m", "tghmoe_jax.prepare", *flags])
+    return f"{folder} is damaged ({digests.told(wrong)}); to make that part again, run {command}"
 
 
 def item_row(item: Item) -> dict[str, Any]:
@@ -143,6 +189,8 @@ class PreparedSet:
             raise UserError(
                 f"{folder} holds no finished set; run python -m tghmoe_jax.prepare to its end (it resumes)."
             )
+        if wrong := problems(folder, unread=(".array_record", ".npy")):
+            raise UserError(damaged(folder, wrong))
         if self.parameters.get("format") != FORMAT:
             raise UserError(f"{folder} was prepared by another version of this project; prepare it into a new folder.")
         if missing := [key for key in _PARAMETERS if key not in self.parameters]:
@@ -183,8 +231,8 @@ class PreparedSet:
             if len(record) != dtype.itemsize * int(np.prod(shape)) or zlib.crc32(record) != row["crc32"]:
                 fault = "its checksum differs"
         if fault:
-            broken = shard_file(self.folder, row["shard"], ".*")
-            raise UserError(f"volume {key} in {broken} is damaged ({fault}); delete those files and prepare again.")
+            file = shard_file(self.folder, row["shard"], ".array_record").relative_to(self.folder)
+            raise UserError(damaged(self.folder, [f"volume {key} in {file}: {fault}"]))
         values = np.frombuffer(record, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
         return Grid(values, row["spacing_mm"] and tuple(row["spacing_mm"]), tuple(row["history"]))
 

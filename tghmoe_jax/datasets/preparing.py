@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tghmoe_jax import __version__, untrusted
+from tghmoe_jax import __version__, digests, untrusted
 from tghmoe_jax.datasets import card, leaks, prepared
 from tghmoe_jax.datasets.items import Dataset, Item
 from tghmoe_jax.datasets.registry import open_dataset
@@ -61,7 +61,7 @@ def prepare(
     try:
         _claim(folder, parameters)
         with _locked(folder):
-            if (folder / "card.json").is_file() and not _missing(folder, parameters):
+            if (folder / "card.json").is_file() and not _missing(folder, parameters) and not _spoiled(folder, say):
                 _tidy(folder)  # the run that finished the set may have been killed behind its card
                 say(f"{folder} is prepared already")
                 return untrusted.read_json(folder / "card.json", card.KIND, remedy="prepare the set into a new folder")
@@ -84,6 +84,10 @@ def prepare(
 
 def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     """Makes `folder` the set of these parameters. UserError where it is anything else."""
+    whole = prepared.lines([parameters])
+    with contextlib.suppress(digests.Damaged):
+        if (digests.read(folder) or {}).get("prepare.json") == digests.of_bytes(whole):  # also where it is damaged
+            write(folder / "prepare.json", whole)
     found = prepared.read_parameters(folder) if folder.is_dir() else None
     if found is None:
         # What a run leaves that is killed before prepare.json has its name, and the dot files of desktops and disks.
@@ -92,7 +96,7 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
         if any(path not in own and not (path.name.startswith(".") and path.is_file()) for path in there):
             raise UserError(f"--to {folder} holds other files; name a new folder.")
         (folder / "volumes").mkdir(parents=True, exist_ok=True)
-        write(folder / "prepare.json", prepared.lines([parameters]))
+        write(folder / "prepare.json", whole)
         return
     differ = [key for key in parameters.keys() | found.keys() if parameters.get(key) != found.get(key)]
     if differ:
@@ -118,6 +122,26 @@ def _tidy(folder: Path) -> None:
     shutil.rmtree(folder / WORK, ignore_errors=True)
     for part in folder.glob("*.part"):
         part.unlink()
+
+
+def _spoiled(folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether a finished set is damaged: all its files are hashed, and what is not whole is removed to be made again.
+
+    UserError for a file that is none of its own.
+    """
+    if not (wrong := prepared.problems(folder)):
+        return False
+    if foreign := [one for one in wrong if one.endswith(" does not belong there")]:
+        raise UserError(f"{folder}: {foreign[0]}; move it elsewhere.")
+    say(f"{folder} is damaged ({digests.told(wrong)}): that part is prepared again")
+    (folder / "card.json").unlink(missing_ok=True)  # from here on the set is not finished
+    unproven = any(one.startswith(digests.FILE) for one in wrong)
+    for file in (folder / "volumes").iterdir():
+        if unproven or any(one.startswith(f"volumes/{file.stem}.") for one in wrong):
+            file.unlink()
+    if unproven:
+        (folder / digests.FILE).unlink(missing_ok=True)
+    return True
 
 
 def _missing(folder: Path, parameters: Mapping[str, Any]) -> list[int]:
@@ -211,6 +235,11 @@ def source_digest(root: Path, key: str, volume: Volume) -> str:
     return hashlib.sha256(volume.array.tobytes()).hexdigest()
 
 
+def _note(folder: Path, shard: int) -> Path:
+    """Where the digests of a shard are kept until the set is finished."""
+    return folder / WORK / f"{shard:05d}.digests"
+
+
 def _pack(folder: Path, shard: int, volumes: int) -> None:
     """Packs the volumes of a shard, which all lie in `.work`, and takes them from there."""
     files = [
@@ -227,7 +256,7 @@ def _pack(folder: Path, shard: int, volumes: int) -> None:
             signatures.append(np.frombuffer(content[:cells], np.int8))
             records.append(content[cells:])
         rows.append(row)
-    prepared.write_shard(folder, shard, rows, records, np.array(signatures))
+    prepared.write_shard(folder, shard, rows, records, np.array(signatures), _note(folder, shard))
     for file in files:
         file.unlink()
 
@@ -248,19 +277,40 @@ def _finish(dataset: Dataset, folder: Path, parameters: Mapping[str, Any], say: 
             stored = np.load(prepared.shard_file(folder, shard, ".npy"), allow_pickle=False)
             signatures |= dict(zip((row["volume"] for row in good), stored, strict=True))
     doubts = [(key, warning) for key, row in rows.items() for warning in row.get("warnings", ())]
-    write(folder / "rejected.csv", prepared.table([("where", "reason"), *bad]))
-    write(folder / "warnings.csv", prepared.table([("volume", "warning"), *doubts]))
+    written = {"prepare.json": digests.of_bytes(prepared.lines([parameters]))}
+
+    def keep(name: str, content: bytes) -> None:
+        write(folder / name, content)
+        written[name] = digests.of_bytes(content)
+
+    keep("rejected.csv", prepared.table([("where", "reason"), *bad]))
+    keep("warnings.csv", prepared.table([("volume", "warning"), *doubts]))
     if not rows:
         raise UserError(f"no volume of the data set could be read; {folder / 'rejected.csv'} gives the reasons.")
     items = [_anonymous(item) for item in dataset.items if item.volume in rows]
-    write(folder / "items.jsonl", prepared.lines(map(prepared.item_row, items)))
+    keep("items.jsonl", prepared.lines(map(prepared.item_row, items)))
     say("comparing the splits for leaks")
     leaked = leaks.find_leaks(items, {key: row["sha256"] for key, row in rows.items()}, signatures)
-    write(folder / "leaks.csv", prepared.table(leaks.rows(leaked)))
+    keep("leaks.csv", prepared.table(leaks.rows(leaked)))
     result = card.card(dataset.name, parameters, items, rows, len(bad), doubts, Counter(leak.kind for leak in leaked))
-    write(folder / "card.md", card.markdown(result).encode())
-    write(folder / "card.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    keep("card.md", card.markdown(result).encode())
+    result["digests"] = f"{digests.FILE} (sha256)"  # it belongs to the set
+    text = (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode()
+    written |= _of_shards(folder, parameters) | {"card.json": digests.of_bytes(text)}
+    digests.write(folder, written)
+    write(folder / "card.json", text)
     return result
+
+
+def _of_shards(folder: Path, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of all shards: as they were packed, or of a damaged set the old ones of what is whole."""
+    known = digests.read(folder) or {}
+    for shard in range(parameters["shards"]):
+        if (note := _note(folder, shard)).is_file():
+            known |= json.loads(note.read_text())
+    names = digests.files(folder, "volumes/")
+    fresh = digests.of_files(folder, [name for name in names if name not in known])  # packed by an earlier version
+    return {name: known.get(name) or fresh[name] for name in names}
 
 
 def _anonymous(item: Item) -> Item:

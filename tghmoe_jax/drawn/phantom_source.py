@@ -1,6 +1,7 @@
 """The embedded phantom as a data source: drawn once into a cache folder, then read by random access.
 
-The cache holds volumes.npy, int16 (N, D, H, W) in HU, and truth.jsonl, one line for each volume.
+The cache holds volumes.npy, int16 (N, D, H, W) in HU, truth.jsonl, one line for each volume, and digests.json. One that
+is not proven whole is drawn anew.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tghmoe_jax import digests
 from tghmoe_jax.drawn import binding, phantom, phantom2
 from tghmoe_jax.drawn.phantom import GENERATOR, Truth
 from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
@@ -35,6 +37,7 @@ WORDINGS = {"seen": SEEN, "unseen": UNSEEN, "second": phantom2.WORDING, **ADVERS
 SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = 10_000_000  # seeds set aside for one split
 COARSEST = (8, 24)  # slices and pixels: on a coarser grid no place is found for lesions that span four pixels
+FILES = ("truth.jsonl", "volumes.npy")
 INLINE = 200  # up to this many volumes are drawn without starting processes
 
 
@@ -139,7 +142,7 @@ def seeds_of(split: str, count: int, seed: int) -> range:
 def prepare(
     root: Path, split: str, count: int, seed: int, grid: tuple[int, int, int], style: str, processes: int
 ) -> Path:
-    """Draws the split unless its cache exists, and returns the cache folder.
+    """Draws the split unless its cache exists and is whole, and returns the cache folder.
 
     The folder is filled under a temporary name and renamed, so that a reader never sees half a cache and two processes
     that draw the same split do not disturb each other.
@@ -149,7 +152,10 @@ def prepare(
     )
     folder = root / f"phantom-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
-        return folder
+        if not (wrong := _problems(folder)):
+            return folder
+        print(f"{folder} is damaged ({digests.told(wrong)}): its volumes are drawn anew", file=sys.stderr)
+        _discard(folder)
     root.mkdir(parents=True, exist_ok=True)
     seeds = seeds_of(split, count, seed)
     building, lock = _begin(root)
@@ -167,6 +173,7 @@ def prepare(
                 part = building / f"truth-{start}.jsonl"
                 joined.write(part.read_bytes())
                 part.unlink()
+        digests.write(building, digests.of_files(building, FILES))
         os.chmod(building, 0o755)
         try:
             os.replace(building, folder)
@@ -177,6 +184,20 @@ def prepare(
         shutil.rmtree(building, ignore_errors=True)
         os.close(lock)
     return folder
+
+
+def _problems(folder: Path) -> list[str]:
+    return digests.problems(folder) if (folder / digests.FILE).exists() else [f"{digests.FILE} is missing"]
+
+
+def _discard(folder: Path) -> None:
+    """Removes a cache; files in it that are not the cache's own stay, in a folder of another name."""
+    for name in (*FILES, digests.FILE):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError:
+        folder.rename(tempfile.mkdtemp(prefix=f"{folder.name}-foreign-", dir=folder.parent))
 
 
 def _begin(root: Path) -> tuple[Path, int]:

@@ -22,11 +22,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from tghmoe_jax import untrusted
+from tghmoe_jax import digests, untrusted
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import digests, exported, hosts, run_folder
+from tghmoe_jax.training import exported, hosts, run_folder
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 

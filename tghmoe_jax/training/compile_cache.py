@@ -5,13 +5,16 @@ import hashlib
 import importlib.util
 import os
 import platform
+import time
 from pathlib import Path
 
 import jax
+from jax._src import compilation_cache
 
 from tghmoe_jax.weights import storage
 
 MAX_BYTES = 4 << 30  # the programs used longest ago are deleted beyond it
+_SKEW = 60.0  # seconds that the clocks of two machines may differ, and that a program takes to be written
 
 
 def folder() -> Path:
@@ -31,14 +34,42 @@ def keep() -> None:
 
     Where the folder cannot be made or is another user's, nothing is kept: what lies in it is run.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
+        with contextlib.suppress(OSError, RuntimeError):  # no home
+            _keep_in(folder())
+    place = jax.config.jax_compilation_cache_dir
+    if place and "://" not in place:
+        with contextlib.suppress(OSError):
+            _drop_damaged(Path(place))
+
+
+def _keep_in(place: Path) -> None:
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
         return
-    with contextlib.suppress(OSError, RuntimeError):  # no home
-        place = folder()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
-            return
-        jax.config.update("jax_compilation_cache_dir", str(place))
-        if importlib.util.find_spec("filelock"):  # which jax needs to delete what is old
-            jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    if importlib.util.find_spec("filelock"):  # which jax needs to delete what is old
+        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _drop_damaged(place: Path) -> None:
+    """Removes programs that were cut short: jax would warn of them at every start and never replace them.
+
+    Each is unpacked once, at the first start after it was written.
+    """
+    looked, now = place / ".looked", time.time()
+    since = looked.stat().st_mtime if looked.exists() else 0.0
+    dated = jax.config.jax_compilation_cache_max_size != -1  # then jax asks each for the time of its last use
+    for file in place.glob("*-cache"):
+        whole = not dated or file.with_name(file.name.removesuffix("-cache") + "-atime").exists()
+        if whole and file.stat().st_mtime < since:
+            continue
+        try:
+            compilation_cache.decompress_executable(file.read_bytes())
+        except Exception:  # zlib's, or zstd's of three packages
+            whole = False
+        if not whole:
+            file.unlink(missing_ok=True)
+    looked.touch()
+    os.utime(looked, (now - _SKEW, now - _SKEW))

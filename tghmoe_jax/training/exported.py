@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from tghmoe_jax import untrusted, writing
+from tghmoe_jax import digests, untrusted, writing
 from tghmoe_jax.bases.base import DTYPES
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import digests, model_card, run_folder
+from tghmoe_jax.training import model_card, run_folder
 from tghmoe_jax.weights import storage
 
 _SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
@@ -67,7 +67,7 @@ def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, 
     writing.write(folder / "README.md", card)
     text = json.dumps(config, indent=1) + "\n"
     found = digests.of_files(folder, digests.files(folder))
-    digests.write(folder, found | {"config.json": hashlib.sha256(text.encode()).hexdigest()})
+    digests.write(folder, found | {"config.json": digests.of_bytes(text.encode())})
     writing.write(folder / "config.json", text)  # last: it makes the folder a run
     return files
 

@@ -13,12 +13,12 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from tghmoe_jax import untrusted, writing
+from tghmoe_jax import digests, untrusted, writing
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.evaluation.protocols import CONTROLS
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.training import digests, kinds
+from tghmoe_jax.training import kinds
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"

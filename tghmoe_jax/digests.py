@@ -1,8 +1,8 @@
 """Digests of files: written into the folder that they describe, compared before anything there is used.
 
 `digests.json` holds {"sha256": {path below the folder: hex digest}}. A file that differs, is missing, or is not named
-there counts as damage; one with an empty digest must only be there. Hidden files, which other programs leave, and a
-model card, which people edit, do not.
+there counts as damage; one with an empty digest must only be there. Hidden files, which other programs leave, `*.part`,
+which a killed writer leaves, and a model card, which people edit, do not.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
 
 FILE = "digests.json"
-_LOOSE = (FILE, "README.md")
+_LOOSE = (FILE, "README.md", "durations.json")  # the last one: no two preparations take equally long
 _CHUNK = 1 << 22
 _MOST = 1 << 28  # bytes of digests: of a million files
 
@@ -32,7 +32,7 @@ def files(folder: epath.PathLike, below: str = "") -> list[str]:
     found = []
     for entry in (epath.Path(folder) / below).iterdir():
         name = f"{below}{entry.name}"
-        if entry.name.startswith(".") or name in _LOOSE:
+        if entry.name.startswith(".") or name.endswith(".part") or name in _LOOSE:
             continue
         found += files(folder, name + "/") if entry.is_dir() else [name]
     return sorted(found)
@@ -64,6 +64,10 @@ def write(folder: epath.PathLike, found: Mapping[str, str]) -> None:
     writing.write(epath.Path(folder) / FILE, json.dumps({"sha256": dict(sorted(found.items()))}, indent=1) + "\n")
 
 
+def of_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def read(folder: epath.PathLike) -> dict[str, str] | None:
     """{name: digest}; None where the folder has none. Damaged where they are not whole."""
     file = epath.Path(folder) / FILE
@@ -76,11 +80,15 @@ def read(folder: epath.PathLike) -> dict[str, str] | None:
 
 
 def problems(
-    folder: epath.PathLike, of: Callable[[str], bool] = lambda name: True, share: tuple[int, int] = (0, 1)
+    folder: epath.PathLike,
+    of: Callable[[str], bool] = lambda name: True,
+    share: tuple[int, int] = (0, 1),
+    unread: tuple[str, ...] = (),
 ) -> list[str]:
     """What is wrong with the files `of` which it is asked: `NAME has changed` and the like.
 
-    With `share` (i, n) only every n-th file is hashed, from the i-th on. Empty for a folder without digests.
+    With `share` (i, n) only every n-th file is hashed, from the i-th on. Files that end in one of `unread` have to be
+    there and are not hashed. Empty for a folder without digests.
     """
     try:
         expected = read(folder)
@@ -90,7 +98,8 @@ def problems(
         return []
     there = set(files(folder))
     wanted = sorted(name for name in there | set(expected) if of(name))
-    found = of_files(folder, (name for name in wanted[share[0] :: share[1]] if name in there and name in expected))
+    both = (name for name in wanted[share[0] :: share[1]] if name in there and name in expected)
+    found = of_files(folder, (name for name in both if not name.endswith(unread)))
     result = [f"{name} is missing" for name in wanted if name not in there]
     result += [f"{name} does not belong there" for name in wanted if name not in expected]
     differ = (name for name, digest in found.items() if expected[name] and digest != expected[name])
