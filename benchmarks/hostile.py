@@ -161,7 +161,7 @@ def wrong_values(count: int, seed: int, folder: Path) -> list[Record]:
         value = json.loads((whole[kept] / name).read_text())
         # Of the list of packages a few are enough: nothing reads it.
         own = [path for path in places(value) if path[:1] != ("packages",) and path[:2] != ("scores", "metrics.json")]
-        own += [("scores", "metrics.json"), *((kind,) for kind in WHOLE)]
+        own += [(kind,) for kind in WHOLE] + [("scores", "metrics.json")] * (name == "manifest.json")
         rng.shuffle(own)
         plans.append([(kept, name, tuple(path)) for path in own])
     for number in range(count):
