@@ -37,9 +37,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from benchmarks.damage import table
-from tghmoe_jax import convert, digests, evaluate, predict, prepare, verify
-from tghmoe_jax import main as training_command
+from tghmoe_jax import convert, digests, evaluate, predict, prepare, train, verify
 from tghmoe_jax.bases.base import EMBEDDED
+from tghmoe_jax.errors import command
 from tghmoe_jax.evaluation import files
 from tghmoe_jax.training import checkpoints, run_folder
 from tghmoe_jax.training.command_line import parse
@@ -68,6 +68,11 @@ def run(main: Callable[[list[str]], int], *argv: object) -> tuple[int | str, str
         except Exception as error:  # what a user would see as a traceback
             code = f"{type(error).__name__}: {error}"
     return code, said.getvalue()
+
+
+@command
+def train_as_main(argv: list[str]) -> int:
+    return train.run(*parse(argv))
 
 
 def judged(code: int | str, said: str) -> str:
@@ -144,9 +149,9 @@ def commands(file: str, folder: Path, volume: Path, out: Path) -> dict[str, Call
         "convert": lambda: run(convert.main, "--from", folder, "--to", out, "--export"),
         "verify": lambda: run(verify.main, folder),
     }
-    train = ("main", f"--config={ROOT / 'configs' / 'stage2.py'}", f"--workdir={folder}")
+    flags = ("main", f"--config={ROOT / 'configs' / 'stage2.py'}", f"--workdir={folder}")
     of_config = {  # refused once the config is read
-        "train": lambda: run(training_command.main, *train),
+        "train": lambda: run(train_as_main, *flags),
         "evaluate": lambda: run(evaluate.main, "run", folder, "--items", 1),
     }
     return acts | (of_config if file == "config.json" else {})
@@ -159,9 +164,9 @@ def wrong_values(count: int, seed: int, folder: Path) -> list[Record]:
     plans = []
     for kept, name in ((kept, name) for kept in whole for name in FILES):
         value = json.loads((whole[kept] / name).read_text())
-        # Of the list of packages a few are enough: nothing reads it.
-        own = [path for path in places(value) if path[:1] != ("packages",) and path[:2] != ("scores", "metrics.json")]
-        own += [("scores", "metrics.json"), *((kind,) for kind in WHOLE)]
+        # Of long lists that hardly anything reads, packages and scores, the list alone.
+        own = [path for path in places(value) if path[0] not in ("packages", "scores") or len(path) == 1]
+        own += [(kind,) for kind in WHOLE]
         rng.shuffle(own)
         plans.append([(kept, name, tuple(path)) for path in own])
     for number in range(count):
@@ -332,7 +337,7 @@ _OF_RUN = (
     "config.json", "manifest.json", "params.txt", "model", "model/config.json", "checkpoints", f"checkpoints/{STEP}",
     "metrics.jsonl", "bad_steps.jsonl", "eval", "damaged", ".owner.json",
 )  # fmt: skip
-# {name of a link: (command, what stands there besides)}
+# {command and entry: the entry that is a link}
 LAYOUTS = {
     **{f"train {name}": name for name in _OF_RUN},
     "convert model": "model", "convert model.safetensors": "model.safetensors", "convert README.md": "README.md",
@@ -345,8 +350,8 @@ LAYOUTS = {
 def link_layouts(count: int, folder: Path) -> list[Record]:
     """A link where a command writes, to a run of a stranger; nothing there may change, or be continued."""
     other, found = write_run(folder / "other"), []
-    train = ("main", f"--config={ROOT / 'configs' / 'stage2.py'}", f"--config.train.steps={STEP}")
-    (other / "config.json").write_text(json.dumps(parse([*train])[0].to_dict()))  # as if it were the run to go on
+    trained = ("main", f"--config={ROOT / 'configs' / 'stage2.py'}", f"--config.train.steps={STEP}")
+    (other / "config.json").write_text(json.dumps(parse([*trained])[0].to_dict()))  # as if it were the run to go on
     for name in ("metrics.jsonl", "bad_steps.jsonl", "README.md", "model.safetensors", "metrics.json", ".lock",
                  "predictions_closed.csv", "routing.png", "routing.png.part", ".owner.json"):  # fmt: skip
         (other / name).write_text('{"step": 1}\n' if name.endswith("jsonl") else "{}\n")
@@ -359,8 +364,8 @@ def link_layouts(count: int, folder: Path) -> list[Record]:
     volume, before = scan(folder), contents(other)
     for number, (title, name) in enumerate(list(LAYOUTS.items())[:count]):
         own = folder / f"own-{number}"
-        command = title.split()[0]
-        if command == "train":
+        what = title.split()[0]
+        if what == "train":
             shutil.copytree(other, own)
             (own / "model.safetensors").unlink()  # else it were no run
             shutil.rmtree(own / name) if (own / name).is_dir() else (own / name).unlink()
@@ -370,21 +375,21 @@ def link_layouts(count: int, folder: Path) -> list[Record]:
         asked = ("--volume", volume, "--question", "Q?", "--new-tokens", 2)
         flags = ("name=manifest", f"root={folder}", "manifest=m.jsonl", "slices=8", "size=16")
         acts = {
-            "train": (training_command.main, *train, f"--workdir={own}"),
+            "train": (train_as_main, *trained, f"--workdir={own}"),
             "convert": (convert.main, "--from", "embedded", "--to", own, "--export"),
             "score": (evaluate.main, "score", folder / "p.csv", "--to", own),
             "prepare": (prepare.main, f"--config={ROOT / 'configs' / 'data_manifest.py'}", "--to", own, "--workers=1",
                         *(f"--config.data.{flag}" for flag in flags)),
             "predict": (predict.main, *asked, "--routing", own / "routing.png"),
         }  # fmt: skip
-        code, said = run(*acts[command])
+        code, said = run(*acts[what])
         outcome = judged(code, said)
-        if outcome == "refused" and command != "predict" and "holds the link" not in said:
+        if outcome == "refused" and what != "predict" and "holds the link" not in said:
             outcome = "LOST"
         outcome = "CHANGED" if contents(other) != before else outcome
-        if command == "predict" and not os.path.lexists(own / name):
+        if what == "predict" and not os.path.lexists(own / name):
             outcome = "CHANGED"
-        found.append(record(command, "link", outcome, f"{title}: {code} {said[-300:]}"))
+        found.append(record(what, "link", outcome, f"{title}: {code} {said[-300:]}"))
     return found
 
 

@@ -89,10 +89,10 @@ def may_import(module, target):
     if module.split(".")[0] == "configs":
         return False
     own, other = part_of(module), part_of(target)
-    if module.split(".")[0] != PACKAGE:
-        return True  # benchmarks and the like stand above everything
     if other == "main":
         return False
+    if module.split(".")[0] != PACKAGE:
+        return True  # benchmarks and the like stand above everything
     if module == PACKAGE:
         return other == "reader"  # `load`, through __getattr__ (see the test of eager imports)
     if own == other and own not in LEVEL:
