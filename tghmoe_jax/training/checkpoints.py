@@ -50,7 +50,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=background)
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, healthy: bool = True) -> None:
-        """Begins the checkpoint of the state's step; what it holds is copied before this returns.
+        """Begins the checkpoint of the state's step; a step that takes over the state's memory may follow at once.
 
         The one before is finished first. Older ones go when this one is whole, if the last step was a healthy one.
         UserError where the disk of either refuses.
