@@ -15,7 +15,6 @@ import numpy as np
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import closed
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
@@ -319,7 +318,7 @@ class Reader:
         new_tokens = new_tokens or budget["new_tokens" if "report" in (asked.kind, task) else "answer_tokens"]
         self._check(asked, task, new_tokens)
         scan = self._scan(path, *reading)
-        notes = [*self._domain_warning(), *scan.warnings]
+        notes = [domains.warning(self.run.name, self.domain), *scan.warnings]
         bare = asked.without_choices()
         shares, routed = None, {asked: None, bare: None}
         if self.groups > 1:
@@ -334,7 +333,7 @@ class Reader:
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes += _of_answer(answer, asked, new_tokens)
+        notes += answer.faults(asked.choices, new_tokens)
         return dataclasses.replace(
             answer, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
@@ -356,7 +355,7 @@ class Reader:
         answer, *ranked = self.answer(PictureViews(views, crops), requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes = tuple(_of_answer(answer, asked, new_tokens))
+        notes = tuple(answer.faults(asked.choices, new_tokens))
         return dataclasses.replace(answer, warnings=notes, seconds=round(time.perf_counter() - begun, 2))
 
     def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
@@ -378,16 +377,6 @@ class Reader:
         """The data that the run was trained on."""
         return domains.of(self.run.manifest, self.run.config, self.run.step)
 
-    def _domain_warning(self) -> list[str]:
-        if domains.synthetic(self.domain):
-            embedded = self.run.name == "embedded"
-            who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
-            return [
-                f"domain {self.domain}: {who} has seen {domains.seen(self.domain)}; "
-                "its answer on a real scan shows that the path works, not what the scan holds"
-            ]
-        return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
-
     def _check(self, asked: Question, task: str | None, new_tokens: int) -> None:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
@@ -406,17 +395,6 @@ class Reader:
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.image_positions(slices)
         _check_room(new_tokens, room, f"in {name}")
-
-
-def _of_answer(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
-    """Warnings of an answer that is incomplete, or no choice where it should be one."""
-    found = []
-    if answer.cut:
-        found.append(f"length: the text ends at the limit of {new_tokens} tokens, so its end is missing (--new-tokens)")
-    if asked.choices and (fault := closed.disagreement(answer.text, asked.choices)):
-        fault = "its letter and its text disagree" if fault.startswith("letter") else "it is none of the choices"
-        found.append(f"answer: {fault}, so count it as no answer (the likelihoods of the options stand beside it)")
-    return found
 
 
 def _check_room(new_tokens: int, room: int, where: str) -> None:
