@@ -139,7 +139,8 @@ def test_rates_weights_and_factors_are_finite_and_not_negative(key, value):
     lists = {"task": (1.0, value), "rate_rules": (("vision/.*", value),)}
     with config.unlocked():
         config[section][name] = lists.get(name, value)
-    with pytest.raises(UserError, match=rf"--config.{key} holds {value}; give a finite number of at least 0"):
+    wrong = "holds -0.5; give a finite number of at least 0" if value == -0.5 else ".*, not a finite number; correct it"
+    with pytest.raises(UserError, match=rf"--config.{key}\S* (is )?{wrong}"):
         run_folder.check_config(config)
 
 

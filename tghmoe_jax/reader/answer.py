@@ -1,13 +1,14 @@
 """One answer: what a model says to one request, and what its reader must know as well."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import DISCLAIMER, routing_plot
+from tghmoe_jax.evaluation import DISCLAIMER, closed, routing_plot
 from tghmoe_jax.evaluation.calibration import wilson
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.scans.scan import Scan
@@ -112,6 +113,18 @@ class Answer:
         """{layer: share of each expert of the group used}."""
         pairs = zip(self.routing.layers, self.routing.load, strict=True) if self.routing else ()
         return {layer: [round(float(share), 4) for share in load] for layer, load in pairs}
+
+    def faults(self, choices: Sequence[str], new_tokens: int) -> list[str]:
+        """Warnings of a text that is incomplete, or no choice where it should be one."""
+        found = []
+        if self.cut:
+            found.append(
+                f"length: the text ends at the limit of {new_tokens} tokens, so its end is missing (--new-tokens)"
+            )
+        if choices and (fault := closed.disagreement(self.text, choices)):
+            fault = "its letter and its text disagree" if fault.startswith("letter") else "it is none of the choices"
+            found.append(f"answer: {fault}, so count it as no answer (the likelihoods of the options stand beside it)")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `predict --json`."""

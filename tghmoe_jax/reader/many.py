@@ -29,7 +29,7 @@ from tghmoe_jax.evaluation.outputs import csv_text, row_of
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader.answer import Answer
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Reader, Request, vqa, warnings_of
+from tghmoe_jax.reader.reader import Reader, Request, vqa
 from tghmoe_jax.samples.questions import LETTERS, Question
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 from tghmoe_jax.scans.scan import Scan
@@ -143,11 +143,13 @@ class Asker:
             task_predicted=answer.task if self.reader.groups > 1 else None, confidence=sure.value if sure else None,
         )  # fmt: skip
         values = lettered.option_likelihoods.values() if lettered else ()
-        notes = [note, *warnings_of(answer, question, self._budget(question))]
+        notes = [note, *answer.faults(question.choices, self._budget(question))]
         return row_of(prediction) | {
             "Likelihoods": "; ".join(f"{value:.6f}" for value in values),
             "Control blind": self._remembered(("blind", question), lambda: self._blind(question)),
-            "Warnings": "; ".join([*self.reader.domain_warning(), *scan.warnings, *filter(None, notes)]),
+            "Warnings": "; ".join(
+                [domains.warning(self.reader.run.name, self.reader.domain), *scan.warnings, *filter(None, notes)]
+            ),
         }
 
     def _groups(self, scan: Scan, question: Question) -> tuple[dict[Question, int | None], str]:

@@ -15,7 +15,6 @@ import numpy as np
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import closed
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
@@ -345,14 +344,14 @@ class Reader:
         scan = self._scan(path, *reading)
         bare = asked.without_choices()
         routed, shares, note = self.groups_of(scan, asked, task, allow_out_of_domain)
-        notes = [*self.domain_warning(), *scan.warnings, *filter(None, [note])]
+        notes = [domains.warning(self.run.name, self.domain), *scan.warnings, *filter(None, [note])]
         requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
         if asked.choices:
             requests.append(Request(0, bare, asked.choices, routed[bare]))
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes += warnings_of(answer, asked, new_tokens)
+        notes += answer.faults(asked.choices, new_tokens)
 
         def likelihoods() -> np.ndarray:
             said = Request(0, asked, (answer.text or " ",), routed[asked])
@@ -439,7 +438,7 @@ class Reader:
         answer, *ranked = self.answer(PictureViews(views, crops), requests, new_tokens)
         if ranked:
             answer = dataclasses.replace(answer, options=asked.choices, likelihoods=ranked[0].likelihoods)
-        notes = tuple(warnings_of(answer, asked, new_tokens))
+        notes = tuple(answer.faults(asked.choices, new_tokens))
         return dataclasses.replace(answer, warnings=notes, seconds=round(time.perf_counter() - begun, 2))
 
     def _allowed_group(self, shares: np.ndarray, task: str | None, allow_out_of_domain: bool) -> tuple[int, str]:
@@ -461,16 +460,6 @@ class Reader:
         """The data that the run was trained on."""
         return domains.of(self.run.manifest, self.run.config, self.run.step)
 
-    def domain_warning(self) -> list[str]:
-        if domains.synthetic(self.domain):
-            embedded = self.run.name == "embedded"
-            who = "the reader embedded in the package (no --checkpoint was named)" if embedded else "the checkpoint"
-            return [
-                f"domain {self.domain}: {who} has seen {domains.seen(self.domain)}; "
-                "its answer on a real scan shows that the path works, not what the scan holds"
-            ]
-        return [f"domain {self.domain}: the checkpoint was trained on this data and may fail on scans of other origin"]
-
     def check(self, asked: Question, task: str | None, new_tokens: int) -> None:
         """UserError for what cannot be asked, before the scan is read."""
         name, cfg = self.run.name, self.model.cfg
@@ -489,17 +478,6 @@ class Reader:
         slices = self.run.config["data"]["slices"]
         room = cfg.decoder.max_positions - self.text_length - cfg.image_positions(slices)
         _check_room(new_tokens, room, f"in {name}")
-
-
-def warnings_of(answer: Answer, asked: Question, new_tokens: int) -> list[str]:
-    """Warnings of an answer that is incomplete, or no choice where it should be one."""
-    found = []
-    if answer.cut:
-        found.append(f"length: the text ends at the limit of {new_tokens} tokens, so its end is missing (--new-tokens)")
-    if asked.choices and (fault := closed.disagreement(answer.text, asked.choices)):
-        fault = "its letter and its text disagree" if fault.startswith("letter") else "it is none of the choices"
-        found.append(f"answer: {fault}, so count it as no answer (the likelihoods of the options stand beside it)")
-    return found
 
 
 def vqa(question: str, choices: Sequence[str] = ()) -> Question:

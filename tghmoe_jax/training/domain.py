@@ -57,6 +57,17 @@ def seen(domain: str) -> str:
     return f"{SYNTHETIC[drawn]} and " + (f"fewer than {ENOUGH:,} samples of {real}" if real else "no scan of a patient")
 
 
+def warning(name: str, domain: str) -> str:
+    """What stands beside each answer of the checkpoint `name`."""
+    if not synthetic(domain):
+        return f"domain {domain}: the checkpoint was trained on this data and may fail on scans of other origin"
+    who = "the reader embedded in the package (no --checkpoint was named)" if name == "embedded" else "the checkpoint"
+    return (
+        f"domain {domain}: {who} has seen {seen(domain)}; "
+        "its answer on a real scan shows that the path works, not what the scan holds"
+    )
+
+
 def refuse_report(name: str, domain: str, flag: str) -> None:
     """UserError where a checkpoint of this domain must not report on a scan; `flag` is what asked for a report."""
     if synthetic(domain):
