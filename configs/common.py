@@ -170,6 +170,9 @@ PODS = {
     "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
     "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
+    "h100-8": ({"data": 1, "fsdp": 8, "expert": 1}, 4, "full"),
+    "h100-1": ({"data": 1, "fsdp": 1, "expert": 1}, 32, "full"),
+    "l4-1": ({"data": 1, "fsdp": 1, "expert": 1}, 64, "full"),
 }
 # Of the preset medgemma, not compiled yet (docs/scale.md). 16 is the most that divides the tower's FFN of 4,304.
 MEDGEMMA_PODS = {

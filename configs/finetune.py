@@ -12,14 +12,15 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    a = common.parse_arg(arg, patch_depth=0, lora=0)
+    a = common.parse_arg(arg, patch_depth=0, lora=0, pod="")
     c = common.get_config()
     c.trainable = common.STAGE2_TRAINABLE
     common.lora(c, a["lora"])
     c.init_from = "runs/stage2" + (f"-{a['preset']}" if a["preset"] else "")
     if full_scale := common.FULL_SCALE.get(a["preset"]):
-        c = full_scale(c, a["patch_depth"] or 2)
-        c.train.update({"steps": 2000, "batch": 64})
+        c = full_scale(c, a["patch_depth"] or 2, a["pod"])
+        parts = max(1, c.train.accumulate * 64 // c.train.batch)  # of as many rows as on the pod's 256
+        c.train.update({"steps": 2000, "batch": 64, "accumulate": parts})
     else:
         c.eval.new_tokens = 200  # a report of some 70 words of the embedded tokeniser
         c.model.patch_depth = a["patch_depth"] or c.model.patch_depth

@@ -99,7 +99,7 @@ EQUAL = {
 def test_padded_lengths_and_moved_keys_change_no_value_and_no_gradient(case, monkeypatch):
     fused = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **kw: fused(*a, **kw))
-    monkeypatch.setattr(module, "_cudnn_takes", lambda q: True)
+    monkeypatch.setattr(module, "cudnn_takes", lambda dtype, size: True)
     queries, keys, mask = EQUAL[case]
     rng = np.random.default_rng(12)
     qkv = draw(rng, 2, queries, keys, 2, 2, 4)

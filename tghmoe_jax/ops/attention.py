@@ -77,7 +77,7 @@ def attention(
         backend = _choose(q, k, mask)
     if backend == "splash":
         return _splash(q, k, v, mask, block, scale)
-    if backend == "cudnn" and q.shape[1] > 1 and _cudnn_takes(q):
+    if backend == "cudnn" and q.shape[1] > 1 and cudnn_takes(q.dtype, q.shape[-1]):
         return _over_devices(functools.partial(_cudnn, scale=scale), q, k, v, mask)
     batch, queries, heads, size = q.shape
     # Heads lead, so that both products are plain batched matrix products.
@@ -96,7 +96,7 @@ def _choose(q, k, mask: Mask) -> str:
     known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
     if known and platform() == "tpu" and mask.blocks is None and mask.reach is None:
         return "splash"
-    if known and platform() == "gpu" and _cudnn_takes(q) and not mask.slice_tokens:
+    if known and platform() == "gpu" and cudnn_takes(q.dtype, q.shape[-1]) and not mask.slice_tokens:
         return "cudnn"  # of a window over slices it would compute, and read the mask of, all pairs
     return "plain" if 4 * batch * heads * keys * queries <= _PLAIN_BYTES else "blocked"
 
@@ -322,9 +322,9 @@ def _splash(q, k, v, mask: Mask, block: int, scale: float):
     return _over_devices(local, q, k, v, Mask(key_valid=valid))
 
 
-def _cudnn_takes(q) -> bool:
+def cudnn_takes(dtype: jnp.dtype, size: int) -> bool:
     """Whether NVIDIA's kernel knows the dtype and the head size on every GPU, and not on some."""
-    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    return dtype in (jnp.bfloat16, jnp.float16) and size <= 128 and size % 8 == 0
 
 
 def _cudnn(q, k, v, mask: Mask, scale: float):
