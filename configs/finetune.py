@@ -4,7 +4,8 @@
 
 starts from `runs/stage2` (--config.init_from=RUN names another, `embedded` the reader inside the package) and trains
 what stage 2 trains; `:lora=16` trains low-rank updates of the decoder instead of all of it. `:phi3v` and `:medgemma`
-are the full scale, from `runs/stage2-phi3v` and `runs/stage2-medgemma`. From a converted base without stages, run stage
+are the full scale, from `runs/stage2-phi3v` and `runs/stage2-medgemma`, and `:phi3v,lora=16,pod=l4-1` fits one card of
+24 GB (docs/scale.md). From a converted base without stages, run stage
 1 and 2 on the same data instead: configs/stage1.py:phi3v --config.base=DIR --config.data.name=manifest.
 """
 
