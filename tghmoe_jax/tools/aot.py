@@ -9,6 +9,7 @@ libtpu (requirements-tpu.txt) or by JAX's plugin for CUDA (requirements-gpu.txt)
 or another fault the user can fix (one sentence).
 """
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -59,6 +60,7 @@ class Compiled:
     code: int
     given: int  # arrays of the arguments whose memory the results take over
     collectives: dict[str, Collective]
+    fused: dict[str, int]  # calls of cuDNN's attention in the program's text, of which one in a loop counts once
 
     @property
     def peak(self) -> int:
@@ -193,6 +195,7 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         name, time.perf_counter() - start, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
         given[1].count("-alias)") if given else 0, collectives(hlo),
+        dict(collections.Counter(re.findall(r'custom_call_target="__cudnn\$(\w+)"', hlo))),
     )  # fmt: skip
     if result.peak > chip.hbm:  # the compiler sometimes accepts such a program
         raise UserError(does_not_fit(name, chip, result.peak))
@@ -286,7 +289,7 @@ def report_of(config, topology, step, chip: Chip, whole: program.Program, compil
         "collectives": {
             one.name: {kind: dataclasses.asdict(c) for kind, c in one.collectives.items()} for one in compiled
         },
-        "experts": expert_shards(whole),
+        "cudnn": {one.name: one.fused for one in compiled}, "experts": expert_shards(whole),
         "flops": {"useful": work.useful, "executed": work.executed},
         "roofline": {**parts, "seconds": seconds, "mfu_bound": work.useful / (chip.peak * seconds)},
         "compile_seconds": {one.name: round(one.seconds, 1) for one in compiled},
@@ -365,6 +368,10 @@ def text(report: dict[str, Any]) -> str:
     for name, found in report["collectives"].items():
         listed = [f"{c['count']} x {kind} ({gib(c['bytes'])} GiB)" for kind, c in found.items()]
         lines.append(f"collectives of {name}, a run: {', '.join(listed) or 'none'}")
+    for name, found in report["cudnn"].items():
+        if found:
+            listed = ", ".join(f"{count} x {kind}" for kind, count in found.items())
+            lines.append(f"cuDNN's attention in {name}, a loop once: {listed}")
     e = report["experts"]
     if e["leaves"]:
         lines.append(f"experts: {gib(e['chip_bytes'])} GiB a chip of {gib(e['total_bytes'])}, {e['spec']}")
