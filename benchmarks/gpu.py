@@ -8,6 +8,7 @@ the user can fix.
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -39,10 +40,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--small", action="store_true", help="small shapes, on whatever device is there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args(argv)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)  # a traceback of its plugin, where no GPU is
     if platform() != "gpu" and not args.small:
         raise UserError(
             f"JAX sees no NVIDIA GPU here (its devices: {platform()}); run this where there is one, after "
-            "pip install -r requirements-gpu.txt, or give --small to try it in small."
+            "pip install -r requirements-gpu.txt, or give --small to try it in small "
+            "(`python -c 'import jax; jax.devices()'` says what is missing)."
         )
     if not any(part.startswith("--config") for part in rest):
         rest = ["--config", "configs/finetune.py:lora=4" if args.small else CONFIG, *rest]
