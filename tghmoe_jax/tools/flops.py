@@ -174,13 +174,12 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
         parts.append(_attention(place, width, *vision_pairs(cfg, spec.attn, slabs, backend)))
     d = cfg.decoder
     for i, layer in enumerate(d.blocks):  # image blocks add a view's own later tokens, which are not counted
-        used = backend
-        if backend == "cudnn":
-            used = backend if cudnn_takes(jnp.bfloat16, d.head_size) else "blocked"
-        elif d.image_blocks or layer.window:
+        masked, used = bool(d.image_blocks or layer.window), backend  # masked: a mask of all pairs
+        if not cudnn_takes(jnp.bfloat16, d.head_size) if backend == "cudnn" else masked:
             used = "blocked"
-        pairs = attention_pairs(positions, positions, used, causal=True, reach=layer.window)
-        parts.append(_attention(_DECODER + i, 4.0 * d.heads * d.head_size, *pairs))
+        useful, executed, used = attention_pairs(positions, positions, used, causal=True, reach=layer.window)
+        executed = positions * positions if masked else executed
+        parts.append(_attention(_DECODER + i, 4.0 * d.heads * d.head_size, useful, executed, used))
     return parts
 
 
