@@ -166,6 +166,8 @@ MEDGEMMA = {
 #   v5e-64    10.82  (31 %)         8.35  (47 %)        15.75
 #   v5p-32    83.61  (13 %)        66.81  (30 %)        95.74
 #   v6e-16    20.30  (35 %)        18.36  (41 %)        31.25
+#   h100-8    22.18  (72 %)                             79.11
+# One card fine-tunes at low rank and decodes (docs/gpus.md).
 PODS = {
     "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
