@@ -4,8 +4,10 @@
 
 compiles every row, or those named, each by `tghmoe_jax.aot` in a process of its own; keeps the reports in
 docs/scale.json and writes the table between the marks of docs/scale.md anew. Rows take minutes and up to 12 GiB each.
+TPU rows need requirements-tpu.txt and GPU rows requirements-gpu.txt: those that cannot be compiled here are left out.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,11 +23,12 @@ REPORTS, PAGE = DOCS / "scale.json", DOCS / "scale.md"
 MARKS = ("<!-- table: python -m benchmarks.scale -->\n", "<!-- end of the table -->\n")
 SPEED, SPEED_MARKS = DOCS / "speed.md", ("<!-- rates: python -m benchmarks.scale -->\n", "<!-- end of the rates -->\n")
 GRID = {"v5e-64": "v5e:8x8", "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}
+GPUS = {"h100-8": "h100:8", "h100-1": "h100:1", "l4-1": "l4:1"}
 ONE = ("--topology", "v5e:1x1", "--mesh", "data=1,fsdp=1,expert=1")
 
 
 def train(stage: int, pod: str, *more: str, preset: str = "phi3v") -> tuple[str, ...]:
-    return ("--config", f"configs/stage{stage}.py:{preset},pod={pod}", "--topology", GRID[pod], *more)
+    return ("--config", f"configs/stage{stage}.py:{preset},pod={pod}", "--topology", (GRID | GPUS)[pod], *more)
 
 
 def read(step: str, preset: str = "phi3v", batch: int = 2) -> tuple[str, ...]:
@@ -34,6 +37,19 @@ def read(step: str, preset: str = "phi3v", batch: int = 2) -> tuple[str, ...]:
 
 def tune(preset: str) -> tuple[str, ...]:
     return ("--config", f"configs/finetune.py:{preset},lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
+
+
+def tune_on_gpu(pod: str) -> tuple[str, ...]:
+    return ("--config", f"configs/finetune.py:phi3v,lora=16,pod={pod}", "--topology", GPUS[pod])
+
+
+def decode_on_gpu(pod: str, batch: int) -> tuple[str, ...]:
+    """Each card with the whole model."""
+    cards = GPUS[pod].partition(":")[2]
+    return (
+        *("--config", f"configs/finetune.py:phi3v,pod={pod}", "--topology", GPUS[pod], "--step", "decode"),
+        *("--mesh", f"data={cards},fsdp=1,expert=1", f"--config.eval.batch={batch}"),
+    )
 
 
 WINDOW, FULL = "--config.model.attn3d_kind=window", "--config.model.remat=full"
@@ -57,6 +73,9 @@ ROWS = {
             (64, "v5e-64", "window"), (128, "v5p-32", "joint"),
         )
     },
+    **{f"stage {stage}, h100-8": train(stage, "h100-8") for stage in (1, 2)},
+    **{f"fine-tuning, low rank, {pod}": tune_on_gpu(pod) for pod in GPUS},
+    **{f"decode, {pod}": decode_on_gpu(pod, rows) for pod, rows in (("h100-8", 256), ("h100-1", 32), ("l4-1", 4))},
 }  # fmt: skip
 
 
@@ -122,20 +141,34 @@ def rates(name: str, report: dict) -> list[str]:
     return [name, f"{least:.2f}", taken, f"{batch * report['new_tokens'] / least / report['chips']:.0f} tokens", ""]
 
 
+def requirements(name: str) -> str:
+    """What this machine lacks to compile a row: the name of the file to install, or nothing."""
+    gpu = ROWS[name][ROWS[name].index("--topology") + 1] in GPUS.values()
+    module, file = ("jax_cuda13_plugin", "requirements-gpu.txt") if gpu else ("libtpu", "requirements-tpu.txt")
+    return "" if importlib.util.find_spec(module) else file
+
+
 def main(names: list[str]) -> int:
-    """Compiles the rows and writes the table; 1 where one of them does not fit."""
+    """Compiles the rows and writes the table; 1 where one does not fit, 2 where one cannot be compiled here."""
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         print(f"error: {unknown[0]!r} is no row; name some of {'; '.join(ROWS)}.", file=sys.stderr)
         return 2
-    for name in names or ROWS:
+    lacking = {name: lacks for name in names or ROWS if (lacks := requirements(name))}
+    for name, lacks in lacking.items():
+        verdict = "error:" if names else "left out:"
+        print(f"{verdict} {name!r} needs pip install -r {lacks}.", file=sys.stderr)
+    if names and lacking:
+        return 2
+    here = [name for name in names or ROWS if name not in lacking]
+    for name in here:
         print(f"{name} ...", flush=True)
         report = compiled(ROWS[name])
         reports = json.loads(REPORTS.read_text()) if REPORTS.is_file() else {}
         REPORTS.write_text(json.dumps({**reports, name: report}, indent=1) + "\n")
         print(" | ".join(cells(name, report)), flush=True)
         write()
-    return int(any("error" in json.loads(REPORTS.read_text())[name] for name in names or ROWS))
+    return int(any("error" in json.loads(REPORTS.read_text())[name] for name in here))
 
 
 def write() -> None:

@@ -167,10 +167,15 @@ MEDGEMMA = {
 #   v5e-64    10.82  (31 %)         8.35  (47 %)        15.75
 #   v5p-32    83.61  (13 %)        66.81  (30 %)        95.74
 #   v6e-16    20.30  (35 %)        18.36  (41 %)        31.25
+#   h100-8    22.18  (72 %)                             79.11
+# One card fine-tunes at low rank and decodes (docs/gpus.md).
 PODS = {
     "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),
     "v6e-16": ({"data": 1, "fsdp": 8, "expert": 2}, 4, "full"),
+    "h100-8": ({"data": 1, "fsdp": 8, "expert": 1}, 4, "full"),
+    "h100-1": ({"data": 1, "fsdp": 1, "expert": 1}, 32, "full"),
+    "l4-1": ({"data": 1, "fsdp": 1, "expert": 1}, 64, "full"),
 }
 # Of the preset medgemma.
 MEDGEMMA_PODS = {

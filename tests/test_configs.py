@@ -31,6 +31,7 @@ CONFIGS = {
     "evaluate-phi3v": (evaluate, "phi3v"),
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
+    "finetune-phi3v-lora-16-l4-1": (finetune, "phi3v,lora=16,pod=l4-1"),
     "data_m3d": (data_m3d, None), "data_ct_rate": (data_ct_rate, None), "data_manifest": (data_manifest, None),
     "ablations": (ablations, ""), "ablations-baseline-m3d": (ablations, "baseline=m3d"),
     "stage1-phi3v-patch_depth-1": (stage1, "phi3v,patch_depth=1"),
@@ -98,10 +99,17 @@ def test_a_pod_is_one_of_those_that_full_scale_was_compiled_for(arg, told):
 
 @pytest.mark.parametrize("preset", common.FULL_SCALE)
 def test_pods_differ_in_where_and_how_a_batch_is_computed_only(preset):
-    one, *others = (flatten(stage2.get_config(f"{preset},pod={pod}")) for pod in common.PODS)
+    pods = {"phi3v": common.PODS, "medgemma": common.MEDGEMMA_PODS}[preset]
+    one, *others = (flatten(stage2.get_config(f"{preset},pod={pod}")) for pod in pods)
     for other in others:
         differ = {key for key in one if one[key] != other[key]}
         assert differ <= {"mesh.data", "mesh.fsdp", "mesh.expert", "train.accumulate", "model.remat"}
+
+
+def test_fine_tuning_has_as_many_rows_in_a_part_as_a_stage_on_the_pod():
+    for pod in ("h100-8", "h100-1", "l4-1"):
+        tuned, stage = (one.get_config(f"phi3v,pod={pod}").train for one in (finetune, stage2))
+        assert tuned.batch / tuned.accumulate == stage.batch / stage.accumulate
 
 
 def test_colon_arguments_are_typed():

@@ -41,6 +41,8 @@ def devices_of(command: str, mesh: dict[str, int]) -> int:
         return math.prod(map(int, slurm.groups()))
     if slice_ := re.search(r"--topology \w+:([\dx]+)", command):
         return math.prod(map(int, slice_[1].split("x")))
+    if re.search(r"pod=\w+-1\b", command):
+        return 1
     return max(2, math.prod(mesh.values()))
 
 

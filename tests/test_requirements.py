@@ -38,7 +38,7 @@ def imported(*folders):
 
 
 def test_pins_are_exact_and_one_for_each_python():
-    files = ("requirements.txt", "requirements-tpu.txt", "requirements-dev.txt")
+    files = ("requirements.txt", "requirements-tpu.txt", "requirements-gpu.txt", "requirements-dev.txt")
     for lines in (lines for file in files for lines in pins(file).values()):
         assert all(
             re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version (<|>=) \"3\.12\")?", line) for line in lines
@@ -72,6 +72,12 @@ def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
     (wanted,) = [r for r in importlib.metadata.requires("jax") if re.match(r"libtpu.*extra == .tpu.", r)]
     release = re.search(r"==([\d.]+)\.\*", wanted)[1]
     assert any(f"libtpu=={release}." in line for line in pins("requirements-tpu.txt")["libtpu"])
+
+
+def test_the_plugin_for_gpus_is_of_the_version_of_jax():
+    gpu, jax = pins("requirements-gpu.txt"), pins("requirements.txt")
+    for name in ("jax-cuda13-plugin", "jax-cuda13-pjrt"):
+        assert [line.replace(name, "jax") for line in gpu[name]] == jax["jax"]
 
 
 def test_the_installed_packages_are_the_pinned_ones():

@@ -23,3 +23,13 @@ def test_the_rate_of_a_chip_follows_from_the_least_time_of_a_step():
     decoding = {"compute": 0.1, "hbm": 4.0, "ici": 0.0, "seconds": 4.0}
     report = {"roofline": decoding, "batch": 2, "chips": 1, "new_tokens": 6}
     assert scale.rates("row", report) == ["row", "4.00", "memory", "3 tokens", ""]
+
+
+def test_a_row_that_cannot_be_compiled_here_keeps_its_report(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(scale.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(scale, "REPORTS", tmp_path / "scale.json")
+    assert scale.main(["decode, l4-1"]) == scale.main(["decode, one v5e"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("error: 'decode, l4-1' needs pip install -r requirements-gpu.txt.")
+    assert told[1].startswith("error: 'decode, one v5e' needs pip install -r requirements-tpu.txt.")
+    assert not scale.REPORTS.exists()

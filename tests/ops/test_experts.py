@@ -125,3 +125,21 @@ def test_a_batch_of_padding_only_gives_zeros():
 def test_an_unknown_dispatch_is_named():
     with pytest.raises(ValueError, match="'hash' is not one of dense, capacity, ragged"):
         apply_experts(*draw(0, 2, 2, 1), jnp.tanh, "hash")
+
+
+def test_the_tiles_of_a_gpu_give_the_values_and_gradients_of_the_dense_dispatch(monkeypatch):
+    monkeypatch.setattr("tghmoe_jax.ops.tiled.platform", lambda: "gpu")
+    monkeypatch.setattr("tghmoe_jax.ops.tiled.GPU_TILES", (8, 3))
+    x, choice, gate, weights = draw(4, 40, 3, 2, padding=0.1)
+    cotangent = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32)
+
+    def total(arrays, dispatch):
+        y, _ = apply_experts(arrays[0], choice, gate, arrays[1], jnp.tanh, dispatch)
+        return jnp.sum(y * cotangent), y
+
+    found, expected = (
+        tiny.jit(jax.grad(functools.partial(total, dispatch=dispatch), has_aux=True))((x, weights))
+        for dispatch in ("ragged", "dense")
+    )
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

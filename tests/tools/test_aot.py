@@ -1,6 +1,7 @@
-"""Compiling for TPUs that are not there: a small model of full width through the real command, and every refusal."""
+"""Compiling for chips that are not there: a small model of full width through the real command, and every refusal."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 from tests.tools import few_layers
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.ops.attention import attention
 from tghmoe_jax.tools import aot
+from tghmoe_jax.tools.chips import CHIPS, Gpu, target_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/tools/few_layers.py"
@@ -130,6 +133,12 @@ def refused(capsys, *arguments) -> str:
     [
         (("--topology", "v9x:2x2"), "--topology v9x:2x2 is unknown; give a chip of v5e, v5p, v6e and its grid"),
         (("--topology", "v5e"), "--topology v5e is unknown"),
+        (
+            ("--topology", "h100"),
+            "--topology h100 is unknown; give a chip of v5e, v5p, v6e and its grid, as v5e:8x8, or a",
+        ),
+        (("--topology", "h100:2x4"), "or a GPU of h100, h200, a100, l4, rtx4090 and their number, as h100:8"),
+        (("--topology", "l4:0"), "--topology l4:0 is unknown"),
         (("--topology", "v5e:3x5"), "--topology v5e:3x5 does not exist"),
         (("--topology", "v5e:8x8", "--mesh", "fsdp=5"), "does not give 64 devices of v5e:8x8; change data, fsdp or"),
         (("--topology", "v5e:8x8", "--mesh", "tensor=4"), "--mesh tensor=4 is not a mesh"),
@@ -143,6 +152,43 @@ def refused(capsys, *arguments) -> str:
 def test_what_cannot_be_compiled_is_named_in_one_sentence(capsys, monkeypatch, arguments, text):
     monkeypatch.chdir(ROOT)
     assert text in refused(capsys, "--config", FULL, *arguments)
+
+
+def test_without_the_plugin_for_cuda_the_message_says_to_install_it(capsys, monkeypatch):
+    def not_installed(**_):
+        raise RuntimeError("Unknown backend cuda")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(aot.topologies, "get_topology_desc", not_installed)
+    text = refused(capsys, "--config", FULL, "--topology", "h100:8")
+    assert "plugin for CUDA cannot be loaded (Unknown backend cuda); pip install -r requirements-gpu.txt" in text
+
+
+GPUS = [kind for kind, chip in CHIPS.items() if isinstance(chip, Gpu)]
+
+
+@pytest.mark.parametrize("kind", GPUS)
+def test_xla_is_told_the_memory_and_the_architecture_of_a_gpu(kind):
+    chip, text = CHIPS[kind], target_config(CHIPS[kind])
+    assert text.count("{") == text.count("}") == 3
+    assert f"device_memory_size: {round(chip.hbm)} " in text and f"core_count: {chip.multiprocessors} " in text
+    major, minor = chip.capability
+    assert f"{{ major: {major} minor: {minor} feature_extension: " in text and f'name: "{chip.device_kind}"' in text
+    lines = dict(part.split(": ") for part in aot.re.findall(r"\w+: \d+", text))
+    assert int(lines["shared_memory_per_block"]) < int(lines["shared_memory_per_block_optin"])
+    assert int(lines["shared_memory_per_block_optin"]) < int(lines["shared_memory_per_core"]) == chip.shared << 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs requirements-gpu.txt")
+@pytest.mark.parametrize("kind", GPUS)
+def test_the_fused_attention_is_compiled_for_every_gpu(kind):
+    chip, devices = aot.open_topology(f"{kind}:2")
+    one = jax.sharding.SingleDeviceSharding(devices[0])
+    q = jax.ShapeDtypeStruct((2, 577, 4, 96), jnp.bfloat16, sharding=one)
+    total = jax.jit(jax.grad(lambda q: attention(q, q, q, backend="cudnn").astype(jnp.float32).sum()))
+    assert len(devices) == 2
+    assert aot.build("train", chip, total, q).fused == {"fmhaSoftmax": 1, "fmhaSoftmaxBackward": 1}
 
 
 def test_without_libtpu_the_message_says_to_install_it(capsys, monkeypatch):

@@ -128,3 +128,22 @@ def test_devices_that_take_part_together_are_read_in_every_way_of_writing_them(w
     line = f"  %x.1 = f32[8]{{0}} all-to-all(%y), channel_id=1, replica_groups={written}, dimensions={{0}}"
     assert replica_groups(line) == expected
     assert replica_groups(line, ("all-reduce",)) == set()
+
+
+GPU = """
+HloModule jit_step
+
+ENTRY %main (p: bf16[2,4]) -> bf16[2,4] {
+  %all-gather-start = ((bf16[2,4]{1,0}, bf16[3,4]{1,0}), (bf16[8,4]{1,0}, bf16[12,4]{1,0})) all-gather-start(%p, %q), replica_groups=[1,4]<=[4]
+  %all-reduce-start = (f32[8]{0}, f32[4]{0}) all-reduce-start(%r, %s), replica_groups=[1,4]<=[4]
+  %reduce-scatter-start = ((bf16[8,4]{1,0}), bf16[2,4]{1,0}) reduce-scatter-start(%t), replica_groups=[1,4]<=[4]
+  %all-gather-done = (bf16[8,4]{1,0}, bf16[12,4]{1,0}) all-gather-done(%all-gather-start)
+}
+"""  # noqa: E501
+
+
+def test_a_gpu_starts_several_collectives_as_one():
+    found = collectives(GPU)
+    assert found["all-gather"] == Collective("all-gather", 1, 160, 120)  # 20 rows of 4 numbers of 2 bytes
+    assert found["all-reduce"] == Collective("all-reduce", 1, 48, 72)
+    assert found["reduce-scatter"] == Collective("reduce-scatter", 1, 64, 48)

@@ -81,6 +81,10 @@ def test_pairs_of_masks_by_hand():
     assert flops.attention_pairs(6, 6, "plain", window=(2, 1)) == (4 + 4 + 6 + 6 + 4 + 4, 36, "plain")
     assert flops.attention_pairs(100, 100, "splash") == (10000, 10000, "plain")  # too short for the kernel
     assert flops.attention_pairs(1920, 1920, "splash", causal=True) == (1920 * 1921 // 2, 6 * 640 * 640, "splash")
+    assert flops.attention_pairs(1917, 1917, "cudnn", causal=True)[1:] == (1917 * 1918 // 2, "cudnn")
+    assert flops.attention_pairs(577, 577, "cudnn") == (577**2, 577**2, "cudnn")
+    assert flops.attention_pairs(100, 100, "cudnn") == (10000, 10000, "plain")
+    assert flops.attention_pairs(1917, 1917, "cudnn", causal=True, reach=8)[1] == 1917**2  # a mask of all pairs
     visible, computed, _ = flops.attention_pairs(9232, 9232, "splash", window=(577, 1))
     assert visible == (16 * 3 - 2) * 577 * 577 and visible < computed < 0.35 * 9600**2
 

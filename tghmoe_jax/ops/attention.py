@@ -4,8 +4,9 @@
 over blocks of their queries, meets only the keys that a block may see, and recomputes scores in the backward pass, so
 that neither memory nor cache traffic grows with the square of the length (design.md 7). `splash` is the sparse flash
 attention of jax.experimental.pallas on TPU, forward and backward, which skips the blocks that a causal or window mask
-hides; `cudnn` is the fused attention of an NVIDIA GPU (not yet run on one). `auto` picks by platform and by the size of
-the score block, which are static.
+hides; `cudnn` is the fused attention of an NVIDIA GPU (not yet run on one), for heads of at most 128 in a multiple of 8
+and in bfloat16 or float16: all else that is asked of it is computed by `blocked`. `auto` picks by platform and by the
+size of the score block, which are static.
 
 Axis legend: B batch, Q query token, K key token, N query head, V key/value head, G its query heads (N / V), H head
 size.
@@ -65,8 +66,8 @@ def attention(
 
     q (B, Q, N, H); k, v (B, K, V, H) with N a multiple of V (grouped-query attention). Returns (B, Q, N, H) in q's
     dtype. `block`: the most queries (under `splash` of keys too) of a block; 0: chosen. A query that may see
-    no key gets a finite result that depends on the backend. ValueError for an unknown backend, and for a mask that the
-    one named does not know.
+    no key gets a finite result that depends on the backend; so does, under `cudnn` and a causal mask, one whose own key
+    is not valid. ValueError for an unknown backend, and for a mask that the one named does not know.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -76,8 +77,8 @@ def attention(
         backend = _choose(q, k, mask)
     if backend == "splash":
         return _splash(q, k, v, mask, block, scale)
-    if backend == "cudnn":
-        return _cudnn(q, k, v, mask, scale)
+    if backend == "cudnn" and q.shape[1] > 1 and cudnn_takes(q.dtype, q.shape[-1]):
+        return _over_devices(functools.partial(_cudnn, scale=scale), q, k, v, mask)
     batch, queries, heads, size = q.shape
     # Heads lead, so that both products are plain batched matrix products.
     q = (q * scale).reshape(batch, queries, k.shape[2], -1, size).transpose(0, 2, 3, 1, 4)  # (B, V, G, Q, H)
@@ -95,8 +96,8 @@ def _choose(q, k, mask: Mask) -> str:
     known = mask.query_start is None and min(queries, keys) >= SPLASH_LEAST
     if known and platform() == "tpu" and mask.blocks is None and mask.reach is None:
         return "splash"
-    if known and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return "cudnn"
+    if known and platform() == "gpu" and cudnn_takes(q.dtype, q.shape[-1]) and not mask.slice_tokens:
+        return "cudnn"  # of a window over slices it would compute, and read the mask of, all pairs
     return "plain" if 4 * batch * heads * keys * queries <= _PLAIN_BYTES else "blocked"
 
 
@@ -321,10 +322,45 @@ def _splash(q, k, v, mask: Mask, block: int, scale: float):
     return _over_devices(local, q, k, v, Mask(key_valid=valid))
 
 
+def cudnn_takes(dtype: jnp.dtype, size: int) -> bool:
+    """Whether NVIDIA's kernel knows the dtype and the head size on every GPU, and not on some."""
+    return dtype in (jnp.bfloat16, jnp.float16) and size <= 128 and size % 8 == 0
+
+
 def _cudnn(q, k, v, mask: Mask, scale: float):
-    """NVIDIA's fused kernel. Its masks are arrays of Q x K bits a sample, since keys may be invalid anywhere."""
-    visible = _visible(mask, jnp.arange(q.shape[1]), jnp.arange(k.shape[1]))
-    if visible is not None:
-        visible = visible[:, :, 0]  # (B or 1, 1, Q or 1, K)
-        visible = jnp.broadcast_to(visible, (visible.shape[0], 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=visible, scale=scale, implementation="cudnn")
+    """NVIDIA's fused kernel on the samples of one device.
+
+    Valid keys are told by their number: they are moved to the front, and with a causal mask the queries too, all in
+    their order. Every other mask is an array (B or 1, 1, Q, K), which the kernel reads as a bias, in training of even
+    lengths only: odd ones get a row of padding.
+    """
+    queries, valid = q.shape[1], mask.key_valid
+    if mask.causal and mask.query_start is None:  # later keys are never seen
+        k, v, valid = k[:, :queries], v[:, :queries], None if valid is None else valid[:, :queries]
+    keys = k.shape[1]
+    told, back = {}, None
+    simple = mask.query_start is mask.blocks is mask.reach is None and not mask.slice_tokens
+    if simple and not (mask.causal and queries > keys):
+        told["is_causal"] = mask.causal
+        if valid is not None:
+            order = jnp.argsort(~valid, axis=1, stable=True)
+            k, v = _take(k, order), _take(v, order)
+            if mask.causal:
+                q, back = _take(q, order), jnp.argsort(order, axis=1)
+        if valid is not None or queries % 2 or keys % 2:
+            seen = jnp.full(len(q), keys) if valid is None else jnp.maximum(jnp.sum(valid, axis=1), 1)
+            seeing = seen if mask.causal else jnp.full(len(q), queries)
+            told["query_seq_lengths"], told["key_value_seq_lengths"] = seeing.astype("int32"), seen.astype("int32")
+    else:
+        mask = dataclasses.replace(mask, key_valid=valid)
+        visible = _visible(mask, jnp.arange(queries), jnp.arange(keys))[:, :, 0]  # (B or 1, 1, Q or 1, K)
+        visible = jnp.broadcast_to(visible, (len(visible), 1, queries, keys))
+        told["mask"] = jnp.pad(visible, [(0, 0), (0, 0), (0, queries % 2), (0, keys % 2)])
+    q, k, v = (jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn", **told)[:, :queries]
+    return out if back is None else _take(out, back)
+
+
+def _take(x, order):
+    """The rows of x (B, T, ...) in the order (B, T) of a permutation."""
+    return jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds", unique_indices=True))(x, order)

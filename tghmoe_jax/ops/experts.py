@@ -2,7 +2,7 @@
 
 `dense` computes every expert and masks (the oracle); `capacity` gives each expert a fixed number of slots and drops
 what does not fit; `ragged` sorts tokens by expert and drops none: by grouped matrix products (ops/grouped.py), on a CPU
-by loops over tiles (ops/tiled.py). How tokens reach experts on other devices is ops/transport.py's.
+or GPU by loops over tiles (ops/tiled.py). How tokens reach experts on other devices is ops/transport.py's.
 
 Axis legend: N tokens, K choices per token, X experts of all groups (G * E flattened), C width, F hidden width, S slots.
 """
@@ -151,11 +151,11 @@ def _capacity(x, choice, gate, weights, activation, slots: list[int]):
 
 
 def _ragged(x, choice, gate, weights, activation, grouped):
-    """Tokens sorted by expert, and each expert's FFN on its own rows: by loops on a CPU, else by grouped products."""
+    """Tokens sorted by expert, and each expert's FFN on its own rows: by loops, on a TPU by grouped products."""
     pairs = choice.size
     flat = choice.reshape(-1)
     counts, rank = ranks(flat, weights.fc1.shape[0])
-    loops = platform() == "cpu" and grouped == "auto"
+    loops = platform() != "tpu" and grouped == "auto"
     size = pairs + slack(pairs) if loops else padded_rows(pairs)
     slot = jnp.where(flat < counts.shape[0], jnp.append(jnp.cumsum(counts) - counts, 0)[flat] + rank, size)
     source = sources(slot, size)

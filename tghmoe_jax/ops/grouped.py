@@ -1,7 +1,8 @@
 """Grouped matrix products: rows sorted by expert, each times its own expert's matrix.
 
 On TPU it is the megablox kernel of jax.experimental.pallas, whose backward pass is grouped too: XLA's `ragged_dot`
-compiles its weight gradient there to a dense product over all experts (design.md 7). Elsewhere it is `ragged_dot`.
+compiles its weight gradient there to a dense product over all experts (design.md 7). Elsewhere it is `ragged_dot`,
+where ops/tiled.py is not asked.
 
 Axis legend: M rows, X experts, K in, N out.
 """

@@ -1,7 +1,8 @@
-"""Expert FFNs over rows sorted by expert, a tile of one expert's rows after the other: what a CPU computes.
+"""Expert FFNs over rows sorted by expert, a tile of one expert's rows after the other: what CPUs and GPUs compute.
 
-A CPU has no grouped product: XLA's `ragged_dot` multiplies by every expert there. Loops of as many tiles as an expert
-has rows waste no more than the end of its last tile, and a tile's hidden values stay in cache.
+Neither has a grouped product: XLA's `ragged_dot` multiplies by every expert there, and on a GPU it holds a copy of the
+rows for each. Loops of as many tiles as an expert has rows waste no more than the end of its last tile, and a tile's
+hidden values stay in a CPU's cache.
 
 Axis legend: M rows, X experts, C width, F hidden width.
 """
@@ -12,22 +13,30 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from tghmoe_jax.ops.platform import platform
+
 TILES = (512, 128)  # rows: large ones first, small ones for what is left; multiples of the last
+GPU_TILES = (4096, 512)  # that fill a GPU for longer than it takes to begin the next one
+
+
+def tiles() -> tuple[int, int]:
+    return GPU_TILES if platform() == "gpu" else TILES
 
 
 def slack(rows: int) -> int:
     """Rows of zeros that must follow `rows` sorted rows, for the last tile to end in."""
-    return min(TILES[-1], rows)
+    return min(tiles()[-1], rows)
 
 
 def _over_tiles(start, count, rows: int, body: Callable, carry):
     """carry after body(carry, at, size) for tiles that cover the rows start..start + count."""
     left = count
-    for size in TILES[:-1] if rows >= TILES[0] else ():
-        whole = left // size
-        carry = jax.lax.fori_loop(0, whole, lambda i, c, s=start, n=size: body(c, s + i * n, n), carry)
-        start, left = start + whole * size, left - whole * size
-    size = min(TILES[-1], rows // 2)  # of rows with their slack
+    large, small = tiles()
+    if rows >= large:
+        whole = left // large
+        carry = jax.lax.fori_loop(0, whole, lambda i, c, s=start: body(c, s + i * large, large), carry)
+        start, left = start + whole * large, left - whole * large
+    size = min(small, rows // 2)  # of rows with their slack
     return jax.lax.fori_loop(0, -(-left // size), lambda i, c: body(c, start + i * size, size), carry)
 
 
@@ -74,12 +83,14 @@ def _backward(activation, kept, cotangent):
             h, pull = jax.vjp(activation, before)
             (d_before,) = pull(dy @ fc2.T)
             d_rows = jax.lax.dynamic_update_slice_in_dim(d_rows, d_before @ fc1.T, at, 0)
-            found = (x.T @ d_before, jnp.sum(d_before, axis=0), h.T @ dy, jnp.sum(dy, axis=0))
+            product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+            total_of = functools.partial(jnp.sum, axis=0, dtype=jnp.float32)
+            found = (product(x.T, d_before), total_of(d_before), product(h.T, dy), total_of(dy))
             return d_rows, jax.tree.map(jnp.add, total, type(total)(*found))
 
-        zeros = jax.tree.map(jnp.zeros_like, own)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), own)
         d_rows, gradient = _over_tiles(starts[e], counts[e], rows.shape[0], body, (d_rows, zeros))
-        gradients.append(gradient)
+        gradients.append(jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), gradient, own))
     return d_rows, None, jax.tree.map(lambda *ones: jnp.stack(ones), *gradients)
 
 

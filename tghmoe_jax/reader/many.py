@@ -77,6 +77,7 @@ class Asker:
         self._calibrated = bool(reader.run.calibration) and (
             allow_out_of_domain or not domains.synthetic(reader.domain)
         )
+        self._warning = domains.warning(reader.run.name, reader.domain)
         self._kept: dict[Any, Any] = {}
 
     @property
@@ -147,9 +148,7 @@ class Asker:
         return row_of(prediction) | {
             "Likelihoods": "; ".join(f"{value:.6f}" for value in values),
             "Control blind": self._remembered(("blind", question), lambda: self._blind(question)),
-            "Warnings": "; ".join(
-                [domains.warning(self.reader.run.name, self.reader.domain), *scan.warnings, *filter(None, notes)]
-            ),
+            "Warnings": "; ".join([self._warning, *scan.warnings, *filter(None, notes)]),
         }
 
     def _groups(self, scan: Scan, question: Question) -> tuple[dict[Question, int | None], str]:

@@ -15,6 +15,7 @@ import numpy as np
 from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.family import Views
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.evaluation import closed
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder

@@ -1,12 +1,15 @@
-"""Compiles the real step of a config for a TPU topology that this machine does not have, and reports its needs.
+"""Compiles the real step of a config for TPUs or GPUs that this machine does not have, and reports its needs.
 
     python -m tghmoe_jax.aot --config configs/stage1.py:phi3v,pod=v5e-64 --topology v5e:8x8
         [--mesh data=1,fsdp=16,expert=4] [--step train|decode|evaluate] [--samples 625000 --mfu 0.35] [--json]
+    python -m tghmoe_jax.aot --config configs/finetune.py:phi3v,pod=l4-1 --topology l4:1
 
-Nothing is downloaded or materialised: the step is built from shapes alone and compiled by libtpu (requirements-tpu.txt)
-on a plain CPU machine. Exit codes: 0 it fits, 2 it does not, or another fault the user can fix (one sentence).
+Nothing is downloaded or materialised: the step is built from shapes alone and compiled on a plain CPU machine, by
+libtpu (requirements-tpu.txt) or by JAX's plugin for CUDA (requirements-gpu.txt). Exit codes: 0 it fits, 2 it does not,
+or another fault the user can fix (one sentence).
 """
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -35,7 +38,7 @@ from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.tools import flops
-from tghmoe_jax.tools.chips import CHIPS, Chip
+from tghmoe_jax.tools.chips import CHIPS, Chip, Gpu, target_config
 from tghmoe_jax.tools.collectives import Collective, collectives
 from tghmoe_jax.training import loading, program, run_folder
 from tghmoe_jax.training.command_line import parse
@@ -58,6 +61,7 @@ class Compiled:
     code: int
     given: int  # arrays of the arguments whose memory the results take over
     collectives: dict[str, Collective]
+    fused: dict[str, int]  # calls of cuDNN's attention in the program's text, of which one in a loop counts once
 
     @property
     def peak(self) -> int:
@@ -71,7 +75,9 @@ def main(argv: list[str]) -> int:
         prog="python -m tghmoe_jax.aot", description=__doc__.split("\n")[0], allow_abbrev=False,
         epilog="--config FILE[:preset,key=value] and --config.KEY=VALUE as for tghmoe_jax.main",
     )  # fmt: skip
-    parser.add_argument("--topology", required=True, help="chip and grid, as v5e:8x8, v5p:2x2x4, v6e:4x4 or v5e:1x1")
+    parser.add_argument(
+        "--topology", required=True, help="chip and grid, as v5e:8x8, or a GPU and their number, as h100:8"
+    )
     parser.add_argument("--mesh", default="", help="data=..,fsdp=..,expert=.. instead of the config's")
     parser.add_argument("--step", choices=STEPS, default="train")
     parser.add_argument("--samples", type=int, default=625_000, help="samples to state chip-hours for")
@@ -123,15 +129,28 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
 
 
 def open_topology(name: str) -> tuple[Chip, list]:
-    """The chip and the devices of `v5e:8x8`. UserError where there is no such topology or no libtpu."""
+    """The chip and the devices of `v5e:8x8` or `h100:8`. UserError where there is none such, or no compiler for it."""
     kind, _, grid = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", grid):
-        raise UserError(f"--topology {name} is unknown; give a chip of {', '.join(CHIPS)} and its grid, as v5e:8x8.")
-    single = {"chips_per_host_bounds": (1, 1, 1)} if grid == "1x1" else {}
+    chip = CHIPS.get(kind)
+    if not re.fullmatch(r"[1-9]\d*" if isinstance(chip, Gpu) else r"\d+(x\d+){1,2}", grid if chip else ""):
+        tpus, gpus = ([key for key, one in CHIPS.items() if isinstance(one, Gpu) == gpu] for gpu in (False, True))
+        raise UserError(
+            f"--topology {name} is unknown; give a chip of {', '.join(tpus)} and its grid, as v5e:8x8, or a GPU of "
+            f"{', '.join(gpus)} and their number, as h100:8."
+        )
+    if isinstance(chip, Gpu):
+        compiler, told = "cuda", {"target_config": target_config(chip), "topology": f"1x1x{grid}"}
+    else:
+        compiler, told = "tpu", {"topology_name": name}
+        told |= {"chips_per_host_bounds": (1, 1, 1)} if grid == "1x1" else {}
     try:
-        return CHIPS[kind], topologies.get_topology_desc(platform="tpu", topology_name=name, **single).devices
+        return chip, topologies.get_topology_desc(platform=compiler, **told).devices
     except Exception as error:  # jaxlib raises RuntimeErrors of its own kinds
         what = " ".join(str(error).split())[:200]
+        if compiler == "cuda":
+            raise UserError(
+                f"JAX's plugin for CUDA cannot be loaded ({what}); pip install -r requirements-gpu.txt."
+            ) from error
         if importlib.util.find_spec("libtpu") is None or "libtpu" in what or "PJRT" in what:
             raise UserError(f"libtpu cannot be loaded ({what}); pip install -r requirements-tpu.txt.") from error
         raise UserError(f"--topology {name} does not exist ({what}); name one that Cloud TPU offers.") from error
@@ -177,6 +196,7 @@ def build(name: str, chip: Chip, function, *arguments) -> Compiled:
         name, time.perf_counter() - start, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.generated_code_size_in_bytes,
         given[1].count("-alias)") if given else 0, collectives(hlo),
+        dict(collections.Counter(re.findall(r'custom_call_target="__cudnn\$(\w+)"', hlo))),
     )  # fmt: skip
     if result.peak > chip.hbm:  # the compiler sometimes accepts such a program
         raise UserError(does_not_fit(name, result.peak, chip.hbm))
@@ -222,7 +242,7 @@ def report_of(config, topology, step, chip: Chip, whole: program.Program, compil
     state = sum(map(shard_bytes, leaves))
     largest = max(compiled, key=lambda c: c.peak)
     sent = sum(c.sent for one in compiled for c in one.collectives.values())
-    work, moved, tokens = work_of(config, whole, step)
+    work, moved, tokens = work_of(config, whole, step, "cudnn" if isinstance(chip, Gpu) else "splash")
     parts = {"compute": work.executed / chip.peak, "hbm": moved / chip.hbm_bandwidth, "ici": sent / chip.ici_bandwidth}
     seconds = max(parts.values())
     report = {
@@ -240,7 +260,7 @@ def report_of(config, topology, step, chip: Chip, whole: program.Program, compil
         "collectives": {
             one.name: {kind: dataclasses.asdict(c) for kind, c in one.collectives.items()} for one in compiled
         },
-        "experts": expert_shards(whole),
+        "cudnn": {one.name: one.fused for one in compiled}, "experts": expert_shards(whole),
         "flops": {"useful": work.useful, "executed": work.executed},
         "roofline": {**parts, "seconds": seconds, "mfu_bound": work.useful / (chip.peak * seconds)},
         "compile_seconds": {one.name: round(one.seconds, 1) for one in compiled},
@@ -260,7 +280,7 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
-def work_of(config, whole: program.Program, step: str) -> tuple[flops.Flops, float, int]:
+def work_of(config, whole: program.Program, step: str, attention: str) -> tuple[flops.Flops, float, int]:
     """FLOPs of a chip, the least bytes it moves to and from HBM, and new tokens of a sample.
 
     Least bytes of a train step: the state once in and once out, and for every microbatch the used weights in the
@@ -273,7 +293,7 @@ def work_of(config, whole: program.Program, step: str) -> tuple[flops.Flops, flo
     width = jnp.dtype(cfg.dtype).itemsize
     size = flops.parameters(cfg, whole.shapes, whole.trains)
     if step == "train":
-        one = flops.train_sample(cfg, whole.shapes, whole.trains, slices, length, "splash", spread)
+        one = flops.train_sample(cfg, whole.shapes, whole.trains, slices, length, attention, spread)
         state = sum(shard_bytes(s) for s in jax.tree.leaves(whole.state_shapes()))
         passes = 3 + (cfg.remat == "full")
         return (
@@ -282,7 +302,7 @@ def work_of(config, whole: program.Program, step: str) -> tuple[flops.Flops, flo
             0,
         )
     rows, d, new = config.eval.batch / chips, cfg.decoder, config.eval.new_tokens
-    forward = flops.forward_sample(cfg, whole.shapes, slices, length, "splash", spread)
+    forward = flops.forward_sample(cfg, whole.shapes, slices, length, attention, spread)
     cached = cfg.image_positions(slices) + length
     token = flops.decode_token(cfg, whole.shapes, cached + new // 2)
     cache = 2 * (cached + new // 2) * d.kv_heads * d.head_size * d.layers * width
@@ -319,6 +339,10 @@ def text(report: dict[str, Any]) -> str:
     for name, found in report["collectives"].items():
         listed = [f"{c['count']} x {kind} ({gib(c['bytes'])} GiB)" for kind, c in found.items()]
         lines.append(f"collectives of {name}, a run: {', '.join(listed) or 'none'}")
+    for name, found in report["cudnn"].items():
+        if found:
+            listed = ", ".join(f"{count} x {kind}" for kind, count in found.items())
+            lines.append(f"cuDNN's attention in {name}, a loop once: {listed}")
     e = report["experts"]
     if e["leaves"]:
         lines.append(f"experts: {gib(e['chip_bytes'])} GiB a chip of {gib(e['total_bytes'])}, {e['spec']}")

@@ -49,11 +49,8 @@ def collectives(hlo: str) -> dict[str, Collective]:
             kind = match and match[3].removesuffix("-start")
             if kind not in KINDS or not times[name]:
                 continue
-            shapes = [_size(*shape) for shape in _SHAPE.findall(match[2])]
             group = len((_groups(line) or [(0, 1)])[0])
-            # A tuple of an asynchronous start holds operand and result; the larger side of one collective is its
-            # result, but for a reduce-scatter, whose operand is `group` times as large.
-            size = max(shapes) if match[3].endswith("-start") else sum(shapes)
+            size = _larger_side(match[2], kind, match[3].endswith("-start"))
             if kind == "reduce-scatter" and not match[3].endswith("-start"):
                 size *= group
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # a TPU's fusion with the slice after it
@@ -64,6 +61,18 @@ def collectives(hlo: str) -> dict[str, Collective]:
             for i, amount in enumerate((1, size, sent)):
                 total[i] += amount * times[name]
     return {kind: Collective(kind, *totals[kind]) for kind in KINDS if kind in totals}
+
+
+def _larger_side(types: str, kind: str, start: bool) -> int:
+    """Bytes of the operands or the results of one instruction, whichever are more.
+
+    The type of an asynchronous start names operands beside results, as (a, c) or ((a, b), (c, d)); of an all-reduce it
+    does not.
+    """
+    sides = types[1:].partition("), ")[::2] if types.startswith("((") else [types]
+    sizes = [[_size(*shape) for shape in _SHAPE.findall(side)] for side in sides]
+    apart = start and len(sides) == 1 and kind != "all-reduce"
+    return max(sizes[0]) if apart else max(map(sum, sizes))
 
 
 def replica_groups(hlo: str, kinds: Sequence[str] = KINDS) -> set[tuple[int, ...]]:

@@ -13,11 +13,13 @@ import math
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.decoder import score_chunk
 from tghmoe_jax.models.vit3d import block_specs
-from tghmoe_jax.ops.attention import SPLASH_LEAST, splash_blocks
+from tghmoe_jax.ops.attention import SPLASH_LEAST, cudnn_takes, splash_blocks
 
 # Matrix products of the backward pass over those of the forward pass. The splash kernels make the scores twice more
 # (4 products for dk and dv, 3 for dq, against 2); the blocked backend runs its forward pass again.
@@ -58,8 +60,8 @@ def train_sample(
 ) -> Flops:
     """One training sample, forward and backward: `slices` slices and `text` text tokens.
 
-    shapes and trains {leaf path: array or shape, whether it trains}; backend: the attention's, `splash` on TPU; spread:
-    tokens travel to experts of other devices.
+    shapes and trains {leaf path: array or shape, whether it trains}; backend: the attention's, `splash` on TPU and
+    `cudnn` on GPU; spread: tokens travel to experts of other devices.
     """
     parts = _parts(cfg, shapes, trains, slices, text, backend, spread)
     first = min((p.place for p in parts if p.trains), default=math.inf)
@@ -173,9 +175,12 @@ def _parts(cfg: Model, shapes, trains, slices: int, text: int, backend: str, spr
         parts.append(_attention(place, width, *vision_pairs(cfg, spec.attn, slabs, backend)))
     d = cfg.decoder
     for i, layer in enumerate(d.blocks):  # image blocks add a view's own later tokens, which are not counted
-        used = "blocked" if d.image_blocks or layer.window else backend
-        pairs = attention_pairs(positions, positions, used, causal=True, reach=layer.window)
-        parts.append(_attention(_DECODER + i, 4.0 * d.heads * d.head_size, *pairs))
+        masked, used = bool(d.image_blocks or layer.window), backend  # masked: a mask of all pairs
+        if not cudnn_takes(jnp.bfloat16, d.head_size) if backend == "cudnn" else masked:
+            used = "blocked"
+        useful, executed, used = attention_pairs(positions, positions, used, causal=True, reach=layer.window)
+        executed = positions * positions if masked else executed
+        parts.append(_attention(_DECODER + i, 4.0 * d.heads * d.head_size, useful, executed, used))
     return parts
 
 
@@ -185,6 +190,8 @@ def _attention(place: int, flops_a_pair: float, useful: float, executed: float, 
 
 def vision_pairs(cfg: Model, kind: str, slabs: int, backend: str) -> tuple[float, float, str]:
     tokens = cfg.tower.tokens
+    if backend == "cudnn" and kind == "window":
+        backend = "blocked"
     if kind == "2d":
         useful, executed, used = attention_pairs(tokens, tokens, backend)
         return useful * slabs, executed * slabs, used
@@ -199,7 +206,7 @@ def attention_pairs(
 
     `window` is (tokens of a slice, slices to each side); `reach` the causal window in tokens, 0 for all.
     """
-    if backend == "splash" and min(queries, keys) < SPLASH_LEAST:
+    if backend in ("splash", "cudnn") and min(queries, keys) < SPLASH_LEAST:
         backend = "plain"
 
     def seen(first: int, last: int) -> tuple[int, int]:
@@ -213,6 +220,8 @@ def attention_pairs(
         return 0, keys - 1
 
     useful = sum(high - low + 1 for low, high in (seen(i, i) for i in range(queries)))
+    if backend == "cudnn" and causal and not reach:
+        return useful, useful, backend  # but for its tiles of 128, of which it leaves out those that nobody sees
     if backend != "splash":
         return useful, queries * keys, backend
     (bq, q_length), (bk, _) = splash_blocks(queries), splash_blocks(keys)
