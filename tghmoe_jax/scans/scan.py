@@ -12,14 +12,19 @@ import numpy as np
 
 from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.scans.slices import Prepared, prepare_slices
+from tghmoe_jax.scans.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A prepared scan, as the source of one volume that `pipeline.collate` reads. `warnings` are for the user."""
+    """A prepared scan, as the source of one volume that `pipeline.collate` reads. `warnings` are for the user.
+
+    volume is the scan as read, where it was to be kept.
+    """
 
     prepared: Prepared
     warnings: tuple[str, ...]
+    volume: Volume | None = None
 
     def slices(self, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real slices."""
@@ -32,12 +37,12 @@ class Scan:
 
 def read_scan(
     path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None,
-    assume_hu: bool = False,
+    assume_hu: bool = False, keep: bool = False,
 ) -> Scan:  # fmt: skip
     """Reads, orients, resamples and windows a scan as a config's `data` section states.
 
     `ranges` is the run's `input_ranges` (see `range_warnings`); `series` and `assume_hu` as in `read_volume`, whose
-    UserErrors it raises.
+    UserErrors it raises. With `keep` the volume as read stays with the scan.
     """
     volume = read_volume(path, series, assume_hu)
     prepared = prepare_slices(volume, data["slices"], data["size"], data["channels"])
@@ -46,7 +51,8 @@ def read_scan(
         notes.append("units: the volume holds no HU, so its values were windowed by the program that wrote it")
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
-    return Scan(prepared, (*volume.warnings, *notes, *range_warnings(prepared, ranges)))
+    notes = (*volume.warnings, *notes, *range_warnings(prepared, ranges))
+    return Scan(prepared, notes, volume if keep else None)
 
 
 def low_high(values: np.ndarray | Sequence[float]) -> list[float]:
