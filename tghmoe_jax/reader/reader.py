@@ -19,6 +19,7 @@ from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.reader import evidence
 from tghmoe_jax.reader.answer import Answer, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
@@ -45,7 +46,7 @@ class Request:
 
     With `options` these are ranked and nothing is generated. `group` forces an expert group (None: the router's).
     Where it is not `visible`, the tower is not run and the decoder sees no visual token. `routing` asks for the expert
-    of each patch.
+    of each patch, `evidence` for what of the volume the generated answer rests on.
     """
 
     volume: int
@@ -54,6 +55,7 @@ class Request:
     group: int | None = None
     visible: bool = True
     routing: bool = False
+    evidence: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +179,28 @@ class Reader:
         ids = arrays.to_host(self._generate(text, visual, mask, new_tokens))
         seconds = max(time.perf_counter() - begun, 1e-9)
         rows = [[int(i) for i in row if i >= 0] for row in ids]
+        texts = [self.tokenizer.decode(row).strip() for row in rows]
+        for i, request in enumerate(requests):
+            if request.evidence:
+                beside[i]["falls"] = self._falls(source, request, texts[i], visual[i][None], mask[i][None], new_tokens)
         return [
             Answer(
-                text=self.tokenizer.decode(row).strip(),
+                text=text,
                 tokens_per_second=round(min(len(row) + 1, new_tokens) / seconds, 1), **more,  # the stop token included
             )
-            for row, more in zip(rows, beside, strict=True)
+            for text, row, more in zip(texts, rows, beside, strict=True)
         ]  # fmt: skip
+
+    def _falls(self, source: Source, request: Request, text: str, visual, mask, new_tokens: int) -> evidence.Falls:
+        """What the answer `text` to one request rests on, from its visual tokens (1, L, W) and their mask (1, L)."""
+        cfg, question = self.model.cfg, request.question
+
+        def length(tokens: int, others: int) -> int:
+            return padded_length(cfg.decoder, tokens, others, self.text_length)
+
+        score = evidence.scorer(self.model, self.variables, self.tokenizer, question, text, mask, new_tokens, length)
+        slices = len(source.slices(request.volume)[1])
+        return evidence.measure(score, cfg, slices, visual, mask, question.choices, text)
 
     def _generate(self, text: dict, visual: jax.Array, mask: jax.Array, new_tokens: int) -> jax.Array:
         stops = tuple(sorted(self.tokenizer.stop_ids))
@@ -251,13 +268,13 @@ class Reader:
     def ask(
         self, path: str | Path, question: str, choices: Sequence[str] = (), *, task: str | None = None,
         series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False,
+        allow_out_of_domain: bool = False, evidence: bool = False,
     ) -> Answer:  # fmt: skip
         """Answers a question about the scan at `path` (of a 2D base: a picture). `choices` (2 to 4) are shown with it,
         and ranked without.
 
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
-        like HU. UserError names what to change.
+        like HU; `evidence` finds what of the scan the answer rests on. UserError names what to change.
         """
         question, choices = " ".join(question.split()), tuple(choice.strip() for choice in choices)
         if not question:
@@ -266,16 +283,18 @@ class Reader:
             raise UserError(f"--choices needs 2 to {len(LETTERS)} different options, as in --choices 'axial|coronal'.")
         asked = Question("vqa", "closed" if choices else "open", "", question, choices, "")
         if self.views_of:
-            if task is not None or series is not None or assume_hu:
-                raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
+            if task is not None or series is not None or assume_hu or evidence:
+                flags = "--task, --series, --assume-hu and --evidence"
+                raise UserError(f"{flags} belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if task == "report" and not allow_out_of_domain:
             self._refuse_report("--task report")
-        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain)
+        reading = series, assume_hu, evidence
+        return self._ask_scan(path, asked, task, reading, new_tokens, allow_out_of_domain)
 
     def report(
         self, path: str | Path, *, series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False,
+        allow_out_of_domain: bool = False, evidence: bool = False,
     ) -> Answer:  # fmt: skip
         """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
 
@@ -287,11 +306,14 @@ class Reader:
             self._refuse_report("--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
         asked = Question("report", "report", "", TASKS["report"].request, (), "")
-        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
+        reading = series, assume_hu, evidence
+        return self._ask_scan(path, asked, task, reading, new_tokens, allow_out_of_domain=True)
 
-    def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
-        """The scan as the run's config prepares it. UserError as `scans.scan.read_scan` raises it."""
-        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu)
+    def read(
+        self, path: str | Path, series: int | None = None, assume_hu: bool = False, keep: bool = False
+    ) -> Scan:  # fmt: skip
+        """The scan as the run's config prepares it. `keep` and UserErrors as in `scans.scan.read_scan`."""
+        scan = read_scan(path, self.run.config["data"], self.run.manifest.get("input_ranges"), series, assume_hu, keep)
         rope = self.model.cfg.volume.depth_rope
         if scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm":
             raise UserError(f"{path} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan.")
@@ -313,7 +335,8 @@ class Reader:
                 if one == asked:
                     shares = self._named(row)
                     notes += [note] if note else []
-        requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
+        shown = Request(0, asked, group=routed[asked], routing=True, evidence=scan.volume is not None)
+        requests = [Request(0, asked, visible=False), shown]
         if asked.choices:
             requests.append(Request(0, bare, asked.choices, routed[bare]))
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
@@ -323,6 +346,7 @@ class Reader:
             answer, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
             routing=dataclasses.replace(answer.routing, probabilities=shares),
+            evidence=None if answer.falls is None else evidence.locate(answer.falls, self.model.cfg, scan),
             seconds=round(time.perf_counter() - begun, 2),
         )  # fmt: skip
 
