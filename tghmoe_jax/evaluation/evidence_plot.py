@@ -15,7 +15,7 @@ from tghmoe_jax.scans.volume import Volume
 MAX_SLABS = 6
 CAPTION = (
     "What the answer rests on: how far its log-likelihood falls when a part of what the tower saw is hidden from the "
-    "decoder. It shows where the model looked, not that the answer is right."
+    "decoder. It shows what the decoder used, not that the answer is right."
 )
 GREY = {"HU": (-160.0, 240.0), "unit-interval": (0.0, 1.0)}  # of HU the mediastinal window
 LETTERS = (("L", "R"), ("P", "A"), ("S", "I"))  # of the patient axes x, y, z: above and below 0
@@ -126,7 +126,7 @@ def draw(path: str | Path, evidence: Evidence, checkpoint: str) -> None:
         for i, region in enumerate(evidence.regions):
             (top, bottom), (left, right) = region.edges[1:] - 0.5
             box = (left, top), right - left, bottom - top
-            axis.add_patch(Rectangle(*box, color="red", alpha=0.5 * np.clip(region.fall / most, 0, 1), linewidth=0))
+            axis.add_patch(Rectangle(*box, color="red", alpha=0.35 * np.clip(region.fall / most, 0, 1), linewidth=0))
             if not i:
                 axis.add_patch(Rectangle(*box, fill=False, edgecolor="red", linewidth=1.5))
         axis.set_xlim(-0.5, wide - 0.5), axis.set_ylim(high - 0.5, -0.5)
