@@ -142,7 +142,7 @@ def answered(capsys, *args) -> dict:
     out, err = capsys.readouterr()
     record = json.loads(out)
     assert err == ""
-    assert set(record) - {"option_likelihoods"} == KEYS
+    assert set(record) - {"option_likelihoods", "evidence"} == KEYS
     assert record["disclaimer"] == DISCLAIMER and "not for clinical use" in DISCLAIMER
     assert record["seconds"] > 0 and record["tokens_per_second"] > 0
     ct.nothing_secret(out)
@@ -355,6 +355,24 @@ def test_the_routing_picture_is_written_and_says_what_it_is(stage2, scan, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["routing.png"]
 
 
+def test_the_evidence_of_an_answer_is_drawn_and_printed(stage2, scan, tmp_path, capsys):
+    target = tmp_path / "evidence.png"
+    flags = "--question", QUESTION, "--choices", CHOICES, "--evidence", str(target)
+    record = answered(capsys, stage2, scan, *flags)
+    plain = answered(capsys, stage2, scan, *flags[:4])
+    same = KEYS - {"seconds", "tokens_per_second"}
+    assert "evidence" not in plain and all(record[key] == plain[key] for key in same)
+    found = record["evidence"]
+    assert found["answer"] in CHOICES.split("|") and found["decoder_rows"] == 24
+    assert [slab["slices"] for slab in found["slabs"]] == [[1, 4], [5, 8], [9, 12]]  # of the file; the fourth is masked
+    assert found["region"]["slices"] == max(found["slabs"], key=lambda slab: slab["fall"])["slices"]
+    assert len(found["region"]["centre_mm"]) == 3 and found["frame"].startswith("LPS")
+    with Image.open(target) as picture:
+        note = picture.info["Description"]
+    assert "not that the answer is right" in note and DISCLAIMER in note
+    ct.nothing_secret(target.read_bytes().decode("latin-1"))
+
+
 def test_the_picture_carries_caption_and_disclaimer_and_each_expert(stage2, scan):
     answer = tghmoe_jax.load(stage2).ask(scan, QUESTION)
     figure = routing_plot._figure(answer.routing, *answer.scan.slices(), "stage2 0123")
@@ -421,6 +439,8 @@ def test_a_picture_that_fails_leaves_nothing_behind(stage2, scan, tmp_path, monk
         (["--question", "a", "--new-tokens", "9999999"], "--new-tokens"),
         (["--question", "a", "--routing", "routing.jpg"], "--routing"),
         (["--question", "a", "--routing", "absent/routing.png"], "--routing"),
+        (["--question", "a", "--evidence", "evidence.jpg"], "--evidence"),
+        (["--base", "embedded", "--image", "a.png", "--question", "a", "--evidence", "a.png"], "--checkpoint"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flags, words):
