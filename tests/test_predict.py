@@ -440,7 +440,6 @@ def test_a_picture_that_fails_leaves_nothing_behind(stage2, scan, tmp_path, monk
         (["--question", "a", "--routing", "routing.jpg"], "--routing"),
         (["--question", "a", "--routing", "absent/routing.png"], "--routing"),
         (["--question", "a", "--evidence", "evidence.jpg"], "--evidence"),
-        (["--base", "embedded", "--image", "a.png", "--question", "a", "--evidence", "a.png"], "--checkpoint"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flags, words):
@@ -449,6 +448,8 @@ def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flag
 
 def test_a_flag_that_is_missing_is_named(stage2, capsys):
     assert "--volume" in refused(capsys, ["--checkpoint", str(stage2), "--report"])
+    picture = ["--base", "embedded", "--image", "a.png", "--question", "a"]
+    assert "--evidence belongs to --volume" in refused(capsys, [*picture, "--evidence", "a.png"])
     assert "--question TEXT or --report" in refused(capsys, ["--checkpoint", str(stage2), "--volume", "x"])
 
 

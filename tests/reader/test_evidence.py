@@ -1,5 +1,6 @@
 """What an answer rests on: parts cover the scan, hiding nothing changes nothing, and mm are those of the patient."""
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,9 +8,13 @@ import pytest
 from tests import tiny
 from tests.scans import ct_fixtures as ct
 from tests.scans.test_nifti import ORIENTATIONS
+from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader.opening import load
+from tghmoe_jax.reader.reader import Request
 from tghmoe_jax.scans.scan import read_scan
+from tghmoe_jax.studies import pointing
 
 BASE = tiny.CONFIG | {"vision_config": tiny.CONFIG["vision_config"] | {"image_size": 32}}
 DATA = {"slices": 8, "size": 32, "channels": "windows3"}
@@ -162,3 +167,64 @@ def test_padding_of_a_slice_is_no_part_of_the_scan(tmp_path):
     assert len(one.regions) == 8  # the two rows of regions in the middle
     assert all(0 <= part.edges[1, 0] < part.edges[1, 1] <= high for part in one.regions)
     assert [slab.voxels[0] for slab in one.slabs][0][0] == 1 and one.slabs[-1].voxels[0][1] == 10
+
+
+# ------------------------------------------------------------------------------------------------- the embedded reader
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """The embedded reader, and phantoms of the test split."""
+    reader = load("embedded")
+    data = reader.run.config["data"] | {"root": str(tmp_path_factory.mktemp("phantom"))}
+    return reader, make_source(data, "test", 20)
+
+
+@pytest.mark.slow
+def test_what_an_answer_rests_on_does_not_depend_on_what_it_is_asked_beside(embedded):
+    reader, source = embedded
+    asked = pointing.lesion_questions(source, 3, 0)
+    asked.append((asked[0][0], asked[0][1].without_choices()))
+    requests = [Request(volume, question, evidence=True) for volume, question in asked]
+    alone = [reader.answer(source, [request], 8)[0].falls for request in requests]
+    reader.batch = 3
+    together = [answer.falls for answer in reader.answer(source, requests, 8)]
+    reader.batch = 1
+    for one, other in zip(alone, together, strict=True):
+        assert (one.answer, one.region, one.rows) == (other.answer, other.region, other.rows)
+        np.testing.assert_allclose(one.regions, other.regions, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose([one.whole, *one.views], [other.whole, *other.views], rtol=1e-3, atol=1e-3)
+    assert not np.allclose(alone[0].views, alone[1].views)
+
+
+@pytest.mark.slow
+def test_the_strongest_region_touches_the_lesion_far_more_often_than_by_chance(embedded):
+    reader, source = embedded
+    asked = pointing.lesion_questions(source, 15, 0)
+    rows = [row for row in pointing.point(reader, source, asked, 8) if row["right"]]
+    assert len(rows) >= 8
+    assert np.mean([row["hit"] for row in rows]) > 0.6 > 3 * np.mean([row["chance"] for row in rows])
+
+
+def test_shuffled_weights_are_the_same_numbers_in_another_order(embedded):
+    reader, _ = embedded
+    params, mixed = (one.variables["params"] for one in (reader, pointing.shuffled(reader, 0)))
+    for one, other in zip(jax.tree.leaves(params["decoder"]), jax.tree.leaves(mixed["decoder"]), strict=True):
+        np.testing.assert_array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
+        assert not np.array_equal(one, other)
+    for part in set(params) - {"decoder"}:
+        assert jax.tree.leaves(params[part])[0] is jax.tree.leaves(mixed[part])[0]
+
+
+def test_a_score_of_the_study_counts_right_and_wrong_answers_apart():
+    rows = [
+        {"volume": i // 3, "type": pointing.TYPES[i % 3], "right": i % 4 > 0, "hit": i % 4 > 0, "chance": 0.1}
+        | {"slab_hit": True, "slab_chance": 0.4}
+        for i in range(24)
+    ]
+    mixed = [row | {"hit": False} for row in rows]
+    scores = pointing.summarise({("first", "trained"): rows, ("first", "shuffled"): mixed})["first"]
+    assert scores["trained"]["right"]["items"] == 18 and scores["trained"]["wrong"]["items"] == 6
+    assert scores["trained"]["right"]["hit"]["value"] == 1 and scores["trained"]["wrong"]["hit"]["value"] == 0
+    assert scores["trained"]["right"]["hit"]["ci95"][0] < 1 and scores["shuffled"]["right"]["hit"]["value"] == 0
+    assert "| first | shuffled | right | 18 | 0.0 [0.0, " in pointing.table({"first": scores})
