@@ -145,7 +145,7 @@ def answered(capsys, *args) -> dict:
     record = json.loads(out)
     assert err == ""
     ranked = {"option_likelihoods", "option_likelihoods_are"}
-    assert set(record) in (KEYS, KEYS | ranked)
+    assert set(record) - {"evidence"} in (KEYS, KEYS | ranked)
     assert record["disclaimer"] == DISCLAIMER and "not for clinical use" in DISCLAIMER
     assert record["seconds"] > 0
     ct.nothing_secret(out)
@@ -412,6 +412,24 @@ def test_the_routing_picture_is_written_and_says_what_it_is(stage2, scan, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["routing.png"]
 
 
+def test_the_evidence_of_an_answer_is_drawn_and_printed(stage2, scan, tmp_path, capsys):
+    target = tmp_path / "evidence.png"
+    flags = "--question", QUESTION, "--choices", CHOICES, "--evidence", str(target)
+    record = answered(capsys, stage2, scan, *flags)
+    plain = answered(capsys, stage2, scan, *flags[:4])
+    same = KEYS - {"seconds", "tokens_per_second"}
+    assert "evidence" not in plain and all(record[key] == plain[key] for key in same)
+    found = record["evidence"]
+    assert found["answer"] in CHOICES.split("|") and found["decoder_rows"] == 16
+    assert [slab["slices"] for slab in found["slabs"]] == [[1, 4], [5, 8], [9, 12]]  # of the file; the fourth is masked
+    assert found["region"]["slices"] == max(found["slabs"], key=lambda slab: slab["fall"])["slices"]
+    assert len(found["region"]["centre_mm"]) == 3 and found["frame"].startswith("LPS")
+    with Image.open(target) as picture:
+        note = picture.info["Description"]
+    assert "not that the answer is right" in note and DISCLAIMER in note
+    ct.nothing_secret(target.read_bytes().decode("latin-1"))
+
+
 def test_the_picture_carries_caption_and_disclaimer_and_each_expert(stage2, scan):
     answer = tghmoe_jax.load(stage2).ask(scan, QUESTION)
     figure = routing_plot._figure(answer.routing, *answer.scan.slices(), "stage2 0123")
@@ -486,6 +504,7 @@ def test_a_file_of_the_user_is_never_overwritten(tmp_path, capsys):
         (["--question", "a", "--new-tokens", "9999999"], "--new-tokens"),
         (["--question", "a", "--routing", "routing.jpg"], "--routing"),
         (["--question", "a", "--routing", "absent/routing.png"], "--routing"),
+        (["--question", "a", "--evidence", "evidence.jpg"], "--evidence"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flags, words):
@@ -494,6 +513,8 @@ def test_a_wrong_flag_is_one_sentence_that_names_it(clinical, scan, capsys, flag
 
 def test_a_flag_that_is_missing_is_named(stage2, capsys):
     assert "--volume" in refused(capsys, ["--checkpoint", str(stage2), "--report"])
+    picture = ["--base", "embedded", "--image", "a.png", "--question", "a"]
+    assert "--evidence belongs to --volume" in refused(capsys, [*picture, "--evidence", "a.png"])
     assert "--question TEXT or --report" in refused(capsys, ["--checkpoint", str(stage2), "--volume", "x"])
 
 

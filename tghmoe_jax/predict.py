@@ -3,6 +3,7 @@
     python -m tghmoe_jax.predict --volume scan.nii.gz --question "Which plane is this?"
     python -m tghmoe_jax.predict --checkpoint runs/stage2 --volume dicom_folder --report --json --routing routing.png
     python -m tghmoe_jax.predict --list scans.csv --questions questions.txt --to answers.csv
+    python -m tghmoe_jax.predict --volume scan.nii.gz --question "Which side?" --choices "left|right" --evidence out.png
     python -m tghmoe_jax.predict --base HF_DIR --image picture.png --question "What is shown?"    a 2D base, unadapted
 
 In Python: `tghmoe_jax.load("runs/stage2").ask("scan.nii.gz", "Which plane is this?")`. Where no checkpoint is named,
@@ -48,6 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--task", metavar="TASK", help="force the experts of a task, report or vqa, instead of the router's choice")
     add("--routing", metavar="PNG", help="picture of the expert load and of the winning expert of each patch")
     add("--min-accuracy", type=float, metavar="SHARE", help="answer only where such answers were right this often")
+    add("--evidence", metavar="PNG", help="picture of what of the scan the answer rests on; printed in mm as well")
     add("--json", action="store_true", help="print one JSON object")
     add("--series", type=int, metavar="N", help="which series of a DICOM folder, counting from 1")
     add("--assume-hu", action="store_true", help="read values that do not look like HU as HU, with a warning")
@@ -60,16 +62,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     listed = args.list or args.merge
     if args.base or args.image:
         of_scans = (
-            "checkpoint",
-            "volume",
-            "report",
-            "choices",
-            "task",
-            "routing",
-            "series",
-            "assume_hu",
+            "checkpoint", "volume", "report", "choices", "task", "routing", "evidence", "series", "assume_hu",
             "min_accuracy",
-        )
+        )  # fmt: skip
         if not (args.base and args.image and args.question):
             raise UserError("--base DIR, --image FILE and --question TEXT belong together; give all three.")
         if wrong := [name.replace("_", "-") for name in of_scans if getattr(args, name)]:
@@ -89,14 +84,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--new-tokens {args.new_tokens} must be 1 or more.")
     if args.series is not None and args.series < 1:
         raise UserError(f"--series {args.series} must be 1 or more; series count from 1.")
-    if args.routing is not None:
-        picture = Path(args.routing)
+    for flag, name in (("--routing", args.routing), ("--evidence", args.evidence)):
+        if name is None:
+            continue
+        picture = Path(name)
         if picture.suffix.lower() != ".png":
-            raise UserError(f"--routing {args.routing} must name a .png file.")
+            raise UserError(f"{flag} {name} must name a .png file.")
         if os.path.lexists(picture):
-            raise UserError(f"--routing {args.routing} exists and is never overwritten; name a new file.")
+            raise UserError(f"{flag} {name} exists and is never overwritten; name a new file.")
         if not picture.parent.is_dir() or not os.access(picture.parent, os.W_OK):
-            raise UserError(f"--routing {args.routing} is not in a writable folder; create the folder first.")
+            raise UserError(f"{flag} {name} is not in a writable folder; create the folder first.")
     return args
 
 
@@ -117,7 +114,7 @@ def run(args: argparse.Namespace) -> str:
     reader = load(args.checkpoint or "embedded")
     options = {
         "series": args.series, "assume_hu": args.assume_hu, "new_tokens": args.new_tokens,
-        "allow_out_of_domain": args.allow_out_of_domain,
+        "allow_out_of_domain": args.allow_out_of_domain, "evidence": args.evidence is not None,
     }  # fmt: skip
     if args.report:
         answer = reader.report(args.volume, **options)
@@ -126,6 +123,8 @@ def run(args: argparse.Namespace) -> str:
         answer = reader.ask(args.volume, args.question, args.choices, **options)
     if args.routing:
         answer.draw_routing(args.routing)
+    if args.evidence:
+        answer.draw_evidence(args.evidence)
     answer = dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
     return json.dumps(answer.to_json(), indent=1, allow_nan=False) if args.json else str(answer)
 

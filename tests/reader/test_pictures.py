@@ -66,8 +66,8 @@ def test_what_belongs_to_scans_is_refused_in_one_sentence(reader, case, tmp_path
     file, question = case
     with pytest.raises(UserError, match="--report belongs to --volume"):
         reader.report(file)
-    for more in ({"task": "vqa"}, {"series": 1}, {"assume_hu": True}):
-        with pytest.raises(UserError, match="--task, --series and --assume-hu belong to --volume"):
+    for more in ({"task": "vqa"}, {"series": 1}, {"assume_hu": True}, {"evidence": True}):
+        with pytest.raises(UserError, match="--assume-hu and --evidence belong to --volume"):
             reader.ask(file, question.question, **more)
     with pytest.raises(UserError, match="nothing to show"):
         reader.ask(file, question.question, new_tokens=1).draw_routing(tmp_path / "routing.png")

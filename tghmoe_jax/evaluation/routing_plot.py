@@ -42,9 +42,13 @@ def draw(path: str | Path, routing: RoutingMap, slices: np.ndarray, slice_mask: 
     slices uint8 (N, S, S, 3) and slice_mask bool (N,) are the model's input; `checkpoint` is printed. Nothing else is,
     so the picture names no patient and no file.
     """
-    figure = _figure(routing, slices, slice_mask, checkpoint)
+    write(path, _figure(routing, slices, slice_mask, checkpoint), CAPTION)
+
+
+def write(path: str | Path, figure, caption: str) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all, described by its caption and the disclaimer."""
     with writing.renamed(path) as part:
-        figure.savefig(part, format="png", dpi=110, metadata={"Description": f"{CAPTION} {DISCLAIMER}"})
+        figure.savefig(part, format="png", dpi=110, metadata={"Description": f"{caption} {DISCLAIMER}"})
 
 
 def png(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:
@@ -60,8 +64,8 @@ def _figure(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, che
     experts, slabs = routing.load.shape[1], routing.winner.shape[1]
     colours = _colours(experts)
     real = [d for d in range(slabs) if (routing.winner[0, d] >= 0).any()]
-    columns = _spread(real, MAX_SLABS)
-    rows = _spread(range(len(routing.layers)), MAX_LAYERS)
+    columns = spread(real, MAX_SLABS)
+    rows = spread(range(len(routing.layers)), MAX_LAYERS)
     depth = -(-len(slices) // slabs)  # slices of a slab
 
     figure = Figure(figsize=(3.4 + 1.9 * len(columns), 1.5 + 1.9 * len(rows)), layout="constrained")
@@ -105,7 +109,7 @@ def _colours(count: int) -> np.ndarray:
     return found[:, :3]
 
 
-def _spread(items, most: int) -> list:
+def spread(items, most: int) -> list:
     """At most `most` of the items, evenly spread, first and last included."""
     items = list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]

@@ -106,3 +106,12 @@ def answer_likelihood(model: MLLM, variables, batch: Batch, visual: jax.Array, v
     weight = batch["loss_mask"][:, start:].astype(jnp.float32)
     total = jnp.sum(scores.log_p * weight, axis=-1)
     return total / jnp.maximum(jnp.sum(weight, axis=-1), 1)
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def next_likelihood(
+    model: MLLM, variables, batch: Batch, visual: jax.Array, visual_mask: jax.Array, ids: jax.Array, new_tokens: int
+) -> jax.Array:
+    """Log-likelihood float32 (B, O) of each of `ids` (O,) as the token after the text, as `generate` sees it."""
+    logits, _ = model.apply(variables, batch, visual, visual_mask, new_tokens, method=MLLM.prefill)
+    return jax.nn.log_softmax(logits)[:, ids]

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import DISCLAIMER, closed, routing_plot
+from tghmoe_jax.evaluation import DISCLAIMER, closed, evidence_plot, routing_plot
 from tghmoe_jax.evaluation.calibration import wilson
+from tghmoe_jax.evaluation.evidence_plot import Evidence
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
+from tghmoe_jax.reader.evidence import Falls
 from tghmoe_jax.scans.scan import Scan
 
 LIKELIHOODS = "of each option alone, per token, with the options not shown: they do not add up to 1"
@@ -81,7 +83,7 @@ class Answer:
     `options`. load float32 (layers, G, E): (token, choice) pairs sent to each expert. cut: whether the text
     ends at its limit. The rest is filled for a single scan or picture: blind_text is the answer to the same question
     without the volume; confidence None where the kind of question has none; seconds: reading and answering, compilation
-    included.
+    included. falls and evidence, where asked for: what the answer rests on, in the model's grid and in the scan.
     """
 
     text: str = ""
@@ -100,6 +102,8 @@ class Answer:
     disclaimer: str = DISCLAIMER
     routing: RoutingMap | None = dataclasses.field(default=None, repr=False)
     scan: Scan | None = dataclasses.field(default=None, repr=False)
+    falls: Falls | None = dataclasses.field(default=None, repr=False)
+    evidence: Evidence | None = dataclasses.field(default=None, repr=False)
 
     @property
     def option_likelihoods(self) -> dict[str, float] | None:
@@ -139,6 +143,8 @@ class Answer:
             record["option_likelihoods_are"] = LIKELIHOODS
         if self.confidence:
             record |= {"confidence": self.confidence.to_json(), "confident_enough": self.confidence.enough}
+        if self.evidence is not None:
+            record["evidence"] = self.evidence.to_json()
         return record
 
     def __str__(self) -> str:
@@ -164,6 +170,7 @@ class Answer:
             f"task        {self.task}{routed}",
             "experts     " + ("; ".join(loads) or "none"),
             f"no volume   {self.blind_text or '(no text)'}",
+            *([f"evidence    {self.evidence}"] if self.evidence else []),
             f"checkpoint  {self.checkpoint['name']} {self.checkpoint['digest']}, {self.seconds:.1f} s",
         ]
 
@@ -172,8 +179,17 @@ class Answer:
         if not self.routing or not self.routing.layers:
             name = self.checkpoint.get("name", "a 2D base")
             raise UserError(f"--routing has nothing to show: {name} has no experts; leave it out.")
-        name = f"{self.checkpoint['name']} {self.checkpoint['digest']}"
-        routing_plot.draw(path, self.routing, *self.scan.slices(), name)
+        routing_plot.draw(path, self.routing, *self.scan.slices(), self._checkpoint_name)
+
+    def draw_evidence(self, path: str | Path) -> None:
+        """Writes the picture of `evidence` as PNG. UserError where it was not asked for."""
+        if self.evidence is None:
+            raise UserError("the answer has no evidence; ask with evidence=True.")
+        evidence_plot.draw(path, self.evidence, self._checkpoint_name)
+
+    @property
+    def _checkpoint_name(self) -> str:
+        return f"{self.checkpoint['name']} {self.checkpoint['digest']}"
 
 
 def printable(text: str) -> str:

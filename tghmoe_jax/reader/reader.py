@@ -20,6 +20,7 @@ from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM, EncodedVolume
+from tghmoe_jax.reader import evidence
 from tghmoe_jax.reader.answer import Answer, Confidence, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
@@ -46,7 +47,7 @@ class Request:
 
     With `options` these are ranked and nothing is generated. `group` forces an expert group (None: the router's).
     Where it is not `visible`, the tower is not run and the decoder sees no visual token. `routing` asks for the expert
-    of each patch.
+    of each patch, `evidence` for what of the volume the generated answer rests on.
     """
 
     volume: int
@@ -55,6 +56,7 @@ class Request:
     group: int | None = None
     visible: bool = True
     routing: bool = False
+    evidence: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +172,25 @@ class Reader:
         text = self._text(requests, [None] * len(requests), visual.shape[1] + new_tokens)
         ids = arrays.to_host(self._generate(text, visual, mask, new_tokens))
         rows = [[int(i) for i in row if i >= 0] for row in ids]
+        texts = [self.tokenizer.decode(row).strip() for row in rows]
+        for i, request in enumerate(requests):
+            if request.evidence:
+                beside[i]["falls"] = self._falls(source, request, texts[i], visual[i][None], mask[i][None], new_tokens)
         return [
-            Answer(text=self.tokenizer.decode(row).strip(), cut=len(row) == new_tokens, **more)
-            for row, more in zip(rows, beside, strict=True)
+            Answer(text=text, cut=len(row) == new_tokens, **more)
+            for text, row, more in zip(texts, rows, beside, strict=True)
         ]
+
+    def _falls(self, source: Source, request: Request, text: str, visual, mask, new_tokens: int) -> evidence.Falls:
+        """What the answer `text` to one request rests on, from its visual tokens (1, L, W) and their mask (1, L)."""
+        cfg, question = self.model.cfg, request.question
+
+        def length(tokens: int, others: int) -> int:
+            return padded_length(cfg.decoder, tokens, others, self.text_length)
+
+        score = evidence.scorer(self.model, self.variables, self.tokenizer, question, text, mask, new_tokens, length)
+        slices = len(source.slices(request.volume)[1])
+        return evidence.measure(score, cfg, slices, visual, mask, question.choices, text)
 
     def _generate(self, text: dict, visual: jax.Array, mask: jax.Array, new_tokens: int) -> jax.Array:
         stops = tuple(sorted(self.tokenizer.stop_ids))
@@ -266,7 +283,7 @@ class Reader:
     def ask(
         self, path: str | Path | Scan, question: str, choices: Sequence[str] = (), *, task: str | None = None,
         series: int | None = None, assume_hu: bool = False, new_tokens: int | None = None,
-        allow_out_of_domain: bool = False, min_accuracy: float | None = None,
+        allow_out_of_domain: bool = False, min_accuracy: float | None = None, evidence: bool = False,
     ) -> Answer:  # fmt: skip
         """Answers a question about the scan at `path`, or one that `read` gave (of a 2D base: a picture).
 
@@ -274,22 +291,25 @@ class Reader:
 
         `task` forces an expert group; `series` chooses in a DICOM folder; `assume_hu` reads values that do not look
         like HU. `min_accuracy` 0 to 1: `Answer.confidence.enough` says whether validation answers of this confidence
-        were right that often. UserError names what to change.
+        were right that often. `evidence` finds what of the scan the answer rests on. UserError names what to change.
         """
         asked = vqa(question, choices)
         if self.views_of:
-            if task is not None or series is not None or assume_hu:
-                raise UserError("--task, --series and --assume-hu belong to --volume; leave them out for a picture.")
+            if task is not None or series is not None or assume_hu or evidence:
+                flags = "--task, --series, --assume-hu and --evidence"
+                raise UserError(f"{flags} belong to --volume; leave them out for a picture.")
             return self._ask_picture(path, asked, new_tokens or PICTURE_TOKENS)
         if min_accuracy is not None and not 0 < min_accuracy < 1:
             raise UserError(f"--min-accuracy {min_accuracy} must lie between 0 and 1, as 0.9.")
         if (asks := domains.asks_report(asked.question, asked.choices, task)) and not allow_out_of_domain:
             domains.refuse_report(self.run.name, self.domain, asks)
-        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain, min_accuracy)
+        return self._ask_scan(
+            path, asked, task, (series, assume_hu, evidence), new_tokens, allow_out_of_domain, min_accuracy
+        )
 
     def report(
         self, path: str | Path | Scan, *, series: int | None = None, assume_hu: bool = False,
-        new_tokens: int | None = None, allow_out_of_domain: bool = False,
+        new_tokens: int | None = None, allow_out_of_domain: bool = False, evidence: bool = False,
     ) -> Answer:  # fmt: skip
         """Writes a report of the scan at `path`. UserError where the checkpoint has seen no scan of a patient.
 
@@ -301,14 +321,18 @@ class Reader:
             domains.refuse_report(self.run.name, self.domain, "--report")
         task = "report" if self.groups > 1 and "report" in self.tasks else None
         asked = Question("report", "report", "", TASKS["report"].request, (), "")
-        return self._ask_scan(path, asked, task, (series, assume_hu), new_tokens, allow_out_of_domain=True)
+        reading = series, assume_hu, evidence
+        return self._ask_scan(path, asked, task, reading, new_tokens, allow_out_of_domain=True)
 
-    def read(self, path: str | Path, series: int | None = None, assume_hu: bool = False) -> Scan:
-        """The scan as the run's config prepares it, for one or several calls of `ask` and `report`.
+    def read(
+        self, path: str | Path, series: int | None = None, assume_hu: bool = False, keep: bool = False
+    ) -> Scan:  # fmt: skip
+        """The scan as the run's config prepares it, for one or several calls of `ask` and `report`; `keep` for such
+        with `evidence`.
 
         UserError as `scans.scan.read_scan` raises it.
         """
-        scan = read_scan(path, *self._reading(), series, assume_hu)
+        scan = read_scan(path, *self._reading(), series, assume_hu, keep)
         if fault := self.spacing_fault(scan, str(path)):
             raise UserError(fault)
         return scan
@@ -322,10 +346,12 @@ class Reader:
     def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return self.run.config["data"], self.run.manifest.get("input_ranges")
 
-    def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool) -> Scan:
+    def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool, keep: bool) -> Scan:
         """What `path` names, or the scan itself where this reader, or another of the same input, has read it."""
         if not isinstance(path, Scan):
-            return self.read(path, series, assume_hu)
+            return self.read(path, series, assume_hu, keep)
+        if keep and path.volume is None:
+            raise UserError("evidence needs the scan itself; read it with read(path, keep=True).")
         if series is not None or assume_hu:
             raise UserError("series and assume_hu belong to reading; give them to read() in place of ask().")
         if path.read_for != reading_of(*self._reading()):
@@ -346,7 +372,8 @@ class Reader:
         bare = asked.without_choices()
         routed, shares, note = self.groups_of(scan, asked, task, allow_out_of_domain)
         notes = [domains.warning(self.run.name, self.domain), *scan.warnings, *filter(None, [note])]
-        requests = [Request(0, asked, visible=False), Request(0, asked, group=routed[asked], routing=True)]
+        shown = Request(0, asked, group=routed[asked], routing=True, evidence=reading[2])
+        requests = [Request(0, asked, visible=False), shown]
         if asked.choices:
             requests.append(Request(0, bare, asked.choices, routed[bare]))
         blind, answer, *ranked = self.answer(scan, requests, new_tokens)
@@ -363,6 +390,7 @@ class Reader:
             answer, confidence=sure, blind_text=blind.text, task_probabilities=shares, warnings=tuple(notes), scan=scan,
             checkpoint={"name": self.run.name, "digest": self.run.digest},
             routing=dataclasses.replace(answer.routing, probabilities=shares),
+            evidence=None if answer.falls is None else evidence.locate(answer.falls, self.model.cfg, scan),
             seconds=round(time.perf_counter() - begun, 2),
         )  # fmt: skip
 

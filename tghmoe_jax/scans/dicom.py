@@ -175,7 +175,8 @@ def _read(path: Path, series: int | None, assume_hu: bool) -> Volume:
         noted += (
             f"slices: {blank} of {len(slices)} hold one value beside tissue, as files that were copied in part do",
         )
-    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, (*noted, *warnings))
+    affine = grid.affine(first.position, (len(slices), *first.shape))
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, (*noted, *warnings), affine)
 
 
 # ------------------------------------------------------------------------------------------------------- geometry

@@ -68,6 +68,7 @@ def read_itk(path: Path, assume_hu: bool = False) -> Volume:
         ):
             raise ValueError("another grid than the header's")
         axes = (np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()).T[::-1]
+        origin = np.array(image.GetOrigin())
     except Exception:  # noqa: BLE001 - ITK's messages quote the file
         raise UserError(f"{path} is cut short, damaged or not {header.kind}: copy or export it again.") from None
     grid = canonical_grid(axes, str(path))
@@ -86,7 +87,7 @@ def read_itk(path: Path, assume_hu: bool = False) -> Volume:
         f"HU as stored, slope {header.slope:g} and offset {header.inter:g} applied once",
         *grid.notes,
     )
-    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings, grid.affine(origin, stored.shape))
 
 
 def _letters(axes: np.ndarray) -> str:

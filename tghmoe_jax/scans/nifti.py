@@ -54,7 +54,8 @@ def read_nifti(path: Path, assume_hu: bool = False) -> Volume:
         f"HU as stored, scl_slope {stored.slope:g} and scl_inter {stored.inter:g} applied once",
         *grid.notes,
     )
-    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings)
+    affine = grid.affine(stored.origin, stored.shape)
+    return Volume(array, "HU", grid.spacing_mm, "LPS", None, history, warnings, affine)
 
 
 # --------------------------------------------------------------------------------------------------------- opening

@@ -21,12 +21,14 @@ class Scan:
 
     `in_range`: whether it states unit, orientation and spacing and is like the training data (`range_warnings`).
     `read_for` is what it was prepared by and compared with (`reading_of`): another run may need other windows.
+    `volume` is the scan as read, where it was to be kept.
     """
 
     prepared: Prepared
     warnings: tuple[str, ...]
     read_for: tuple = ()
     in_range: bool = True
+    volume: Volume | None = None
 
     def slices(self, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Slices uint8 (D, S, S, 3) and the mask bool (D,) of real slices."""
@@ -44,17 +46,17 @@ def reading_of(data: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> tup
 
 def read_scan(
     path: str | Path, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, series: int | None = None,
-    assume_hu: bool = False,
+    assume_hu: bool = False, keep: bool = False,
 ) -> Scan:  # fmt: skip
     """Reads, orients, resamples and windows a scan as a config's `data` section states.
 
     `ranges` is the run's `input_ranges` (see `range_warnings`); `series` and `assume_hu` as in `read_volume`, whose
-    UserErrors it raises.
+    UserErrors it raises. With `keep` the volume as read stays with the scan.
     """
-    return scan_of(read_volume(path, series, assume_hu), data, ranges)
+    return scan_of(read_volume(path, series, assume_hu), data, ranges, keep)
 
 
-def scan_of(volume: Volume, data: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> Scan:
+def scan_of(volume: Volume, data: Mapping[str, Any], ranges: Mapping[str, Any] | None, keep: bool = False) -> Scan:
     """A volume as a config's `data` section states, with what there is to warn of."""
     prepared = prepare_slices(volume, data["slices"], data["size"], data["channels"])
     notes = []
@@ -63,7 +65,8 @@ def scan_of(volume: Volume, data: Mapping[str, Any], ranges: Mapping[str, Any] |
     if volume.orientation == "as stored":
         notes.append("orientation: the volume states none, so left and right, front and back may be exchanged")
     outside = range_warnings(prepared, ranges)
-    return Scan(prepared, (*volume.warnings, *notes, *outside), reading_of(data, ranges), not (notes or outside))
+    warnings, kept = (*volume.warnings, *notes, *outside), volume if keep else None
+    return Scan(prepared, warnings, reading_of(data, ranges), not (notes or outside), kept)
 
 
 def low_high(values: np.ndarray | Sequence[float]) -> list[float]:

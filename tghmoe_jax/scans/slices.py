@@ -106,13 +106,11 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
     float64 slice by slice, a function of the canonical volume alone.
     """
     count, rows, columns = volume.array.shape
+    axes = target_axes(volume.array.shape, volume.spacing_mm, slices, size)
+    weights = [_weights(n, target, length) for n, (target, length) in zip(volume.array.shape, axes, strict=True)]
+    array = _apply(volume, *weights)
     dz, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
-    high, wide = rows * dy, columns * dx
-    side = max(high, wide)
-    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are equal.
-    row_weights = _weights(rows, size, rows if side - high <= 1e-4 * side else side / dy)
-    column_weights = _weights(columns, size, columns if side - wide <= 1e-4 * side else side / dx)
-    array = _apply(volume, _weights(count, min(slices, count), count), row_weights, column_weights)
+    side = max(rows * dy, columns * dx)
     history = [
         f"{rows} x {columns} padded to a square of {'pixels' if volume.spacing_mm is None else f'{side:.1f} mm'}"
     ]
@@ -121,7 +119,35 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
     if count > slices:
         history.append(f"{count} slices resampled to {slices}, linear, anti-aliased")
         spacing = spacing and (dz * count / slices, *spacing[1:])
-    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=(*volume.history, *history))
+    history = (*volume.history, *history)
+    return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=history, affine=None)
+
+
+def target_axes(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None, slices: int, size: int
+) -> list[tuple[int, float]]:
+    """For each axis of a volume of `shape`: the length of the model's grid, and how many voxels it spans about the
+    volume's centre."""
+    count, rows, columns = shape
+    _, dy, dx = spacing_mm or (1.0, 1.0, 1.0)
+    high, wide = rows * dy, columns * dx
+    side = max(high, wide)
+    # Rounding of a header must not turn a square into an almost-square: below 1e-4 the two sides are equal.
+    return [
+        (min(slices, count), count),
+        (size, rows if side - high <= 1e-4 * side else side / dy),
+        (size, columns if side - wide <= 1e-4 * side else side / dx),
+    ]
+
+
+def voxel_edges(volume: Volume, slices: int, size: int, box: np.ndarray) -> np.ndarray:
+    """Edges float64 (3, 2), low and high of each axis, of a box of the model's grid of `slices` and `size`, in voxels
+    of the volume that it was resampled from. Edge 0 is the outer side of voxel 0; what lies in padding is cut off."""
+    axes = target_axes(volume.array.shape, volume.spacing_mm, slices, size)
+    scale = np.array([[length / target] for target, length in axes])
+    shape = np.array(volume.array.shape, float)[:, None]
+    pad = (np.array([[length] for _, length in axes]) - shape) / 2
+    return np.clip(np.asarray(box, float) * scale - pad, 0, shape)
 
 
 def _apply(volume: Volume, depth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

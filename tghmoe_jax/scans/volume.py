@@ -32,7 +32,8 @@ class Volume:
 
     orientation is "LPS" (the canonical one) or "as stored" where the source states none; window names the window the
     source was already cut to, None for plain HU. history lists what was done and warnings what a user should check,
-    both without paths or patient data.
+    both without paths or patient data. affine float64 (4, 4) takes a voxel (slice, row, column, 1) of `array` to mm in
+    the patient axes (LPS), None where the source does not place it.
     """
 
     array: np.ndarray
@@ -42,6 +43,7 @@ class Volume:
     window: str | None
     history: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    affine: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.array.ndim != 3 or self.array.dtype != np.float32:
@@ -53,12 +55,14 @@ class AxisOrder:
     """How stored axes become the canonical ones, known before a voxel is read.
 
     order[i] is the stored axis of canonical axis i; flips[i] is True where it runs backwards; spacing_mm is (z, y, x).
+    axes (3, 3): row i is the step in mm (LPS) of stored axis i.
     """
 
     order: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     spacing_mm: tuple[float, float, float]
     notes: tuple[str, ...]
+    axes: np.ndarray
 
     def shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
         """The canonical shape (D, H, W) of a stored shape."""
@@ -68,6 +72,15 @@ class AxisOrder:
         """A view of a canonical array with the stored axes: what is written into it lands in its canonical place."""
         steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
         return canonical[steps].transpose(np.argsort(self.order))
+
+    def affine(self, origin: np.ndarray, stored: tuple[int, int, int]) -> np.ndarray:
+        """`Volume.affine` of a stored shape whose voxel 0 lies at `origin` (3,) in mm (LPS)."""
+        last = [stored[axis] - 1 for axis in range(3)]
+        backwards = [axis for axis, flip in zip(self.order, self.flips, strict=True) if flip]
+        affine = np.eye(4)
+        affine[:3, :3] = (self.axes[list(self.order)] * np.where(self.flips, -1, 1)[:, None]).T
+        affine[:3, 3] = origin + sum(last[axis] * self.axes[axis] for axis in backwards)
+        return affine
 
 
 def canonical_grid(axes: np.ndarray, name: str) -> AxisOrder:
@@ -111,7 +124,7 @@ def canonical_grid(axes: np.ndarray, name: str) -> AxisOrder:
     notes = [f"axes {letters} -> SPL (slices, rows, columns), not interpolated"]
     if tilt > 0.5:
         notes.append(f"oblique by {tilt:.1f} degrees, kept on its own grid")
-    return AxisOrder(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes))
+    return AxisOrder(order, tuple(bool(value < 0) for value in along), spacing, tuple(notes), axes)
 
 
 def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.ndarray, tuple, tuple[str, ...]]:
