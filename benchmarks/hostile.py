@@ -77,7 +77,7 @@ def train_as_main(argv: list[str]) -> int:
 
 def judged(code: int | str, said: str) -> str:
     """The outcome by exit code and terminal alone."""
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    errors = [line for line in said.splitlines() if line.startswith("error: ") or ": damaged: " in line]
     if code not in (0, 2) or len(errors) != (code == 2) or "Traceback" in said:
         return "TRACEBACK"
     return "RAW" if _RAW.search(said) else "refused" if code else "harmless"

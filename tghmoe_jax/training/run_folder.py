@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tghmoe_jax import digests, untrusted, writing
+from tghmoe_jax.bases.base import check_sizes
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.evaluation.protocols import CONTROLS
@@ -269,7 +270,12 @@ def model_folder(run: epath.PathLike) -> epath.Path:
 
 def read_base_config(run: epath.PathLike) -> dict[str, Any]:
     """The 2D base's config.json as the run recorded it."""
-    return untrusted.read_json(model_folder(run) / "config.json", {}, remedy=_AGAIN)
+    config = untrusted.read_json(model_folder(run) / "config.json", {}, remedy=_AGAIN)
+    try:
+        check_sizes(config)
+    except UserError as error:
+        raise UserError(f"{model_folder(run)}: {error}") from error
+    return config
 
 
 def write_model(folder: epath.PathLike, base_config: dict, tokenizer: epath.PathLike) -> None:
