@@ -430,29 +430,6 @@ class Reader:
             shares, note = self._named(rows[0]), allowed[0][1]
         return groups, shares, note
 
-    def _confidence(
-        self, scan: Scan, asked: Question, answer: Answer, group: int | None, allow_out_of_domain: bool, accuracy
-    ) -> Confidence | None:
-        """Of an answer to a question; None for reports, and where nothing is stored and nothing was asked for."""
-        if not COLUMNS[asked.kind].confident or (not self.run.calibration and accuracy is None):
-            return None
-        calibration, why = self.run.calibration.get(asked.kind), ""
-        if calibration is None:
-            why = f"{self.run.name} has too few validation answers to {asked.kind} questions"
-        elif domains.synthetic(self.domain) and not allow_out_of_domain:
-            why = f"{self.run.name} has seen {domains.seen(self.domain)} (--allow-out-of-domain lifts this)"
-        elif not scan.in_range:
-            why = "the scan lies outside the ranges of the training data, as the warnings say"
-        if why:
-            return Confidence(why=why, min_accuracy=accuracy)
-        found = answer.likelihoods
-        if not asked.choices:
-            said = Request(0, asked, (answer.text or " ",), group)
-            found = self.answer(scan, [said], 0)[0].likelihoods
-        value = float(calibration.confidence(found, closed.named_option(answer.text, asked.choices)))
-        least = None if accuracy is None else calibration.threshold(accuracy)
-        return Confidence(value, *calibration.validated(value), min_accuracy=accuracy, least=least)
-
     def _ask_picture(self, path: str | Path, asked: Question, new_tokens: int) -> Answer:
         """Greedy answer of a 2D base to a question about a picture file. UserError where it cannot be read."""
         begun, cfg = time.perf_counter(), self.model.cfg
