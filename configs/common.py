@@ -112,7 +112,9 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     c.checkpoint = ConfigDict({"every": 100, "keep": 2})
     c.eval = ConfigDict(
-        {"every": -1, "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
+        {"every": -1,  # the test split at the end; n: the validation split every n steps too; 0: neither
+         "best": "loss", "patience": 0,  # the validation score that chooses; validations without a better one, 0: any
+         "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
          "controls": ("shuffled", "section_shuffled", "blind", "wrong_group"),  # what stands beside the scores
          "calibration": 200,  # validation items a kind that say what the likelihood of an answer is worth; 0: none
          "transfer": 0,  # items on the second drawing style of the phantom

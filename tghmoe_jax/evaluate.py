@@ -23,13 +23,13 @@ from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, packing, router_tests, score_files
-from tghmoe_jax.reader.examination import calibrate, examine, test_sources
+from tghmoe_jax.reader.examination import calibrate, examine, test_sources, true_loss
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.reader.slice_protocol import load_slice_reader
 from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
-from tghmoe_jax.training import compile_cache, hosts, owner, run_folder
+from tghmoe_jax.training import compile_cache, hosts, owner, run_folder, selection
 from tghmoe_jax.training.loading import load_run
 
 MOST_SLICES = 1024  # of a volume of a raw data set that a 2D base is asked about
@@ -96,6 +96,18 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
         if hosts.first():
             outputs.write_json(folder / "adversarial.json", ways)
         progress(router_tests.table(ways))
+    return metrics
+
+
+def validate(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
+    """The scores of the validation split without controls, and `loss`, the mean negative log-likelihood a token of its
+    true answers: what the checkpoints of a run are chosen by."""
+    source = make_source(config.data, "validation", config.eval["items"], "seen")
+    own = ConfigDict(config.to_dict() | {"eval": config.eval.to_dict() | {"controls": ()}})
+    metrics = examine(reader, source, source, own, folder, lambda text: None)
+    metrics = {selection.LOSS: true_loss(reader, source, own)} | metrics
+    if hosts.first():
+        outputs.write_json(folder / "metrics.json", metrics)
     return metrics
 
 

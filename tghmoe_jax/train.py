@@ -1,12 +1,14 @@
 """The one training loop, for the 2D base and for both stages. It reads from top to bottom.
 
-Invariant of the loop: checkpoint, evaluate, next batch, step. The saved iterator therefore matches the saved step, and
-a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is done again. A
-checkpoint is written while the run goes on; what steps report is fetched for several of them, and before it is saved.
+Invariant of the loop: checkpoint, validate or evaluate, next batch, step. The saved iterator therefore matches the
+saved step, and a killed run resumes with exactly the losses of an unbroken one; an evaluation that was cut short is
+done again. A checkpoint is written while the run goes on; what steps report is fetched for several of them, and before
+it is saved.
 """
 
 import contextlib
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -28,7 +30,18 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.tools import chips, flops
-from tghmoe_jax.training import checkpoints, domain, guard, hosts, loading, memory, owner, reporting, run_folder
+from tghmoe_jax.training import (
+    checkpoints,
+    domain,
+    guard,
+    hosts,
+    loading,
+    memory,
+    owner,
+    reporting,
+    run_folder,
+    selection,
+)
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import Reports, TrainState
 from tghmoe_jax.weights import adapt
@@ -67,6 +80,8 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     source = make_source(config.data, "train", config.data.volumes)
     if config.eval.every and config.data.name not in DRAWN:
         test_sources(config)  # a set without a test item would fail after the last step only
+    if config.eval.every > 0 and config.data.name not in DRAWN:
+        make_source(config.data, "validation", config.eval["items"])
     model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
@@ -150,36 +165,57 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
 
     reports = Reports(take)
 
+    record = hosts.exchange(json.dumps(selection.read(workdir) if hosts.first() else {}))[0]
+    choice = selection.Selection(workdir, config.eval.best, config.eval.patience, json.loads(record))
+    store.best = choice.best
+
+    def read_with(params: dict[str, jax.Array]) -> Reader:
+        return Reader(model, tokenizer, params, config.data.text_length, config.eval.batch)
+
+    def validate_now() -> None:
+        metrics = evaluate.validate(read_with(state.params), config, workdir / "validation" / str(step), log.say)
+        log.scalars(step, {f"validation/{key}": value for key, value in metrics.items()})
+        if choice.note(step, metrics, hosts.first()):
+            store.best = step
+        shown = metrics.get(config.eval.best)
+        value = "null" if shown is None else f"{shown:.4f}"
+        log.say(f"validation of step {step}: {config.eval.best} {value}; the best so far is step {choice.best}")
+
     def evaluate_now() -> None:
-        reader = Reader(model, tokenizer, state.params, config.data.text_length, config.eval.batch)
-        metrics = evaluate.evaluate_all(reader, config, workdir / "eval" / str(step), log.say)
-        log.scalars(step, metrics)
+        """Asks the test split, once: of the best checkpoint, or else of the last step."""
+        chosen = step if choice.best is None else choice.best
+        reader = read_with(store.best_params(state))
+        log.scalars(step, evaluate.evaluate_all(reader, config, workdir / "eval" / str(chosen), log.say))
 
     first = step = int(state.step)
-    # A run that was stopped or killed at a step whose evaluation was due runs it now.
-    owed = hosts.as_first_sees(first > 0 and not (workdir / "eval" / str(first) / "metrics.json").is_file())
+    # A run that was stopped or killed before its evaluation was done runs it now.
+    asked = workdir / "eval" / str(first if choice.best is None else choice.best) / "metrics.json"
+    owed = hosts.as_first_sees(first > 0 and not asked.is_file())
     with contextlib.ExitStack() as closing:
         closing.callback(store.close)
         closing.callback(log.close)
         stop = closing.enter_context(hosts.Stop())
         while True:
             stopped = stop.at(step)
-            finished = step >= config.train.steps
-            due = finished or (config.eval.every > 0 and step % config.eval.every == 0)
-            evaluates = config.eval.every and due and (step > first or owed)
-            if stopped or finished or (step > first and (evaluates or step % config.checkpoint.every == 0)):
+            validates = config.eval.every > 0 and step > choice.validated and step % config.eval.every == 0
+            finished = step >= config.train.steps or choice.exhausted
+            if stopped or finished or (step > first and (validates or step % config.checkpoint.every == 0)):
                 reports.fetch_all()  # a step that ends the run is known before anything is saved
                 log.flush()
                 if hold:
                     hold.check()
                 store.save(state, batches, healthy=not watch.in_a_row)
-            if evaluates and not stopped:
+            evaluates = finished and config.eval.every and (step > first or owed)
+            if (validates or evaluates) and not stopped:
                 with stop.breaking():
                     if hosts.several():  # which a signal ends at once
                         store.finish()
-                    evaluate_now()
-                if stop.asked and not hosts.several():
-                    continue  # and ends
+                    if validates:
+                        validate_now()
+                    elif evaluates:
+                        evaluate_now()
+                if validates or (stop.asked and not hosts.several()):
+                    continue  # there may be nothing left to do, or a signal to heed
             if stopped or finished:
                 break
             batch = next(batches)

@@ -241,6 +241,18 @@ def examine(
     return metrics
 
 
+def true_loss(reader: Reader, source: Source, config: ConfigDict) -> float:
+    """Mean over the questions that an examination asks: the negative log-likelihood a token of the true answer."""
+    bad, found = pipeline.BadItems(config.max_bad_fraction, lambda text: None), []
+    items = config.eval["items"] if isinstance(source, ItemSource) else min(config.eval["items"], len(source))
+    for kind in kinds_of(source, reader.tasks):
+        seed = config.eval.seed + COLUMNS[kind].order
+        asked = usable(source, questions(source, kind, items, seed, types_of(config, kind)), reader, bad)
+        requests = [Request(volume, question, (question.target,)) for volume, question in asked]
+        found += [-float(answer.likelihoods[0]) for answer in reader.answer(source, requests, 0)]
+    return float(np.mean(found))
+
+
 def routed_right(reader: Reader, source: Source, asked: Asked) -> list[bool]:
     """Whether the router sends each question about its volume to its task."""
     picked = np.argmax(reader.route(source, asked), axis=-1)

@@ -40,7 +40,7 @@ LEAST_SEEDS = 3  # a verdict needs at least so many
 # What may differ between a result's config and the one asked for: paths, and keys that change no score.
 _MAY_CHANGE = (
     "train.bad_steps", "init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls",
-    "eval.calibration", "mesh.",
+    "eval.calibration", "eval.best", "eval.patience", "mesh.",
 )  # fmt: skip
 WRONG_GROUP = "guidance=wrong"  # not trained: the full recipe, asked with the other task's experts
 

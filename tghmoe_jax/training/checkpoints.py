@@ -26,7 +26,7 @@ from tghmoe_jax import digests, untrusted
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import exported, hosts, run_folder
+from tghmoe_jax.training import exported, hosts, run_folder, selection
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import adapt
 
@@ -40,7 +40,12 @@ _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensor
 
 
 class Checkpoints:
-    """Saves and restores the training state of one run folder. A save goes on in threads while the run trains."""
+    """Saves and restores the training state of one run folder. A save goes on in threads while the run trains.
+
+    The checkpoint of step `best` stays whatever its age.
+    """
+
+    best: int | None = None
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         self._keep, self._workdir, self._place = keep, epath.Path(workdir), folder_of(workdir)
@@ -94,7 +99,8 @@ class Checkpoints:
                     digests.read(self._folder(step)) | digests.of_files(self._folder(step), _COMMITTED),
                 )
             for old in steps(self._place)[self._keep :] if healthy else ():
-                self._folder(old).rmtree()
+                if old != self.best:
+                    self._folder(old).rmtree()
 
     @contextlib.contextmanager
     def _told(self):
@@ -151,6 +157,16 @@ class Checkpoints:
             f"no checkpoint of {self._place} is whole ({found[0]}: {digests.told(damaged[found[0]])}); "
             "copy the run again, or delete its folder to train anew."
         )
+
+    def best_params(self, state: TrainState) -> dict[str, jax.Array]:
+        """The parameters of step `best`, placed as those of `state` are."""
+        self.finish()
+        if self.best in (None, int(state.step)):
+            return state.params
+        reader = ocp.PyTreeCheckpointHandler()
+        tree = reader.restore(self._folder(self.best) / "params", args=_restore_args(_nest(state.params)))
+        reader.close()
+        return traverse_util.flatten_dict(tree, sep="/")
 
     def _try(self, step: int, state: TrainState, iterator, damaged: dict[int, list[str]]) -> TrainState | None:
         """The state of a step; None, and an entry of `damaged`, where one without digests cannot be read."""
@@ -277,13 +293,19 @@ def folder_of(run: epath.PathLike) -> epath.Path:
 
 
 def newest_step(run: epath.PathLike) -> int:
-    """The step of the parameters that a finished run, or an exported one, holds; 0 where it holds none."""
+    """The step of the parameters that a finished run, or an exported one, stands for; 0 where it holds none."""
+    return chosen_step(run) or run_folder.read_manifest(run).get("step", 0)
+
+
+def chosen_step(run: epath.PathLike) -> int | None:
+    """The step of a run's best checkpoint where validations chose one, else of its newest; None without one."""
     kept = steps(folder_of(run))
-    return kept[0] if kept else run_folder.read_manifest(run).get("step", 0)
+    best = selection.read(run).get("best")
+    return best if best in kept else next(iter(kept), None)
 
 
 def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
-    """Canonical parameters and the step of a run's latest checkpoint, or of an exported run, on the host.
+    """Canonical parameters and the step of a run's best or latest checkpoint, or of an exported run, on the host.
 
     UserError where `run` holds no checkpoint, a damaged one, or parameters that are not finite.
     """
@@ -298,9 +320,8 @@ def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
 def _newest(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
     """`load_params` of a run with checkpoints."""
     folder = folder_of(run)
-    if not (found := steps(folder)):
+    if (step := chosen_step(run)) is None:
         raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
-    step = found[0]
     folder = folder / str(step)
     digests.tell_absence(folder)
     if wrong := undeclared(folder) or digests.problems(folder, _belongs_to_params):

@@ -12,14 +12,15 @@ _FLAT: dict[str, Any] = {
          "model.inflation", "model.attn3d_kind", "model.depth_embed", "model.depth_rope.unit", "model.tgh.topology",
          "model.tgh.token_input", "model.tgh.task_input", "model.tgh.dispatch", "model.tgh.transport", "model.layout",
          "model.rope_factor", "model.lora.targets", "model.dtype", "model.param_dtype", "model.remat",
-         "model.attention", "optimizer.name"), str),
+         "model.attention", "optimizer.name", "eval.best"), str),
     **dict.fromkeys(
         ("data.volumes", "data.slices", "data.size", "data.text_length", "data.workers", "model.patch_depth",
          "model.attn3d_window", "model.depth_rope.rotary_dim", "model.depth_rope.ramp_steps", "model.tgh.groups",
          "model.tgh.experts", "model.tgh.top_k", "model.tgh.hidden", "model.depth_pool", "model.spatial_pool",
          "model.lora.rank", "train.steps", "train.batch", "train.seed", "train.accumulate", "train.bad_steps",
          "checkpoint.every", "checkpoint.keep", "eval.every", "eval.items", "eval.batch", "eval.new_tokens",
-         "eval.answer_tokens", "eval.seed", "eval.calibration", "eval.transfer", "eval.adversarial",
+         "eval.answer_tokens", "eval.seed", "eval.calibration", "eval.patience", "eval.transfer",
+         "eval.adversarial",
          "mesh.data", "mesh.fsdp", "mesh.expert"), int),
     **dict.fromkeys(
         ("max_bad_fraction", "data.augment.intensity", "data.augment.shift", "model.depth_rope.base",

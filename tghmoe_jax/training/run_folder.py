@@ -17,9 +17,10 @@ from tghmoe_jax import digests, untrusted, writing
 from tghmoe_jax.bases.base import check_sizes
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.calibration import Calibration
-from tghmoe_jax.evaluation.protocols import CONTROLS
+from tghmoe_jax.evaluation.protocols import CONTROLS, score, scores_of
 from tghmoe_jax.models import config as model_config
 from tghmoe_jax.training import kinds
+from tghmoe_jax.training.selection import LOSS
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
@@ -49,6 +50,7 @@ _AT_LEAST = {
     "train.steps": 1, "train.bad_steps": 1, "train.batch": 1, "train.accumulate": 1, "train.seed": 0,
     "checkpoint.every": 1, "checkpoint.keep": 1, "eval.every": -1, "eval.items": 2, "eval.batch": 1,
     "eval.new_tokens": 1, "eval.answer_tokens": 1, "eval.seed": 0, "eval.transfer": 0, "eval.adversarial": 0,
+    "eval.calibration": 0, "eval.patience": 0,
     "data.volumes": 1, "data.slices": 1, "data.size": 1, "data.text_length": 1, "data.workers": 0,
     "model.patch_depth": 1, "model.depth_pool": 1, "model.spatial_pool": 1, "model.tgh.experts": 1,
     "model.tgh.hidden": 1,
@@ -86,6 +88,8 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"--config.{key}=1 is too small to shuffle volumes; give 2 or more, or 0 for none.")
         if flat[key] and flat["data.name"] not in ("phantom", ""):
             raise UserError(f"--config.{key}={flat[key]} needs the phantom; {flat['data.name']} has no such test.")
+    if (best := flat.get("eval.best", LOSS)) not in (LOSS, *scores_of(score({}))):
+        raise UserError(f"--config.eval.best={best} is no score of metrics.json; give one of these, or {LOSS}.")
     if unknown := [name for name in flat.get("eval.controls", ()) if name not in CONTROLS]:
         raise UserError(f"--config.eval.controls: {unknown[0]!r} is unknown; use some of {', '.join(CONTROLS)}.")
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
