@@ -55,7 +55,8 @@ def test_the_test_split_is_asked_once_of_the_best_checkpoint(tiny_folder, monkey
     """Too high a rate: the first validation stays the best, and patience ends the run long before its last step."""
     flags = (
         *tiny_run.options(tiny_folder), "--config.train.steps=40", "--config.checkpoint.every=2",
-        "--config.eval.every=2", "--config.eval.patience=2", "--config.optimizer.rate=3.0", "--config.checkpoint.keep=1",
+        "--config.checkpoint.keep=1", "--config.eval.every=2", "--config.eval.patience=2",
+        "--config.optimizer.rate=3.0",
     )  # fmt: skip
     done = tiny_run.command(tiny_folder, "stage1.py", tiny_folder / "chosen", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
