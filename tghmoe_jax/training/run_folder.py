@@ -215,7 +215,7 @@ def read_calibration(run: epath.PathLike, step: int) -> dict[str, Calibration]:
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest with the digest of what its model was trained on: the refusal of reports and the warnings about a
     scan rest on that alone."""
-    kept = json.dumps([manifest.get(key) for key in ("domain", "input_ranges")], sort_keys=True)
+    kept = json.dumps([manifest.get(key) for key in ("domain", "origin", "input_ranges")], sort_keys=True)
     return manifest | {_SEAL: hashlib.sha256(kept.encode()).hexdigest()[:16]}
 
 
