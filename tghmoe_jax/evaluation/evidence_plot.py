@@ -22,7 +22,7 @@ LETTERS = (("L", "R"), ("P", "A"), ("S", "I"))  # of the patient axes x, y, z: a
 
 
 @dataclasses.dataclass(frozen=True)
-class EvidencePart:
+class Box:
     """A box of the scan and the fall in nats when it is hidden.
 
     edges float64 (3, 2): low and high of slice, row and column in voxels, 0 being the outer side of voxel 0. share: of
@@ -61,8 +61,8 @@ class Evidence:
 
     answer: str
     whole: float
-    slabs: tuple[EvidencePart, ...]
-    regions: tuple[EvidencePart, ...]
+    slabs: tuple[Box, ...]
+    regions: tuple[Box, ...]
     rows: int
     volume: Volume = dataclasses.field(repr=False)
 
@@ -86,7 +86,7 @@ class Evidence:
         )
 
 
-def millimetres(part: EvidencePart) -> str:
+def millimetres(part: Box) -> str:
     """The centre of a part for a reader: each axis by its letter and the distance from 0."""
     if part.centre_mm is None:
         return ""

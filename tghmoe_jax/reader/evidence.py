@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tghmoe_jax.evaluation.evidence_plot import Evidence, EvidencePart
+from tghmoe_jax.evaluation.evidence_plot import Box, Evidence
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.connector import cells_to_tokens
@@ -158,7 +158,7 @@ def locate(falls: Falls, cfg: Model, scan: Scan) -> Evidence:
     volume, (count, size) = scan.volume, scan.prepared.slices.shape[:2]
     extent = np.array(region_voxels(cfg))
 
-    def part(box: np.ndarray, fall: float) -> EvidencePart | None:
+    def part(box: np.ndarray, fall: float) -> Box | None:
         edges = voxel_edges(volume, count, size, box)
         if np.any(edges[:, 1] - edges[:, 0] <= 0):
             return None
@@ -168,7 +168,7 @@ def locate(falls: Falls, cfg: Model, scan: Scan) -> Evidence:
             centre = tuple(map(float, (volume.affine @ middle)[:3]))
             steps = np.linalg.norm(volume.affine[:3, :3], axis=0)
             size_mm = tuple(map(float, (edges[:, 1] - edges[:, 0]) * steps))
-        return EvidencePart(edges, float(fall), float(fall / falls.whole) if falls.whole > 0 else None, centre, size_mm)
+        return Box(edges, float(fall), float(fall / falls.whole) if falls.whole > 0 else None, centre, size_mm)
 
     def box(view: int, row: int, column: int) -> np.ndarray:
         return np.stack([low := np.array([view, row, column]) * extent, low + extent], axis=1)
