@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import common
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import domain
 
@@ -13,7 +14,8 @@ BATCH = 16
 def run(folder, data: str, origin: dict, steps: int):
     """A run of `steps` steps on a data set, as it describes itself; its domain, and what it hands to its children."""
     manifest = {"domain": data, "step": steps} | origin
-    config = {"data": {"name": data}, "train": {"batch": BATCH}}
+    config = common.get_config().to_dict()
+    config["data"]["name"], config["train"]["batch"] = data, BATCH
     folder.mkdir()
     for name, content in (("manifest.json", manifest), ("config.json", config)):
         (folder / name).write_text(json.dumps(content))
