@@ -121,7 +121,7 @@ def test_a_run_of_an_earlier_version_reads_in_todays_form(tmp_path):
     old = recorded()
     assert model_config.current(old) == common.get_config().model.to_dict()
     assert "newline" in old, "what is given stays as it is"
-    (tmp_path / "config.json").write_text(json.dumps({"model": old}))
+    (tmp_path / "config.json").write_text(json.dumps(common.get_config().to_dict() | {"model": old}))
     assert run_folder.read_config(tmp_path)["model"].keys() == common.get_config().model.to_dict().keys()
 
 
@@ -131,7 +131,7 @@ def test_a_run_of_an_earlier_version_reads_in_todays_form(tmp_path):
      ({"tgh__gate": "sigmoid"}, "model.tgh.gate=sigmoid")],
 )  # fmt: skip
 def test_a_run_with_a_removed_choice_is_refused_with_its_key(tmp_path, changes, named):
-    (tmp_path / "config.json").write_text(json.dumps({"model": recorded(**changes)}))
+    (tmp_path / "config.json").write_text(json.dumps(common.get_config().to_dict() | {"model": recorded(**changes)}))
     with pytest.raises(UserError, match=f"trained with {named}, which this version does not compute"):
         run_folder.read_config(tmp_path)
 

@@ -64,11 +64,10 @@ def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--conf
 
     UserError names the flag and all problems; where the folder has digests, a file that differs is one.
     """
-    path = base_folder(folder)
+    config, path = load_config(folder, flag), base_folder(folder)
     lost = path == EMBEDDED and not (path / digests.FILE).exists()
-    if wrong := [f"{digests.FILE} is missing"] if lost else digests.problems(path) if path.is_dir() else []:
+    if wrong := [f"{digests.FILE} is missing"] if lost else digests.problems(path):
         raise UserError(f"{flag}={folder} is damaged ({digests.told(wrong)}); copy it again.")
-    config = load_config(folder, flag)
     try:
         tensors = storage.read_tensors(path)
         if config.get(CONVERTED):
