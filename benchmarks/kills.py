@@ -45,8 +45,8 @@ FLAGS = {
     "base_config.vision_config.num_attention_heads": 2, "base_config.vision_config.intermediate_size": 32,
     "base_config.vision_config.image_size": 32, "model.patch_depth": 8, "model.depth_rope.rotary_dim": 8,
     "model.tgh.layers": "0", "model.tgh.hidden": 16, "train.steps": STEPS, "train.batch": 16, "optimizer.name": "adamw",
-    "checkpoint.every": 2, "eval.every": 4, "eval.items": 8, "eval.calibration": 20, "eval.batch": 8, "eval.new_tokens": 4,
-    "eval.answer_tokens": 4, "eval.controls": "()",
+    "checkpoint.every": 2, "eval.every": 4, "eval.items": 8, "eval.calibration": 20, "eval.batch": 8,
+    "eval.new_tokens": 4, "eval.answer_tokens": 4, "eval.controls": "()",
 }  # fmt: skip
 # The command itself, which tells when it begins a phase.
 TOLD = """
