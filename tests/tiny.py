@@ -198,9 +198,9 @@ def jit(function, **kw):
     return jax.jit(function, compiler_options={"xla_cpu_use_fusion_emitters": False}, **kw)
 
 
-def apply(model: MLLM, params, batch, group=None, depth_scale=None):
+def apply(model: MLLM, params, batch, group=None, depth_scale=None, score=False):
     """`MLLM.__call__`: an Output. `group` None lets the prompt decide."""
-    return model.apply(tree(params), batch, group, depth_scale)
+    return model.apply(tree(params), batch, group, depth_scale, score)
 
 
 forward = jit(apply, static_argnums=0)

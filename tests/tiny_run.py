@@ -47,7 +47,8 @@ def options(folder: Path) -> list[str]:
         "model.tgh.hidden": 24, "model.depth_rope.rotary_dim": 8, "train.batch": 16, "train.accumulate": 2,
         "optimizer.name": "adamw",  # compiles faster; the default is trained with in tests/test_main.py
         "train.steps": STEPS, "checkpoint.every": 3, "eval.items": ITEMS, "eval.calibration": 24, "eval.batch": 6,
-        "eval.new_tokens": 6, "eval.answer_tokens": 4, "data.mixture.report": 1, "data.mixture.open": 1, "data.mixture.closed": 1,
+        "eval.new_tokens": 6, "eval.answer_tokens": 4, "data.mixture.report": 1, "data.mixture.open": 1,
+        "data.mixture.closed": 1,
     }  # fmt: skip
     return [f"--config.{key}={value}" for key, value in sizes.items()]
 

@@ -254,7 +254,8 @@ def gradient(model, params, batch):
     """Gradient of the LM loss alone, every sample in its task's group."""
 
     def total(params):
-        output = tiny.apply(model, params, batch, batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"])
+        group = batch["task"] if model.cfg.tgh.groups > 1 else 0 * batch["task"]
+        output = tiny.apply(model, params, batch, group, score=True)
         weight = jnp.sum(losses.answer_weights(batch, tiny.LM_ONLY, tiny.PREFIX))
         return losses.loss(output, batch, tiny.LM_ONLY, tiny.PREFIX, weight, 1)[0]
 
