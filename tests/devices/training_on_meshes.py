@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--port", default="0")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8 // args.of)
+    jax.config.update("jax_enable_compilation_cache", False)  # read from it, these steps of 8 CPU devices deadlock
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     if args.of > 1:
