@@ -58,7 +58,7 @@ def run(folder, name: str, code: str, *flags: str):
 
 
 def steps_of(folder) -> set[str]:
-    return {path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit()}
+    return {path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()}
 
 
 @pytest.mark.slow
