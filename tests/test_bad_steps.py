@@ -30,7 +30,7 @@ def train(folder, name: str, code: str, *flags: str, devices: int = 1):
 
 
 def steps_of(run) -> set[int]:
-    return {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
+    return {int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit()}
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on_with_more_room
     assert done.stderr.endswith("code 2\n") and "Traceback" not in done.stderr, done.stderr[-3000:]
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "No space left on device" in sentence and str(disk) in sentence and "make room there" in sentence
-    steps = {path.name for path in (kept / "checkpoints").iterdir() if path.name.isdigit()}
+    steps = {path.name for path in (kept / "checkpoints").glob("*") if path.name.isdigit()}
     assert steps == ({"3"} if when == "in a later one" else set())
     assert ("that of step 3 is whole" in sentence) == bool(steps)
     again = tiny_run.command(tiny_folder, "stage1.py", kept, *arguments(tiny_folder, kept)[2:])

@@ -111,7 +111,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_one_step(tiny_folder):
     output = "".join(lines) + started.communicate(timeout=WAIT)[0]
     assert started.returncode == PREEMPTED, output[-3000:]
     (step,) = re.findall(r"0: stopped by SIGTERM after step (\d+), which is saved", output)
-    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == [step]
+    assert [path.name for path in (run / "checkpoints").glob("*") if path.name.isdigit()] == [step]
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1, int(step) + 1))
 
 
@@ -140,7 +140,7 @@ def test_sigterm_to_a_single_process_saves_and_ends(tiny_folder):
     done = tiny_run.command(tiny_folder, "stage1.py", run, *tiny_run.options(tiny_folder), code=kill)
     assert done.returncode == PREEMPTED, done.stderr[-3000:]
     assert "stopped by SIGTERM after step 2" in done.stderr
-    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
+    assert [path.name for path in (run / "checkpoints").glob("*") if path.name.isdigit()] == ["2"]
 
 
 @pytest.mark.slow

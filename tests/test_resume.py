@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tiny_folder, ti
         done = again(code)
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
         assert (f"continued from step {continues}" in done.stdout) == (continues is not None)
-        assert {int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()} == holds, kills
+        assert {int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit()} == holds, kills
     done = again()
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"continued from step {max(kills[-1][2])}" in done.stdout
