@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from configs import stage1
+from configs import common, stage1
 from tests import tiny_run
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints, run_folder
@@ -85,7 +85,9 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tiny_folder, ti
 
 
 def test_a_change_of_steps_is_recorded_once_and_compared_with_the_last_one(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 8}}))
+    config = common.get_config()
+    config.train.steps = 8
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     (tmp_path / "manifest.json").write_text(json.dumps({"seeds": {"train": 0}}))
     assert run_folder.record_steps(tmp_path, 4, 8) == 8
     assert run_folder.read_manifest(tmp_path) == {"seeds": {"train": 0}}
