@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import stage1
 from tests import tiny_run
 from tests.datasets import dataset_fixtures
-from tghmoe_jax import prepare
+from tghmoe_jax import digests, prepare
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.samples import pipeline
@@ -160,6 +160,7 @@ def broken(own: dict[str, str], folder: Path) -> dict[str, str]:
     rows = [json.loads(line) for line in index.read_text().splitlines()]
     rows[1]["crc32"] ^= 1
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digests.write(root, digests.of_files(root, digests.files(root)))  # else the set is refused when it is opened
     return own | {"root": str(root)}
 
 
