@@ -223,6 +223,7 @@ def test_the_strongest_region_touches_the_lesion_far_more_often_than_by_chance(e
     assert np.mean([row["hit"] for row in rows]) > 0.6 > 3 * np.mean([row["chance"] for row in rows])
 
 
+@pytest.mark.slow
 def test_shuffled_weights_are_the_same_numbers_in_another_order(embedded):
     reader, _ = embedded
     params, mixed = (one.variables["params"] for one in (reader, pointing.shuffled(reader, 0)))
