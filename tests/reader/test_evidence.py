@@ -81,7 +81,7 @@ def test_a_part_is_not_strongest_because_its_tokens_are_far_from_the_mean():
 
     falls = evidence.measure(score, cfg, 8, visual, np.ones(visual.shape[:2], bool), (), "text")
     assert falls.views.argmax() == 1 and falls.views.max() > 5 * np.delete(falls.views, 1).max()
-    np.testing.assert_allclose(evidence.strength(falls.views, falls.view_changes), 1, rtol=1e-4)
+    assert evidence.strength(falls.views, falls.view_changes).argmax() != 1 and falls.view != 1
 
 
 def test_hiding_what_is_masked_takes_nothing():

@@ -2,9 +2,9 @@
 
 Hidden tokens become the mean of the visible ones, so no position moves and the decoder still sees a scan. The tower
 runs once; each hidden part is one row of the decoder. First every view (slab) is hidden, then every region of the
-strongest. The strongest part is the one with the largest fall for the change that was made (the distance of its tokens
-from what takes their place): tokens of a lesion differ most from the mean, so even a decoder of shuffled weights would
-point at them by the fall alone. What this is worth is measured by `studies/pointing.py`: see docs/evidence.md.
+strongest. The strongest part is the one with the largest fall for the change that was made (the squared distance of its
+tokens from what takes their place): tokens of a lesion differ most from the mean, so even a decoder of shuffled weights
+would point at them by the fall alone. What this is worth is measured by `studies/pointing.py`: see docs/evidence.md.
 
 Axis legend: N rows, L visual tokens, V views, R region rows and columns of a view, O options.
 """
@@ -37,8 +37,8 @@ class Falls:
     other one.
 
     whole: with all tokens hidden. views float32 (V,): with each view hidden. view: the strongest one; regions float32
-    (R, R): with each of its regions hidden. view_changes and region_changes, of the same shapes: how far hiding moves
-    the visible tokens. rows: of the decoder that this took.
+    (R, R): with each of its regions hidden. view_changes and region_changes, of the same shapes: the squared
+    distance by which hiding moves the visible tokens. rows: of the decoder that this took.
     """
 
     answer: str
@@ -154,13 +154,13 @@ def measure(
 
     start, *hidden = support(first)
     whole, *of_views = start - np.array(hidden)
-    of_views, changes = np.array(of_views, np.float32), np.sqrt(views @ squares)
+    of_views, changes = np.array(of_views, np.float32), views @ squares
     view = int(np.argmax(strength(of_views, changes)))
     parts = regions[view]
     of_regions = start - support(scores(parts.reshape(-1, parts.shape[-1])))
     return Falls(
         options[chosen] if options else answer, float(whole), of_views, view,
-        of_regions.reshape(parts.shape[:2]).astype(np.float32), changes, np.sqrt(parts @ squares), rows,
+        of_regions.reshape(parts.shape[:2]).astype(np.float32), changes, parts @ squares, rows,
     )  # fmt: skip
 
 
