@@ -422,7 +422,7 @@ def test_the_evidence_of_an_answer_is_drawn_and_printed(stage2, scan, tmp_path, 
     found = record["evidence"]
     assert found["answer"] in CHOICES.split("|") and found["decoder_rows"] == 16
     assert [slab["slices"] for slab in found["slabs"]] == [[1, 4], [5, 8], [9, 12]]  # of the file; the fourth is masked
-    assert found["region"]["slices"] == max(found["slabs"], key=lambda slab: slab["fall"])["slices"]
+    assert found["region"]["slices"] == max(found["slabs"], key=lambda slab: slab["strength"])["slices"]
     assert len(found["region"]["centre_mm"]) == 3 and found["frame"].startswith("LPS")
     with Image.open(target) as picture:
         note = picture.info["Description"]

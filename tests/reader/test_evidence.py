@@ -69,6 +69,21 @@ def test_the_part_that_carries_the_answer_is_found_and_its_cost_counted(options)
     assert falls.rows == -(-(2 + 4) // evidence.ROWS) * evidence.ROWS + 16
 
 
+def test_a_part_is_not_strongest_because_its_tokens_are_far_from_the_mean():
+    """A decoder that weighs all tokens alike points at none, however far one of them lies from the others."""
+    cfg, rng = small(layout="flat").cfg, np.random.default_rng(5)
+    visual = rng.choice([-1.0, 1.0], (1, cfg.visual_tokens(8), 4)).astype(np.float32)
+    far = np.flatnonzero(evidence.hidden_tokens(cfg, 8)[1][1, 2, 3])[0]
+    visual[0, far] *= 50
+
+    def score(seen):
+        return -np.sqrt(((np.asarray(seen) - visual) ** 2).sum(axis=(1, 2)))[:, None]
+
+    falls = evidence.measure(score, cfg, 8, visual, np.ones(visual.shape[:2], bool), (), "text")
+    assert falls.views.argmax() == 1 and falls.views.max() > 5 * np.delete(falls.views, 1).max()
+    assert evidence.strength(falls.views, falls.view_changes).argmax() != 1 and falls.view != 1
+
+
 def test_hiding_what_is_masked_takes_nothing():
     model, slices = small(), 8
     size = model.cfg.visual_tokens(slices)
@@ -108,7 +123,9 @@ def found(path) -> evidence.Evidence:
     bright = scan.prepared.slices[..., 2].astype(np.float64)
     cells = bright.reshape(4, 2, 4, 8, 4, 8).max(axis=(1, 3, 5)) + bright.reshape(4, 2, 4, 8, 4, 8).mean(axis=(1, 3, 5))
     views = cells.max(axis=(1, 2))
-    falls = evidence.Falls("left", 1000.0, views, int(views.argmax()), cells[int(views.argmax())], 24)
+    falls = evidence.Falls(
+        "left", 1000.0, views, int(views.argmax()), cells[int(views.argmax())], np.ones(4), np.ones((4, 4)), 24
+    )
     return evidence.locate(falls, cfg, scan)
 
 
@@ -121,7 +138,7 @@ def check(one: evidence.Evidence, place: np.ndarray, axes: np.ndarray) -> None:
     assert (np.abs(away) <= np.array(region.size_mm) / 2 + 1e-6).all(), (away, region)
     middle = one.volume.affine @ [*(np.array(one.volume.array.shape) / 2 - 0.5), 1.0]
     assert region.centre_mm[0] > middle[0]  # the patient's left
-    assert region.centre_mm[1] > middle[1] and region.fall == max(part.fall for part in one.regions)
+    assert region.centre_mm[1] > middle[1] and region.strength == max(part.strength for part in one.regions)
 
 
 @pytest.mark.parametrize("degrees", [0, 12])
@@ -206,6 +223,7 @@ def test_the_strongest_region_touches_the_lesion_far_more_often_than_by_chance(e
     assert np.mean([row["hit"] for row in rows]) > 0.6 > 3 * np.mean([row["chance"] for row in rows])
 
 
+@pytest.mark.slow
 def test_shuffled_weights_are_the_same_numbers_in_another_order(embedded):
     reader, _ = embedded
     params, mixed = (one.variables["params"] for one in (reader, pointing.shuffled(reader, 0)))

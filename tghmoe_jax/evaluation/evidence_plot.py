@@ -33,6 +33,7 @@ class Box:
     edges: np.ndarray
     fall: float
     share: float | None
+    strength: float
     centre_mm: tuple[float, float, float] | None
     size_mm: tuple[float, float, float] | None
 
@@ -49,7 +50,7 @@ class Box:
             for name, value in (("centre_mm", self.centre_mm), ("size_mm", self.size_mm))
         }
         share = None if self.share is None else round(self.share, 4)
-        return found | millimetres | {"fall": round(self.fall, 4), "share": share}
+        return found | millimetres | {"fall": round(self.fall, 4), "share": share, "strength": round(self.strength, 6)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def draw(path: str | Path, evidence: Evidence, checkpoint: str) -> None:
     from matplotlib.figure import Figure  # slow to import, and wanted for this file alone; no display is needed
     from matplotlib.patches import Rectangle
 
-    volume, strongest = evidence.volume, max(evidence.slabs, key=lambda slab: slab.fall)
+    volume, strongest = evidence.volume, max(evidence.slabs, key=lambda slab: slab.strength)
     shown = routing_plot.spread(evidence.slabs, MAX_SLABS)
     if not any(slab is strongest for slab in shown):
         shown[int(np.argmin([abs(slab.edges[0, 0] - strongest.edges[0, 0]) for slab in shown]))] = strongest
@@ -122,11 +123,13 @@ def draw(path: str | Path, evidence: Evidence, checkpoint: str) -> None:
                 axis.text(x, y, letter, color="yellow", fontsize=9, ha="center", va="center", transform=axis.transAxes)
         if slab is not strongest:
             continue
-        most = max(evidence.regions[0].fall, 1e-9)
+        most = max(evidence.regions[0].strength, 1e-9)
         for i, region in enumerate(evidence.regions):
             (top, bottom), (left, right) = region.edges[1:] - 0.5
             box = (left, top), right - left, bottom - top
-            axis.add_patch(Rectangle(*box, color="red", alpha=0.35 * np.clip(region.fall / most, 0, 1), linewidth=0))
+            axis.add_patch(
+                Rectangle(*box, color="red", alpha=0.35 * np.clip(region.strength / most, 0, 1), linewidth=0)
+            )
             if not i:
                 axis.add_patch(Rectangle(*box, fill=False, edgecolor="red", linewidth=1.5))
         axis.set_xlim(-0.5, wide - 0.5), axis.set_ylim(high - 0.5, -0.5)

@@ -2,7 +2,9 @@
 
 Hidden tokens become the mean of the visible ones, so no position moves and the decoder still sees a scan. The tower
 runs once; each hidden part is one row of the decoder. First every view (slab) is hidden, then every region of the
-strongest. What this is worth is measured by `studies/pointing.py`: see docs/evidence.md.
+strongest. The strongest part is the one with the largest fall for the change that was made (the squared distance of its
+tokens from what takes their place): tokens of a lesion differ most from the mean, so even a decoder of shuffled weights
+would point at them by the fall alone. What this is worth is measured by `studies/pointing.py`: see docs/evidence.md.
 
 Axis legend: N rows, L visual tokens, V views, R region rows and columns of a view, O options.
 """
@@ -35,7 +37,8 @@ class Falls:
     other one.
 
     whole: with all tokens hidden. views float32 (V,): with each view hidden. view: the strongest one; regions float32
-    (R, R): with each of its regions hidden. rows: of the decoder that this took.
+    (R, R): with each of its regions hidden. view_changes and region_changes, of the same shapes: the squared
+    distance by which hiding moves the visible tokens. rows: of the decoder that this took.
     """
 
     answer: str
@@ -43,12 +46,20 @@ class Falls:
     views: np.ndarray
     view: int
     regions: np.ndarray
+    view_changes: np.ndarray
+    region_changes: np.ndarray
     rows: int
 
     @property
     def region(self) -> tuple[int, int, int]:
         """The strongest region: view, row, column."""
-        return (self.view, *map(int, np.unravel_index(np.argmax(self.regions), self.regions.shape)))
+        strengths = strength(self.regions, self.region_changes)
+        return (self.view, *map(int, np.unravel_index(np.argmax(strengths), strengths.shape)))
+
+
+def strength(falls: np.ndarray, changes: np.ndarray) -> np.ndarray:
+    """Falls for the change that was made; 0 where nothing changed."""
+    return np.divide(falls, changes, out=np.zeros(np.shape(falls)), where=changes > 0)
 
 
 def cells_along(cfg: Model) -> int:
@@ -116,7 +127,9 @@ def measure(
     `score` gives of visual tokens (ROWS, L, W) the log-likelihoods (ROWS, O) of the options, or (ROWS, 1) of `answer`.
     """
     views, regions = hidden_tokens(cfg, slices)
-    mean = jnp.sum(visual * mask[..., None], axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask), 1)
+    wide = jnp.asarray(visual, jnp.float32)
+    mean = jnp.sum(wide * mask[..., None], axis=1, keepdims=True) / jnp.maximum(jnp.sum(mask), 1)
+    squares = np.asarray(jnp.sum((wide - mean) ** 2, axis=-1)[0] * mask[0], np.float64)  # (L,)
     mean, rows = mean.astype(visual.dtype), 0
 
     def scores(hidden: np.ndarray) -> np.ndarray:
@@ -141,12 +154,13 @@ def measure(
 
     start, *hidden = support(first)
     whole, *of_views = start - np.array(hidden)
-    view = int(np.argmax(of_views))
+    of_views, changes = np.array(of_views, np.float32), views @ squares
+    view = int(np.argmax(strength(of_views, changes)))
     parts = regions[view]
     of_regions = start - support(scores(parts.reshape(-1, parts.shape[-1])))
     return Falls(
-        options[chosen] if options else answer, float(whole), np.array(of_views, np.float32), view,
-        of_regions.reshape(parts.shape[:2]).astype(np.float32), rows,
+        options[chosen] if options else answer, float(whole), of_views, view,
+        of_regions.reshape(parts.shape[:2]).astype(np.float32), changes, parts @ squares, rows,
     )  # fmt: skip
 
 
@@ -158,7 +172,7 @@ def locate(falls: Falls, cfg: Model, scan: Scan) -> Evidence:
     volume, (count, size) = scan.volume, scan.prepared.slices.shape[:2]
     extent = np.array(region_voxels(cfg))
 
-    def part(box: np.ndarray, fall: float) -> Box | None:
+    def part(box: np.ndarray, fall: float, strength: float) -> Box | None:
         edges = voxel_edges(volume, count, size, box)
         if np.any(edges[:, 1] - edges[:, 0] <= 0):
             return None
@@ -168,13 +182,15 @@ def locate(falls: Falls, cfg: Model, scan: Scan) -> Evidence:
             centre = tuple(map(float, (volume.affine @ middle)[:3]))
             steps = np.linalg.norm(volume.affine[:3, :3], axis=0)
             size_mm = tuple(map(float, (edges[:, 1] - edges[:, 0]) * steps))
-        return Box(edges, float(fall), float(fall / falls.whole) if falls.whole > 0 else None, centre, size_mm)
+        share = float(fall / falls.whole) if falls.whole > 0 else None
+        return Box(edges, float(fall), share, float(strength), centre, size_mm)
 
     def box(view: int, row: int, column: int) -> np.ndarray:
         return np.stack([low := np.array([view, row, column]) * extent, low + extent], axis=1)
 
     whole = np.array([[0, size], [0, size]])
-    slabs = [part(np.stack([box(v, 0, 0)[0], *whole]), fall) for v, fall in enumerate(falls.views)]
-    regions = [part(box(falls.view, r, c), fall) for (r, c), fall in np.ndenumerate(falls.regions)]
-    regions = sorted(filter(None, regions), key=lambda one: -one.fall)
+    of_views, of_regions = strength(falls.views, falls.view_changes), strength(falls.regions, falls.region_changes)
+    slabs = [part(np.stack([box(v, 0, 0)[0], *whole]), falls.views[v], one) for v, one in enumerate(of_views)]
+    regions = [part(box(falls.view, *at), falls.regions[at], one) for at, one in np.ndenumerate(of_regions)]
+    regions = sorted(filter(None, regions), key=lambda one: -one.strength)
     return Evidence(falls.answer, falls.whole, tuple(filter(None, slabs)), tuple(regions), falls.rows, volume)
