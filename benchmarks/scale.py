@@ -35,8 +35,8 @@ def read(step: str, preset: str = "phi3v", batch: int = 2) -> tuple[str, ...]:
     return ("--config", f"configs/stage2.py:{preset}", *ONE, "--step", step, f"--config.eval.batch={batch}")
 
 
-def tune(preset: str, chip: str = "v5e") -> tuple[str, ...]:
-    return ("--config", f"configs/finetune.py:{preset},lora=16", "--topology", f"{chip}:4x4", "--mesh", "fsdp=16")
+def tune(preset: str) -> tuple[str, ...]:
+    return ("--config", f"configs/finetune.py:{preset},lora=16", "--topology", "v5e:4x4", "--mesh", "fsdp=16")
 
 
 def tune_on_gpu(pod: str) -> tuple[str, ...]:
@@ -62,7 +62,6 @@ ROWS = {
         f"medgemma, stage {stage}, {pod}": train(stage, pod, preset="medgemma") for stage in (1, 2) for pod in GRID
     },
     "medgemma, fine-tuning, low rank, v5e-16": tune("medgemma"),
-    "medgemma, fine-tuning, low rank, v6e-16": tune("medgemma", "v6e"),
     "medgemma, decode, one v5e": read("decode", "medgemma", 1),
     "medgemma, evaluate, one v5e": read("evaluate", "medgemma", 1),
     **{

@@ -1,18 +1,6 @@
-"""A few kills and signals at drawn moments: the run ends as the one that nobody touched."""
-
-import pytest
+"""The report of the campaign of kills and signals."""
 
 from benchmarks import kills
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signals", "processes", "count"), [(["KILL"], 1, 6), (["TERM", "INT"], 1, 4), (["KILL", "TERM"], 2, 4)]
-)
-def test_a_run_that_is_hit_ends_as_the_unbroken_one(tmp_path, signals, processes, count):
-    hits, runs = kills.campaign(count, signals, processes, count, 3, tmp_path)
-    assert len(hits) == count and all(run["hits"] for run in runs[:1])
-    assert [one["faults"] for one in hits + runs if one["faults"]] == []
 
 
 def test_the_table_counts_hits_and_faults_of_each_phase():
