@@ -245,11 +245,12 @@ def test_a_wrong_command_line_is_one_sentence(reader, tmp_path, monkeypatch, cap
 @pytest.mark.slow
 def test_a_tower_that_reads_no_prompt_sees_a_volume_once(folder, tmp_path, monkeypatch):
     """... for all questions about it, and their answers are those of a tower that sees it again."""
-    reader, calls, encode = load(write_run(tmp_path / "plain", "phantom", 1, ()), BATCH), [], generation.encode
-    monkeypatch.setattr(generation, "encode", lambda *args: calls.append(1) or encode(*args))
+    reader, calls = load(write_run(tmp_path / "plain", "phantom", 1, ()), BATCH), []
+    call = type(reader)._call
+    monkeypatch.setattr(type(reader), "_call", lambda self, step, *more: calls.append(step) or call(self, step, *more))
     answer(reader, folder, tmp_path / "a.csv", asked=QUESTIONS)
-    shared = len(calls)
-    monkeypatch.setattr(type(reader), "_tower", lambda self, _, __, batch, group: encode(
+    shared = calls.count("encode")
+    monkeypatch.setattr(type(reader), "_tower", lambda self, _, __, batch, group: generation.encode(
         self.model, self.variables, batch, group))  # fmt: skip
     answer(reader, folder, tmp_path / "b.csv", asked=QUESTIONS)
     assert shared == 4, "one for each part of two scans"
