@@ -165,8 +165,9 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
 
     reports = Reports(take)
 
-    record = hosts.exchange(json.dumps(selection.read(workdir) if hosts.first() else {}))[0]
-    choice = selection.Selection(workdir, config.eval.best, config.eval.patience, json.loads(record))
+    there = (selection.read(workdir), checkpoints.steps(checkpoints.folder_of(workdir))) if hosts.first() else ()
+    there = json.loads(hosts.exchange(json.dumps(there))[0])
+    choice = selection.Selection(workdir, config.eval.best, config.eval.patience, *there)
     store.best = choice.best
 
     def read_with(params: dict[str, jax.Array]) -> Reader:

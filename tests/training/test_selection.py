@@ -19,12 +19,14 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score_and_patience_counts_wh
         folder.mkdir()
         assert selection.read(folder) == {}
         for step, value in enumerate(values, 1):
-            one = selection.Selection(folder, name, 3, selection.read(folder))  # as if resumed after each
+            one = selection.Selection(folder, name, 3, selection.read(folder), range(step))  # as if resumed after each
             assert one.validated == step - 1
             assert one.note(step, {name: value}) == (step in (1, 2, 6))
             assert one.best == {1: 1, 6: 6}.get(step, 2) and one.exhausted == (step == 5)
-    other = selection.Selection(folder, "loss", 3, selection.read(folder))
+    other = selection.Selection(folder, "loss", 3, selection.read(folder), range(7))
     assert other.best is None and other.validated == 6  # another score has another best
+    gone = selection.Selection(folder, name, 3, selection.read(folder), [2, 5])  # damaged, and set aside
+    assert gone.best is None and gone.validated == 5 and gone.note(6, {name: 0.1})
     (folder / selection.FILE).write_text(json.dumps({"best": "six"}))
     with pytest.raises(UserError, match='best is "six"'):
         selection.read(folder)
@@ -34,7 +36,7 @@ def test_a_run_without_validations_stands_for_its_newest_checkpoint(tmp_path):
     for step in (2, 4, 10):
         (tmp_path / checkpoints.FOLDER / str(step)).mkdir(parents=True)
     assert checkpoints.chosen_step(tmp_path) == checkpoints.newest_step(tmp_path) == 10
-    one = selection.Selection(tmp_path, "loss", 0)
+    one = selection.Selection(tmp_path, "loss", 0, {}, [])
     one.note(4, {"loss": 1.0})
     assert checkpoints.chosen_step(tmp_path) == 4
     one.note(6, {"loss": 0.5})  # whose checkpoint is not there

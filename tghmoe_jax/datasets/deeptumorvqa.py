@@ -42,9 +42,7 @@ def open_deeptumorvqa(root: Path, manifest: str = "") -> Dataset:
     The type of an item is the question's subtype; without choices it is asked openly alone. UserError for a file of
     another format; a bad question goes to `rejected`.
     """
-    names = named_files(manifest)
-    if not names:
-        names = [found for group in DEFAULTS if (found := next((n for n in group if (root / n).is_file()), None))]
+    names = named_files(manifest, root, DEFAULTS)
     if not names:
         raise UserError(
             f"{root} holds neither benchmark/test_qa.json nor train/train_qa.csv: name the folder of DeepTumorVQA v2, "

@@ -42,9 +42,11 @@ def index_file(root: Path, name: str) -> Path:
     raise UserError(f"--config.data.manifest={name} is not a file here or under {root}: name the index file.")
 
 
-def named_files(manifest: str) -> list[str]:
-    """The names that `data.manifest` lists, separated by commas."""
-    return [name.strip() for name in manifest.split(",") if name.strip()]
+def named_files(manifest: str, root: Path | None = None, published: Sequence[Sequence[str]] = ()) -> list[str]:
+    """The names that `data.manifest` lists, separated by commas; of none the first of each group of `published` names
+    that lies below `root`."""
+    names = [name.strip() for name in manifest.split(",") if name.strip()]
+    return names or [found for group in published if (found := next((n for n in group if (root / n).is_file()), ""))]
 
 
 def split_of_name(name: str) -> str | None:

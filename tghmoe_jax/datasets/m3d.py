@@ -53,9 +53,7 @@ def open_m3d(root: Path, manifest: str = "") -> Dataset:
     Every question is asked twice, with its choices and openly. UserError for a file of another format; a bad row goes
     to `rejected`.
     """
-    names = named_files(manifest)
-    if not names:
-        names = [found for group in DEFAULTS if (found := next((n for n in group if (root / n).is_file()), None))]
+    names = named_files(manifest, root, DEFAULTS)
     if not names:
         raise UserError(
             f"{root} holds neither M3D_Cap_npy/M3D_Cap.json nor M3D-VQA/M3D_VQA_train.csv: name the folder that holds "

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 ENOUGH = 20  # items below which nothing is fitted
 ENOUGH_FOR_STEPS = 200  # items from which isotonic regression is used
@@ -197,9 +197,3 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
 def area_under_risk(confidence: np.ndarray, right: np.ndarray) -> float:
     """Mean risk over all coverages (AURC): lower is better; the error rate where confidence says nothing."""
     return float(risk_coverage(confidence, right)[1].mean())
-
-
-def wilson(right: int, items: int) -> tuple[float, float]:
-    """95% interval of a share."""
-    low, high = stats.binomtest(right, items).proportion_ci(method="wilson")
-    return float(low), float(high)

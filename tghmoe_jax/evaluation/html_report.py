@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tghmoe_jax import writing
-from tghmoe_jax.evaluation import DISCLAIMER, calibration, outputs, routing_plot
+from tghmoe_jax.evaluation import DISCLAIMER, calibration, outputs, routing_plot, statistics
 from tghmoe_jax.evaluation.metrics import sure
 from tghmoe_jax.evaluation.protocols import CONTROLS, Prediction, Run, kind_scores, scores_of, under_control
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
@@ -143,7 +143,7 @@ def confidence_chart(run: Run):
         means = [confidence[(confidence >= low) & (confidence < high)].mean()
                  for (low, *_), high in zip(points, edges, strict=True)]  # fmt: skip
         shares = [hits / items for _, items, hits in points]
-        spread = np.array([calibration.wilson(hits, items) for _, items, hits in points]).T
+        spread = np.array([statistics.wilson(hits, items) for _, items, hits in points]).T
         reliability.errorbar(means, shares, np.abs(spread - shares), fmt="o", color=colour, label=kind, markersize=4)
         risk.plot(*calibration.risk_coverage(confidence, right), color=colour, label=kind)
     reliability.set(xlabel="confidence", ylabel="share of right answers, 95 %")

@@ -20,8 +20,13 @@ def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> list[
     """
     if low != high or low not in (0.0, most):
         return [low, high]
-    wilson = stats.binomtest(units if low else 0, units).proportion_ci(method="wilson")
-    return [float(wilson.low * most), float(wilson.high * most)]
+    return [float(limit * most) for limit in wilson(units if low else 0, units)]
+
+
+def wilson(right: int, items: int) -> tuple[float, float]:
+    """95% interval of a share."""
+    low, high = stats.binomtest(right, items).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def count_units(denominator: np.ndarray, units: Sequence[Hashable]) -> int:

@@ -9,9 +9,9 @@ import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, closed, evidence_plot, routing_plot
-from tghmoe_jax.evaluation.calibration import wilson
 from tghmoe_jax.evaluation.evidence_plot import Evidence
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
+from tghmoe_jax.evaluation.statistics import wilson
 from tghmoe_jax.reader.evidence import Falls
 from tghmoe_jax.scans.scan import Scan
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tghmoe_jax.evaluation import calibration, closed, numbers
+from tghmoe_jax.evaluation import calibration, closed
 from tghmoe_jax.evaluation.calibration import Calibration
+from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader.reader import Reader, Request
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import COLUMNS
@@ -17,7 +18,7 @@ from tghmoe_jax.samples.tasks import COLUMNS
 
 def likelihoods(reader: Reader, source: Source, requests: Sequence[Request], texts: Sequence[str]) -> np.ndarray:
     """Mean log-likelihoods a token: of lettered questions each option's, asked without showing them, float (N, O) with
-    -inf where a question has fewer; of others each answer's own, (N, 1), -inf for an empty one.
+    -inf where a question has fewer; of others each answer's own, (N, 1).
 
     The requests are of one kind.
     """
@@ -37,16 +38,9 @@ def likelihoods(reader: Reader, source: Source, requests: Sequence[Request], tex
     return table
 
 
-def is_right(question: Question, text: str) -> bool:
-    """By the strict rule of lettered questions; an open answer has to be the reference, but for case and full stops."""
-    if question.choices:
-        return closed.strictly_correct(text, question.letter, question.choices)
-    return numbers.same_text(text, question.answer)
-
-
 def fit(kind: str, asked: Sequence[Question], texts: Sequence[str], found: np.ndarray) -> Calibration | None:
     """What the answers `texts` to validation questions of a kind say; None for too few."""
     answered = np.array([closed.named_option(text, q.choices) for q, text in zip(asked, texts, strict=True)])
-    right = np.array([is_right(*one) for one in zip(asked, texts, strict=True)])
+    right = np.array([Prediction.of(0, *one).right for one in zip(asked, texts, strict=True)])
     truth = np.array([LETTERS.index(one.letter) for one in asked]) if COLUMNS[kind].lettered else None
     return calibration.fit(found, answered, right, truth)

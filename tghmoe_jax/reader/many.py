@@ -243,7 +243,7 @@ def _died(scan: Listed) -> str:
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 OF_LISTS = ("root", "questions", "to", "shard", "workers", "batch")
-OF_ONE = ("volume", "base", "image", "series", "routing", "json")
+OF_ONE = ("volume", "base", "image", "series", "routing", "evidence", "min_accuracy", "json")
 
 
 def add_flags(add: Callable) -> None:

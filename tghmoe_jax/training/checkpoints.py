@@ -159,10 +159,15 @@ class Checkpoints:
         )
 
     def best_params(self, state: TrainState) -> dict[str, jax.Array]:
-        """The parameters of step `best`, placed as those of `state` are."""
+        """The parameters of step `best`, placed as those of `state` are. UserError where they are damaged."""
         self.finish()
         if self.best in (None, int(state.step)):
             return state.params
+        if wrong := _problems(self._folder(self.best)):
+            raise UserError(
+                f"the best checkpoint, that of step {self.best}, is damaged ({digests.told(wrong)}); delete "
+                f"{self._workdir / selection.FILE}, and the same command evaluates the newest."
+            )
         reader = ocp.PyTreeCheckpointHandler()
         tree = reader.restore(self._folder(self.best) / "params", args=_restore_args(_nest(state.params)))
         reader.close()

@@ -6,7 +6,7 @@ in a row were not better than the best}.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,11 +23,14 @@ class Selection:
     """What validations of a run found. `best`: the step of the best one, None before the first; `validated`: that of
     the last one, 0 for none."""
 
-    def __init__(self, workdir: epath.PathLike, score: str, patience: int, record: Mapping[str, Any] | None = None):
+    def __init__(
+        self, workdir: epath.PathLike, score: str, patience: int, record: Mapping[str, Any], kept: Sequence[int]
+    ):
+        """`record` as `read` gives it; `kept`: the steps of the checkpoints that are there."""
         self._file, self._score, self._patience = epath.Path(workdir) / FILE, score, patience
-        record = record or {}
-        self.validated: int = record.get("validated", 0)
-        same = record.get("score") == score  # another score has another best
+        self.validated: int = min(record.get("validated", 0), max(kept, default=0))  # later ones come again
+        # Another score has another best, and so has a run whose best checkpoint is gone.
+        same = record.get("score") == score and record.get("best") in kept
         self.best: int | None = record.get("best") if same else None
         self._value: float = record["value"] if self.best is not None else -math.inf
         self._worse: int = record.get("worse", 0) if same else 0
