@@ -96,7 +96,7 @@ def test_nothing_is_replaced_and_nothing_is_packed_from_nothing(run, tmp_path, c
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for argv, said in (
         ([str(run), "--to", str(folder)], "exists; name a new folder"),
-        ([str(tmp_path / "nowhere")], "holds no predictions"),
+        ([str(tmp_path / "nowhere")], "nor a run that was evaluated"),
     ):
         assert evaluate.main(["pack", *argv]) == 2
         err = capsys.readouterr().err

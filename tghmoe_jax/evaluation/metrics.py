@@ -202,7 +202,7 @@ def _surest_half(ones):
     if (known := sure(ones)) is None:
         return None
     confidence, right = known
-    kept = confidence >= np.sort(confidence)[-(-len(confidence) // 2) * -1]
+    kept = confidence >= np.sort(confidence)[len(confidence) // 2]
     return (right & kept).astype(float), kept.astype(float)
 
 

@@ -19,6 +19,7 @@ from tghmoe_jax.datasets.index_files import read_json
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, files, outputs, protocols, provenance
 from tghmoe_jax.samples.tasks import KINDS
+from tghmoe_jax.untrusted import markdown
 
 _MOST_BYTES = 1 << 26  # of a JSON file of a run
 
@@ -30,19 +31,9 @@ def add_parser(commands) -> None:
     pack.add_argument("--to", metavar="FOLDER", help="a new folder; default runs/pack-<name of RUN>")
 
 
-def evaluation_of(run: Path) -> Path:
-    """The folder of predictions: `run` itself, or its latest `eval/<step>`. UserError where there is none."""
-    steps = [path for path in run.glob("eval/*") if path.name.isdecimal() and any(path.glob("predictions_*.csv"))]
-    if any(run.glob("predictions_*.csv")):
-        return run
-    if not steps:
-        raise UserError(f"RUN={run} holds no predictions; evaluate it first with `evaluate run`, or name their folder.")
-    return max(steps, key=lambda path: int(path.name))
-
-
 def pack(run: str, to: str | None = None) -> Path:
     """Packs the predictions of a run and returns the folder. UserError where it exists or nothing is to be packed."""
-    source = evaluation_of(Path(run))
+    source = files.listed(run)[0].parent
     target = Path(to or f"runs/pack-{Path(run).resolve().name}")
     if target.exists():
         raise UserError(f"--to {target} exists; name a new folder.")
@@ -115,13 +106,13 @@ def _card(run: Path, read: protocols.Run, scores: Mapping[str, Any], found: Mapp
     facts = [f"- items: {counts}; each with the digest of its question and true answer in `items.jsonl`"]
     for name in ("data", "checkpoint", "tghmoe_jax"):
         if manifest.get(name):
-            facts.append(f"- {name}: {json.dumps(manifest[name])}")
+            facts.append(f"- {name}: {markdown(json.dumps(manifest[name]))}")
     differ = [key for key, value in scores.items() if not _same(value, metrics.get(key))]
     if differ:
         facts.append(
             f"- `metrics.json` of the run has other values, for instance of an older version: {', '.join(differ)}"
         )
-    return f"""# Predictions of {run.resolve().name}
+    return f"""# Predictions of {markdown(run.resolve().name)}
 
 {DISCLAIMER}
 
