@@ -225,6 +225,8 @@ def test_answers_without_truth_are_not_scored(whole, capsys):
     (["--list", "l.csv", "--to", "a.csv", "--questions", "q.txt"], "q.txt:2: the same question"),
     (["--list", "l.csv", "--to", "a.csv", "--questions", "bad.txt"], "bad.txt:1: the choices are not understood"),
     (["--list", "l.csv", "--to", "a.csv", "--questions", "none.txt"], "none.txt does not exist"),
+    (["--list", "l.csv", "--to", "a.csv", "--min-accuracy", "0.9"], "--min-accuracy does not belong to --list"),
+    (["--list", "l.csv", "--to", "a.csv", "--evidence", "e.png"], "--evidence does not belong to --list"),
     (["--list", "l.csv", "--to", "a.csv", "--report"], "--report is refused because the checkpoint"),
     (["--list", "l.csv", "--to", "a.csv", "--question", "word " * 60], "shorten the text"),
     (["--list", "l.csv", "--to", "a.csv", "--question", "?", "--task", "none"], "--task none is unknown"),

@@ -263,7 +263,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
     def refuse(names: Iterable[str], what: str) -> None:
         if wrong := [name for name in names if getattr(args, name) not in (None, False, [])]:
-            raise UserError(f"--{wrong[0]} does not belong to {what}; leave it out.")
+            raise UserError(f"--{wrong[0].replace('_', '-')} does not belong to {what}; leave it out.")
 
     if not (args.list or args.merge):
         refuse(OF_LISTS, "a single scan without --list")
