@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -14,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from orbax.checkpoint._src.serialization import serialization
 
 from tghmoe_jax import digests
@@ -21,8 +24,6 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.step import TrainState
 
-# A restore that fails leaves threads of orbax behind, which find its event loop closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 STACKED = "decoder/scan_1_2_1/block_1/mlp/up/kernel"  # blocks 1 and 2
 
 
@@ -295,6 +296,30 @@ def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(run, error, end,
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "60"]
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_files_that_end_after_one_of_them_failed_print_no_traceback(monkeypatch):
+    """What tensorstore tells a loop that orbax has closed is not reported; any other fault is."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: reported.append(str(raised.exc_value)))
+
+    def end_after_the_loop() -> None:
+        promise, future = tensorstore.Promise.new()
+
+        async def read():
+            await future
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(asyncio.wait([loop.create_task(read())], timeout=0.01))
+        loop.close()
+        promise.set_result(0)
+
+    end_after_the_loop()
+    assert reported == ["Event loop is closed"]
+    checkpoints._ignore_closed_loops.__wrapped__()
+    end_after_the_loop()
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another")))
+    assert reported == ["Event loop is closed", "another"]
 
 
 def test_another_fault_of_saving_is_not_hidden(run, monkeypatch):

@@ -6,12 +6,14 @@ evaluation of its step and before the next batch: the saved iterator matches the
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import sys
 import uuid
 from typing import Any
 
@@ -50,6 +52,7 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, keep: int):
         self._keep, self._workdir, self._place = keep, epath.Path(workdir), folder_of(workdir)
         self._writing: tuple[int, bool] | None = None  # the step, and whether older ones may go after it
+        _ignore_closed_loops()
         # orbax calls back in the first process, when all have written and before the folder gets its name.
         background = ocp.options.AsyncOptions(timeout_secs=_LONGEST, post_finalization_callback=self._add_digests)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=background)
@@ -239,6 +242,22 @@ def _quiet() -> contextlib.ExitStack:
     return before
 
 
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """From here on, nothing is reported of an event loop that is closed.
+
+    Where orbax cannot read or write one file it closes its loop, to which tensorstore then tells the end of every
+    other file, each with a traceback.
+    """
+    report = sys.unraisablehook
+
+    def report_others(raised) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            report(raised)
+
+    sys.unraisablehook = report_others
+
+
 def _of_disk(error: Exception) -> str:
     """Why a disk refused, as the system says it, from what orbax or tensorstore raises; empty for another error."""
     if isinstance(error, OSError):
@@ -334,6 +353,7 @@ def _newest(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
             f"{folder} is damaged ({digests.told(wrong)}); copy the run again, name another, or resume it, which goes "
             "on from the checkpoint before."
         )
+    _ignore_closed_loops()
     item = folder / "params"
     reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
     try:
