@@ -14,7 +14,9 @@ def test_the_sample_is_read_as_it_was_drawn(tmp_path, capsys):
     volume = read_volume(file)
     assert np.array_equal(volume.array, drawn.hu) and not volume.warnings
     assert np.allclose(volume.spacing_mm, drawn.truth.spacing_mm)
-    assert volume.affine is not None and "kidney cyst (right upper" in capsys.readouterr().out
+    assert "kidney cyst (right upper" in capsys.readouterr().out
+    middle = volume.affine @ [*(np.array(drawn.hu.shape) - 1) / 2, 1.0]
+    assert np.allclose(middle[:3], 0.0, atol=1e-3), "the sides of a place are the patient's"
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -20,9 +20,11 @@ NUMBER = 49
 
 
 def nifti(drawn: phantom.Phantom) -> nibabel.Nifti1Image:
-    """The volume as int16 HU with its spacing in mm. NIfTI counts toward the right, the front and the head."""
+    """The volume as int16 HU, placed in mm about its middle. NIfTI counts toward the right, the front and the head."""
     dz, dy, dx = drawn.truth.spacing_mm
-    image = nibabel.Nifti1Image(drawn.hu.transpose(2, 1, 0), np.diag([-dx, -dy, dz, 1.0]))
+    affine = np.diag([-dx, -dy, dz, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(drawn.hu.shape[::-1]) - 1) / 2
+    image = nibabel.Nifti1Image(drawn.hu.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(image.affine, code=1)
     return image
