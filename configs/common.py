@@ -38,89 +38,132 @@ def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS, **typed) -> d
 
 
 def get_config() -> ConfigDict:
-    """Every key, with the values of the embedded default (stage files change what differs)."""
+    """Every key, with the values of the embedded default (stage files change what differs).
+
+    One key a line, each with its comment: `python -m benchmarks.reference` makes docs/reference.md of them.
+    """
     c = ConfigDict()
     c.mode = "train"  # train | evaluate
     c.base = "embedded"  # folder of the 2D model or of a converted one; embedded: the package's own; empty: random init
     c.init_from = ""  # a run to start from
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
     c.max_bad_fraction = 0.01  # share of the items seen that may be unusable; drawn data never are
-    c.trainable = ()
+    c.trainable = ()  # regexes of the parameters that train, on their canonical names
     c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
     c.data = ConfigDict()
-    c.data.name = "phantom"  # phantom | scenes | m3d | ct_rate | llava | labelmap | manifest, or a list a,b of files
+    c.data.name = "phantom"  # phantom | scenes | one of the data sets of files, or a list a,b of them
     c.data.root = "runs/data"  # of files: a prepared set (tghmoe_jax.prepare) or a raw one; a list where names are
     c.data.manifest = ""  # index files of a raw data set
     c.data.weights = ()  # of a list of data sets: whole numbers, samples of each; empty: as they have items
     c.data.drop_leaks = "none"  # none | train | test: leave out what leaks.csv of a prepared set names, on this side
     c.data.workers = 0  # processes that make the training batches; 0: a thread of this one
-    c.data.augment = ConfigDict(
-        {"intensity": 0.0, "shift": 0.0}
-    )  # of files: largest change, a share (see data/augment)
+    c.data.augment = ConfigDict()
+    c.data.augment.intensity = 0.0  # of files: largest change of brightness and contrast, a share
+    c.data.augment.shift = 0.0  # of files: largest shift within the plane, a share of the size
     c.data.volumes = 6000  # drawn for training (phantom)
-    c.data.slices = 16
-    c.data.size = 64
+    c.data.slices = 16  # slices of the model's input
+    c.data.size = 64  # pixels of a side of a slice
     c.data.channels = "windows3"  # windows3 | medgemma | repeat:<window>
-    c.data.text_length = 80
-    # Kinds of samples in a batch. binding: closed questions that state their answer, so that letters stay known.
-    c.data.mixture = ConfigDict({"report": 2, "open": 2, "closed": 3, "binding": 1})
+    c.data.text_length = 80  # tokens of question and answer together
+    # Kinds of samples in a batch.
+    c.data.mixture = ConfigDict()
+    c.data.mixture.report = 2  # report requests
+    c.data.mixture.open = 2  # questions without choices
+    c.data.mixture.closed = 3  # questions with choices
+    c.data.mixture.binding = 1  # closed questions that state their answer, so that letters stay known
 
     c.model = ConfigDict()
-    c.model.tasks = ("report", "vqa")
-    c.model.patch_depth = 4
-    c.model.inflation = "average"  # average | centre
-    c.model.attn3d_layers = (2, 3, 4)
+    c.model.tasks = ("report", "vqa")  # names of the expert groups
+    c.model.patch_depth = 4  # slices of a slab, which one 3D patch covers
+    c.model.inflation = "average"  # average | centre: how the 2D patch kernel is spread over these slices
+    c.model.attn3d_layers = (2, 3, 4)  # blocks of the tower whose attention passes from slab to slab
     c.model.attn3d_kind = "joint"  # joint | window (of attn3d_window slabs to each side)
-    c.model.attn3d_window = 1
+    c.model.attn3d_window = 1  # slabs to each side, with attn3d_kind=window
     c.model.depth_embed = "rope"  # rope | learned_zero_init | none
-    c.model.depth_rope = ConfigDict(
-        {"enabled": True, "rotary_dim": 32, "base": 10000.0, "unit": "slice", "reference_mm": 10.0, "scale": 1.0,
-         "scale_init": 1.0, "ramp_steps": 0}
-    )  # fmt: skip
-    c.model.tgh = ConfigDict(
-        {"layers": (2, 4), "task_layers": (), "topology": "nested", "groups": 1, "experts": 4, "top_k": 2,
-         "token_input": "image_text", "task_input": "text", "hidden": 256,
-         "dispatch": "capacity",  # dense | capacity | ragged: how a device computes its experts
-         "transport": "all_to_all",  # all_to_all | gather | ragged (TPU): how tokens reach experts of other devices
-         "capacity_factor": 1.5}
-    )  # fmt: skip
-    c.model.depth_pool = 1
-    c.model.spatial_pool = 1
+    c.model.depth_rope = ConfigDict()
+    c.model.depth_rope.enabled = True  # rotary positions along the depth
+    c.model.depth_rope.rotary_dim = 32  # dimensions of a head that are rotated
+    c.model.depth_rope.base = 10000.0  # base of the frequencies
+    c.model.depth_rope.unit = "slice"  # slice | mm: what a position counts
+    c.model.depth_rope.reference_mm = 10.0  # mm of one position, with unit=mm
+    c.model.depth_rope.scale = 1.0  # factor of the rotation
+    c.model.depth_rope.scale_init = 1.0  # where the factor starts, with ramp_steps
+    c.model.depth_rope.ramp_steps = 0  # steps in which the factor goes from scale_init to scale; 0: at once
+    c.model.tgh = ConfigDict()
+    c.model.tgh.layers = (2, 4)  # blocks of the tower whose FFN becomes experts
+    c.model.tgh.task_layers = ()  # of the stacked topology: blocks that hold the FFNs of the tasks
+    c.model.tgh.topology = "nested"  # nested | stacked | parallel: how task groups and token experts are combined
+    c.model.tgh.groups = 1  # groups of experts; stage 2 has one for each task
+    c.model.tgh.experts = 4  # experts of a group
+    c.model.tgh.top_k = 2  # experts that work on a token
+    c.model.tgh.token_input = "image_text"  # image_text | image | text: what the token router reads
+    c.model.tgh.task_input = "text"  # text | image | image_text | oracle | random | none (mean of all groups)
+    c.model.tgh.hidden = 256  # width of the prompt vector
+    c.model.tgh.dispatch = "capacity"  # dense | capacity | ragged: how a device computes its experts
+    c.model.tgh.transport = "all_to_all"  # all_to_all | gather | ragged (TPU): how tokens reach experts elsewhere
+    c.model.tgh.capacity_factor = 1.5  # slots of an expert, times those of a balanced load
+    c.model.depth_pool = 1  # slabs that are averaged into one view
+    c.model.spatial_pool = 1  # side of the squares of visual tokens that are averaged into one
     c.model.layout = "sub_glb_3d"  # sub_glb_3d | flat (no newlines, no global view)
-    c.model.rope_factor = "auto"
-    c.model.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": "attn/(q|v)"})  # of the decoder; 0: none
-    c.model.dtype = "float32"
-    c.model.param_dtype = "float32"
-    c.model.remat = "none"
-    c.model.attention = "auto"
+    c.model.rope_factor = "auto"  # auto | short | long: regime of the decoder's scaled RoPE
+    c.model.lora = ConfigDict()
+    c.model.lora.rank = 0  # of low-rank updates of the decoder; 0: none
+    c.model.lora.alpha = 16.0  # updates are multiplied by alpha / rank
+    c.model.lora.targets = "attn/(q|v)"  # regex of the projections: attn/{q,k,v,out}, mlp/{gate,up,down}
+    c.model.dtype = "float32"  # float32 | bfloat16: of activations
+    c.model.param_dtype = "float32"  # float32 | bfloat16: of parameters
+    c.model.remat = "none"  # none | dots | full: what the backward pass computes again in place of keeping it
+    c.model.attention = "auto"  # auto | plain | blocked | splash (TPU) | cudnn (GPU)
     c.model.aux_findings = True  # the auxiliary finding head: no part of the paper, off at full scale
 
-    c.loss = ConfigDict(
-        {"task": (1.0, 3.0), "first_token": 4.0, "balance": 0.05, "z": 0.001, "router": 0.1, "aux": 20.0}
-    )
+    c.loss = ConfigDict()
+    c.loss.task = (1.0, 3.0)  # weight of the answer tokens of each task
+    c.loss.first_token = 4.0  # weight of the first token of an answer (the letter of a closed question)
+    c.loss.balance = 0.05  # weight of the loss that spreads tokens over experts
+    c.loss.z = 0.001  # weight of the loss that keeps router logits small
+    c.loss.router = 0.1  # weight of the task router's cross-entropy
+    c.loss.aux = 20.0  # weight of the auxiliary finding loss
 
-    c.optimizer = ConfigDict(
-        {"name": "muon",  # muon | adamw
-         "rate": 2e-3, "warmup": 0.03, "final": 0.02, "b1": 0.9, "b2": 0.98, "eps": 1e-8, "clip": 1.0, "decay": 0.0,
-         "rate_rules": (), "decay_rules": ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)}
-    )  # fmt: skip
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "muon"  # muon | adamw
+    c.optimizer.rate = 2e-3  # highest learning rate
+    c.optimizer.warmup = 0.03  # share of the steps in which the rate rises
+    c.optimizer.final = 0.02  # share of the rate that is left at the end of the cosine
+    c.optimizer.b1 = 0.9  # of Adam
+    c.optimizer.b2 = 0.98  # of Adam
+    c.optimizer.eps = 1e-8  # of Adam
+    c.optimizer.clip = 1.0  # largest norm of the gradient of all that trains
+    c.optimizer.decay = 0.0  # weight decay
+    c.optimizer.rate_rules = ()  # (regex, factor) pairs: the first that matches a parameter scales its rate
+    c.optimizer.decay_rules = ((r".*/(bias|scale)|.*newline|vision/(cls|pos)|.*embedding", 0.0),)  # 0: no decay
 
-    c.train = ConfigDict(
-        {"steps": 800, "batch": 16, "seed": 0, "accumulate": 1,
-         "bad_steps": 10}  # steps in a row without a finite loss and gradient that end the run
-    )  # fmt: skip
-    c.checkpoint = ConfigDict({"every": 100, "keep": 2})
-    c.eval = ConfigDict(
-        {"every": -1,  # the test split at the end; n: the validation split every n steps too; 0: neither
-         "best": "loss", "patience": 0,  # the validation score that chooses; validations without a better one, 0: any
-         "items": 400, "batch": 50, "new_tokens": 80, "answer_tokens": 24, "seed": 42,
-         "controls": ("shuffled", "section_shuffled", "blind", "wrong_group"),  # what stands beside the scores
-         "calibration": 200,  # validation items a kind that say what the likelihood of an answer is worth; 0: none
-         "transfer": 0,  # items on the second drawing style of the phantom
-         "adversarial": 0}  # items a kind for each hard way of asking, under predicted, true and wrong routing
-    )  # fmt: skip
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "expert": 1})
+    c.train = ConfigDict()
+    c.train.steps = 800  # optimiser steps
+    c.train.batch = 16  # samples of a step
+    c.train.seed = 0  # of parameters, data order and drawn data
+    c.train.accumulate = 1  # microbatches of a step
+    c.train.bad_steps = 10  # steps in a row without a finite loss and gradient that end the run
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 100  # steps between two checkpoints
+    c.checkpoint.keep = 2  # newest checkpoints that stay on disk
+    c.eval = ConfigDict()
+    c.eval.every = -1  # -1: the test split at the end; n: the validation split every n steps too; 0: neither
+    c.eval.best = "loss"  # the validation score that chooses a checkpoint
+    c.eval.patience = 0  # validations without a better one that end the run; 0: any
+    c.eval["items"] = 400  # questions of each kind
+    c.eval.batch = 50  # questions asked at once
+    c.eval.new_tokens = 80  # longest report, in tokens
+    c.eval.answer_tokens = 24  # longest answer to a question, in tokens
+    c.eval.seed = 42  # of the questions and intervals
+    c.eval.controls = ("shuffled", "section_shuffled", "blind", "wrong_group")  # what stands beside the scores
+    c.eval.calibration = 200  # validation items a kind that say what the likelihood of an answer is worth; 0: none
+    c.eval.transfer = 0  # items on the second drawing style of the phantom
+    c.eval.adversarial = 0  # items a kind for each hard way of asking, under predicted, true and wrong routing
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that hold copies of the model; -1: all that are left
+    c.mesh.fsdp = 1  # devices over which large matrices are split
+    c.mesh.expert = 1  # devices over which experts are split
     return c
 
 
@@ -170,7 +213,7 @@ MEDGEMMA = {
 #   v5p-32    83.61  (13 %)        66.81  (30 %)        95.74
 #   v6e-16    20.30  (35 %)        18.36  (41 %)        31.25
 #   h100-8    22.18  (72 %)        18.78  (76 %)        79.11
-# One card fine-tunes at low rank and decodes (docs/gpus.md).
+# One card fine-tunes at low rank and decodes (docs/training.md).
 PODS = {
     "v5e-64": ({"data": 1, "fsdp": 32, "expert": 2}, 1, "full"),
     "v5p-32": ({"data": 1, "fsdp": 4, "expert": 4}, 4, "dots"),

@@ -3,7 +3,7 @@
     python -m tghmoe_jax.main --config configs/stage2.py
 
 starts from the stage 1 of the same preset (`runs/stage1`, or --config.init_from=RUN), trains and evaluates. The
-embedded reader is what `:bench` leaves (see README).
+embedded reader is what `:bench` leaves (docs/results.md).
 """
 
 from configs import common
