@@ -4,7 +4,8 @@
 
 ROOT holds the two labelled example series of TotalSegmentator under the names of SERIES; `--index FILE` names other
 scans and masks below it (docs/data-sets.md, labelmap). What is asked is prepared by `tghmoe_jax.prepare` and scored by
-`tghmoe_jax.main --config configs/evaluate.py`, so this file holds no rule of its own; it prints a table for docs/results.md.
+`tghmoe_jax.main --config configs/evaluate.py`, so this file holds no rule of its own; it prints a table of
+docs/results.md.
 
 A sanity check of the path from a file to an answer and no benchmark: parts of one scan are not independent, so the
 intervals draw whole scans. Of two scans that interval is their own two scores, and says nothing of a third.

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         "--topology", required=True, help="chip and grid, as v5e:8x8, or a GPU and their number, as h100:8"
     )
     parser.add_argument("--mesh", default="", help="data=..,fsdp=..,expert=.. instead of the config's")
-    parser.add_argument("--step", choices=STEPS, default="train")
+    parser.add_argument("--step", choices=STEPS, default="train", help="what is compiled; default train")
     parser.add_argument("--samples", type=int, default=625_000, help="samples to state chip-hours for")
     parser.add_argument("--mfu", type=float, default=0.35, help="model FLOPs utilisation to state chip-hours at")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
