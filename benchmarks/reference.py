@@ -77,7 +77,8 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+    """Code of a cell, where GitHub and MkDocs read a bar in two ways."""
+    return f"<code>{plain(text).replace(bar, '&#124;')}</code>" if (bar := "\\|") in plain(text) else f"`{text}`"
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[list[str]]:
