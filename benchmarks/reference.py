@@ -9,6 +9,7 @@ Commands come from their parsers, keys from the comments of configs/common.py, f
 import argparse
 import ast
 import importlib
+import inspect
 import sys
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -56,13 +57,14 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     kept = argparse.ArgumentParser.parse_known_args
     argparse.ArgumentParser.parse_known_args = caught
     try:
-        called = importlib.import_module(f"tghmoe_jax.{module}").main
-        called() if module == "drawn.train_tokenizer" else called([])
+        called = importlib.import_module(module)
+        called = getattr(called, "main", None) or called.run
+        called([]) if inspect.signature(called).parameters else called()
     except Found as found:
         return found.parser
     finally:
         argparse.ArgumentParser.parse_known_args = kept
-    raise RuntimeError(f"tghmoe_jax.{module} reads no arguments")
+    raise RuntimeError(f"{module} reads no arguments")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -103,7 +105,7 @@ def command(name: str, module: str, what: str) -> str:
         rows = [[code(f"--{one}"), given[one].help] for one in ("config", "workdir", "debug")]
         rows += [[code(f"--{one}"), plain(said)] for one, said in train._PLACE.items()]
         return text + table(("flag", "what"), rows) + "\n"
-    parser = parser_of(module)
+    parser = parser_of(f"tghmoe_jax.{module}")
     text += table(("flag", "what"), rows) + "\n" if (rows := flags_of(parser)) else ""
     for group in (action for action in parser._actions if isinstance(action, argparse._SubParsersAction)):
         said = {choice.dest: choice.help for choice in group._choices_actions}

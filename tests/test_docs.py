@@ -1,12 +1,16 @@
-"""README and docs: the commands that they show resolve and their batches fit the devices; links lead somewhere."""
+"""README and docs: their commands are accepted and their batches fit the devices; links lead somewhere; the reference
+is made from the code. tests/test_pages.py runs the commands and builds the site."""
 
 import math
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import reference
 from tests.tiny_run import ROOT
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.training.command_line import parse
@@ -17,14 +21,24 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("--to", "--topology", "--mesh", "--step", "--samples", "--mfu", "--workers")
 
 
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    """(language or "", text) of every fenced block."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def lines_of(page: Path) -> list[str]:
+    """Every line of its fenced blocks of commands, which name no language: whole, without its comment."""
+    blocks = (text for language, text in blocks_of(page) if not language)
+    lines = (line for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines())
+    return [command for line in lines if (command := line.partition("  #")[0].strip())]
+
+
+SHOWN = list(dict.fromkeys(line for page in PAGES for line in lines_of(page)))
+
+
 def commands() -> list[str]:
-    """Every command of a fenced block that names an experiment, on one line, without its comment."""
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            lines = re.sub(r"\\\n\s*", " ", block).splitlines()
-            found += [line.partition("  #")[0].strip() for line in lines if "--config configs/" in line]
-    return list(dict.fromkeys(found))
+    """Every command that names an experiment."""
+    return [line for line in SHOWN if "--config configs/" in line]
 
 
 def arguments_of(command: str) -> list[str]:
@@ -47,8 +61,16 @@ def devices_of(command: str, mesh: dict[str, int]) -> int:
 
 
 def test_pages_show_commands_of_every_kind():
-    shown = "\n".join(commands())
-    for program in ("tghmoe_jax.main", "tghmoe_jax.prepare", "tghmoe_jax.aot", "local_pod.sh", "tpu_pod.sh", "sbatch"):
+    shown = "\n".join(SHOWN)
+    for program in (
+        "tghmoe_jax.main",
+        "tghmoe_jax.prepare",
+        "tghmoe_jax.aot",
+        "tghmoe_jax.predict",
+        "local_pod.sh",
+        "tpu_pod.sh",
+        "sbatch",
+    ):
         assert program in shown
 
 
@@ -78,3 +100,31 @@ def test_links_lead_to_files_and_headings(page):
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for line in SHOWN if re.match(r"python -m (tghmoe_jax|benchmarks)\.", line) and ".main " not in line],
+)
+def test_a_command_of_the_docs_has_flags_that_exist(command):
+    module, *arguments = shlex.split(command.removeprefix("python -m "))
+    _, rest = reference.parser_of(module).parse_known_args(arguments)
+    assert all(one.startswith("--config") or one.startswith("configs/") for one in rest), rest
+
+
+def test_the_readme_is_short_and_holds_its_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150 and max(map(len, text.splitlines())) <= 130
+    for command in (
+        "pip install -r requirements.txt && python -m tghmoe_jax.main --config configs/stage1.py",
+        "pip install -r requirements-dev.txt && python -m pytest -q",
+    ):
+        assert f"\n```\n{command}\n```\n" in text
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (ROOT / picture).stat().st_size < 300_000
+
+
+def test_every_key_has_its_comment_and_the_reference_is_up_to_date():
+    assert [key for key, said in reference.keys().items() if not said] == []
+    done = subprocess.run([sys.executable, "-m", "benchmarks.reference", "--check"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
