@@ -21,14 +21,15 @@ from PIL import Image
 from tests import tiny_run
 from tests.scans import ct_fixtures as ct
 from tests.test_docs import PAGES, ROOT, SHOWN, blocks_of, lines_of
+from tghmoe_jax.datasets import leaks
 from tghmoe_jax.drawn import sample
 
 pytestmark = pytest.mark.slow
 
 ELSEWHERE = re.compile(
     r"(pip|npm|mkdir|export|sbatch|launch/\S+|python launch/\S+|TGHMOE_\w+=\S+ python -m pytest) "
-    + r"|python -m benchmarks\.|.*(tghmoe_jax\.(aot|selfcheck|studies\.)|:phi3v|medgemma|runs/adapted|:bench|pretrain2d)"
-    + r"|.*(data_m3d|labelmap|llava)|python -m tghmoe_jax\.main --config configs/stage[12]\.py$"  # of tests/conftest.py
+    + r"|python -m benchmarks\.|.*(tghmoe_jax\.(aot|selfcheck|studies\.)|:phi3v|medgemma|runs/adapted|:bench)"
+    + r"|.*(pretrain2d|data_m3d|labelmap|llava)|python -m tghmoe_jax\.main --config configs/stage[12]\.py$"  # of tests/conftest.py
 )
 RUN_HERE: dict[str, list[str]] = {}  # {page: its commands that no page before it has}
 for _page in PAGES:
@@ -69,7 +70,7 @@ def desk(tmp_path_factory, tiny_folder, tiny_stage1, tiny_stage2) -> Path:
     for name in ("reports", "true"):
         whole = {"name": "n", "type": "t", "generated_reports": reports, "version": {"major": 1, "minor": 0}}
         (desk / f"{name}.json").write_text(json.dumps(whole))
-    (desk / "data" / "leaks.csv").write_text("reason,train,test\n")
+    (desk / "data" / "leaks.csv").write_text(",".join(leaks.COLUMNS) + "\n")
     Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(desk / "picture.png")
     return desk
 
