@@ -4,6 +4,7 @@ Commands of full size, of other machines and of benchmarks are left to their own
 they are accepted.
 """
 
+import csv
 import importlib.util
 import json
 import os
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 ELSEWHERE = re.compile(  # the last two are made by tests/conftest.py
     r"(pip|npm|mkdir|export|sbatch|launch/\S+|python launch/\S+|TGHMOE_\w+=\S+ python -m pytest) "
-    + r"|python -m benchmarks\.|.*(tghmoe_jax\.(aot|selfcheck|studies\.)|:phi3v|medgemma|runs/adapted|:bench)"
+    + r"|python -m benchmarks\.|.*(tghmoe_jax\.(aot|ablate|selfcheck|studies\.)|:phi3v|medgemma|runs/adapted|:bench|ablations)"
     + r"|.*(pretrain2d|data_m3d|labelmap|llava)|python -m tghmoe_jax\.main --config configs/stage[12]\.py$"
 )
 RUN_HERE: dict[str, list[str]] = {}  # {page: its commands that no page before it has}
@@ -50,19 +51,22 @@ def desk(tmp_path_factory, tiny_folder, tiny_stage1, tiny_stage2) -> Path:
         shutil.copytree(run, desk / "runs" / name)
     shutil.copytree(desk / "runs" / "stage2", desk / "A")
     shutil.copytree(desk / "runs" / "stage2", desk / "B")
-    shutil.copytree(tiny_folder / "base", desk / "DIR")
-    typed(shlex.split("python -m tghmoe_jax.convert --from DIR --to HF_DIR --export"), desk)
+    shutil.copytree(tiny_folder / "base", desk / "HF_DIR")
     (desk / "runs" / "data").mkdir()
     (desk / "FOLDER").mkdir(), (desk / "scans").mkdir(), (desk / "data").mkdir()
     numbers = iter(range(1, 30))
     for file in ("scan", *(f"FOLDER/{n}" for n in range(2)), *(f"scans/{n:04d}" for n in range(1, 9))):
         sample.main(["--to", str(desk / f"{file}.nii.gz"), "--number", str(next(numbers))])
     ct.write_dicom(desk / "dicom_folder")
-    asked = [f"FOLDER/{n}.nii.gz,{n},B. coronal" for n in range(2)]
-    (desk / "scans.csv").write_text("\n".join(["volume,id,answer", *asked]) + "\n")
+    asked = [f"FOLDER/{n}.nii.gz,{n},Which plane is this?,axial|coronal,coronal" for n in range(2)]
+    asked.append("scan.nii.gz,2,,,")
+    (desk / "scans.csv").write_text("\n".join(["volume,id,question,choices,answer", *asked]) + "\n")
     (desk / "questions.txt").write_text("Which plane is this? Choices: A. axial B. coronal\n")
     for file in desk.glob("runs/stage2/eval/*/predictions_*.csv"):
-        shutil.copy(file, desk / "FOLDER")
+        rows = list(csv.DictReader(file.open(newline="")))
+        with (desk / "FOLDER" / file.name).open("w", newline="") as out:
+            table = csv.DictWriter(out, [*rows[0], "Key"])  # as data sets of files have it, for --leaks
+            table.writeheader(), table.writerows([row | {"Key": f"v{row['Volume']}"} for row in rows])
         shutil.copy(file, desk / file.name.replace("predictions_closed", "eval_close_vqa"))
     for name in ("a", "b", "predicted", "true"):
         label_table(desk / f"{name}.csv", [(f"c{n}", n % 2, n % 3 == 0 and 1 or 0) for n in range(6)])
