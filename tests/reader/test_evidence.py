@@ -11,8 +11,8 @@ from tests.scans.test_nifti import ORIENTATIONS
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader.batches import Request
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Request
 from tghmoe_jax.scans.scan import read_scan
 from tghmoe_jax.studies import pointing
 

@@ -21,8 +21,9 @@ from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, statistics
 from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader.batches import Asked, Request
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Asked, Reader, Request
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples.questions import Source, touched
 from tghmoe_jax.training import compile_cache
 
