@@ -234,6 +234,17 @@ def test_shuffled_weights_are_the_same_numbers_in_another_order(embedded):
         assert jax.tree.leaves(params[part])[0] is jax.tree.leaves(mixed[part])[0]
 
 
+@pytest.mark.slow
+def test_the_study_goes_on_where_it_was_stopped(tmp_path):
+    arguments = ["--items", "2", "--to", str(tmp_path / "study"), "--data", str(tmp_path / "data")]
+    assert pointing.main(arguments) == 0
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "study").iterdir()}
+    assert len(whole) == len(pointing.CONDITIONS) + 1 and all(whole.values())
+    (tmp_path / "study" / "second_shuffled.jsonl").unlink()
+    assert pointing.main(arguments) == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "study").iterdir()} == whole
+
+
 def test_a_score_of_the_study_counts_right_and_wrong_answers_apart():
     rows = [
         {"volume": i // 3, "type": pointing.TYPES[i % 3], "right": i % 4 > 0, "hit": i % 4 > 0, "chance": 0.1}

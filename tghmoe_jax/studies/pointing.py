@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tghmoe_jax import writing
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, statistics
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> int:
             one = reader if weights == "trained" else shuffled(reader, seed + len(rows))
             part = list(point(one, source, asked[len(rows) : len(rows) + BATCH], config["eval"]["answer_tokens"]))
             rows += part
-            outputs.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+            writing.write(file, "".join(json.dumps(row) + "\n" for row in rows))
         found[style, weights] = rows
         print(f"{style} style, {weights} decoder: {len(rows)} items, {time.perf_counter() - begun:.0f} s", flush=True)
     scores = summarise(found)
