@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 from tghmoe_jax.errors import PREEMPTED
-from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training import stored
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def told(place, name, phase):
 def tell(main):
     from tghmoe_jax import evaluate
     from tghmoe_jax.drawn import phantom_source
-    from tghmoe_jax.training import checkpoints, reporting
+    from tghmoe_jax.training import checkpoints, reporting, stored
     told(phantom_source, "_begin", "drawing")
     told(checkpoints.Checkpoints, "restore", "restore")
     told(checkpoints.Checkpoints, "save", "save")
@@ -140,7 +140,7 @@ def begin(folder: Path, run: Path, processes: int) -> list[Host]:
 
 def results(run: Path) -> dict:
     """All that must be that of the unbroken run, in bits."""
-    params, step = checkpoints.load_params(run)
+    params, step = stored.load_params(run)
     files = (path for path in (run / "eval").rglob("*") if path.is_file())
     return {
         "losses": [deterministic(record) for record in read_metrics(run / "metrics.jsonl")],

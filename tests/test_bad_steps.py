@@ -8,7 +8,7 @@ import pytest
 
 from tests import tiny_run
 from tests.test_resume import KILLED_AT_STEP, losses
-from tghmoe_jax.training import checkpoints, guard
+from tghmoe_jax.training import guard, stored
 from tghmoe_jax.weights import storage
 
 # Batches of these steps have a spacing that is not a number; every one reads it.
@@ -47,7 +47,7 @@ def test_a_run_passes_over_bad_steps_and_resumes_bit_for_bit(tiny_folder, device
     assert again.returncode == 0 and "continued from step 3" in again.stdout, again.stderr[-3000:]
     assert [record["bad"] for record in losses(runs[0])] == [0, 1, 1, 0, 1, 0, 0, 0]
     assert losses(runs[0]) == losses(runs[1])
-    one, other = (checkpoints.load_params(run)[0] for run in runs)
+    one, other = (stored.load_params(run)[0] for run in runs)
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     one, other = ((run / guard.FILE).read_text() for run in runs)
     assert one == other

@@ -21,7 +21,7 @@ from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
-from tghmoe_jax.training import checkpoints, loading, program, run_folder, step
+from tghmoe_jax.training import checkpoints, loading, program, run_folder, step, stored
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import storage
 
@@ -231,8 +231,8 @@ def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2,
     call(tmp_path / "one", tmp_path / "two", "--export")
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
-    rounded, _ = checkpoints.load_params(tmp_path / "one")
-    for name, leaf in checkpoints.load_params(tiny_stage2)[0].items():
+    rounded, _ = stored.load_params(tmp_path / "one")
+    for name, leaf in stored.load_params(tiny_stage2)[0].items():
         if not name.startswith("aux_head/"):
             assert np.array_equal(rounded[name], leaf.astype(ml_dtypes.bfloat16)), name
     config = pretrain2d.get_config()
@@ -293,7 +293,7 @@ def test_low_rank_updates_train_alone_and_are_merged_by_the_export(tiny_folder, 
     """The decoder's own weights stay those of the base; the exported model gives the run's logits without leaves."""
     flags = ("--config.train.steps=2", "--config.eval.every=0", "--config.optimizer.rate=0.05")
     run = tiny_run.trained(tiny_folder, "stage1.py:lora=2", "lora", *flags)
-    before, after = load_base(tiny_folder / "base").params, checkpoints.load_params(run)[0]
+    before, after = load_base(tiny_folder / "base").params, stored.load_params(run)[0]
     for name, leaf in before.items():
         if name.startswith("decoder/"):
             assert np.array_equal(after[name], leaf.astype(np.float32)), name

@@ -10,14 +10,14 @@ import pytest
 from configs import common, stage1
 from tests import tiny_run
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints, run_folder
+from tghmoe_jax.training import run_folder, stored
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 # What the killed process does to itself. A loss is noted, half of the next line is written, and the process is gone;
 # its last checkpoint is whole by then;
 KILLED_AT_STEP = """
 import os, signal
-from tghmoe_jax.training import checkpoints, reporting
+from tghmoe_jax.training import checkpoints, reporting, stored
 record, save = reporting.RunLog.record, checkpoints.Checkpoints.save
 def saved(self, *args, **kw):
     save(self, *args, **kw)
@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(tiny_folder, ti
     unbroken, broken = losses(tiny_stage1), losses(run)
     assert [record["step"] for record in broken] == list(range(1, tiny_run.STEPS + 1))
     assert broken == unbroken, kills
-    one, other = (checkpoints.load_params(folder)[0] for folder in (tiny_stage1, run))
+    one, other = (stored.load_params(folder)[0] for folder in (tiny_stage1, run))
     assert one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 

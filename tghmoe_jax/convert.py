@@ -19,7 +19,7 @@ from tghmoe_jax import digests, writing
 from tghmoe_jax.bases.base import CONVERTED, FAMILIES, load_base, save_base, save_converted
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.samples import tokenizer
-from tghmoe_jax.training import checkpoints, exported, run_folder
+from tghmoe_jax.training import exported, run_folder, stored
 from tghmoe_jax.weights import storage
 
 # What the tokeniser and the pictures of a 2D model need besides the weights; copied where the base has it.
@@ -34,7 +34,7 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
     """Writes a run's 2D model or all of it; returns what to print."""
     run = run_folder.find(source, "--from")
     if whole:
-        params, step = checkpoints.load_merged(run)
+        params, step = stored.load_merged(run)
         files = exported.write(run, params, step, target, dtype)
         return f"step {step} of {source} -> {', '.join(map(str, files))}"
     model = run_folder.read_config(run)["model"]
@@ -43,7 +43,7 @@ def from_run(source: str, target: Path, dtype: str, whole: bool) -> str:
             f"--from={source} is a 3D model (patch_depth {model['patch_depth']}, {len(model['tgh']['layers'])} layers "
             "with experts), which has no 2D form; name a run of configs/pretrain2d.py, or add --export."
         )
-    params, step = checkpoints.load_merged(run)
+    params, step = stored.load_merged(run)
     files = save_base(target, params, run_folder.read_base_config(run), dtype)
     _complete(target, run_folder.model_folder(run))
     return f"step {step} of {source} -> {', '.join(map(str, files))}"

@@ -41,6 +41,7 @@ from tghmoe_jax.training import (
     reporting,
     run_folder,
     selection,
+    stored,
 )
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
 from tghmoe_jax.training.step import Reports, TrainState
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: str) -> int:
 def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     """`run` of mode=train in a folder that `hold` keeps for this process (None in all but the first)."""
     # ---- data and sizes -------------------------------------------------------------------------------------------
-    resumes = hosts.as_first_sees(bool(checkpoints.steps(checkpoints.folder_of(workdir))))
+    resumes = hosts.as_first_sees(bool(stored.steps(stored.folder_of(workdir))))
     origin = recorded_origin(workdir) if resumes else load_origin(config)
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
@@ -135,7 +136,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         manifest |= {"domain": config.data.name, "input_ranges": source.input_ranges()}
         if config.init_from:
             parent = run_folder.find(config.init_from, "--config.init_from")
-            manifest |= domain.inherited(parent, checkpoints.newest_step(parent))
+            manifest |= domain.inherited(parent, stored.newest_step(parent))
         run_folder.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
 
     reports = Reports(take)
 
-    there = (selection.read(workdir), checkpoints.steps(checkpoints.folder_of(workdir))) if hosts.first() else ()
+    there = (selection.read(workdir), stored.steps(stored.folder_of(workdir))) if hosts.first() else ()
     there = json.loads(hosts.exchange(json.dumps(there))[0])
     choice = selection.Selection(workdir, config.eval.best, config.eval.patience, *there)
     store.best = choice.best
@@ -268,7 +269,7 @@ def load_origin(config: ConfigDict) -> Origin:
     """A run to start from, or a 2D base, or nothing (random initialisation)."""
     if config.init_from:
         folder = run_folder.find(config.init_from, "--config.init_from")
-        params, _ = checkpoints.load_merged(folder)  # the stage's own low-rank leaves are new
+        params, _ = stored.load_merged(folder)  # the stage's own low-rank leaves are new
         config, files = run_folder.read_base_config(folder), run_folder.model_folder(folder)
         return Origin(params, config, files, adapt.NEW_FROM_STAGE1)
     if config.base:

@@ -16,7 +16,7 @@ from tghmoe_jax import digests
 from tghmoe_jax.bases import base
 from tghmoe_jax.datasets import prepared
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
-from tghmoe_jax.training import checkpoints, exported, run_folder
+from tghmoe_jax.training import exported, run_folder, stored
 
 _CACHE = re.compile(r"phantom-[0-9a-f]{16}")
 
@@ -26,8 +26,8 @@ def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:
     if path == "embedded":
         return [(epath.Path(one), *_look(epath.Path(one))) for one in (run_folder.EMBEDDED, base.EMBEDDED)]
     folder = epath.Path(run_folder.place(path, "PATH"))
-    if (folder / checkpoints.FOLDER).is_dir():
-        found = [folder / checkpoints.FOLDER / str(step) for step in checkpoints.steps(folder / checkpoints.FOLDER)]
+    if (folder / stored.FOLDER).is_dir():
+        found = [folder / stored.FOLDER / str(step) for step in stored.steps(folder / stored.FOLDER)]
     elif _known(folder):
         found = [folder]
     else:
@@ -47,7 +47,7 @@ def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:
 
 def _known(folder: epath.Path) -> bool:
     return (
-        folder.parent.name == checkpoints.FOLDER
+        folder.parent.name == stored.FOLDER
         or exported.is_exported(folder)
         or (folder / digests.FILE).exists()
         or (folder / "prepare.json").is_file()
@@ -56,8 +56,8 @@ def _known(folder: epath.Path) -> bool:
 
 
 def _look(folder: epath.Path) -> tuple[list[str], str]:
-    if folder.parent.name == checkpoints.FOLDER:
-        wrong = checkpoints.undeclared(folder)
+    if folder.parent.name == stored.FOLDER:
+        wrong = stored.undeclared(folder)
     elif (folder / "prepare.json").is_file() and not (folder / digests.FILE).exists():
         wrong = prepared.problems(folder)
     elif _CACHE.fullmatch(folder.name) or folder == epath.Path(base.EMBEDDED):

@@ -23,8 +23,8 @@ from tghmoe_jax.bases.base import describe, load_base, load_config, tokenizer_of
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models.config import DecoderLayer
 from tghmoe_jax.reader import slice_protocol
+from tghmoe_jax.reader.batches import Request
 from tghmoe_jax.reader.opening import load_picture_reader
-from tghmoe_jax.reader.reader import Request
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.questions import Question
 

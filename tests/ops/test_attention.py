@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tghmoe_jax.ops import rope
-from tghmoe_jax.ops.attention import Mask, _choose, _kernel, attention, splash_blocks
+from tghmoe_jax.ops import splash as splash_kernels
+from tghmoe_jax.ops.attention import Mask, _choose, attention, splash_blocks
 
 
 def oracle(q, k, v, mask: Mask) -> np.ndarray:
@@ -271,7 +272,7 @@ def test_the_splash_kernel_serves_layers_that_are_scanned_and_rematerialised(wra
 
 def test_the_splash_window_visits_near_blocks_only():
     """Of 8 x 8 blocks a window of one slice leaves the three diagonals: the others are never computed."""
-    kernel = _kernel(1, 1024, 1024, False, 128, 1, 128, True)
+    kernel = splash_kernels.kernel(1, 1024, 1024, False, 128, 1, 128, True)
     assert kernel.fwd_mask_info.block_mask.shape[-1] == 3  # the grid's columns shrink to the widest row
     assert np.count_nonzero(kernel.fwd_mask_info.block_mask) == 3 * 8 - 2
 

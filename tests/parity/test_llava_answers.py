@@ -21,8 +21,8 @@ from tghmoe_jax.bases import pictures
 from tghmoe_jax.bases.base import EMBEDDED, load_config, tokenizer_of
 from tghmoe_jax.bases.phi3v import CLIP_MEAN, CLIP_STD
 from tghmoe_jax.models import generation
+from tghmoe_jax.reader.batches import padded_length
 from tghmoe_jax.reader.opening import load_picture_reader
-from tghmoe_jax.reader.reader import padded_length
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import FILES
 

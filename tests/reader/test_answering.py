@@ -7,7 +7,7 @@ import pytest
 
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import generation
-from tghmoe_jax.reader import reader as reading
+from tghmoe_jax.reader import batches as reading
 from tghmoe_jax.reader.examination import questions
 from tghmoe_jax.training.loading import load_run, param_shapes
 
@@ -45,12 +45,12 @@ def widths(monkeypatch, name: str) -> list[int]:
 def test_every_question_is_answered_as_if_alone(case, ranked, monkeypatch):
     run, source, asked = case
     requests = [reading.Request(v, q, options=q.choices if ranked else ()) for v, q in asked]
-    reader = reading.Reader(run.model, run.tokenizer, run.params, 120, 1)
+    reader = reading.BatchReader(run.model, run.tokenizer, run.params, 120, 1)
     alone = [reader.answer(source, [request], 4)[0] for request in requests]
 
     monkeypatch.setattr(reading, "BUCKET", 16)
     shapes = widths(monkeypatch, "answer_likelihood" if ranked else "generate")
-    reader = reading.Reader(run.model, run.tokenizer, run.params, 120, 3)
+    reader = reading.BatchReader(run.model, run.tokenizer, run.params, 120, 3)
     for one, beside in zip(alone, reader.answer(source, requests, 4), strict=True):
         assert one.text == beside.text and one.group == beside.group
         np.testing.assert_allclose(one.likelihoods, beside.likelihoods, rtol=1e-4, atol=1e-5)
@@ -82,8 +82,8 @@ def test_a_list_of_all_kinds_of_requests_is_answered_one_by_one(case):
         reading.Request(w, q, visible=False), reading.Request(v, q, other.choices[:2]), reading.Request(w, q, group=1),
         reading.Request(v, other, visible=False), reading.Request(w, q, routing=True),
     ]  # fmt: skip
-    alone = reading.Reader(run.model, run.tokenizer, run.params, 120, 1)
-    together = reading.Reader(run.model, run.tokenizer, run.params, 120, 3).answer(source, requests, 4)
+    alone = reading.BatchReader(run.model, run.tokenizer, run.params, 120, 1)
+    together = reading.BatchReader(run.model, run.tokenizer, run.params, 120, 3).answer(source, requests, 4)
     for request, answer in zip(requests, together, strict=True):
         (expected,) = alone.answer(source, [request], 4)
         assert (answer.text, answer.group, answer.task) == (expected.text, expected.group, expected.task)
@@ -105,7 +105,7 @@ def test_each_prompt_is_routed_with_its_own_volume(case):
         path: run.params[path] if path in run.params and run.params[path].shape == leaf.shape
         else rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()
     }  # fmt: skip
-    reader = reading.Reader(model, run.tokenizer, params, 120, 3)
+    reader = reading.BatchReader(model, run.tokenizer, params, 120, 3)
     question = asked[0][1]
     found = reader.route(source, [(volume, question) for volume, _ in asked])
     assert len({row.tobytes() for row in found}) == len(asked)

@@ -11,8 +11,8 @@ from tests.scans.test_nifti import ORIENTATIONS
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader.batches import Request
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Request
 from tghmoe_jax.scans.scan import read_scan
 from tghmoe_jax.studies import pointing
 
@@ -232,6 +232,17 @@ def test_shuffled_weights_are_the_same_numbers_in_another_order(embedded):
         assert not np.array_equal(one, other)
     for part in set(params) - {"decoder"}:
         assert jax.tree.leaves(params[part])[0] is jax.tree.leaves(mixed[part])[0]
+
+
+@pytest.mark.slow
+def test_the_study_goes_on_where_it_was_stopped(tmp_path):
+    arguments = ["--items", "2", "--to", str(tmp_path / "study"), "--data", str(tmp_path / "data")]
+    assert pointing.main(arguments) == 0
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "study").iterdir()}
+    assert len(whole) == len(pointing.CONDITIONS) + 1 and all(whole.values())
+    (tmp_path / "study" / "second_shuffled.jsonl").unlink()
+    assert pointing.main(arguments) == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "study").iterdir()} == whole
 
 
 def test_a_score_of_the_study_counts_right_and_wrong_answers_apart():

@@ -8,8 +8,9 @@ from tghmoe_jax.bases import pictures
 from tghmoe_jax.drawn.scenes import ScenesSource
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.reader.batches import PictureViews, Request
 from tghmoe_jax.reader.opening import load_picture_reader
-from tghmoe_jax.reader.reader import PictureViews, Reader, Request
+from tghmoe_jax.reader.reader import Reader
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from orbax.checkpoint._src.serialization import serialization
 
 from tghmoe_jax import digests
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training import checkpoints, stored
 from tghmoe_jax.training.step import TrainState
 
 STACKED = "decoder/scan_1_2_1/block_1/mlp/up/kernel"  # blocks 1 and 2
@@ -92,14 +92,14 @@ def test_only_the_newest_are_kept_and_a_step_is_written_once(run):
     assert names() == {"2", "4"}
     store = checkpoints.Checkpoints(run, keep=2)
     store.save(state(4, seed=7), numbers(1))
-    assert bits(checkpoints.load_params(run)[0]["vision/cls"]) == bits(leaves(4)["vision/cls"])
+    assert bits(stored.load_params(run)[0]["vision/cls"]) == bits(leaves(4)["vision/cls"])
     store.save(state(6, seed=6), numbers(6))
     store.close()
     assert names() == {"4", "6"}
 
 
 def test_parameters_alone_are_read_under_their_canonical_names(run):
-    params, step = checkpoints.load_params(run)
+    params, step = stored.load_params(run)
     expected = leaves(4)
     assert step == 4 and set(params) == {
         "connector/fc1/kernel", "vision/cls", "vision/patch/kernel", "decoder/block_1/mlp/up/kernel",
@@ -115,7 +115,7 @@ def test_parameters_alone_are_read_under_their_canonical_names(run):
 def test_parameters_need_neither_moments_nor_data(run):
     for item in ("opt", "data"):
         shutil.rmtree(run / "checkpoints" / "4" / item)
-    assert checkpoints.load_params(run)[1] == 4
+    assert stored.load_params(run)[1] == 4
 
 
 def test_a_checkpoint_that_was_being_written_is_not_seen(run):
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_was_being_written_is_not_seen(run):
     store = checkpoints.Checkpoints(run, keep=2)
     assert int(store.restore(state(0), numbers()).step) == 4
     store.close()
-    assert checkpoints.load_params(run)[1] == 4
+    assert stored.load_params(run)[1] == 4
 
 
 @pytest.mark.parametrize("spoil", ["folder", "steps"])
@@ -134,7 +134,7 @@ def test_a_run_without_a_checkpoint_is_named(run, spoil):
     if spoil == "steps":
         (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint; train it first, or name a finished run") as error:
-        checkpoints.load_params(run)
+        stored.load_params(run)
     assert str(run) in str(error.value)
 
 
@@ -191,7 +191,7 @@ def test_damage_is_named_set_aside_and_the_run_goes_on_from_the_checkpoint_befor
         undigested(newest)
     damage(newest / "params")
     with pytest.raises(UserError, match=r"damaged \(|cannot be read; copy it again, or name another") as error:
-        checkpoints.load_params(run)
+        stored.load_params(run)
     assert str(run) in str(error.value)
     before = {path.name: path.read_bytes() for path in newest.rglob("*") if path.is_file()}
     restored, said = resumed(run)
@@ -228,7 +228,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(run):
 def test_a_checkpoint_without_digests_is_read_with_one_line(run, capsys):
     for step in ("2", "4"):
         undigested(run / "checkpoints" / step)
-    assert bits(resumed(run)[0]) == bits(state(4, seed=4)) and checkpoints.load_params(run)[1] == 4
+    assert bits(resumed(run)[0]) == bits(state(4, seed=4)) and stored.load_params(run)[1] == 4
     out, err = capsys.readouterr()
     assert err.count("\n") == 2 and err.count("4 has no digests (an earlier version wrote it)") == 2
 
@@ -248,7 +248,7 @@ def test_parameters_that_are_not_finite_are_refused_to_all_that_read_them(tmp_pa
     store.save(bad, numbers(1))
     store.close()
     with pytest.raises(UserError, match="NaN or infinite parameters .first vision/cls; its training diverged"):
-        checkpoints.load_params(tmp_path)
+        stored.load_params(tmp_path)
 
 
 def test_a_checkpoint_takes_no_older_ones_place_after_a_bad_step(run):
@@ -316,7 +316,7 @@ def test_files_that_end_after_one_of_them_failed_print_no_traceback(monkeypatch)
 
     end_after_the_loop()
     assert reported == ["Event loop is closed"]
-    checkpoints._ignore_closed_loops.__wrapped__()
+    stored.ignore_closed_loops.__wrapped__()
     end_after_the_loop()
     sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another")))
     assert reported == ["Event loop is closed", "another"]
@@ -347,11 +347,11 @@ def test_the_next_step_may_take_over_the_state_before_it_is_written(run, monkeyp
     next(iterator)
     after = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(before)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.trained))
-    assert checkpoints.steps(run / "checkpoints") == [4, 2]
+    assert stored.steps(run / "checkpoints") == [4, 2]
     gate.set()
     ends_unseen(store)
     store.look()
-    assert checkpoints.steps(run / "checkpoints") == [6, 4]
+    assert stored.steps(run / "checkpoints") == [6, 4]
     store.close()
     store, iterator = checkpoints.Checkpoints(run, keep=2), numbers()
     assert bits(store.restore(state(0), iterator)) == expected and next(iterator) == 6

@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from tests import tiny_run
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.training import checkpoints, run_folder, selection
+from tghmoe_jax.training import run_folder, selection, stored
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.reporting import read_metrics
 
@@ -34,13 +34,13 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score_and_patience_counts_wh
 
 def test_a_run_without_validations_stands_for_its_newest_checkpoint(tmp_path):
     for step in (2, 4, 10):
-        (tmp_path / checkpoints.FOLDER / str(step)).mkdir(parents=True)
-    assert checkpoints.chosen_step(tmp_path) == checkpoints.newest_step(tmp_path) == 10
+        (tmp_path / stored.FOLDER / str(step)).mkdir(parents=True)
+    assert stored.chosen_step(tmp_path) == stored.newest_step(tmp_path) == 10
     one = selection.Selection(tmp_path, "loss", 0, {}, [])
     one.note(4, {"loss": 1.0})
-    assert checkpoints.chosen_step(tmp_path) == 4
+    assert stored.chosen_step(tmp_path) == 4
     one.note(6, {"loss": 0.5})  # whose checkpoint is not there
-    assert checkpoints.chosen_step(tmp_path) == 10
+    assert stored.chosen_step(tmp_path) == 10
 
 
 @pytest.mark.parametrize(("key", "value"), [("best", "closed/luck"), ("patience", -1)])
@@ -69,7 +69,7 @@ def test_the_test_split_is_asked_once_of_the_best_checkpoint(tiny_folder, monkey
     losses = {step: json.loads((run / "validation" / str(step) / "metrics.json").read_text())["loss"] for step in steps}
     assert best["best"] == min(losses, key=losses.get) == best["validated"] - 4
     assert [one.name for one in (run / "eval").iterdir()] == [str(best["best"])]
-    assert set(checkpoints.steps(checkpoints.folder_of(run))) == {best["best"], best["validated"]}
+    assert set(stored.steps(stored.folder_of(run))) == {best["best"], best["validated"]}
     loaded = load_run(run, "RUN")
     assert loaded.step == best["best"] and len(read_metrics(run / "metrics.jsonl")) >= best["validated"]
     before = (run / "eval" / str(best["best"]) / "metrics.json").stat().st_mtime_ns

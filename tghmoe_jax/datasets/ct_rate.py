@@ -79,7 +79,7 @@ def open_ct_rate(root: Path, manifest: str = "") -> Dataset:
     for kind, read in (("reports", index.read_reports), ("vqa", index.read_vqa), ("labels", index.read_labels)):
         for path in files[kind]:
             read(path)
-    return index.dataset(functools.partial(read_ct_rate, root, index.stated))
+    return index.dataset(functools.partial(read_ct_rate, root, index.stated), hold_out=True)
 
 
 def read_ct_rate(root: Path, stated: Mapping[str, Stated], key: str) -> Volume:

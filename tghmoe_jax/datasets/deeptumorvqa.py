@@ -55,7 +55,7 @@ def open_deeptumorvqa(root: Path, manifest: str = "") -> Dataset:
         place = next((one for one in PLACES[split] if (root / one).is_dir()), ".")
         for where, row in _rows(path, gathered):
             gathered.add(where, *_items(row, split, "" if place == "." else f"{place}/", gathered))
-    return gathered.dataset(functools.partial(_read, root))
+    return gathered.dataset(functools.partial(_read, root), hold_out=True)
 
 
 def _read(root: Path, key: str) -> Volume:

@@ -1,6 +1,7 @@
 """Index files of data sets (JSON, CSV, plain lines), read within bounds, faults named by line; what all sets share."""
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ MAX_JSON = 4 * 2**30  # bytes; CT-RATE's training questions are the largest publ
 MAX_LINE = 2**20  # characters; longer is damage, not text
 MAX_TEXT = 2**15  # characters of a question or an answer: ten pages of report
 SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+HELD_OUT = 0.05  # of the training cases, for validation, where a set publishes none
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test", "test5k": "test",
@@ -55,9 +57,14 @@ def split_of_name(name: str) -> str | None:
     return words.pop() if len(words) == 1 else None
 
 
+def _place(name: str) -> float:
+    """A number from 0 to 1 that is the same for a name wherever it is met."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def split_of_case(case: str) -> str:
     """The split of a case where nothing else states it: 80, 10 and 10 % by a hash of its name, the same everywhere."""
-    place = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big") / 2**64
+    place = _place(case)
     for split, share in SPLIT_SHARES:
         place -= share
         if place < 0:
@@ -207,15 +214,27 @@ class Gathered:
             else:
                 self.items.append(one)
 
-    def dataset(self, read: Callable[[str], Volume]) -> Dataset:
-        """The whole data set. UserError where nothing of it is left."""
+    def dataset(self, read: Callable[[str], Volume], hold_out: bool = False) -> Dataset:
+        """The whole data set. UserError where nothing of it is left.
+
+        `hold_out` is for a set that is published without a validation split: one training case in twenty becomes one
+        of validation, by a hash of its name, so that sets of the same patients agree.
+        """
         if not self.items:
             left = self.rejected
             first = f" (the first of {len(left)}: {left[0].reason.rstrip('.')})" if left else ""
             raise UserError(
                 f"{self.root} holds no usable item of the data set {self.name}{first}: check --config.data.root."
             )
-        return Dataset(self.name, self.root, tuple(self.items), tuple(self.rejected), read)
+        items = self.items
+        if hold_out:
+            items = [
+                dataclasses.replace(item, split="validation")
+                if item.split == "train" and _place(f"held out: {item.case}") < HELD_OUT
+                else item
+                for item in items
+            ]
+        return Dataset(self.name, self.root, tuple(items), tuple(self.rejected), read)
 
     def _path_fault(self, path: str) -> str | None:
         """Why a relative path of an index cannot be read; None where it can."""

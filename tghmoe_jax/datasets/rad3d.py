@@ -64,7 +64,7 @@ def open_rad3d(root: Path, manifest: str = "") -> Dataset:
             places[row["VolumeName"].strip()] = row["Path"].strip()
     for path in files:
         _questions(index, path, places)
-    return index.dataset(functools.partial(read_ct_rate, root, index.stated))
+    return index.dataset(functools.partial(read_ct_rate, root, index.stated), hold_out=True)
 
 
 def _questions(index: Index, path: Path, places: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # which imports its parts as they are used
 
 ENOUGH = 20  # items below which nothing is fitted
 ENOUGH_FOR_STEPS = 200  # items from which isotonic regression is used
@@ -23,7 +23,7 @@ LEAST_IN_BIN = 10
 
 def option_shares(likelihoods: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Log-likelihoods (..., O), -inf for an option that an item lacks -> shares (..., O) that add to one."""
-    return special.softmax(np.asarray(likelihoods, np.float64) / temperature, axis=-1)
+    return scipy.special.softmax(np.asarray(likelihoods, np.float64) / temperature, axis=-1)
 
 
 def temperature_of(likelihoods: np.ndarray, right: np.ndarray) -> float:
@@ -36,10 +36,10 @@ def temperature_of(likelihoods: np.ndarray, right: np.ndarray) -> float:
 
     def loss(log_t: float) -> float:
         scaled = likelihoods / np.exp(log_t)
-        shares = np.where(given, scaled, 0.0) - special.logsumexp(scaled, axis=-1, keepdims=True)
+        shares = np.where(given, scaled, 0.0) - scipy.special.logsumexp(scaled, axis=-1, keepdims=True)
         return -float(np.mean(shares[np.arange(len(right)), right]) + np.mean(shares[given]) / len(right))
 
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
 
 
 def logistic_of(likelihoods: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -54,10 +54,10 @@ def logistic_of(likelihoods: np.ndarray, right: np.ndarray) -> tuple[float, floa
 
     def loss(weights):
         z = weights[0] * x + weights[1]
-        slope = special.expit(z) - targets
+        slope = scipy.special.expit(z) - targets
         return np.sum(np.logaddexp(0, z) - targets * z), np.array([slope @ x, slope.sum()])
 
-    found = optimize.minimize(loss, (1.0, 0.0), jac=True, bounds=((0, None), (None, None)), method="L-BFGS-B").x
+    found = scipy.optimize.minimize(loss, (1.0, 0.0), jac=True, bounds=((0, None), (None, None)), method="L-BFGS-B").x
     return float(found[0] / spread), float(found[1] - found[0] * place / spread)
 
 
@@ -84,7 +84,7 @@ class Calibration:
         """
         likelihoods, answered = np.asarray(likelihoods, np.float64), np.asarray(answered)
         if self.temperature is None:
-            raw = special.expit(self.slope * likelihoods[..., 0] + self.offset)
+            raw = scipy.special.expit(self.slope * likelihoods[..., 0] + self.offset)
         else:
             shares = option_shares(likelihoods, self.temperature)
             raw = np.take_along_axis(shares, np.maximum(answered, 0)[..., None], axis=-1)[..., 0]
@@ -150,7 +150,7 @@ def _steps(raw: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], ...
     """Isotonic regression as points to interpolate, each level's first and last confidence; held off 0 and 1 by half an
     answer of its level, since no level proves that it never errs."""
     order = np.argsort(raw, kind="stable")
-    found = optimize.isotonic_regression(right[order].astype(np.float64))
+    found = scipy.optimize.isotonic_regression(right[order].astype(np.float64))
     points = []
     for level, start in enumerate(found.blocks[:-1]):
         end = found.blocks[level + 1]

@@ -6,7 +6,7 @@ Axis legend: N samples, U resampled units, K parts or columns, R resamples.
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports its parts as they are used: `stats` takes a second
 
 RESAMPLES = 1_000
 FEW_UNITS = 20  # with fewer cases or volumes the percentile interval is too narrow to judge by
@@ -25,7 +25,7 @@ def agreed_ci95(low: float, high: float, units: int, most: float = 1.0) -> list[
 
 def wilson(right: int, items: int) -> tuple[float, float]:
     """95% interval of a share."""
-    low, high = stats.binomtest(right, items).proportion_ci(method="wilson")
+    low, high = scipy.stats.binomtest(right, items).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
@@ -192,5 +192,5 @@ def student_ci95(differences: Sequence[float]) -> list[float] | None:
     values = np.asarray(differences, np.float64)
     if len(values) < 2:
         return None
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return [float(values.mean() - half), float(values.mean() + half)]

@@ -17,8 +17,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
 from tghmoe_jax.ops.choices import BACKENDS
 from tghmoe_jax.ops.platform import batch_axes, platform
@@ -238,27 +236,6 @@ def _over_devices(function, q, k, v, mask: Mask):
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-class _Window(splash_attention_mask._ComputableMask):
-    """Slices at most `window` apart, computed inside the kernel: as an array it would have Q x K entries.
-
-    The kernel hands over what `q_sequence` holds of its queries, here their slice; rows of padding take the last one.
-    """
-
-    def __init__(self, shape: tuple[int, int], tokens: int, window: int, queries: int):
-        def visible(q_slice, key):
-            return (key >= (q_slice - window) * tokens) & (key < (q_slice + window + 1) * tokens)
-
-        super().__init__(shape, visible)
-        self.q_sequence = (np.minimum(np.arange(shape[0]), queries - 1) // tokens).astype(np.int32)
-        self.key = (shape, tokens, window, queries)
-
-    def __eq__(self, other):
-        return isinstance(other, _Window) and self.key == other.key
-
-    def __hash__(self):
-        return hash(self.key)
-
-
 def splash_blocks(length: int, block: int = 0) -> tuple[int, int]:
     """(block, padded length): of the blocks the kernel likes, the one that pads `length` least; or the one given."""
     if block:
@@ -269,30 +246,6 @@ def splash_blocks(length: int, block: int = 0) -> tuple[int, int]:
     return min(((b, -(-length // b) * b) for b in _SPLASH_BLOCKS), key=lambda pair: pair[1])
 
 
-def _kernel(
-    heads: int, queries: int, keys: int, causal: bool, slice_tokens: int, window: int, block: int, interpret: bool
-):  # fmt: skip
-    """The kernel for unpadded lengths, made in the trace that uses it: its arrays may be of that trace.
-
-    The visible blocks of a mask, which take seconds to find where it is long, are kept by the kernel's own module.
-    """
-    (bq, q_length), (bk, k_length) = splash_blocks(queries, block), splash_blocks(keys, block)
-    shape = (q_length, k_length)
-    parts = [splash_attention_mask.CausalMask(shape)] if causal else []
-    if slice_tokens:
-        parts.append(_Window(shape, slice_tokens, window, queries))
-    if len(parts) > 1:
-        raise ValueError("the splash backend takes a causal mask or a window, not both")
-    whole = parts[0] if parts else splash_attention_mask.FullMask(shape)
-    sizes = splash_attention_kernel.BlockSizes(
-        block_q=bq, block_kv=bk, block_q_dkv=bq, block_kv_dkv=bk, block_q_dq=bq, block_kv_dq=bk
-    )
-    return splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([whole] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-        interpret=interpret,
-    )  # fmt: skip
-
-
 def _splash(q, k, v, mask: Mask, block: int, scale: float):
     """Each device runs the kernel on its own samples; invalid keys and padding are segment 0, all queries segment 1."""
     if mask.query_start is not None:
@@ -300,18 +253,20 @@ def _splash(q, k, v, mask: Mask, block: int, scale: float):
     if mask.blocks is not None or mask.reach is not None:
         raise ValueError("the splash backend knows no image blocks and no sliding windows; use auto or blocked")
     batch, queries, heads, _ = q.shape
+    from tghmoe_jax.ops import splash  # its packages take long to import, and only this backend needs them
+
     keys = k.shape[1]
     interpret = platform() != "tpu"
     valid = jnp.ones((batch, keys), bool) if mask.key_valid is None else mask.key_valid
 
     def local(q, k, v, own: Mask):
-        kernel = _kernel(heads, queries, keys, mask.causal, mask.slice_tokens, mask.window, block, interpret)
+        kernel = splash.kernel(heads, queries, keys, mask.causal, mask.slice_tokens, mask.window, block, interpret)
 
         def heads_first(x, length):
             return jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)])
 
         q_length, k_length = splash_blocks(queries, block)[1], splash_blocks(keys, block)[1]
-        segments = splash_attention_kernel.SegmentIds(
+        segments = splash.SegmentIds(
             jnp.ones((q.shape[0], q_length), jnp.int32),
             jnp.pad(own.key_valid.astype(jnp.int32), [(0, 0), (0, k_length - keys)]),
         )

@@ -11,7 +11,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from tghmoe_jax.ops.platform import platform
 
@@ -50,6 +49,8 @@ def grouped_matmul(rows: jax.Array, weights: jax.Array, counts: jax.Array, backe
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _megablox(interpret: bool, rows, weights, counts):
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm  # takes long to import
+
     return gmm(rows, weights, counts, rows.dtype, tiles(), interpret=interpret)
 
 
@@ -58,6 +59,8 @@ def _forward(interpret, rows, weights, counts):
 
 
 def _backward(interpret, kept, cotangent):
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+
     rows, weights, counts = kept
     tm, tk, tn = tiles()
     back = gmm(cotangent, weights, counts, rows.dtype, (tm, tn, tk), transpose_rhs=True, interpret=interpret)

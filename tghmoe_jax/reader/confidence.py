@@ -11,7 +11,8 @@ import numpy as np
 from tghmoe_jax.evaluation import calibration, closed
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.evaluation.protocols import Prediction
-from tghmoe_jax.reader.reader import Reader, Request
+from tghmoe_jax.reader.batches import Request
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples.questions import LETTERS, Question, Source
 from tghmoe_jax.samples.tasks import COLUMNS
 

@@ -16,7 +16,8 @@ from tghmoe_jax.evaluation import closed, html_report, outputs, protocols, prove
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.reader import confidence
 from tghmoe_jax.reader.answer import Answer
-from tghmoe_jax.reader.reader import Asked, Reader, Request
+from tghmoe_jax.reader.batches import Asked, Request
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF, TASKS, under_controls

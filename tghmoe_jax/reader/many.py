@@ -28,8 +28,9 @@ from tghmoe_jax.evaluation.files import NOT_ANSWERED, split_choices
 from tghmoe_jax.evaluation.outputs import csv_text, row_of
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader.answer import Answer
+from tghmoe_jax.reader.batches import Request
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Reader, Request, vqa
+from tghmoe_jax.reader.reader import Reader, vqa
 from tghmoe_jax.samples.questions import LETTERS, Question
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 from tghmoe_jax.scans.scan import Scan

@@ -15,7 +15,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import checkpoints, compile_cache, domain, run_folder
+from tghmoe_jax.training import compile_cache, domain, run_folder, stored
 from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
 from tghmoe_jax.training.program import param_shardings
 from tghmoe_jax.weights import adapt
@@ -37,7 +37,7 @@ def refuse_report(run: str | Path, flag: str) -> None:
     folder = run_folder.find(str(run), "--checkpoint")
     manifest, config = run_folder.read_manifest(folder), run_folder.read_config(folder)
     name = str(run) if str(run) == "embedded" else folder.resolve().name
-    domain.refuse_report(name, domain.of(manifest, config, checkpoints.newest_step(folder)), flag)
+    domain.refuse_report(name, domain.of(manifest, config, stored.newest_step(folder)), flag)
 
 
 def load_sharded(run: LoadedRun, text_length: int, batch: int, mesh: jax.sharding.Mesh) -> Reader:

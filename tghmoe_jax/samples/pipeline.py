@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -21,6 +21,9 @@ from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import ItemSource, Question, Source
 from tghmoe_jax.samples.tasks import TASK_OF
 from tghmoe_jax.samples.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import grain
 
 _RNG_QUESTION, _RNG_ORDER, _RNG_ITEMS, _RNG_AUGMENT = 1, 2, 3, 4  # streams of the run's seed
 MOST_IN_A_ROW = 100  # items that may be unusable one after another
@@ -90,7 +93,7 @@ def collate(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainBatches(grain.transforms.Map):
+class TrainBatches:
     """step -> batch [A, R_local, ...] of this process's columns.
 
     With a `cell` (voxels of a visual token) it holds the auxiliary labels too: aux f32 (L,) and aux_cells bool
@@ -203,7 +206,7 @@ def train_iterator(
     source: Source, tokenizer: Tokenizer, spec: BatchSpec, seed: int, steps: int,
     columns: Sequence[int] | None = None, cell: tuple[int, int, int] | None = None, workers: int = 0,
     augment: Augment = Augment(),  # noqa: B008
-) -> grain.DatasetIterator:  # fmt: skip
+) -> "grain.DatasetIterator":  # fmt: skip
     """Grain iterator over the batches of steps 0..steps-1; its state is saved with the training state.
 
     `columns`: the rows of each microbatch that this process takes; None for all. `workers` further processes make the
@@ -216,8 +219,11 @@ def train_iterator(
                 raise UserError(
                     f"--config.data.mixture.{kind} is above 0 and the training set holds no {kind} item; set it to 0."
                 )
+    import grain  # takes a second, and a model that is only asked needs none of it
+
     columns = tuple(range(spec.columns) if columns is None else columns)
-    data = grain.MapDataset.range(steps).map(TrainBatches(source, tokenizer, spec, seed, columns, cell, augment))
+    batches = TrainBatches(source, tokenizer, spec, seed, columns, cell, augment)
+    data = grain.MapDataset.range(steps).map(batches.map)
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads flags of its own when it starts workers

@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.datasets.sources import HARD_WORDINGS, finding_parser, make_source
 from tghmoe_jax.evaluation import protocols, router_tests
+from tghmoe_jax.reader.batches import Request
 from tghmoe_jax.reader.examination import questions, routed_right
-from tghmoe_jax.reader.reader import Reader, Request
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.samples.tasks import TASK_OF, TASKS
 

@@ -3,8 +3,9 @@
     python -m tghmoe_jax.studies.pointing --to runs/pointing                about 12 minutes on two cores
 
 Asked are closed questions about the lesion (its organ, its kind, its place) of test volumes with exactly one lesion, in
-both drawing styles, and again with every array of the decoder's weights shuffled: a method that points as well then
-shows the scan, not the model. Continues where it was stopped. Writes items and pointing.json into --to, prints a table.
+both drawing styles, and again with every array of the decoder's weights shuffled, anew for each batch: a method that
+points as well then shows the scan, not the model. Continues where it was stopped. Writes items and pointing.json into
+--to, prints a table.
 """
 
 import copy
@@ -17,12 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tghmoe_jax import writing
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.evaluation import outputs, statistics
 from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader.batches import Asked, Request
 from tghmoe_jax.reader.opening import load
-from tghmoe_jax.reader.reader import Asked, Reader, Request
+from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples.questions import Source, touched
 from tghmoe_jax.training import compile_cache
 
@@ -148,11 +151,11 @@ def main(argv: list[str]) -> int:
         file, begun = folder / f"{style}_{weights}.jsonl", time.perf_counter()
         done = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         rows = [json.loads(line) for line in done]
-        one = reader if weights == "trained" else shuffled(reader, seed)
         while len(rows) < len(asked):
+            one = reader if weights == "trained" else shuffled(reader, seed + len(rows))
             part = list(point(one, source, asked[len(rows) : len(rows) + BATCH], config["eval"]["answer_tokens"]))
             rows += part
-            outputs.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+            writing.write(file, "".join(json.dumps(row) + "\n" for row in rows))
         found[style, weights] = rows
         print(f"{style} style, {weights} decoder: {len(rows)} items, {time.perf_counter() - begun:.0f} s", flush=True)
     scores = summarise(found)

@@ -6,14 +6,12 @@ evaluation of its step and before the next batch: the saved iterator matches the
 
 import contextlib
 import errno
-import functools
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
 import uuid
 from typing import Any
 
@@ -24,21 +22,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from tghmoe_jax import digests, untrusted
+from tghmoe_jax import digests
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import leaf_names
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.training import exported, hosts, run_folder, selection
+from tghmoe_jax.training import hosts, selection, stored
 from tghmoe_jax.training.step import TrainState
-from tghmoe_jax.weights import adapt
 
-FOLDER = "checkpoints"
-_NO_DIGESTS = f"{digests.FILE} is missing"
-_DECLARED = "digests"  # in the metadata of a checkpoint: it was written with digests
 _COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what orbax writes last of all
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _LONGEST = 3600  # seconds that a save may take
-_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what orbax and tensorstore raise for incomplete files
 
 
 class Checkpoints:
@@ -50,9 +42,9 @@ class Checkpoints:
     best: int | None = None
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        self._keep, self._workdir, self._place = keep, epath.Path(workdir), folder_of(workdir)
+        self._keep, self._workdir, self._place = keep, epath.Path(workdir), stored.folder_of(workdir)
         self._writing: tuple[int, bool] | None = None  # the step, and whether older ones may go after it
-        _ignore_closed_loops()
+        stored.ignore_closed_loops()
         # orbax calls back in the first process, when all have written and before the folder gets its name.
         background = ocp.options.AsyncOptions(timeout_secs=_LONGEST, post_finalization_callback=self._add_digests)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=background)
@@ -76,7 +68,7 @@ class Checkpoints:
                     opt=ocp.args.PyTreeSave(_listed(state.opt)),
                     data=grain.checkpoint.CheckpointSave(iterator),
                 ),
-                custom_metadata={_DECLARED: "sha256"},
+                custom_metadata={stored.DECLARED: "sha256"},
             )
 
     def look(self) -> None:
@@ -101,7 +93,7 @@ class Checkpoints:
                     self._folder(step),
                     digests.read(self._folder(step)) | digests.of_files(self._folder(step), _COMMITTED),
                 )
-            for old in steps(self._place)[self._keep :] if healthy else ():
+            for old in stored.steps(self._place)[self._keep :] if healthy else ():
                 if old != self.best:
                     self._folder(old).rmtree()
 
@@ -118,7 +110,7 @@ class Checkpoints:
             if hosts.first():  # a part of a checkpoint takes room and is of no use
                 for left in (self._folder(step), self._folder(step, _UNFINISHED)):
                     shutil.rmtree(left, ignore_errors=True)
-            before = next((f"; that of step {old} is whole" for old in steps(self._place)), "")
+            before = next((f"; that of step {old} is whole" for old in stored.steps(self._place)), "")
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self._place} ({why}){before}; make room there, "
                 "and the same command goes on."
@@ -143,12 +135,12 @@ class Checkpoints:
         is whole: then nothing is moved.
         """
         damaged: dict[int, list[str]] = {}
-        for step in (found := steps(self._place)):
+        for step in (found := stored.steps(self._place)):
             damaged[step] = _problems(self._folder(step))
             if not damaged[step] and (restored := self._try(step, state, iterator, damaged)):
                 return self._set_aside(damaged, step, say) or restored
         # A process that ended before it had written the digests leaves a checkpoint that is whole: the last resort.
-        for step in (step for step in found if damaged[step] == [_NO_DIGESTS]):
+        for step in (step for step in found if damaged[step] == [stored.NO_DIGESTS]):
             if restored := self._try(step, state, iterator, damaged):
                 if hosts.first():
                     say(
@@ -180,7 +172,7 @@ class Checkpoints:
         """The state of a step; None, and an entry of `damaged`, where one without digests cannot be read."""
         try:
             return self._read(step, state, iterator)
-        except _DAMAGE as error:
+        except stored.DAMAGE as error:
             line = " ".join(str(error).split())[:200].rstrip(".")
             if digests.read(self._folder(step)) is not None:
                 raise UserError(
@@ -242,22 +234,6 @@ def _quiet() -> contextlib.ExitStack:
     return before
 
 
-@functools.cache
-def _ignore_closed_loops() -> None:
-    """From here on, nothing is reported of an event loop that is closed.
-
-    Where orbax cannot read or write one file it closes its loop, to which tensorstore then tells the end of every
-    other file, each with a traceback.
-    """
-    report = sys.unraisablehook
-
-    def report_others(raised) -> None:
-        if str(raised.exc_value) != "Event loop is closed":
-            report(raised)
-
-    sys.unraisablehook = report_others
-
-
 def _of_disk(error: Exception) -> str:
     """Why a disk refused, as the system says it, from what orbax or tensorstore raises; empty for another error."""
     if isinstance(error, OSError):
@@ -266,37 +242,13 @@ def _of_disk(error: Exception) -> str:
     return found[1].strip() if found else ""
 
 
-def steps(folder: epath.PathLike) -> list[int]:
-    """The steps of a run's checkpoints, the newest first, whole or not."""
-    folder = epath.Path(folder)
-    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
-
-
 def _problems(folder: epath.Path) -> list[str]:
     """What is wrong with a checkpoint, the same on every process; each hashes its share."""
     share = (jax.process_index(), jax.process_count())
     if hosts.first():
         digests.tell_absence(folder)
-    own = undeclared(folder) or digests.problems(folder, share=share)
+    own = stored.undeclared(folder) or digests.problems(folder, share=share)
     return list(dict.fromkeys(one for part in hosts.exchange(json.dumps(own)) for one in json.loads(part)))
-
-
-def undeclared(folder: epath.Path) -> list[str]:
-    """A problem where a checkpoint's digests have gone; one of an earlier version never had any."""
-    if (folder / digests.FILE).exists():
-        return []
-    try:
-        kind = {"custom_metadata": ({}, None)}
-        declared = untrusted.read_json(folder / "_CHECKPOINT_METADATA", kind)["custom_metadata"]
-    except (UserError, LookupError):
-        return ["_CHECKPOINT_METADATA is missing or not whole"]
-    if declared and _DECLARED in declared:
-        return [_NO_DIGESTS]
-    return []
-
-
-def _belongs_to_params(name: str) -> bool:
-    return "/" not in name or name.startswith("params/")
 
 
 def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
@@ -308,68 +260,6 @@ def _continue(iterator: grain.DatasetIterator, folder: epath.Path) -> None:
     file = own if own.exists() else sorted(folder.glob("process_0-of-*.json"))[0]
     iterator.set_state(json.loads(file.read_text()))
     iterator.start_prefetch()
-
-
-def folder_of(run: epath.PathLike) -> epath.Path:
-    """Where a run's checkpoints lie: an absolute path, as orbax requires, or a URL."""
-    place = epath.Path(run)
-    return (place if "://" in str(run) else place.resolve()) / FOLDER
-
-
-def newest_step(run: epath.PathLike) -> int:
-    """The step of the parameters that a finished run, or an exported one, stands for; 0 where it holds none."""
-    return chosen_step(run) or run_folder.read_manifest(run).get("step", 0)
-
-
-def chosen_step(run: epath.PathLike) -> int | None:
-    """The step of a run's best checkpoint where validations chose one, else of its newest; None without one."""
-    kept = steps(folder_of(run))
-    best = selection.read(run).get("best")
-    return best if best in kept else next(iter(kept), None)
-
-
-def load_params(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
-    """Canonical parameters and the step of a run's best or latest checkpoint, or of an exported run, on the host.
-
-    UserError where `run` holds no checkpoint, a damaged one, or parameters that are not finite.
-    """
-    params, step = exported.read(epath.Path(run)) if exported.is_exported(epath.Path(run)) else _newest(run)
-    if wrong := [name for name, leaf in params.items() if not np.isfinite(leaf.astype(np.float32)).all()]:
-        raise UserError(
-            f"{run} holds NaN or infinite parameters (first {wrong[0]}; its training diverged); name another run."
-        )
-    return params, step
-
-
-def _newest(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
-    """`load_params` of a run with checkpoints."""
-    folder = folder_of(run)
-    if (step := chosen_step(run)) is None:
-        raise UserError(f"{run} holds no checkpoint; train it first, or name a finished run.")
-    folder = folder / str(step)
-    digests.tell_absence(folder)
-    if wrong := undeclared(folder) or digests.problems(folder, _belongs_to_params):
-        raise UserError(
-            f"{folder} is damaged ({digests.told(wrong)}); copy the run again, name another, or resume it, which goes "
-            "on from the checkpoint before."
-        )
-    _ignore_closed_loops()
-    item = folder / "params"
-    reader = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn that an item has no metadata of its own
-    try:
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
-        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
-    except _DAMAGE as error:
-        raise UserError(f"{run} holds a checkpoint that cannot be read; copy it again, or name another.") from error
-    reader.close()
-    return leaf_names.to_canonical(traverse_util.flatten_dict(tree, sep="/")), step
-
-
-def load_merged(run: epath.PathLike) -> tuple[dict[str, np.ndarray], int]:
-    """`load_params` with low-rank updates of the decoder added to its kernels: what leaves a run, or starts another."""
-    params, step = load_params(run)
-    lora = run_folder.read_config(run)["model"].get("lora", {})  # runs of earlier versions have none
-    return (adapt.merge_lora(params, lora["rank"], lora["alpha"]) if lora.get("rank") else params), step
 
 
 def _nest(flat: dict[str, Any]) -> dict:

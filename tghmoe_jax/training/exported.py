@@ -37,7 +37,7 @@ def digest(canonical: Mapping[str, np.ndarray]) -> str:
 def write(run: Path, params: Mapping[str, np.ndarray], step: int, folder: Path, dtype: str) -> list[Path]:
     """Writes the parameters of a run's `step` without the auxiliary head, which only training uses.
 
-    `params` are canonical and merged (`checkpoints.load_merged`); `dtype` is a key of `bases.base.DTYPES`. Returns
+    `params` are canonical and merged (`stored.load_merged`); `dtype` is a key of `bases.base.DTYPES`. Returns
     the files written.
     """
     config = run_folder.read_config(run)

@@ -22,7 +22,7 @@ from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.training import checkpoints, run_folder
+from tghmoe_jax.training import run_folder, stored
 from tghmoe_jax.training.exported import digest
 
 
@@ -65,7 +65,7 @@ def load_run(run: str | Path, flag: str) -> LoadedRun:
         raise UserError(
             f"{flag}={run}: config.json and model/config.json describe no model ({what}); copy the run again."
         ) from error
-    canonical, step = checkpoints.load_params(folder)
+    canonical, step = stored.load_params(folder)
     wanted = leaf_names.canonical_shapes({path: shape.shape for path, shape in shapes.items()})
     unfit = [name for name, shape in wanted.items() if name not in canonical or canonical[name].shape != shape]
     if unfit:
