@@ -59,7 +59,6 @@ def desk(tmp_path_factory, tiny_folder, tiny_stage1, tiny_stage2) -> Path:
         sample.main(["--to", str(desk / f"{file}.nii.gz"), "--number", str(next(numbers))])
     ct.write_dicom(desk / "dicom_folder")
     asked = [f"FOLDER/{n}.nii.gz,{n},Which plane is this?,axial|coronal,coronal" for n in range(2)]
-    asked.append("scan.nii.gz,2,,,")
     (desk / "scans.csv").write_text("\n".join(["volume,id,question,choices,answer", *asked]) + "\n")
     (desk / "questions.txt").write_text("Which plane is this? Choices: A. axial B. coronal\n")
     for file in desk.glob("runs/stage2/eval/*/predictions_*.csv"):

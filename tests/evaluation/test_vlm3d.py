@@ -38,6 +38,7 @@ def test_reports_round_trip_through_both_forms(tmp_path, capsys, wrapped, suffix
     assert scored(capsys, str(to), "--vlm3d", str(tmp_path / "third.json")) == first  # and the CSV file
     assert (tmp_path / "third.json").read_bytes() == out.read_bytes()
     assert first["report/empty"] == pytest.approx(1 / 3)
+    assert evaluate.main(["score", said, "--truth", true]) == 0, "and as a table"
 
 
 def test_a_report_that_is_missing_counts_as_empty(tmp_path, capsys):

@@ -96,7 +96,7 @@ def _score(args: argparse.Namespace) -> None:
         print(f"leaked volumes found: {removed['volumes_found']} of the {removed['volumes']} in {args.leaks}")
         if removed["volumes"] and not removed["volumes_found"]:
             print("no leaked volume occurs: either they were left out before, or the column Key holds other names")
-    if count := files.not_answered(args.predictions):
+    if args.truth is None and (count := files.not_answered(args.predictions)):  # not of a JSON file
         print(f"not scored: {count} rows that say why they were not answered")
     print(outputs.table({key: value for key, value in metrics.items() if value is not None}, found))
 
