@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests import tiny
 from tghmoe_jax.ops import rope
 from tghmoe_jax.ops import splash as splash_kernels
-from tghmoe_jax.ops.attention import Mask, _choose, attention, splash_blocks
+from tghmoe_jax.ops.attention import Mask, _choose, attention
+from tghmoe_jax.ops.choices import splash_blocks
 
 
 def oracle(q, k, v, mask: Mask) -> np.ndarray:

@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-import tensorstore
 from orbax.checkpoint._src.serialization import serialization
 
 from tghmoe_jax import digests
@@ -304,7 +303,7 @@ def test_files_that_end_after_one_of_them_failed_print_no_traceback(monkeypatch)
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: reported.append(str(raised.exc_value)))
 
     def end_after_the_loop() -> None:
-        promise, future = tensorstore.Promise.new()
+        promise, future = serialization.ts.Promise.new()
 
         async def read():
             await future

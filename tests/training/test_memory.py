@@ -66,7 +66,7 @@ def test_nothing_is_compiled_twice_and_shapes_of_another_kind_are_looked_at_agai
         return x * variables + shift
 
     reader = Reader.__new__(Reader)
-    reader.model, reader.variables, reader._programs = jnp.float32(0), jnp.float32(2), set()
+    reader.model, reader.variables, reader._programs = jnp.float32(0), jnp.float32(2), {}
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for rows in (3, 3, 4):
             reader._call("encode", encode, jnp.zeros(rows), jnp.float32(1))

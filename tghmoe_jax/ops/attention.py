@@ -18,7 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tghmoe_jax.ops.choices import BACKENDS
+from tghmoe_jax.ops.choices import BACKENDS, splash_blocks
 from tghmoe_jax.ops.platform import batch_axes, platform
 
 _PLAIN_BYTES = 16 << 20  # scores of this size still live in the last-level cache of a small CPU
@@ -27,7 +27,6 @@ _DEVICE_BLOCK_BYTES = 256 << 20  # on an accelerator, which a loop over small bl
 _CAUSAL_PARTS = 8  # into which blocks of queries are put by the keys that they meet; each is compiled
 _MASKED = -1e30  # finite: a row without any valid key gives a uniform average, never NaN
 SPLASH_LEAST = 256  # shorter sequences would be mostly padding
-_SPLASH_BLOCKS = (768, 640, 512)  # multiples of the 128 lanes whose float32 scores fit the vector memory several times
 
 
 @functools.partial(
@@ -234,16 +233,6 @@ def _over_devices(function, q, k, v, mask: Mask):
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
-
-
-def splash_blocks(length: int, block: int = 0) -> tuple[int, int]:
-    """(block, padded length): of the blocks the kernel likes, the one that pads `length` least; or the one given."""
-    if block:
-        return block, -(-length // block) * block
-    if length <= _SPLASH_BLOCKS[0]:
-        whole = -(-length // 128) * 128
-        return whole, whole
-    return min(((b, -(-length // b) * b) for b in _SPLASH_BLOCKS), key=lambda pair: pair[1])
 
 
 def _splash(q, k, v, mask: Mask, block: int, scale: float):

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel im
     make_splash_mha,
 )
 
-from tghmoe_jax.ops.attention import splash_blocks
+from tghmoe_jax.ops.choices import splash_blocks
 
 __all__ = ["SegmentIds", "kernel"]
 

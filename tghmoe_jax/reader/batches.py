@@ -15,7 +15,7 @@ from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
 from tghmoe_jax.models.mllm import MLLM, EncodedVolume
-from tghmoe_jax.reader import evidence
+from tghmoe_jax.reader import evidence, programs
 from tghmoe_jax.reader.answer import Answer, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
 from tghmoe_jax.samples import pipeline, prompts
@@ -81,7 +81,7 @@ class BatchReader:
         self.text_length, self.run, self.name = text_length, run, name
         self.views_of, self.volume_views = views_of, volume_views
         self._seen: tuple[Source, list, EncodedVolume] | None = None  # see `_tower`
-        self._programs: set[str] = set()
+        self._programs: dict[str, tuple[Callable, Callable]] = {}  # see `programs.prepare`
         mesh = jax.sharding.get_abstract_mesh()
         self.batch = batch + (-batch % (1 if mesh.empty else mesh.size))
 
@@ -190,11 +190,13 @@ class BatchReader:
     def _call(self, step: str, function, *arguments):
         """function(model, variables, *arguments). The memory that a new program needs is looked at before it runs."""
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), arguments)
-        if (program := f"{step} {shapes}") not in self._programs:
-            self._programs.add(program)
+        if (key := f"{step} {shapes}") not in self._programs:
+            program, given = programs.prepare(function, self.model, self.variables, arguments)
             alone = jax.sharding.get_mesh().empty  # `predict`, whose user has other flags
-            memory.fitting("answer" if alone else step, function, self.model, self.variables, *arguments)
-        return function(self.model, self.variables, *arguments)
+            memory.fitting("answer" if alone else step, program, *given(self.variables, arguments))
+            self._programs[key] = program, given
+        program, given = self._programs[key]
+        return program(*given(self.variables, arguments))
 
     def _encode(self, source: Source, requests: list[Request]) -> tuple[jax.Array, jax.Array, list[dict[str, Any]]]:
         """Visual tokens, their mask, and what an Answer holds of the routing of each row."""

@@ -19,7 +19,8 @@ from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.decoder import score_chunk
 from tghmoe_jax.models.vit3d import block_specs
-from tghmoe_jax.ops.attention import SPLASH_LEAST, cudnn_takes, splash_blocks
+from tghmoe_jax.ops.attention import SPLASH_LEAST, cudnn_takes
+from tghmoe_jax.ops.choices import splash_blocks
 
 # Matrix products of the backward pass over those of the forward pass. The splash kernels make the scores twice more
 # (4 products for dk and dv, 3 for dq, against 2); the blocked backend runs its forward pass again.

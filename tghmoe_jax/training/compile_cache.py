@@ -1,19 +1,28 @@
-"""Compiled programs are kept between processes, so that the second start of a model does not compile it again."""
+"""Compiled programs are kept between processes, so that the second start of a model does not compile it again.
+
+What was traced for them is kept beside them (`recall`).
+"""
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jax._src import compilation_cache
 
+from tghmoe_jax import writing
 from tghmoe_jax.weights import storage
 
 MAX_BYTES = 4 << 30  # the programs used longest ago are deleted beyond it
+_MOST_RECALLED = 500  # files of `recall`; those used longest ago are deleted beyond it
 _SKEW = 60.0  # seconds that the clocks of two machines may differ, and that a program takes to be written
 
 
@@ -73,3 +82,42 @@ def _drop_damaged(place: Path) -> None:
             file.unlink(missing_ok=True)
     looked.touch()
     os.utime(looked, (now - _SKEW, now - _SKEW))
+
+
+def keeps() -> bool:
+    """Whether `recall` has a folder to keep anything in."""
+    place = jax.config.jax_compilation_cache_dir
+    return bool(place) and "://" not in place
+
+
+def recall(name: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives, or gave an earlier process under the same name; what is damaged is made again.
+
+    `name` says all that the bytes depend on except the code of this package and the versions under it, which count too.
+    """
+    if not keeps():
+        return make()
+    place = Path(jax.config.jax_compilation_cache_dir)
+    file = place / f"{hashlib.sha256(json.dumps([name, _code()]).encode()).hexdigest()[:32]}-recalled"
+    with contextlib.suppress(OSError):
+        found = file.read_bytes()
+        if hashlib.sha256(found[32:]).digest() == found[:32]:
+            os.utime(file)
+            return found[32:]
+    made = make()
+    with contextlib.suppress(OSError):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writing.write(file, hashlib.sha256(made).digest() + made)
+        for old in sorted(place.glob("*-recalled"), key=os.path.getmtime)[:-_MOST_RECALLED]:
+            old.unlink()
+    return made
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of this package's files and of the versions that a traced program depends on."""
+    whole = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
+    return f"{whole.hexdigest()} {platform.python_version()} {' '.join(versions)}"

@@ -5,6 +5,7 @@ Used wherever a run is only read (predict, evaluation alone): no optimiser, no d
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
-from tghmoe_jax.training import run_folder, stored
+from tghmoe_jax.training import compile_cache, run_folder, stored
 from tghmoe_jax.training.exported import digest
 
 
@@ -111,8 +112,15 @@ def param_shapes(model: MLLM, data: Mapping[str, Any]) -> dict[str, jax.ShapeDty
     return dict(_param_shapes(model, data["slices"], data["size"], data["text_length"]))
 
 
-@functools.lru_cache(maxsize=8)  # tracing takes a second, and a session may open several runs of one model
+@functools.lru_cache(maxsize=8)
 def _param_shapes(model: MLLM, slices: int, size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    batch = batch_shapes({"slices": slices, "size": size, "text_length": text_length})
-    tree = jax.eval_shape(model.init, jax.random.key(0), batch)
-    return traverse_util.flatten_dict(tree["params"], sep="/")
+    """Tracing the model takes a second: a session may open several runs of one, and the next process opens it again."""
+
+    def trace() -> bytes:
+        batch = batch_shapes({"slices": slices, "size": size, "text_length": text_length})
+        tree = jax.eval_shape(model.init, jax.random.key(0), batch)
+        leaves = traverse_util.flatten_dict(tree["params"], sep="/")
+        return json.dumps({path: [leaf.shape, leaf.dtype.name] for path, leaf in leaves.items()}).encode()
+
+    known = json.loads(compile_cache.recall(f"shapes of {model} for {slices}, {size}, {text_length}", trace))
+    return {path: jax.ShapeDtypeStruct(tuple(shape), dtype) for path, (shape, dtype) in known.items()}
