@@ -17,13 +17,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import common
 from tghmoe_jax import errors
-from tghmoe_jax import main as train
 from tghmoe_jax.__main__ import COMMANDS
 from tghmoe_jax.training import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
+common = importlib.import_module("configs.common")  # commands and configs are read, as text and by what they offer
 PAGE = ROOT / "docs" / "reference.md"
 TOOLS = ("drawn.sample", "drawn.train_tokenizer", "studies.pointing")  # commands that `tghmoe` does not list
 INTRO = """# Reference
@@ -103,7 +102,9 @@ def command(name: str, module: str, what: str) -> str:
     if module == "main":
         given = command_line.define_flags(["x"])
         rows = [[code(f"--{one}"), given[one].help] for one in ("config", "workdir", "debug")]
-        rows += [[code(f"--{one}"), plain(said)] for one, said in train._PLACE.items()]
+        rows += [
+            [code(f"--{one}"), plain(said)] for one, said in importlib.import_module("tghmoe_jax.main")._PLACE.items()
+        ]
         return text + table(("flag", "what"), rows) + "\n"
     parser = parser_of(f"tghmoe_jax.{module}")
     text += table(("flag", "what"), rows) + "\n" if (rows := flags_of(parser)) else ""
