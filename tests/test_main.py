@@ -18,7 +18,7 @@ from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.sharding.mesh import make_mesh
-from tghmoe_jax.training import loading, program, run_folder
+from tghmoe_jax.training import loading, program, run_folder, stored
 from tghmoe_jax.training.reporting import read_metrics
 from tghmoe_jax.training.step import variables
 
@@ -165,6 +165,23 @@ def test_the_default_optimiser_trains_on_two_devices(tiny_folder):
         != json.loads((one / "manifest.json").read_text())["devices"]
     )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_step_that_another_process_traced_trains_bit_for_bit(tiny_folder, tiny_stage1, tmp_path, monkeypatch):
+    flags = (f"--config.init_from={tiny_stage1}", "--config.mesh.expert=2", "--config.train.steps=3",
+             "--config.eval.every=0")  # fmt: skip
+    found = []
+    for name, cache in (("traced", ""), ("kept", tmp_path / "programs"), ("recalled", tmp_path / "programs")):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        run = tiny_run.trained(tiny_folder, "stage2.py", f"recall_{name}", *flags, devices=2)
+        losses = [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+        found.append((losses, stored.load_params(run)[0]))
+    assert len(found[0][0]) == 3 and list((tmp_path / "programs").glob("*-recalled"))
+    for losses, params in found[1:]:
+        assert losses == found[0][0]
+        for name, leaf in params.items():
+            np.testing.assert_array_equal(leaf, found[0][1][name], err_msg=name)
 
 
 def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folder, tiny_stage2):

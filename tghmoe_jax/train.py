@@ -140,7 +140,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         run_folder.write_description(workdir, config, origin.config, origin.tokenizer, table, manifest)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
-    step_fn = program.step()
+    step_fn = program.step(recall=True)
     chip = chips.chip_of(jax.devices()[0])
     log = reporting.RunLog(
         workdir, config.train.steps, start_step=int(state.step), samples_per_step=config.train.batch,

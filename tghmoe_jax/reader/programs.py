@@ -1,9 +1,8 @@
-"""Programs that answer, traced once: the next process takes over what was traced and compiles it from the cache.
+"""Programs that answer, traced once: the next process takes over what was traced, and its compiled form.
 
-Tried on CPUs, where answers are the same bit for bit; on other devices, and on meshes, each process traces its own.
+On a mesh each process traces its own.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +23,7 @@ def prepare(function: Callable, model: MLLM, variables: Any, arguments: tuple) -
     Both are jitted; `function` is static in its model and in the arguments that hold no array, `program` serves all
     arguments of these shapes.
     """
-    alone = jax.sharding.get_mesh().empty and jax.default_backend() == "cpu"
-    if not (alone and compile_cache.keeps() and importlib.util.find_spec("flatbuffers")):
+    if not (jax.sharding.get_mesh().empty and compile_cache.keeps_traced()):
         return function, lambda variables, arguments: (model, variables, *arguments)
     fixed = {i: one for i, one in enumerate(arguments) if not any(hasattr(x, "dtype") for x in jax.tree.leaves(one))}
 
@@ -38,13 +36,9 @@ def prepare(function: Callable, model: MLLM, variables: Any, arguments: tuple) -
             function(model, variables, *(fixed[i] if i in fixed else next(rest) for i in range(len(arguments))))
         )
 
-    shapes = jax.tree.map(jax.typeof, given(variables, arguments))
     precision = jax.config.jax_default_matmul_precision
-    name = f"{function.__module__}.{function.__qualname__} of {model} for {fixed} {shapes} {precision}"
-    kept = compile_cache.recall(
-        name, lambda: bytes(export.export(jax.jit(called))(*given(variables, arguments)).serialize())
-    )
-    traced = export.deserialize(kept).call
+    name = f"{function.__module__}.{function.__qualname__} of {model} for {fixed} {precision}"
+    traced = compile_cache.recall_traced(name, jax.jit(called), *given(variables, arguments))
 
     def program(*arrays):
         return _numbered(traced(*arrays))

@@ -90,6 +90,13 @@ def keeps() -> bool:
     return bool(place) and "://" not in place
 
 
+def keeps_traced() -> bool:
+    """Whether `recall_traced` may be used. It was tried on CPUs, where results are the same bit for bit, and in one
+    process; else each process traces its own."""
+    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+    return alone and keeps() and importlib.util.find_spec("flatbuffers") is not None
+
+
 def recall(name: str, make: Callable[[], bytes]) -> bytes:
     """What `make` gives, or gave an earlier process under the same name; what is damaged is made again.
 
@@ -111,6 +118,21 @@ def recall(name: str, make: Callable[[], bytes]) -> bytes:
         for old in sorted(place.glob("*-recalled"), key=os.path.getmtime)[:-_MOST_RECALLED]:
             old.unlink()
     return made
+
+
+def recall_traced(name: str, function: Callable, *arguments) -> Callable:
+    """A jitted function of trees of arrays, as an earlier process traced it for arguments of these shapes.
+
+    `name` as for `recall`; shapes and shardings of the arguments count by themselves.
+    """
+    from jax import export  # needs a package that only this takes
+
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), str(getattr(leaf, "sharding", ""))), arguments)
+    try:
+        made = recall(f"{name} {shapes}", lambda: bytes(export.export(function)(*arguments).serialize()))
+    except Exception:  # what cannot be kept; if `function` itself is at fault, it is raised where that is called
+        return function
+    return export.deserialize(made).call
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.sharding import rules as sharding_rules
-from tghmoe_jax.training import loading, losses, optimizer, rules
+from tghmoe_jax.training import compile_cache, loading, losses, optimizer, rules
 from tghmoe_jax.training.step import TrainState, make_step
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -84,6 +84,7 @@ class Program:
     weights: losses.LossWeights
     data: Mapping[str, Any]
     seed: int
+    settings: str  # of the optimiser: what `tx` was made of
 
     @property
     def batch_sharding(self) -> jax.NamedSharding:
@@ -131,14 +132,40 @@ class Program:
             for key, s in shapes.items()
         }
 
-    def step(self):
-        """The jitted (state, batch) -> (state, scalars); the state given is donated."""
+    def step(self, recall: bool = False):
+        """The jitted (state, batch) -> (state, scalars); the state given is donated.
+
+        `recall` takes over what an earlier process traced, where that is possible (`compile_cache.recall_traced`).
+        """
+        step = make_step(self.model, self.weights, self.tx)
         shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes())
-        return jax.jit(
-            make_step(self.model, self.weights, self.tx), donate_argnums=0,
-            in_shardings=(shardings, self.batch_sharding),
-            out_shardings=(shardings, jax.NamedSharding(self.mesh, jax.P())),
-        )  # fmt: skip
+        placed = {
+            "in_shardings": (shardings, self.batch_sharding),
+            "out_shardings": (shardings, jax.NamedSharding(self.mesh, jax.P())),
+        }
+        if recall and compile_cache.keeps_traced():
+            step = self._recalled(jax.jit(step, **placed))
+        return jax.jit(step, donate_argnums=0, **placed)
+
+    def _recalled(self, step):
+        """The same step; a tree of classes cannot be kept, so the state is kept as the list of its leaves."""
+        leaves, tree = jax.tree.flatten(self.state_shapes())
+
+        @jax.jit
+        def flat(leaves, batch):
+            state, scalars = step(tree.unflatten(leaves), batch)
+            return jax.tree.leaves(state), scalars
+
+        precision = jax.config.jax_default_matmul_precision
+        name = f"step of {self.model} {self.weights} {self.settings} {sorted(self.trains.items())} {precision}"
+        with jax.set_mesh(self.mesh):
+            traced = compile_cache.recall_traced(name, flat, leaves, self.batch_shapes())
+
+        def recalled(state, batch):
+            leaves, scalars = traced(jax.tree.leaves(state), batch)
+            return tree.unflatten(leaves), scalars
+
+        return recalled
 
 
 def build(config: ConfigDict, model: MLLM, spec: pipeline.BatchSpec, mesh: jax.sharding.Mesh) -> Program:
@@ -158,7 +185,7 @@ def build(config: ConfigDict, model: MLLM, spec: pipeline.BatchSpec, mesh: jax.s
     )  # fmt: skip
     return Program(
         model, spec, mesh, kept(model, shapes, trains, config.data), param_shardings(shapes, mesh), trains, tx,
-        weights, config.data, config.train.seed,
+        weights, config.data, config.train.seed, f"{config.optimizer.to_json()} {config.train.steps}",
     )  # fmt: skip
 
 
