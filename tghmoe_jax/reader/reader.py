@@ -183,6 +183,7 @@ class Reader:
 
     def _falls(self, source: Source, request: Request, text: str, visual, mask, new_tokens: int) -> evidence.Falls:
         """What the answer `text` to one request rests on, from its visual tokens (1, L, W) and their mask (1, L)."""
+        self.watch("evidence")
         cfg, question = self.model.cfg, request.question
 
         def length(tokens: int, others: int) -> int:
@@ -196,8 +197,13 @@ class Reader:
         stops = tuple(sorted(self.tokenizer.stop_ids))
         return self._call("decode", generation.generate, text, visual, mask, new_tokens, stops)
 
+    def watch(self, step: str) -> None:
+        """Called before each step, `encode`, `decode`, `rank` or `evidence`; who shows progress replaces it, and ends
+        an answer by raising."""
+
     def _call(self, step: str, function, *arguments):
         """function(model, variables, *arguments). The memory that a new program needs is looked at before it runs."""
+        self.watch(step)
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), arguments)
         if (program := f"{step} {shapes}") not in self._programs:
             self._programs.add(program)
@@ -332,7 +338,7 @@ class Reader:
 
         UserError as `scans.scan.read_scan` raises it.
         """
-        scan = read_scan(path, *self._reading(), series, assume_hu, keep)
+        scan = read_scan(path, *self.reading(), series, assume_hu, keep)
         if fault := self.spacing_fault(scan, str(path)):
             raise UserError(fault)
         return scan
@@ -343,7 +349,8 @@ class Reader:
         needed = scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm"
         return f"{name} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan." if needed else ""
 
-    def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What `scans.scan.scan_of` needs of the run beside a volume."""
         return self.run.config["data"], self.run.manifest.get("input_ranges")
 
     def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool, keep: bool) -> Scan:
@@ -354,7 +361,7 @@ class Reader:
             raise UserError("evidence needs the scan itself; read it with read(path, keep=True).")
         if series is not None or assume_hu:
             raise UserError("series and assume_hu belong to reading; give them to read() in place of ask().")
-        if path.read_for != reading_of(*self._reading()):
+        if path.read_for != reading_of(*self.reading()):
             raise UserError(
                 f"the scan was read for another input than that of {self.run.name}; read it with its read()."
             )
