@@ -11,8 +11,8 @@ import time
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-extensions", "--remote-debugging-pipe",
-    "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1280,1600",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-extensions",
+    "--remote-debugging-pipe", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1280,1600",
 )  # fmt: skip
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
         "PageUp": 33, "PageDown": 34, "Home": 36}  # fmt: skip
@@ -108,8 +108,9 @@ class Browser:
     def box(self, selector):
         """x, y, width, height of an element that is scrolled into view."""
         return self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); "
-            "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
+            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); "
+            "return [b.x, b.y, b.width, b.height]; })()"
         )
 
     def click(self, selector, across=0.5, down=0.5):

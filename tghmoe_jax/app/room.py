@@ -98,6 +98,7 @@ class Room:
 
         def work(job: Job) -> dict[str, Any]:
             session.close_scan()
+            session.assume_hu = False
             found = self.examples[number]
             if isinstance(found, Volume):
                 return self._keep(session, found, "phantom")
@@ -113,7 +114,7 @@ class Room:
         job.at("the scan is read")
         bound = most_voxels.set(self.limits.voxels)
         try:
-            volume = read_volume(choice.path, choice.series)
+            volume = read_volume(choice.path, choice.series, session.assume_hu)
         finally:
             most_voxels.reset(bound)
         job.at("the scan is resampled")

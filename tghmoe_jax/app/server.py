@@ -1,10 +1,11 @@
 """The web side of the room: a page, and what it asks for. Every answer is JSON, numbers of a slice, or a kept file."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ STATIC = Path(__file__).with_name("static")
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}  # fmt: skip
 MOST_JSON = 2**16
-UPLOADS = 4  # at the same time
+UPLOADS = 4  # at the same time; others wait their turn, as many seconds as
+PATIENCE = 60.0
 ASKED = {"question": str, "choices": [str], "report": bool, "evidence": bool, "checkpoint": int,
          "min_accuracy": (float, None)}  # fmt: skip
 
@@ -65,11 +67,9 @@ def web(room: Room) -> Starlette:
             raise _Refused("the size of the files is not stated; send them with this page.", 411)
         if session.uploading or (session.job and not session.job.over):
             raise UserError("this page has a request in work; wait for it or cancel it.")
-        if uploads.locked():
-            raise _Refused(f"{UPLOADS} others send files just now; send yours in a minute.", 503)
-        session.uploading = True
+        session.uploading, session.assume_hu = True, request.query_params.get("assume_hu") == "1"
         try:
-            async with uploads:
+            async with _turn(uploads):
                 await run_in_threadpool(session.close_scan)
                 await receive(request.stream(), int(length), session.folder, room.limits.bytes)
                 if room.sessions.get(session.token) is None:
@@ -171,6 +171,19 @@ def _state(room: Room, session: Session) -> dict[str, Any]:
         return {"state": "none"}
     return {"state": job.state, "step": job.step, "place": room.worker.place(job), "what": job.what,
             "result": job.result if job.state == "done" else None, "error": job.error}  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def _turn(uploads: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Waits until few enough others send files."""
+    try:
+        await asyncio.wait_for(uploads.acquire(), PATIENCE)
+    except TimeoutError:
+        raise _Refused("too many others send files just now; send yours in a minute.", 503) from None
+    try:
+        yield
+    finally:
+        uploads.release()
 
 
 async def _json(request: Request, kind: dict[str, Any]) -> dict[str, Any]:

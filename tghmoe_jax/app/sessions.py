@@ -36,6 +36,7 @@ class Session:
     answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     job: Job | None = None
     uploading: bool = False
+    assume_hu: bool = False  # of what is sent, as its user said
     asked: list[float] = dataclasses.field(default_factory=list)  # when, for the rate limit
     counted: int = 0  # answers that were given
 

@@ -201,14 +201,14 @@ def plainly(error: Exception, folder: Path) -> str:
     """The sentence of an error without the paths of this machine, and with the words of the page for flags."""
     text = re.sub(re.escape(str(folder)) + r"[\w./-]*", "the scan", str(error))
     for flag, words in _WORDS.items():
-        text = re.sub(rf"{flag}(?![\w-])", words, text)
+        text = re.sub(rf"{re.escape(flag)}(?![\w-])", words, text)
     return text
 
 
 _WORDS = {
-    "--question with --choices": "the question with its choices", "--question": "the question",
+    ", as in --choices 'axial|coronal'": "; write them as axial | coronal", "--question with --choices": "the question with its choices", "--question": "the question",
     "--choices": "the field of choices", "--report": "a report", "--min-accuracy": "the accuracy asked for",
-    "predict --assume-hu": "the command predict with --assume-hu", "--new-tokens": "the limit of the answer",
+    "give predict --assume-hu": "tick the field for values that are HU", "--new-tokens": "the limit of the answer",
 }  # fmt: skip
 
 

@@ -9,10 +9,10 @@ export function element(name, text, properties = {}) {
 function bars(shares) {
   const list = element("ul", "");
   for (const [name, value] of Object.entries(shares).sort((a, b) => b[1] - a[1])) {
-    const item = element("li", `${name} ${value.toFixed(3)} `);
+    const item = element("li", "");
     const bar = element("progress", "", { max: 1, value });
     bar.setAttribute("aria-label", `${name}: ${value.toFixed(3)}`);
-    item.append(bar);
+    item.append(bar, ` ${value.toFixed(3)} ${name}`);
     list.append(item);
   }
   return list;

@@ -27,7 +27,7 @@ async function call(method, path, body) {
 function upload(blob) { // XMLHttpRequest, since fetch tells nothing of the way
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "/api/upload");
+    request.open("POST", `/api/upload?assume_hu=${$("assume").checked ? 1 : 0}`);
     request.setRequestHeader("x-session", token);
     request.upload.onprogress = (event) => {
       say(`The files are sent: ${Math.round((100 * event.loaded) / event.total)} %`);
@@ -128,7 +128,7 @@ const viewer = new Viewer($("views"), async (query) => {
   }
 }, (cross, pointer) => {
   $("cross").value = cross && `Crosshair: ${cross}`;
-  $("pointer").value = pointer;
+  if (pointer !== undefined) $("pointer").value = pointer;
 });
 viewer.onwindow = (centre, width) => Object.assign($("centre"), { value: Number(centre.toFixed(2)) }) &&
   Object.assign($("width"), { value: Number(width.toFixed(2)) });

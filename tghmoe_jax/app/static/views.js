@@ -116,7 +116,7 @@ export class Viewer {
       const data = await this.load(view);
       if (turn === view.turn && data && this.scan) { view.data = data; this.drawView(view); }
     }));
-    if (this.scan) this.say(this.at(this.cross), "");
+    if (this.scan) this.say(this.at(this.cross));
   }
 
   async load(view) {

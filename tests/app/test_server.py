@@ -1,0 +1,248 @@
+"""Who may ask the reading room, and that each one gets what is theirs."""
+
+import base64
+import concurrent.futures
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.app.client import Client, files_of
+from tests.app.served import Echo, served
+from tests.scans.ct_fixtures import ORIGIN, SECRET, SPACING, patient, write_nifti
+from tghmoe_jax.app import __main__ as app
+from tghmoe_jax.app import guard
+from tghmoe_jax.app.folder import PREFIX, private_folder
+from tghmoe_jax.app.room import Limits
+from tghmoe_jax.errors import UserError
+
+HELD = (  # a server that is killed while it holds a file
+    "import sys; from tghmoe_jax.app.folder import private_folder\n"
+    "with private_folder(sys.argv[1]) as folder: (folder / 'scan').write_text('x'); print(folder, flush=True); input()"
+)
+
+
+def opened(client, folder, values=None):
+    write_nifti(folder / f"{SECRET}.nii", patient() if values is None else values)
+    result, error = client.open(files_of(folder / f"{SECRET}.nii"))
+    assert not error
+    return result["scan"]
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [0, 0.5])
+def test_slices_hold_the_values_of_the_file_and_the_affine_gives_its_millimetres(tmp_path, half):
+    values = patient().astype(np.float32) + np.float32(half)
+    with served(tmp_path) as (_, port):
+        client = Client(port)
+        scan = opened(client, tmp_path, values)
+        for axis, index in ((0, 3), (1, 20), (2, 40)):
+            status, headers, data = client.raw("GET", f"/api/slice?axis={axis}&index={index}")
+            assert status == 200 and headers["x-type"] == ("float32" if half else "int16")
+            found = np.frombuffer(data, headers["x-type"])
+            assert np.array_equal(found, np.take(values, index, axis).ravel())
+        mm = np.array(scan["affine"]) @ [3, 20, 40, 1]
+        assert np.allclose(mm[:3], np.array(ORIGIN) + np.array([40, 20, 3]) * SPACING[::-1])
+        model = scan["model"]
+        status, headers, data = client.raw("GET", "/api/slice?axis=0&index=2&channel=1")
+        assert len(data) == model["axes"][1]["length"] * model["axes"][2]["length"] and headers["x-type"] == "uint8"
+        for wrong in ("axis=3&index=0", "axis=0&index=12", "axis=-1&index=0", "axis=0", "axis=0&index=0&channel=3"):
+            assert client.call("GET", f"slice?{wrong}")[0] == 400
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_thirty_at_once_each_get_their_own_answers(tmp_path):
+    def ask(number):
+        client = Client(port)
+        opened(client, folders[number], patient() + np.int16(number))
+        found = [client.ask(f"question {number}.{i}?") for i in range(3)]
+        kept = json.loads(client.raw("GET", "/api/keep?form=json")[2])["answers"]
+        return number, found, [row["text"] for row in kept]
+
+    folders = [tmp_path / str(number) for number in range(30)]
+    for folder in folders:
+        folder.mkdir()
+    with served(tmp_path, Limits(waiting=40)) as (room, port), concurrent.futures.ThreadPoolExecutor(30) as pool:
+        mean = float(patient().astype(np.float32).mean())
+        for number, found, kept in pool.map(ask, range(30)):
+            texts = [f"question {number}.{i}? {mean + number:.3f}" for i in range(3)]
+            assert [answer["text"] for answer, _ in found] == kept == texts
+
+
+def test_a_full_queue_is_a_sentence_and_a_waiting_one_has_a_place(tmp_path):
+    reader = Echo()
+    with served(tmp_path, Limits(waiting=2), [reader]) as (_, port):
+        clients = [Client(port) for _ in range(4)]
+        for client in clients:
+            client.example()
+        reader.gate.clear()
+        asked = {"question": "q", "choices": [], "report": False, "evidence": False, "checkpoint": 0,
+                 "min_accuracy": None}  # fmt: skip
+        for number, client in enumerate(clients):
+            status, found = client.call("POST", "ask", asked)
+            if number == 0:
+                assert reader.entered.wait(60)  # it is in work, so the next is the first that waits
+            else:
+                assert (status, found.get("place")) == ((200, number) if number < 3 else (503, None))
+        assert "the queue is full (2 requests wait); ask again in a minute." == found["error"]
+        assert clients[1].call("POST", "ask", asked)[0] == 400  # one request of a page
+        assert clients[1].call("DELETE", "job")[1]["state"] == "cancelled"
+        assert clients[2].call("GET", "job")[1]["place"] == 1
+        clients[0].call("DELETE", "job")
+        reader.gate.set()
+        assert clients[0].finished()["state"] == "cancelled" and clients[0].finished()["result"] is None
+        assert clients[2].finished()["result"]["answer"]["text"].startswith("q ")
+        assert json.loads(clients[0].raw("GET", "/api/keep?form=json")[2])["answers"] == []
+
+
+def test_requests_of_one_page_are_limited(tmp_path):
+    with served(tmp_path, Limits(minute=3)) as (_, port):
+        client, other = Client(port), Client(port)
+        client.example()
+        assert [bool(client.ask("q")[0]) for _ in range(3)] == [True, True, False]
+        assert "more than 3 requests in 60 seconds" in client.ask("q")[1]
+        other.example()
+
+
+@pytest.mark.parametrize("change", [{"question": ""}, {"choices": ["a"]}, {"choices": "ab"}, {"checkpoint": 7},
+                                    {"report": 1}, {"more": 1}, {"question": "x" * 2**17}])  # fmt: skip
+def test_a_request_of_another_form_is_a_sentence(tmp_path, change):
+    asked = {"question": "q", "choices": [], "report": False, "evidence": False, "checkpoint": 0, "min_accuracy": None}
+    with served(tmp_path) as (_, port):
+        client = Client(port)
+        assert "no scan is open" in client.ask("q")[1]
+        client.example()
+        status, found = client.call("POST", "ask", asked | change)
+        assert status in (400, 413) and found["error"].endswith(".") and ";" in found["error"]
+
+
+def test_what_is_kept_names_nobody_and_holds_no_formula(tmp_path):
+    with served(tmp_path) as (_, port):
+        client = Client(port)
+        opened(client, tmp_path)
+        question = "=cmd|' /C calc'!A0 <script>alert(1)</script>"
+        client.ask(question)
+        texts = {form: client.raw("GET", f"/api/keep?form={form}")[2].decode() for form in ("json", "csv", "html")}
+        assert client.call("GET", "keep?form=pickle")[0] == 400
+    assert not any(SECRET in text or "/tmp" in text for text in texts.values())
+    assert json.loads(texts["json"])["answers"][0]["question"] == question
+    (row,) = csv.DictReader(io.StringIO(texts["csv"]))
+    assert row["question"] == f"'{question}" and row["disclaimer"]
+    assert "<script" not in texts["html"] and "http" not in texts["html"] and "not for clinical use" in texts["html"]
+
+
+# ---- who may come ----------------------------------------------------------------------------------------------------
+
+
+def test_other_pages_and_other_names_are_refused(tmp_path):
+    with served(tmp_path, names=["reader.hospital"]) as (_, port):
+        client = Client(port)
+
+        def status(**headers):
+            return client.raw("GET", "/api/job", headers={k.replace("_", "-"): v for k, v in headers.items()})[0]
+
+        own = f"127.0.0.1:{port}"
+        assert status() == status(origin=f"http://{own}") == status(sec_fetch_site="same-origin") == 200
+        for host in (f"localhost:{port}", f"[::1]:{port}", f"reader.hospital:{port}"):
+            assert status(host=host) == 200
+        for host in (f"evil.example:{port}", "", "127.0.0.1.evil.example", "[", "localhost.evil.example"):
+            assert status(host=host) == 421
+        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:1"},
+                        {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "same-site"}):  # fmt: skip
+            assert status(**headers) == 403
+        assert client.raw("GET", "/api/job", headers={"x-session": "x"})[0] == 404
+        found = client.raw("GET", "/")[1]
+        assert "default-src 'none'" in found["content-security-policy"] and found["cache-control"] == "no-store"
+        for path in ("/room.py", "/../server.py", "/%2e%2e/server.py", "//etc/passwd", "/static/index.html"):
+            assert client.raw("GET", path)[0] == 404
+
+
+def test_users_of_a_group_need_their_passwords(tmp_path):
+    users = tmp_path / "users.txt"
+    users.write_text("# radiology\nann:se:cret\n")
+    users.chmod(0o644)
+    with pytest.raises(UserError, match="may be read by others"):
+        guard.read_users(users)
+    users.chmod(0o600)
+    with served(tmp_path, users=guard.read_users(users)) as (_, port):
+        good = {"authorization": "Basic " + base64.b64encode(b"ann:se:cret").decode()}
+        client = Client(port, good)
+        assert client.raw("GET", "/")[0] == 200
+        client.headers.clear()
+        assert client.raw("GET", "/")[0] == 401
+        bad = ["Basic x", "Bearer x", "Basic " + base64.b64encode(b"ann:secret").decode(), "Basic " + "QQ" * 9]
+        assert [client.raw("GET", "/", headers={"authorization": one})[0] for one in 3 * bad] == [401] * 10 + [429] * 2
+        assert client.raw("GET", "/", headers=good)[0] == 429
+    for text in ("", "ann\n", "ann:\n", ":x\n", b"\xff:x"):
+        users.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError, match="--auth-file"):
+            guard.read_users(users)
+
+
+# ---- beginning and end -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_and_no_other(tmp_path):
+    def start():
+        process = subprocess.Popen([sys.executable, "-c", HELD, str(tmp_path)], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        return process, process.stdout.readline().strip()
+
+    killed, left = start()
+    killed.kill()
+    killed.wait()
+    alive, used = start()
+    assert not os.path.exists(left) and os.path.exists(f"{used}/scan")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "elsewhere")
+    with private_folder(tmp_path) as folder:
+        assert os.path.exists(f"{used}/scan") and folder.stat().st_mode & 0o77 == 0
+        assert (tmp_path / "elsewhere").is_dir()
+    assert not folder.exists()
+    alive.send_signal(signal.SIGKILL)
+    alive.wait()
+
+
+def test_a_page_that_ends_takes_all_with_it(tmp_path):
+    with served(tmp_path) as (room, port):
+        client = Client(port)
+        opened(client, tmp_path)
+        session = room.sessions.get(client.facts["token"])
+        assert client.call("DELETE", "session")[0] == 200
+        assert session.volume is None and not session.answers and client.call("GET", "job")[0] == 404
+        assert not [one for one in room.folder.rglob("*") if one.is_file()]
+
+
+def test_two_servers_on_one_port_is_a_sentence(capsys):
+    listener = guard.listening("127.0.0.1", 0)
+    assert app.main(["--port", str(listener.getsockname()[1])]) == 2
+    assert "name another with --port." in capsys.readouterr().err
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "flags, part",
+    [
+        (["--host", "0.0.0.0"], "add --auth-file"),
+        (["--host", "hospital"], "is not an address"),
+        (["--port", "70000"], "between 0 and 65535"),
+        (["--queue", "0"], "--queue 0 must be 1 or more"),
+        (["--examples", "/nowhere"], "is no folder"),
+        (["--tls", "/nowhere", "/nowhere"], "name a certificate"),
+        (["--auth-file", "/nowhere"], "is missing"),
+        (["--open"], "see --help"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_a_sentence(flags, part, capsys):
+    assert app.main(flags) == 2
+    assert part in capsys.readouterr().err
