@@ -12,6 +12,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the C++ logs of XLA would drown the address
 
-from tghmoe_jax.errors import CommandParser, UserError, command, run_command
+from tghmoe_jax.errors import CommandParser, Stopped, UserError, command, run_command
 
 PORT = 7860
 
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"the package {error.name} is missing; run pip install 'tghmoe-jax[app]'.") from None
     users = args.auth_file and guard.read_users(args.auth_file)
     listener = guard.listening(args.host, args.port)
+    # Until there is a folder to be emptied, a signal ends this process at once: raised in an import, it may be lost.
+    heard = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     # Slow to import, so after what can be refused at once.
     from tghmoe_jax.app.examples import Examples
     from tghmoe_jax.app.folder import private_folder
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     examples = Examples(args.examples)
     limits = Limits(args.most_mb * 2**20, args.most_voxels, args.memory_mb * 2**20, args.queue, args.minute)
     readers = [load(one) for one in args.checkpoint or ["embedded"]]
+    for number, handler in heard.items():
+        signal.signal(number, handler)
     with private_folder() as folder:
         room = Room(readers, folder, limits, examples, args.allow_out_of_domain)
         room.warm_up()
@@ -96,10 +101,17 @@ def run(args: argparse.Namespace) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"The reading room is at {'https' if tls else 'http'}://{shown}:{port}/ (Ctrl-C ends it).", flush=True)
+        stopped = Stopped(signal.SIGTERM)
         try:
             uvicorn.Server(config).run([listener])
+        except Stopped as error:
+            stopped = error
         finally:
-            room.close()
+            busy = room.close()
+    if busy:  # the C++ of a model that still computes would abort the interpreter when it ends
+        print(f"{stopped}.", file=sys.stderr, flush=True)
+        os._exit(stopped.code)
+    raise stopped
 
 
 @command

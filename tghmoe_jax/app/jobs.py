@@ -87,8 +87,9 @@ class Worker:
                 self._waiting.remove(job)
                 job.state = "cancelled"
 
-    def close(self, seconds: float) -> None:
-        """Ends the thread after its present job, waited for `seconds` at most; what waits is cancelled."""
+    def close(self, seconds: float) -> bool:
+        """Ends the thread after its present job, waited for `seconds` at most; what waits is cancelled. Whether the
+        present job goes on."""
         with self._changed:
             self._closed = True
             for job in self._waiting:
@@ -96,6 +97,7 @@ class Worker:
             self._waiting.clear()
             self._changed.notify()
         self._thread.join(seconds)
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

@@ -185,10 +185,10 @@ class Room:
 
         self.worker.submit(Job(work, "warm-up", 0))
 
-    def close(self) -> None:
-        """Ends all sessions, and the worker where its present job soon ends."""
+    def close(self) -> bool:
+        """Ends all sessions, and the worker if its present job soon ends; whether that goes on."""
         self.sessions.end_all()
-        self.worker.close(3.0)
+        return self.worker.close(1.0)
 
 
 def _record(asked: dict[str, Any], answer: Answer) -> dict[str, Any]:

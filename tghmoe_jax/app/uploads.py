@@ -206,9 +206,11 @@ def plainly(error: Exception, folder: Path) -> str:
 
 
 _WORDS = {
-    ", as in --choices 'axial|coronal'": "; write them as axial | coronal", "--question with --choices": "the question with its choices", "--question": "the question",
-    "--choices": "the field of choices", "--report": "a report", "--min-accuracy": "the accuracy asked for",
-    "give predict --assume-hu": "tick the field for values that are HU", "--new-tokens": "the limit of the answer",
+    ", as in --choices 'axial|coronal'": "; write them as axial | coronal",
+    "--question with --choices": "the question with its choices",
+    "--question": "the question", "--choices": "the field of choices",
+    "--report": "a report", "--min-accuracy": "the accuracy asked for", "--new-tokens": "the limit of the answer",
+    "give predict --assume-hu": "tick the field for values that are HU",
 }  # fmt: skip
 
 
