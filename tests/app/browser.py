@@ -31,12 +31,10 @@ class Browser:
         self._take, give = os.pipe()
         command = [chromium(), *FLAGS, *flags, f"--user-data-dir={folder}", "about:blank"]
 
-        def as_3_and_4():
-            first, second = os.dup(take), os.dup(give)  # out of the way of 3 and 4
-            os.dup2(first, 3), os.dup2(second, 4)
-
-        self._process = subprocess.Popen(command, preexec_fn=as_3_and_4, close_fds=False,
-                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        # The protocol takes descriptors 3 and 4.
+        joined = ["bash", "-c", f'exec "$@" 3<&{take} 4>&{give}', "-", *command]
+        self._process = subprocess.Popen(joined, pass_fds=(take, give), stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL)  # fmt: skip
         os.close(take), os.close(give)
         self._numbers, self._left, self._session = itertools.count(1), b"", None
         self.requests, self.problems = [], []
