@@ -21,6 +21,7 @@ from tghmoe_jax.scans.volume import Volume, most_voxels
 
 STEPS = {"encode": "the scan goes through the tower", "decode": "the answer is written", "rank": "options are ranked",
          "evidence": "evidence is looked for"}  # fmt: skip
+PHANTOM = "a drawn phantom"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Room:
             session.assume_hu = False
             found = self.examples[number]
             if isinstance(found, Volume):
-                return self._keep(session, found, "phantom")
+                return self._keep(session, found, PHANTOM)
             try:
                 return self._read(session, Choice(found, None, "of the server's folder"), job)
             except UserError as error:
@@ -151,7 +152,8 @@ class Room:
 
         def work(job: Job) -> dict[str, Any]:
             reader.watch = lambda step: job.at(STEPS[step])
-            common = {"evidence": asked["evidence"], "allow_out_of_domain": self._allow}
+            drawn = session.kind == PHANTOM  # as what a checkpoint of drawn data has seen
+            common = {"evidence": asked["evidence"], "allow_out_of_domain": self._allow or drawn}
             try:
                 if asked["report"]:
                     answer = reader.report(scan, **common)
