@@ -5,6 +5,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.app.browser import Browser, chromium
 from tests.app.served import served
@@ -97,6 +98,26 @@ def test_left_is_left_and_values_and_millimetres_are_those_of_the_file(page, tmp
     page.click("#view-0", *spots[0])
     page.until("document.querySelector('#cross').textContent.includes('1200 HU')")
     assert SECRET not in page.run("document.documentElement.outerHTML") + "".join(page.requests)
+
+
+def test_left_is_left_in_the_3d_views_too(page, tmp_path):
+    page.choose_files("#file", scan_file(tmp_path)[0])
+    page.until(OPEN)
+    page.click("#webgl")
+    page.until("document.querySelector('#status').textContent === 'The 3D views are there.'")
+    z, y, x = (int(one) for one in np.argwhere(patient(SHAPE) == 1200).mean(axis=0).round())
+    put(page, "#slice-0", z), put(page, "#slice-1", 5), put(page, "#slice-2", 5)
+    page.until("document.querySelector('#cross').textContent.includes('row 6, column 6;')")
+    put(page, "#centre", 1100), put(page, "#width", 50)
+    left, top, wide, high = (round(one) for one in page.box("#gl"))
+    page.run("new Promise((done) => setTimeout(done, 500))")  # frames of WebGL
+    page.picture(tmp_path / "page.png", whole=False)
+    drawn = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))[top : top + high, left : left + wide // 4]
+    spots = np.argwhere((drawn > 200).all(axis=-1))  # of the axial view, the first of four; its crosshair is red
+    row, column = spots.mean(axis=0)
+    assert column > wide / 8  # the patient's left is at the right
+    page.click("#gl", column / wide, row / high)
+    page.until("document.querySelector('#cross').textContent.includes('1200 HU')")
 
 
 def test_a_question_is_answered_and_the_crosshair_goes_where_the_answer_rests(page, tmp_path):

@@ -46,11 +46,14 @@ def web(room: Room) -> Starlette:
     """The application of a room."""
     uploads = asyncio.Semaphore(UPLOADS)
     pages = {f"/{path.name}": path for path in STATIC.iterdir() if path.suffix in TYPES}
-    pages["/"] = pages["/index.html"]
+    pages |= {"/": pages["/index.html"], "/niivue.js": STATIC / "niivue.js.gz"}
 
     async def page(request: Request) -> Response:
         path = pages[request.url.path]
-        return Response(await run_in_threadpool(path.read_bytes), media_type=TYPES[path.suffix])
+        content = await run_in_threadpool(path.read_bytes)
+        if path.suffix == ".gz":
+            return Response(content, media_type=TYPES[".js"], headers={"content-encoding": "gzip"})
+        return Response(content, media_type=TYPES[path.suffix])
 
     async def begin(request: Request) -> Response:
         session = room.sessions.new()
@@ -127,6 +130,14 @@ def web(room: Room) -> Starlette:
             data, type = await run_in_threadpool(views.slice_of, volume, axis, index)
         return Response(data, media_type="application/octet-stream", headers={"x-type": type})
 
+    async def volume(request: Request, session: Session) -> Response:
+        if (found := session.volume) is None:
+            raise UserError("no scan is open; open one first.")
+        session.limit(room.limits.minute, time.monotonic())
+        async with _turn(uploads):  # it takes as much memory
+            data = await run_in_threadpool(views.nifti_of, found)
+        return Response(data, media_type="application/octet-stream")
+
     async def keep(request: Request, session: Session) -> Response:
         form = request.query_params.get("form", "")
         if form not in kept.FORMS:
@@ -159,7 +170,7 @@ def web(room: Room) -> Starlette:
     for path, method, endpoint in (
         ("session", "DELETE", end), ("upload", "POST", upload), ("choose", "POST", choose),
         ("example", "POST", example), ("ask", "POST", ask), ("job", "GET", job), ("job", "DELETE", cancel),
-        ("scan", "DELETE", close), ("slice", "GET", slice_), ("keep", "GET", keep),
+        ("scan", "DELETE", close), ("slice", "GET", slice_), ("volume", "GET", volume), ("keep", "GET", keep),
     ):  # fmt: skip
         routes.append(Route(f"/api/{path}", of_session(endpoint), methods=[method]))
     return Starlette(routes=routes)

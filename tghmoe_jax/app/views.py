@@ -5,6 +5,7 @@ Axes are those of a volume: 0 slices toward Superior, 1 rows toward Posterior, 2
 
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from tghmoe_jax.errors import UserError
@@ -14,6 +15,7 @@ from tghmoe_jax.scans.scan import Scan
 from tghmoe_jax.scans.slices import WINDOWS, target_axes, voxel_edges, window_names
 from tghmoe_jax.scans.volume import Volume
 
+MOST_WHOLE = 2**26  # voxels of a scan that is sent as a whole
 PRESETS = ("mediastinum", "lung", "bone", "brain", "soft_tissue", "full")
 
 
@@ -37,6 +39,7 @@ def geometry(volume: Volume, scan: Scan, channels: str) -> dict[str, Any]:
             ],
             "channels": window_names(channels) if volume.unit == "HU" else ("as stored",),
         },
+        "volume": volume.affine is not None and volume.array.size <= MOST_WHOLE,
         "history": volume.history, "warnings": scan.warnings,
     }  # fmt: skip
 
@@ -46,6 +49,19 @@ def slice_of(volume: Volume, axis: int, index: int) -> tuple[bytes, str]:
     values = np.take(volume.array, _within(index, volume.array.shape[axis]), axis=axis)
     whole = np.rint(np.clip(values, -(2**15), 2**15 - 1)).astype("<i2")
     return (whole.tobytes(), "int16") if np.array_equal(whole, values) else (values.astype("<f4").tobytes(), "float32")
+
+
+def nifti_of(volume: Volume) -> bytes:
+    """The whole scan as NIfTI for a viewer: columns, rows and slices in the order of their millimetres, no text."""
+    if volume.affine is None or volume.array.size > MOST_WHOLE:
+        raise UserError("this scan is too large or not placed, so it is not shown in 3D; use the plain views.")
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]  # NIfTI's x and y run the other way
+    low, high = volume.array.min(), volume.array.max()
+    whole = -(2**15) <= low and high < 2**15 and all(np.array_equal(one, np.rint(one)) for one in volume.array)
+    array = volume.array.astype(np.int16) if whole else volume.array
+    image = nib.Nifti1Image(array.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm")
+    return image.to_bytes()
 
 
 def model_slice_of(scan: Scan, axis: int, index: int, channel: int) -> tuple[bytes, str]:

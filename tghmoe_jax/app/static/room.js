@@ -1,6 +1,7 @@
 // The page: opens a scan, asks, shows answers and what they rest on. Text is only ever set as text, never as markup.
 import { Viewer } from "/views.js";
 import { answerCard, element } from "/answers.js";
+import { WebglViewer } from "/webgl.js";
 import { gather, packed } from "/files.js";
 
 const $ = (id) => document.getElementById(id);
@@ -108,6 +109,7 @@ async function show(scan) {
   $("model").checked = false;
   $("channel").disabled = true;
   $("looking").hidden = $("asking").hidden = false;
+  $("webgl-field").hidden = !(scan.volume && WebglViewer.possible());
   shown = null;
   presets = scan.presets;
   listOverlays();
@@ -130,8 +132,26 @@ const viewer = new Viewer($("views"), async (query) => {
   $("cross").value = cross && `Crosshair: ${cross}`;
   if (pointer !== undefined) $("pointer").value = pointer;
 });
-viewer.onwindow = (centre, width) => Object.assign($("centre"), { value: Number(centre.toFixed(2)) }) &&
-  Object.assign($("width"), { value: Number(width.toFixed(2)) });
+viewer.onwindow = (centre, width, tell) => {
+  if (tell) {
+    $("centre").value = Number(centre.toFixed(2));
+    $("width").value = Number(width.toFixed(2));
+  }
+  webgl.setWindow(centre, width);
+};
+viewer.onmove = () => { if (viewer.scan.affine) webgl.moveTo(viewer.mm(viewer.cross)); };
+
+const webgl = new WebglViewer($("gl"), (mm) => viewer.moveTo(viewer.voxelOf(mm)));
+$("webgl").onchange = () => {
+  $("webgl-view").hidden = !$("webgl").checked;
+  if (!$("webgl").checked) { webgl.close(); return; }
+  during("The 3D views are loaded", async () => {
+    await webgl.open(await (await call("GET", "volume")).arrayBuffer());
+    webgl.setWindow(viewer.centre, viewer.width);
+    viewer.onmove();
+    return "The 3D views are there.";
+  });
+};
 
 async function openFiles(list) {
   if (!list.length) return;
@@ -148,6 +168,9 @@ async function openFiles(list) {
 
 function forget() {
   viewer.close();
+  webgl.close();
+  $("webgl").checked = false;
+  $("webgl-view").hidden = true;
   $("looking").hidden = $("asking").hidden = true;
   $("scan").textContent = "";
 }

@@ -99,7 +99,7 @@ export class Viewer {
 
   setWindow(centre, width, tell) {
     Object.assign(this, { centre, width });
-    if (tell && this.onwindow) this.onwindow(centre, width);
+    if (this.onwindow) this.onwindow(centre, width, tell);
     this.draw();
   }
 
@@ -116,7 +116,15 @@ export class Viewer {
       const data = await this.load(view);
       if (turn === view.turn && data && this.scan) { view.data = data; this.drawView(view); }
     }));
-    if (this.scan) this.say(this.at(this.cross));
+    if (!this.scan) return;
+    this.say(this.at(this.cross));
+    if (this.onmove) this.onmove();
+  }
+
+  // Millimetres (LPS) of a voxel's centre, null where the scan is not placed.
+  mm(voxel) {
+    return this.scan.affine && this.scan.affine.slice(0, 3)
+      .map((row) => row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2] + row[3]);
   }
 
   async load(view) {
@@ -139,6 +147,15 @@ export class Viewer {
   }
 
   // ---- drawing ----------------------------------------------------------------------------------------------------
+
+  // The voxel at a place in mm (LPS), the inverse of `mm`, by Cramer's rule.
+  voxelOf(mm) {
+    const columns = [0, 1, 2].map((axis) => this.scan.affine.slice(0, 3).map((row) => row[axis]));
+    const at = mm.map((value, i) => value - this.scan.affine[i][3]);
+    const volume = (a, b, c) => a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) +
+      a[2] * (b[0] * c[1] - b[1] * c[0]);
+    return [0, 1, 2].map((axis) => volume(...columns.with(axis, at)) / volume(...columns));
+  }
 
   draw() { if (this.scan) this.views.forEach((view) => this.drawView(view)); }
 
@@ -260,8 +277,7 @@ export class Viewer {
     const named = `slice ${voxel[0] + 1}, row ${voxel[1] + 1}, column ${voxel[2] + 1}`;
     const parts = [named];
     if (this.scan.affine) {
-      const mm = this.scan.affine.slice(0, 3).map((row) => row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2] + row[3]);
-      parts.push(mm.map((value, axis) => `${SIDES[axis][value < 0 ? 1 : 0]} ${Math.abs(value).toFixed(1)}`).join(", ") + " mm");
+      parts.push(this.mm(voxel).map((value, axis) => `${SIDES[axis][value < 0 ? 1 : 0]} ${Math.abs(value).toFixed(1)}`).join(", ") + " mm");
     }
     const own = view || this.views[0];
     if (own.data && !own.data.model) {
