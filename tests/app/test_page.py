@@ -80,6 +80,17 @@ def test_left_is_left_and_values_and_millimetres_are_those_of_the_file(page, tmp
         voxel = np.rint((to_voxel @ ras)[:3]).astype(int)
         assert np.abs((image.affine @ [*voxel, 1] - ras)[:3]).max() < 0.06  # the centre of a voxel
         assert image.dataobj[tuple(voxel)] == hu
+    # What is drawn at the pointer is what stands there: lungs in the upper half of the patient, tissue in the lower.
+    put(page, "#slice-1", SHAPE[1] // 2)
+    page.until(f"document.querySelector('#cross').textContent.includes('row {SHAPE[1] // 2 + 1},')")
+    for down, hu in ((0.35, "-850"), (0.65, "40")):
+        page.hover("#view-1", 0.7, down)
+        page.until(f"document.querySelector('#pointer').textContent.endsWith('; {hu} HU')")
+        grey = page.run(
+            "(() => { const c = document.querySelector('#view-1'); return c.getContext('2d')"
+            f".getImageData(0.7 * c.width, {down} * c.height, 1, 1).data[0]; }})()"
+        )
+        assert abs(grey - (0 if hu == "-850" else 127)) <= 2  # mediastinum: 40 in 400
     # The marker of 1200 HU is at the patient's left.
     z, y, x = (int(one) for one in np.argwhere(patient(SHAPE) == 1200).mean(axis=0).round())
     assert x > SHAPE[2] / 2
@@ -89,6 +100,7 @@ def test_left_is_left_and_values_and_millimetres_are_those_of_the_file(page, tmp
     page.until(f"document.querySelector('#cross').textContent.includes('column {x + 1};')")
     spots = [page.until(BRIGHT.format(view)) for view in range(3)]
     assert spots[0][0] > 0.6 and spots[1][0] > 0.6  # the patient's left is at the right
+    assert spots[0][1] < 0.48 and spots[2][0] < 0.48  # and the front above, and at the left of the sagittal view
     assert shown_at(page.text("#cross"))[2] == 1200
     right = SHAPE[2] - 1 - x
     put(page, "#slice-2", right)

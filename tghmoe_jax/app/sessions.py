@@ -123,7 +123,9 @@ class Sessions:
                 empty(session.folder)
 
     def _end_idlest(self, fault: str, but: Session | None = None) -> None:
-        idle = [one for one in self._open.values() if one is not but and self._clock() - one.seen > UNHURRIED]
+        """Ends the page that was idle longest; for the scan of `but`, one that has a scan."""
+        others = (one for one in self._open.values() if one is not but and (but is None or one.size))
+        idle = [one for one in others if self._clock() - one.seen > UNHURRIED]
         if not idle:
             raise UserError(fault)
         self.end(min(idle, key=lambda one: one.seen))
