@@ -26,6 +26,11 @@ BRIGHT = """(() => {{ const c = document.querySelector('#view-{}'), {{width, hei
     n++; x += (i / 4) % width; y += Math.floor(i / 4 / width); }}
   return n && [x / n / width, y / n / height]; }})()"""
 
+# How far down the line of the crosshair lies at the left edge of the coronal view, as a share.
+LINE = """(() => { const c = document.querySelector('#view-1'), {width, height} = c, context = c.getContext('2d');
+  const d = context.getImageData(0, 0, 1, height).data;
+  for (let y = 0; y < height; y++) if (d[4 * y + 1] > 150 && d[4 * y] < 150) return y / height; })()"""
+
 
 @pytest.fixture(scope="module")
 def reader():
@@ -91,6 +96,11 @@ def test_left_is_left_and_values_and_millimetres_are_those_of_the_file(page, tmp
             f".getImageData(0.7 * c.width, {down} * c.height, 1, 1).data[0]; }})()"
         )
         assert abs(grey - (0 if hu == "-850" else 127)) <= 2  # mediastinum: 40 in 400
+    # The crosshair, and with it every box, is drawn where its slice is: the last one at the patient's head, above.
+    for index, above in ((SHAPE[0] - 1, True), (0, False)):
+        put(page, "#slice-0", index)
+        page.until(f"document.querySelector('#cross').textContent.includes('slice {index + 1},')")
+        assert (page.until(LINE) < 0.4) == above
     # The marker of 1200 HU is at the patient's left.
     z, y, x = (int(one) for one in np.argwhere(patient(SHAPE) == 1200).mean(axis=0).round())
     assert x > SHAPE[2] / 2
