@@ -7,20 +7,23 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.app.client import Client, files_of
+from tests.app.client import Client, files_of, packed
 from tests.app.served import Echo, served
 from tests.scans.ct_fixtures import ORIGIN, SECRET, SPACING, patient, write_nifti
 from tghmoe_jax.app import __main__ as app
 from tghmoe_jax.app import guard
 from tghmoe_jax.app.folder import PREFIX, private_folder
 from tghmoe_jax.app.room import Limits
+from tghmoe_jax.app.sessions import IDLE, UNHURRIED, Sessions
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.volume import Volume
 
 HELD = (  # a server that is killed while it holds a file
     "import sys; from tghmoe_jax.app.folder import private_folder\n"
@@ -224,6 +227,58 @@ def test_a_page_that_ends_takes_all_with_it(tmp_path):
         assert client.call("DELETE", "session")[0] == 200
         assert session.volume is None and not session.answers and client.call("GET", "job")[0] == 404
         assert not [one for one in room.folder.rglob("*") if one.is_file()]
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
+    with served(tmp_path) as (room, port):
+        client = Client(port)
+        body = packed([(".nii", bytes(2**20))])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST /api/upload HTTP/1.1\r\nhost: localhost\r\nx-session: {client.facts['token']}\r\n"
+            connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:70_000])
+            session = room.sessions.get(client.facts["token"])
+            while not session.uploading:
+                pass
+        while session.uploading:
+            pass
+        assert not list(room.folder.rglob("*"))
+        opened(client, tmp_path)
+
+
+def test_the_disk_is_bounded_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("tghmoe_jax.app.room.STORED", 0.01)
+    with served(tmp_path, Limits(bytes=2**20)) as (room, port):
+        write_nifti(tmp_path / "scan.nii", patient())
+        assert "too many files of others" in Client(port).open(files_of(tmp_path / "scan.nii"))[1]
+        assert not list(room.folder.iterdir())
+
+
+def test_a_page_without_use_ends_and_makes_room_for_others(tmp_path):
+    now = [0.0]
+    with served(tmp_path) as (room, _):
+        sessions = Sessions(room.folder, room.worker, 3000, lambda: now[0])
+        volume = Volume(np.zeros((4, 16, 16), np.float32), "HU", None, "LPS", None, ())  # 4096 bytes
+        first, second = sessions.new(), sessions.new()
+        with pytest.raises(UserError, match="too many scans"):
+            sessions.keep(second, volume, {}, "")
+        sessions._memory = 5000
+        sessions.keep(second, volume, {}, "")
+        with pytest.raises(UserError, match="too many scans"):
+            sessions.keep(first, volume, {}, "")
+        now[0] += UNHURRIED + 1
+        assert sessions.get(first.token) is first
+        sessions.keep(first, volume, {}, "")
+        assert sessions.get(second.token) is None and second.volume is None
+        now[0] += IDLE + 1
+        assert sessions.get(first.token) is None and first.volume is None
+
+
+def test_two_checkpoints_answer_about_one_scan(tmp_path):
+    with served(tmp_path, readers=[Echo(), Echo()]) as (_, port):
+        client = Client(port)
+        client.example()
+        answers = [client.ask("q", checkpoint=number)[0] for number in (0, 1)]
+        assert [answer["number"] for answer in answers] == [1, 2] and len(client.facts["checkpoints"]) == 2
 
 
 def test_two_servers_on_one_port_is_a_sentence(capsys):

@@ -1,6 +1,8 @@
 """What the page can do, without the web: open a scan, ask about it, and what is kept of the answers."""
 
+import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from tghmoe_jax.scans.volume import Volume, most_voxels
 STEPS = {"encode": "the scan goes through the tower", "decode": "the answer is written", "rank": "options are ranked",
          "evidence": "evidence is looked for"}  # fmt: skip
 PHANTOM = "a drawn phantom"
+STORED = 8  # uploads of the largest size that the disk holds at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Room:
         self.examples, self._allow = examples or Examples(), allow_out_of_domain
         self.worker = Worker(limits.waiting, lambda error: plainly(error, folder))
         self.sessions = Sessions(folder, self.worker, limits.memory)
-        self._lock = threading.Lock()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     def facts(self) -> dict[str, Any]:
         """What a new page is told."""
@@ -59,6 +63,20 @@ class Room:
             "captions": {"evidence": evidence_plot.CAPTION, "experts": routing_plot.CAPTION,
                          "likelihoods": LIKELIHOODS},
         }  # fmt: skip
+
+    def _sweep(self) -> None:
+        while not self._over.wait(60.0):
+            self.sessions.sweep()
+
+    def check_room(self, length: int) -> None:
+        """UserError where the files of all pages would take too much of the disk with `length` bytes more."""
+        stored = 0
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # it was removed just now
+                    stored += os.stat(os.path.join(folder, name)).st_size
+        if stored + length > STORED * self.limits.bytes:
+            raise UserError("the server holds too many files of others; send yours in a few minutes.")
 
     def submit(self, session: Session, what: str, work: Callable[[Job], Any]) -> Job:
         """Puts a job of a session into the queue. UserError where it has one, or the queue is full."""
@@ -189,6 +207,7 @@ class Room:
 
     def close(self) -> bool:
         """Ends all sessions, and the worker if its present job soon ends; whether that goes on."""
+        self._over.set()
         self.sessions.end_all()
         return self.worker.close(1.0)
 

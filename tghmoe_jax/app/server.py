@@ -74,6 +74,7 @@ def web(room: Room) -> Starlette:
         try:
             async with _turn(uploads):
                 await run_in_threadpool(session.close_scan)
+                await run_in_threadpool(room.check_room, int(length))
                 await receive(request.stream(), int(length), session.folder, room.limits.bytes)
                 if room.sessions.get(session.token) is None:
                     raise UserError("the page was closed.")

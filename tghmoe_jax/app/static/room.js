@@ -321,6 +321,7 @@ document.querySelectorAll("[data-keep]").forEach((button) => {
 addEventListener("pagehide", () => {
   if (token) fetch("/api/session", { method: "DELETE", headers: { "x-session": token }, keepalive: true });
 });
+setInterval(() => { if (token) call("GET", "job").catch(() => {}); }, 300_000); // the page is still open
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 try {
