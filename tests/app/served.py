@@ -39,6 +39,9 @@ class Echo:
     def watch(self, step):
         pass
 
+    def forget(self):
+        pass
+
     def ask(self, scan, question, choices=(), **options):
         self.watch("encode")
         self.entered.set()

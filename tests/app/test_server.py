@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import csv
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -223,10 +225,15 @@ def test_a_page_that_ends_takes_all_with_it(tmp_path):
     with served(tmp_path) as (room, port):
         client = Client(port)
         opened(client, tmp_path)
+        client.ask("q")
         session = room.sessions.get(client.facts["token"])
+        volume = weakref.ref(session.volume)
         assert client.call("DELETE", "session")[0] == 200
         assert session.volume is None and not session.answers and client.call("GET", "job")[0] == 404
         assert not [one for one in room.folder.rglob("*") if one.is_file()]
+        room.worker.close(60)
+        gc.collect()
+        assert volume() is None
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):

@@ -12,7 +12,7 @@ from tghmoe_jax.app import views
 from tghmoe_jax.app.examples import Examples, suggestions
 from tghmoe_jax.app.jobs import Job, Worker
 from tghmoe_jax.app.sessions import MOST_ANSWERS, Session, Sessions
-from tghmoe_jax.app.uploads import Choice, choices_of, plainly
+from tghmoe_jax.app.uploads import Choice, check_length, choices_of, plainly
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER, evidence_plot, routing_plot
 from tghmoe_jax.reader.answer import LIKELIHOODS, Answer
@@ -49,7 +49,7 @@ class Room:
         self.readers, self.limits, self.folder = list(readers), limits, folder
         self.examples, self._allow = examples or Examples(), allow_out_of_domain
         self.worker = Worker(limits.waiting, lambda error: plainly(error, folder))
-        self.sessions = Sessions(folder, self.worker, limits.memory)
+        self.sessions = Sessions(folder, self.worker, limits.memory, ended=self._forget)
         self._lock, self._over = threading.Lock(), threading.Event()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -64,12 +64,23 @@ class Room:
                          "likelihoods": LIKELIHOODS},
         }  # fmt: skip
 
+    def close_scan(self, session: Session) -> None:
+        """Forgets a session's scan and empties its folder."""
+        session.close_scan()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Readers let go of the scan that they were asked about last, once the present answer is there."""
+        with contextlib.suppress(UserError):  # the queue is full: the next question replaces it
+            self.worker.submit(Job(lambda job: [reader.forget() for reader in self.readers] and None, "forget", 0))
+
     def _sweep(self) -> None:
         while not self._over.wait(60.0):
             self.sessions.sweep()
 
     def check_room(self, length: int) -> None:
-        """UserError where the files of all pages would take too much of the disk with `length` bytes more."""
+        """UserError where an upload is too large, or the files of all pages would take too much of the disk with it."""
+        check_length(length, self.limits.bytes)
         stored = 0
         for folder, _, names in os.walk(self.folder):
             for name in names:

@@ -73,7 +73,7 @@ def web(room: Room) -> Starlette:
         session.uploading, session.assume_hu = True, request.query_params.get("assume_hu") == "1"
         try:
             async with _turn(uploads):
-                await run_in_threadpool(session.close_scan)
+                await run_in_threadpool(room.close_scan, session)
                 await run_in_threadpool(room.check_room, int(length))
                 await receive(request.stream(), int(length), session.folder, room.limits.bytes)
                 if room.sessions.get(session.token) is None:
@@ -109,7 +109,7 @@ def web(room: Room) -> Starlette:
         return JSONResponse(_state(room, session))
 
     async def close(request: Request, session: Session) -> Response:
-        await run_in_threadpool(session.close_scan)
+        await run_in_threadpool(room.close_scan, session)
         return JSONResponse({})
 
     async def slice_(request: Request, session: Session) -> Response:

@@ -63,10 +63,14 @@ class Session:
 
 
 class Sessions:
-    """All open pages. `memory`: bytes that their scans may take together."""
+    """All open pages. `memory`: bytes that their scans may take together; `ended` is called after a page has ended."""
 
-    def __init__(self, folder: Path, worker: Worker, memory: int, clock: Callable[[], float] = time.monotonic):
-        self._folder, self._worker, self._memory, self._clock = folder, worker, memory, clock
+    def __init__(
+        self, folder: Path, worker: Worker, memory: int, clock: Callable[[], float] = time.monotonic,
+        ended: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        self._folder, self._worker, self._memory = folder, worker, memory
+        self._clock, self._ended = clock, ended
         self._lock, self._numbers = threading.RLock(), itertools.count(1)
         self._open: dict[str, Session] = {}
 
@@ -97,6 +101,7 @@ class Sessions:
                 self._worker.cancel(session.job)
             session.close_scan()
             session.answers.clear()
+        self._ended()
 
     def sweep(self) -> None:
         """Ends what nobody has used for long."""

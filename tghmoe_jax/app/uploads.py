@@ -46,11 +46,16 @@ def place(folder: Path, number: int, ending: str) -> Path:
     return folder / ("dicom" if ending == ".dcm" else "files") / f"{number:05d}{ending}"
 
 
+def check_length(length: int, most: int) -> None:
+    """UserError for an upload of more than `most` bytes."""
+    if length > most:
+        raise UserError(f"the files have {length} bytes, more than the {most} that this server takes; crop the scan.")
+
+
 async def receive(chunks: AsyncIterator[bytes], length: int, folder: Path, most: int) -> None:
     """Writes the files of a body of `length` bytes into a new folder. UserError where it is not as described above, or
     larger than `most` bytes, which is seen before anything is written."""
-    if length > most:
-        raise UserError(f"the files have {length} bytes, more than the {most} that this server takes; crop the scan.")
+    check_length(length, most)
     body = _Body(chunks)
     size = int.from_bytes(await body.take(4))
     if size > min(MOST_LIST, length):

@@ -15,7 +15,7 @@ from tghmoe_jax.scans.scan import Scan
 from tghmoe_jax.scans.slices import WINDOWS, target_axes, voxel_edges, window_names
 from tghmoe_jax.scans.volume import Volume
 
-MOST_WHOLE = 2**26  # voxels of a scan that is sent as a whole
+MOST_WHOLE = 2**27  # voxels of a scan that is sent as a whole
 PRESETS = ("mediastinum", "lung", "bone", "brain", "soft_tissue", "full")
 
 

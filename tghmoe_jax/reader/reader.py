@@ -201,6 +201,10 @@ class Reader:
         """Called before each step, `encode`, `decode`, `rank` or `evidence`; who shows progress replaces it, and ends
         an answer by raising."""
 
+    def forget(self) -> None:
+        """Lets go of the last scan and its visual tokens, which are kept for the next question about it."""
+        self._seen = None
+
     def _call(self, step: str, function, *arguments):
         """function(model, variables, *arguments). The memory that a new program needs is looked at before it runs."""
         self.watch(step)
