@@ -55,10 +55,13 @@ class Job:
 
 
 class Worker:
-    """A thread that does jobs one by one; at most `room` wait. `worded` makes the sentence of an error for the page."""
+    """A thread that does jobs one by one; at most `room` wait. `worded` makes the sentence of an error for the page,
+    `tidy` is called on the thread where `tidy_soon` asks for it."""
 
-    def __init__(self, room: int, worded: Callable[[Exception], str] = str):
-        self.room, self._worded = room, worded
+    def __init__(
+        self, room: int, worded: Callable[[Exception], str] = str, tidy: Callable[[], None] = lambda: None
+    ):  # fmt: skip
+        self.room, self._worded, self._tidy, self._untidy = room, worded, tidy, False
         self._waiting: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -73,6 +76,12 @@ class Worker:
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def tidy_soon(self) -> None:
+        """Calls `tidy` after the present job."""
+        with self._changed:
+            self._untidy = True
+            self._changed.notify()
 
     def place(self, job: Job) -> int:
         """How many jobs are done before this one, the present one counted; 0 where it is being done or over."""
@@ -102,12 +111,17 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._waiting or self._untidy or self._closed)
+                if untidy := self._untidy:
+                    self._untidy = False
+                    self._tidy()
                 if self._closed:
                     return
-                job = self._waiting.popleft()
-                job.state = "working"
-            self._do(job)
+                job = None if untidy else self._waiting.popleft()
+                if job:
+                    job.state = "working"
+            if job:
+                self._do(job)
 
     def _do(self, job: Job) -> None:
         try:

@@ -48,8 +48,8 @@ class Room:
     ):  # fmt: skip
         self.readers, self.limits, self.folder = list(readers), limits, folder
         self.examples, self._allow = examples or Examples(), allow_out_of_domain
-        self.worker = Worker(limits.waiting, lambda error: plainly(error, folder))
-        self.sessions = Sessions(folder, self.worker, limits.memory, ended=self._forget)
+        self.worker = Worker(limits.waiting, lambda error: plainly(error, folder), self._forget)
+        self.sessions = Sessions(folder, self.worker, limits.memory, ended=self.worker.tidy_soon)
         self._lock, self._over = threading.Lock(), threading.Event()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -67,12 +67,12 @@ class Room:
     def close_scan(self, session: Session) -> None:
         """Forgets a session's scan and empties its folder."""
         session.close_scan()
-        self._forget()
+        self.worker.tidy_soon()
 
     def _forget(self) -> None:
-        """Readers let go of the scan that they were asked about last, once the present answer is there."""
-        with contextlib.suppress(UserError):  # the queue is full: the next question replaces it
-            self.worker.submit(Job(lambda job: [reader.forget() for reader in self.readers] and None, "forget", 0))
+        """Readers let go of the scan that they were asked about last."""
+        for reader in self.readers:
+            reader.forget()
 
     def _sweep(self) -> None:
         while not self._over.wait(60.0):
