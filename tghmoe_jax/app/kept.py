@@ -3,6 +3,7 @@
 Neither patient nor file is named; what the user wrote into a question stands there as it was written.
 """
 
+import base64
 import csv
 import html
 import io
@@ -11,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tghmoe_jax import untrusted
-from tghmoe_jax.evaluation import DISCLAIMER
+from tghmoe_jax.evaluation import DISCLAIMER, evidence_plot
 
-Answers = Sequence[dict[str, Any]]
+Answers = Sequence[tuple[dict[str, Any], bytes | None]]  # each with a PNG of what it rests on
 _DRAWN = ("parts", "experts")  # only for the page's overlays
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 900px; margin: 2em auto; padding: 0 1em }
@@ -24,7 +25,7 @@ td, th { text-align: left; padding: .1em 1em .1em 0; vertical-align: top }
 
 
 def to_json(answers: Answers) -> str:
-    rows = [{key: value for key, value in row.items() if key not in _DRAWN} for row in answers]
+    rows = [{key: value for key, value in row.items() if key not in _DRAWN} for row, _ in answers]
     return json.dumps({"disclaimer": DISCLAIMER, "answers": rows}, indent=1, allow_nan=False) + "\n"
 
 
@@ -32,22 +33,27 @@ def to_csv(answers: Answers) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow([*_COLUMNS, "disclaimer"])
-    for row in answers:
+    for row, _ in answers:
         table.writerow([untrusted.cell(value(row)) for value in _COLUMNS.values()] + [DISCLAIMER])
     return out.getvalue()
 
 
 def to_html(answers: Answers) -> str:
-    parts = [f'<p class="warn">{html.escape(DISCLAIMER)}</p>', *map(_section, answers)]
+    parts = [f'<p class="warn">{html.escape(DISCLAIMER)}</p>', *(_section(*one) for one in answers)]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Answers</title><style>{_STYLE}</style>'
     return f"{head}<body><h1>Questions and answers about one or more scans</h1>{''.join(parts)}</body></html>\n"
 
 
-def _section(row: dict[str, Any]) -> str:
+def _section(row: dict[str, Any], picture: bytes | None) -> str:
     cells = {name: str(value(row)) for name, value in _COLUMNS.items() if name not in ("number", "question")}
     lines = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in cells.items() if text)
     asked = html.escape(row["question"] or "A report")
-    return f"<section><h2>{row['number']}. {asked}</h2><table>{lines}</table></section>"
+    shown = ""
+    if picture:
+        data = base64.b64encode(picture).decode()
+        alt = "axial slice with a red box around the region that the answer rests on most"
+        shown = f'<p><img alt="{alt}" src="data:image/png;base64,{data}"></p><p>{evidence_plot.CAPTION}</p>'
+    return f"<section><h2>{row['number']}. {asked}</h2><table>{lines}</table>{shown}</section>"
 
 
 def _shares(values: dict[str, float] | None) -> str:

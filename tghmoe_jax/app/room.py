@@ -192,8 +192,9 @@ class Room:
             finally:
                 del reader.watch
             session.counted += 1
+            picture = None if answer.evidence is None else views.picture_of(answer.evidence)
             record = {"number": session.counted} | _record(asked, answer)
-            session.answers = [*session.answers, record][-MOST_ANSWERS:]
+            session.answers = [*session.answers, (record, picture)][-MOST_ANSWERS:]
             return {"answer": record}
 
         return self.submit(session, "ask", work)

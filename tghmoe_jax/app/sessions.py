@@ -18,12 +18,13 @@ from tghmoe_jax.scans.volume import Volume
 MOST_SESSIONS = 128
 IDLE = 1800.0  # seconds after which a session without a request is ended
 UNHURRIED = 120.0  # seconds after which it may be ended for another that needs its room
-MOST_ANSWERS = 200  # of one session
+MOST_ANSWERS = 100  # of one session
 
 
 @dataclasses.dataclass(eq=False)
 class Session:
-    """One page. scans: what each checkpoint makes of `volume`, by its place among the readers."""
+    """One page. scans: what each checkpoint makes of `volume`, by its place among the readers; answers: each with its
+    picture of the evidence, a PNG."""
 
     number: int
     token: str
@@ -33,7 +34,7 @@ class Session:
     volume: Volume | None = None
     scans: dict[int, Scan] = dataclasses.field(default_factory=dict)
     kind: str = ""  # of the scan: what it was read from, without a name
-    answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    answers: list[tuple[dict[str, Any], bytes | None]] = dataclasses.field(default_factory=list)
     job: Job | None = None
     uploading: bool = False
     assume_hu: bool = False  # of what is sent, as its user said

@@ -3,18 +3,21 @@
 Axes are those of a volume: 0 slices toward Superior, 1 rows toward Posterior, 2 columns toward the patient's Left.
 """
 
+import io
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from PIL import Image, ImageDraw
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation.evidence_plot import Box, Evidence
+from tghmoe_jax.evaluation.evidence_plot import GREY, Box, Evidence
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.scans.scan import Scan
 from tghmoe_jax.scans.slices import WINDOWS, target_axes, voxel_edges, window_names
 from tghmoe_jax.scans.volume import Volume
 
+PICTURE = 240  # pixels of the longer side of a picture that is kept
 MOST_WHOLE = 2**27  # voxels of a scan that is sent as a whole
 PRESETS = ("mediastinum", "lung", "bone", "brain", "soft_tissue", "full")
 
@@ -85,6 +88,27 @@ def evidence_parts(evidence: Evidence) -> dict[str, Any]:
         return [box.to_json() | {"edges": box.edges.tolist(), "shade": max(0.0, box.strength / most)} for box in boxes]
 
     return {"slabs": parts(evidence.slabs), "regions": parts(evidence.regions)}
+
+
+def picture_of(evidence: Evidence) -> bytes:
+    """A small PNG: the middle axial slice of the strongest region, with a red box and the patient's sides."""
+    volume, region = evidence.volume, evidence.regions[0]
+    low, high = GREY[volume.unit]
+    values = volume.array[sum(region.voxels[0]) // 2 - 1]
+    grey = np.clip((values - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    _, dy, dx = volume.spacing_mm or (1.0, 1.0, 1.0)
+    scale = PICTURE / max(grey.shape[0] * dy, grey.shape[1] * dx)
+    size = [max(1, round(grey.shape[1] * dx * scale)), max(1, round(grey.shape[0] * dy * scale))]
+    image = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
+    pen = ImageDraw.Draw(image)
+    (top, bottom), (left, right) = region.edges[1:] * [[dy * scale], [dx * scale]]
+    pen.rectangle((left, top, right - 1, bottom - 1), outline=(255, 32, 32))
+    if volume.affine is not None:
+        for letter, x in (("R", 3), ("L", size[0] - 10)):
+            pen.text((x, size[1] // 2), letter, fill=(255, 227, 77))
+    out = io.BytesIO()
+    image.quantize(64).save(out, "PNG")
+    return out.getvalue()
 
 
 def expert_parts(routing: RoutingMap, scan: Scan, volume: Volume) -> dict[str, Any] | None:
