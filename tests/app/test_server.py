@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.scans.ct_fixtures import ORIGIN, SECRET, SPACING, patient, write_nift
 from tghmoe_jax.app import __main__ as app
 from tghmoe_jax.app import guard
 from tghmoe_jax.app.folder import PREFIX, private_folder
+from tghmoe_jax.app.jobs import Job, Worker
 from tghmoe_jax.app.room import Limits
 from tghmoe_jax.app.sessions import IDLE, UNHURRIED, Sessions
 from tghmoe_jax.errors import UserError
@@ -108,6 +110,22 @@ def test_a_full_queue_is_a_sentence_and_a_waiting_one_has_a_place(tmp_path):
         assert clients[0].finished()["state"] == "cancelled" and clients[0].finished()["result"] is None
         assert clients[2].finished()["result"]["answer"]["text"].startswith("q ")
         assert json.loads(clients[0].raw("GET", "/api/keep?form=json")[2])["answers"] == []
+
+
+def test_work_of_the_server_itself_lets_users_go_first():
+    done, gate = [], threading.Event()
+    worker = Worker(2)
+    first = worker.submit(Job(lambda job: gate.wait(60), "open", 1))
+    while first.state == "waiting":
+        pass
+    for name in ("spare", "another"):
+        worker.spare(Job(lambda job, name=name: done.append(name), "warm-up", 0))
+    user = worker.submit(Job(lambda job: done.append("user"), "ask", 2))
+    assert worker.place(user) == 1
+    gate.set()
+    while len(done) < 3:
+        pass
+    assert done == ["user", "spare", "another"] and not worker.close(60)
 
 
 def test_requests_of_one_page_are_limited(tmp_path):

@@ -63,6 +63,7 @@ class Worker:
     ):  # fmt: skip
         self.room, self._worded, self._tidy, self._untidy = room, worded, tidy, False
         self._waiting: collections.deque[Job] = collections.deque()
+        self._spare: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
@@ -76,6 +77,12 @@ class Worker:
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def spare(self, job: Job) -> None:
+        """Does a job of the server's own once nobody waits."""
+        with self._changed:
+            self._spare.append(job)
+            self._changed.notify()
 
     def tidy_soon(self) -> None:
         """Calls `tidy` after the present job."""
@@ -111,13 +118,13 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._untidy or self._closed)
+                self._changed.wait_for(lambda: self._waiting or self._spare or self._untidy or self._closed)
                 if untidy := self._untidy:
                     self._untidy = False
                     self._tidy()
                 if self._closed:
                     return
-                job = None if untidy else self._waiting.popleft()
+                job = None if untidy else (self._waiting or self._spare).popleft()
                 if job:
                     job.state = "working"
             if job:

@@ -205,17 +205,17 @@ class Room:
         return self.readers[number]
 
     def warm_up(self) -> None:
-        """Asks about a phantom, so that programs are compiled before the first user asks."""
+        """Asks about a phantom in several ways while nobody waits, so that programs are compiled before users ask."""
+        planes = ("axial", "coronal", "sagittal", "oblique")
 
-        def work(job: Job) -> None:
-            volume = self.examples[0]
-            for reader in self.readers:
-                scan = scan_of(volume, *reader.reading(), keep=True)
-                if not reader.spacing_fault(scan, ""):
-                    reader.ask(scan, "Which plane is this?", ["axial", "coronal", "sagittal", "oblique"], evidence=True)
-                    reader.ask(scan, "Which plane is this?", evidence=True)
+        def ask(reader: Reader, choices: Sequence[str], evidence: bool) -> None:
+            scan = scan_of(self.examples[0], *reader.reading(), keep=True)
+            if not reader.spacing_fault(scan, ""):
+                reader.ask(scan, "Which plane is this?", choices, evidence=evidence)
 
-        self.worker.submit(Job(work, "warm-up", 0))
+        for reader in self.readers:
+            for way in ((planes, False), (planes, True), ((), True)):
+                self.worker.spare(Job(lambda job, one=(reader, *way): ask(*one), "warm-up", 0))
 
     def close(self) -> bool:
         """Ends all sessions, and the worker if its present job soon ends; whether that goes on."""
