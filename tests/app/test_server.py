@@ -121,7 +121,7 @@ def test_work_of_the_server_itself_lets_users_go_first():
     for name in ("spare", "another"):
         worker.spare(Job(lambda job, name=name: done.append(name), "warm-up", 0))
     user = worker.submit(Job(lambda job: done.append("user"), "ask", 2))
-    assert worker.place(user) == 1
+    assert user.place == 1
     gate.set()
     while len(done) < 3:
         pass
@@ -249,7 +249,7 @@ def test_a_page_that_ends_takes_all_with_it(tmp_path):
         assert client.call("DELETE", "session")[0] == 200
         assert session.volume is None and not session.answers and client.call("GET", "job")[0] == 404
         assert not [one for one in room.folder.rglob("*") if one.is_file()]
-        room.worker.close(60)
+        assert not room.close()
         gc.collect()
         assert volume() is None
 
@@ -281,7 +281,7 @@ def test_the_disk_is_bounded_too(tmp_path, monkeypatch):
 def test_a_page_without_use_ends_and_makes_room_for_others(tmp_path):
     now = [0.0]
     with served(tmp_path) as (room, _):
-        sessions = Sessions(room.folder, room.worker, 3000, lambda: now[0])
+        sessions = Sessions(room.folder, 3000, lambda: now[0])
         volume = Volume(np.zeros((4, 16, 16), np.float32), "HU", None, "LPS", None, ())  # 4096 bytes
         first, second = sessions.new(), sessions.new()
         with pytest.raises(UserError, match="too many scans"):

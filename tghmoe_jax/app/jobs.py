@@ -1,7 +1,7 @@
 """One thing after another: a bounded queue of jobs and the thread that does them.
 
-Reading a scan and asking a model both take a core and memory, so one thread does both, in the order of arrival. A
-session has at most one job, which it can cancel: at once while it waits, else before its next step.
+Reading a scan and asking a model each take a core and memory, so one thread reads and another asks, each in the order
+of arrival. A session has at most one job, which it can cancel: at once while it waits, else before its next step.
 """
 
 import collections
@@ -37,6 +37,7 @@ class Job:
     step: str = ""
     result: Any = None
     error: str = ""
+    worker: "Worker | None" = None
     begun: float = dataclasses.field(default_factory=time.monotonic)
     _stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -50,8 +51,15 @@ class Job:
             raise Cancelled
         self.step = step
 
+    @property
+    def place(self) -> int:
+        """How many jobs are done before this one, the present one counted; 0 where it is being done or over."""
+        return self.worker.place(self)
+
     def cancel(self) -> None:
+        """A waiting job is over at once, a running one before its next step."""
         self._stop.set()
+        self.worker.withdraw(self)
 
 
 class Worker:
@@ -74,6 +82,7 @@ class Worker:
         with self._changed:
             if len(self._waiting) >= self.room:
                 raise QueueFull(f"the queue is full ({self.room} requests wait); ask again in a minute.")
+            job.worker = self
             self._waiting.append(job)
             self._changed.notify()
         return job
@@ -91,13 +100,12 @@ class Worker:
             self._changed.notify()
 
     def place(self, job: Job) -> int:
-        """How many jobs are done before this one, the present one counted; 0 where it is being done or over."""
+        """`Job.place`."""
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else 0
 
-    def cancel(self, job: Job) -> None:
-        """A waiting job is over at once, a running one before its next step."""
-        job.cancel()
+    def withdraw(self, job: Job) -> None:
+        """Ends a job that waits."""
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)

@@ -40,7 +40,7 @@ class Limits:
 
 
 class Room:
-    """Readers, examples, sessions and the worker that they share. `folder` is the server's private one."""
+    """Readers, examples, sessions and the workers that they share. `folder` is the server's private one."""
 
     def __init__(
         self, readers: Sequence[Reader], folder: Path, limits: Limits = Limits(), examples: Examples | None = None,
@@ -48,8 +48,9 @@ class Room:
     ):  # fmt: skip
         self.readers, self.limits, self.folder = list(readers), limits, folder
         self.examples, self._allow = examples or Examples(), allow_out_of_domain
-        self.worker = Worker(limits.waiting, lambda error: plainly(error, folder), self._forget)
-        self.sessions = Sessions(folder, self.worker, limits.memory, ended=self.worker.tidy_soon)
+        self.opener = Worker(limits.waiting, self._worded)
+        self.worker = Worker(limits.waiting, self._worded, self._forget)
+        self.sessions = Sessions(folder, limits.memory, ended=self.worker.tidy_soon)
         self._lock, self._over = threading.Lock(), threading.Event()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -89,12 +90,16 @@ class Room:
         if stored + length > STORED * self.limits.bytes:
             raise UserError("the server holds too many files of others; send yours in a few minutes.")
 
+    def _worded(self, error: Exception) -> str:
+        return plainly(error, self.folder)
+
     def submit(self, session: Session, what: str, work: Callable[[Job], Any]) -> Job:
-        """Puts a job of a session into the queue. UserError where it has one, or the queue is full."""
+        """Puts an `open` or `ask` job of a session into its queue. UserError where it has one, or the queue is full."""
         with self._lock:
             if session.job and not session.job.over:
                 raise UserError("this page has a request in work; wait for it or cancel it.")
-            session.job = self.worker.submit(Job(work, what, session.number))
+            worker = self.opener if what == "open" else self.worker
+            session.job = worker.submit(Job(work, what, session.number))
             return session.job
 
     # ---- opening -----------------------------------------------------------------------------------------------------
@@ -218,10 +223,10 @@ class Room:
                 self.worker.spare(Job(lambda job, one=(reader, *way): ask(*one), "warm-up", 0))
 
     def close(self) -> bool:
-        """Ends all sessions, and the worker if its present job soon ends; whether that goes on."""
+        """Ends all sessions, and the workers if their present jobs soon end; whether one goes on."""
         self._over.set()
         self.sessions.end_all()
-        return self.worker.close(1.0)
+        return any([worker.close(1.0) for worker in (self.opener, self.worker)])
 
 
 def _record(asked: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def web(room: Room) -> Starlette:
 
     async def cancel(request: Request, session: Session) -> Response:
         if session.job:
-            room.worker.cancel(session.job)
+            session.job.cancel()
         return JSONResponse(_state(room, session))
 
     async def close(request: Request, session: Session) -> Response:
@@ -181,7 +181,7 @@ def _state(room: Room, session: Session) -> dict[str, Any]:
     """The session's job: its state and step, how many are before it, its result."""
     if (job := session.job) is None:
         return {"state": "none"}
-    return {"state": job.state, "step": job.step, "place": room.worker.place(job), "what": job.what,
+    return {"state": job.state, "step": job.step, "place": job.place, "what": job.what,
             "result": job.result if job.state == "done" else None, "error": job.error}  # fmt: skip
 
 

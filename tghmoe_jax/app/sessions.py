@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tghmoe_jax.app.jobs import Job, Worker
+from tghmoe_jax.app.jobs import Job
 from tghmoe_jax.app.uploads import Choice, empty
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.scan import Scan
@@ -67,11 +67,10 @@ class Sessions:
     """All open pages. `memory`: bytes that their scans may take together; `ended` is called after a page has ended."""
 
     def __init__(
-        self, folder: Path, worker: Worker, memory: int, clock: Callable[[], float] = time.monotonic,
+        self, folder: Path, memory: int, clock: Callable[[], float] = time.monotonic,
         ended: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        self._folder, self._worker, self._memory = folder, worker, memory
-        self._clock, self._ended = clock, ended
+        self._folder, self._memory, self._clock, self._ended = folder, memory, clock, ended
         self._lock, self._numbers = threading.RLock(), itertools.count(1)
         self._open: dict[str, Session] = {}
 
@@ -99,7 +98,7 @@ class Sessions:
         with self._lock:
             self._open.pop(session.token, None)
             if session.job:
-                self._worker.cancel(session.job)
+                session.job.cancel()
             session.close_scan()
             session.answers.clear()
         self._ended()
