@@ -111,12 +111,13 @@ export class Viewer {
   setOverlay(boxes, strength) { Object.assign(this, { boxes, strength }); this.draw(); }
 
   async refresh() {
+    const asked = this.asked = (this.asked || 0) + 1;
     await Promise.all(this.views.map(async (view) => {
       const turn = ++view.turn;
       const data = await this.load(view);
       if (turn === view.turn && data && this.scan) { view.data = data; this.drawView(view); }
     }));
-    if (!this.scan) return;
+    if (!this.scan || asked !== this.asked) return; // a later move tells its own place
     this.say(this.at(this.cross));
     if (this.onmove) this.onmove();
   }
@@ -128,14 +129,14 @@ export class Viewer {
   }
 
   async load(view) {
-    const axis = this.scan.model.axes[view.axis];
+    const scan = this.scan, axis = scan.model.axes[view.axis];
     const index = this.model ? this.inModel(view.axis, this.cross[view.axis]) : this.cross[view.axis];
     const length = this.model ? axis.length : this.scan.shape[view.axis];
     const query = `axis=${view.axis}&index=${Math.min(index, length - 1)}` + (this.model ? `&channel=${this.channel}` : "");
     if (!this.kept.has(query)) {
       const found = await this.fetchSlice(query);
-      if (!found) return null;
-      this.kept.set(query, { values: new READ[found.type](found.buffer), model: this.model, axis: view.axis });
+      if (!found || scan !== this.scan) return null; // another scan was opened meanwhile
+      this.kept.set(query, { values: new READ[found.type](found.buffer), model: this.model, index });
       if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
     }
     return this.kept.get(query);
@@ -280,10 +281,12 @@ export class Viewer {
       parts.push(this.mm(voxel).map((value, axis) => `${SIDES[axis][value < 0 ? 1 : 0]} ${Math.abs(value).toFixed(1)}`).join(", ") + " mm");
     }
     const own = view || this.views[0];
-    if (own.data && !own.data.model) {
+    const index = this.model ? this.inModel(own.axis, voxel[own.axis]) : voxel[own.axis];
+    if (!own.data || own.data.model !== this.model || own.data.index !== index) return parts.join("; "); // not yet there
+    if (!this.model) {
       const value = own.data.values[voxel[own.y] * this.scan.shape[own.x] + voxel[own.x]];
       if (value !== undefined) parts.push(`${Number(value.toFixed(3))}${this.scan.unit === "HU" ? " HU" : ""}`);
-    } else if (own.data) {
+    } else {
       const [x, y] = [this.inModel(own.x, voxel[own.x]), this.inModel(own.y, voxel[own.y])];
       parts.push(`level ${own.data.values[y * this.scan.model.axes[own.x].length + x]} of 255 for the model`);
     }
