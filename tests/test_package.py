@@ -23,8 +23,9 @@ ROOT = tiny_run.ROOT
 
 
 def test_every_command_is_listed_and_nothing_else(monkeypatch, capsys):
-    files = (ROOT / "tghmoe_jax").glob("*.py")
-    modules = {file.stem for file in files if "sys.exit(run_command(" in file.read_text()}
+    files = [*(ROOT / "tghmoe_jax").glob("*.py"), *(ROOT / "tghmoe_jax").glob("*/__main__.py")]
+    ended = [file for file in files if "sys.exit(run_command(" in file.read_text()]
+    modules = {file.parent.name if file.stem == "__main__" else file.stem for file in ended}
     assert {module for module, _ in commands.COMMANDS.values()} == modules
     monkeypatch.setattr(sys, "argv", ["tghmoe"])
     commands.main()

@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {  # name: module, what it does
     "predict": ("predict", "ask about one scan, or let a report be written"),
+    "app": ("app", "a local page: look at a scan, ask, see what the answer rests on"),
     "prepare": ("prepare", "read a data set once and store it in shards; check a manifest"),
     "train": ("main", "train or evaluate what a config says"),
     "evaluate": ("evaluate", "score a run or prediction files; compare two systems"),

@@ -174,6 +174,7 @@ class BatchReader:
 
     def _falls(self, source: Source, request: Request, text: str, visual, mask, new_tokens: int) -> evidence.Falls:
         """What the answer `text` to one request rests on, from its visual tokens (1, L, W) and their mask (1, L)."""
+        self.watch("evidence")
         cfg, question = self.model.cfg, request.question
 
         def length(tokens: int, others: int) -> int:
@@ -187,8 +188,17 @@ class BatchReader:
         stops = tuple(sorted(self.tokenizer.stop_ids))
         return self._call("decode", generation.generate, text, visual, mask, new_tokens, stops)
 
+    def watch(self, step: str) -> None:
+        """Called before each step, `encode`, `decode`, `rank` or `evidence`; who shows progress replaces it, and ends
+        an answer by raising."""
+
+    def forget(self) -> None:
+        """Lets go of the last scan and its visual tokens, which are kept for the next question about it."""
+        self._seen = None
+
     def _call(self, step: str, function, *arguments):
         """function(model, variables, *arguments). The memory that a new program needs is looked at before it runs."""
+        self.watch(step)
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), arguments)
         if (key := f"{step} {shapes}") not in self._programs:
             program, given = programs.prepare(function, self.model, self.variables, arguments)

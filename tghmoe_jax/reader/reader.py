@@ -78,7 +78,7 @@ class Reader(BatchReader):
 
         UserError as `scans.scan.read_scan` raises it.
         """
-        scan = read_scan(path, *self._reading(), series, assume_hu, keep)
+        scan = read_scan(path, *self.reading(), series, assume_hu, keep)
         if fault := self.spacing_fault(scan, str(path)):
             raise UserError(fault)
         return scan
@@ -89,7 +89,8 @@ class Reader(BatchReader):
         needed = scan.prepared.spacing_mm is None and rope.enabled and rope.unit == "mm"
         return f"{name} states no spacing, which {self.run.name} needs: name a NIfTI or DICOM scan." if needed else ""
 
-    def _reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def reading(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What `scans.scan.scan_of` needs of the run beside a volume."""
         return self.run.config["data"], self.run.manifest.get("input_ranges")
 
     def _scan(self, path: str | Path | Scan, series: int | None, assume_hu: bool, keep: bool) -> Scan:
@@ -100,7 +101,7 @@ class Reader(BatchReader):
             raise UserError("evidence needs the scan itself; read it with read(path, keep=True).")
         if series is not None or assume_hu:
             raise UserError("series and assume_hu belong to reading; give them to read() in place of ask().")
-        if path.read_for != reading_of(*self._reading()):
+        if path.read_for != reading_of(*self.reading()):
             raise UserError(
                 f"the scan was read for another input than that of {self.run.name}; read it with its read()."
             )

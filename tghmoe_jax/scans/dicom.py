@@ -27,6 +27,7 @@ from tghmoe_jax.scans.dicom_files import (
     listed,
     read_tags,
     study_at,
+    summary,
     tag,
     whole,
 )
@@ -92,6 +93,19 @@ def read_geometry(path: Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndar
     with _quiet():
         _, slices, _ = _chosen(path, None)
     return (len(slices), *slices[0].shape), stack.axes(slices), slices[0].position
+
+
+def series_of(path: Path) -> list[tuple[int, str]]:
+    """The numbers that `series` of `read_dicom` takes, each with what tells it apart, no description among it.
+
+    A series of several acquisitions stands there as these. UserError as `read_dicom` for what holds no image.
+    """
+    with _quiet():
+        study = study_at(path)
+        splits = [_split(group, path)[0] for group in study.series]
+        found = [(i, summary(group)) for i, group in enumerate(study.series, 1) if len(splits[i - 1]) < 2]
+        parts = [part for split in splits if len(split) > 1 for part in split]
+        return found + [(len(splits) + i, f"one acquisition, {len(part)} slices") for i, part in enumerate(parts, 1)]
 
 
 def _chosen(path: Path, number: int | None) -> tuple[Series, list[stack.Slice], tuple[str, ...]]:

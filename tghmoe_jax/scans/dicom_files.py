@@ -240,10 +240,10 @@ def _modality(header: pydicom.Dataset) -> str:
 def listed(series: list[Series]) -> str:
     """The series with their numbers, the first of many."""
     rest = [f"and {len(series) - _LISTED} more"] if len(series) > _LISTED else []
-    return "; ".join([f"{index}: {_summary(group)}" for index, group in enumerate(series[:_LISTED], 1)] + rest)
+    return "; ".join([f"{index}: {summary(group)}" for index, group in enumerate(series[:_LISTED], 1)] + rest)
 
 
-def _summary(group: Series) -> str:
+def summary(group: Series) -> str:
     """What distinguishes series without their descriptions, which may hold patient data."""
     first = group[0][1]
     count = sum(frames_of(header) or 1 for _, header in group)

@@ -7,6 +7,7 @@ World vectors are in the patient axes of DICOM, LPS: x toward Left, y toward Pos
 
 import dataclasses
 import itertools
+from contextvars import ContextVar
 from typing import Literal
 
 import nibabel as nib
@@ -19,6 +20,7 @@ Unit = Literal["HU", "unit-interval"]
 MIN_SLICES = 4  # fewer is a picture, not a volume: one slab of the default patch depth
 MIN_PIXELS = 16
 MAX_VOXELS = 2**30  # 4 GiB as float32; a header that claims more is damaged or hostile
+most_voxels: ContextVar[int] = ContextVar("most_voxels", default=MAX_VOXELS)  # a server has less room for each scan
 SPACING_RANGE_MM = (0.02, 50.0)
 MAX_SHEAR_DEGREES = 1.0
 
@@ -146,8 +148,8 @@ def check_shape(shape: tuple[int, ...], name: str) -> None:
         raise UserError(f"{name} is empty ({sizes or 'no'} voxels): export the scan again.")
     if len(shape) != 3:
         raise UserError(f"{name} is {len(shape)}D ({sizes}) where a scan is 3D: name a volume.")
-    if np.prod([float(size) for size in shape]) > MAX_VOXELS:
-        raise UserError(f"{name} claims {sizes} voxels, more than {MAX_VOXELS}: check its header, or crop the scan.")
+    if np.prod([float(size) for size in shape]) > (most := most_voxels.get()):
+        raise UserError(f"{name} claims {sizes} voxels, more than {most}: check its header, or crop the scan.")
 
 
 def check_canonical_shape(shape: tuple[int, int, int], name: str) -> None:
