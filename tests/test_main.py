@@ -53,7 +53,7 @@ def test_a_run_leaves_the_files_of_the_design(request, stage):
     assert names == {"checkpoints", "config.json", "eval", "manifest.json", "metrics.jsonl", "model", "params.txt"}
     assert list(run.glob("events.*"))
     assert {path.name for path in (run / "eval" / str(tiny_run.STEPS)).iterdir()} == {
-        "calibration.json", "manifest.json", "metrics.json", "report.html",
+        "calibration.json", "manifest.json", "metrics.json", "report.html", "scores.txt",
         *(f"predictions_{kind}.csv" for kind in ("closed", "open", "report")),
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
