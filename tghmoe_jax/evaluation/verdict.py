@@ -115,7 +115,7 @@ def lines(found: Sequence[Verdict], metrics: Mapping[str, object]) -> list[str]:
         f"chance   {number(first.chance, 'not known')}",
         f"blind    {number(first.blind, 'not known')}",
         f"verdict  {first.text}",
-        *(f"also     {one}, blind {number(one.blind, 'not known')}: {one.text}" for one in others),
+        *(f"also     {one}{'' if one.blind is None else f', blind {number(one.blind)}'}: {one.text}" for one in others),
     ]
 
 
