@@ -142,7 +142,7 @@ def test_stage2_starts_with_the_logits_of_stage1_for_every_task(tiny_folder, tin
     rng = np.random.default_rng(0)
     batch["slices"] = rng.integers(0, 256, batch["slices"].shape).astype(np.uint8)
     batch["tokens"] = rng.integers(0, 1000, batch["tokens"].shape).astype(np.int32)
-    options = {"compiler_options": {"xla_cpu_use_fusion_emitters": False}}
+    options = {"compiler_options": tiny_run.COMPILER_OPTIONS}
     forward = jax.jit(lambda m, v, g: generation.inference(m).apply(v, batch, g).logits, static_argnums=0, **options)
     expected = forward(one.model, variables(one.params), np.zeros(2, np.int32))
     for task in range(len(config.model.tasks)):
