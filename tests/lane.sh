@@ -45,7 +45,7 @@ step() {  # step NAME COMMAND...
 }
 
 # Compiles in a third of the time; the tests below choose for themselves.
-quickly=(env JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR="$folder/programs" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0)
+quickly=(env JAX_NUM_CPU_DEVICES=1 JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR="$folder/programs" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0)
 short=(--config.train.steps=3 --config.eval.items=4 --config.eval.calibration=0 --config.data.volumes=16 --config.data.root="$folder/data")
 step "stage 1, shortened" "${quickly[@]}" python -m tghmoe_jax.main --config configs/stage1.py --workdir "$folder/stage1" "${short[@]}"
 step "stage 2, shortened" "${quickly[@]}" python -m tghmoe_jax.main --config configs/stage2.py --workdir "$folder/stage2" \
