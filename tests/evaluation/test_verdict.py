@@ -5,7 +5,8 @@ import pytest
 
 from tests.evaluation.test_protocols import closed
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, verdict
-from tghmoe_jax.evaluation.protocols import score
+from tghmoe_jax.evaluation.protocols import Prediction, score
+from tghmoe_jax.samples.questions import Question
 
 ORGANS = ("liver", "spleen", "left kidney", "bladder")
 
@@ -106,6 +107,24 @@ def test_the_next_command_fits_the_verdict():
     ]
     assert "configs/stage2.py --config.init_from=runs/a" in steps[0] and "predict --checkpoint runs/a" in steps[1]
     assert "evaluate run runs/a --items" in steps[2] and "train longer" in steps[3]
+
+
+def test_reports_whose_findings_no_data_set_knows_are_judged_by_the_rules_for_english():
+    question = Question("report", "report", "", "Describe the scan.", (), "There is a cyst in the right kidney.")
+    run = {
+        name: [Prediction.of(i, question, text) for i in range(24)]
+        for name, text in (("report", question.answer), ("control/blind_report", "The lungs are clear."))
+    }
+    found = judged(run)
+    assert found.score == "report/ladder_present" and (found.value, found.blind) == (1, 0)
+    assert found.state == verdict.ABOVE and found.chance is None
+
+
+def test_open_answers_alone_have_no_blind_control():
+    question = Question("vqa", "open", "organ", "Which organ?", (), "liver")
+    found = judged({"open": [Prediction.of(i, question, "liver") for i in range(24)]})
+    assert found.score == "open/exact" and found.state == verdict.NOT_ASKED
+    assert "predict" in verdict.next_step([found], "runs/a", stage1=False)
 
 
 def test_a_file_with_a_blind_column_gets_the_verdict_of_its_run(tmp_path):

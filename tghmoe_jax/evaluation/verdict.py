@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from tghmoe_jax.evaluation import comparison
+from tghmoe_jax.evaluation.metrics import of_kind
 from tghmoe_jax.evaluation.protocols import Prediction, Run, under_control
 from tghmoe_jax.evaluation.statistics import FEW_UNITS
 from tghmoe_jax.evaluation.text_table import interval, number
@@ -46,12 +47,15 @@ def chance_of(ones: Sequence[Prediction]) -> float | None:
 
 
 def verdicts(metrics: Mapping[str, object], run: Run) -> list[Verdict]:
-    """One for the first score of each task that the run has, in the order of the tables; where no task names one, of
-    `open/exact`, which no control repeats."""
-    firsts = {first.split("/")[0]: first for task in TASKS.values() if (first := next(iter(task.scores), ""))}
-    scores = [firsts[kind] for kind in KINDS if kind in firsts and metrics.get(firsts[kind]) is not None]
-    if not scores and metrics.get("open/exact") is not None:
-        scores = ["open/exact"]
+    """One for each kind of question that controls repeat, in the order of the tables, or else for each kind: for the
+    first score of its task, or the first that says right or wrong where the data set does not give that one."""
+    firsts = [first for task in TASKS.values() if (first := next(iter(task.scores), ""))]
+    kinds = [kind for kind in KINDS if run.get(kind)]
+    scores = []
+    for kind in [kind for kind in kinds if kind in under_controls()] or kinds:
+        judged = [f"{kind}/{metric.name}" for metric in of_kind(kind) if metric.judged and metric.compared]
+        own_first = [first for first in firsts if first.split("/")[0] == kind]
+        scores += [key for key in (*own_first, *judged) if metrics.get(key) is not None][:1]
     own, blind = comparison.beside_control(run, "blind")
     compared = comparison.compare(blind, own, judged=True) if own else {}
     return [_verdict(score, metrics, run, compared) for score in scores]
