@@ -173,10 +173,10 @@ def test_evaluation_alone_repeats_the_numbers_of_the_training_exactly(tiny_folde
     again = tiny_run.trained(tiny_folder, "evaluate.py", "evaluate", *flags)
     assert tiny_run.metrics(again) == tiny_run.metrics(tiny_stage2)
     one, other = (run / "eval" / str(tiny_run.STEPS) for run in (tiny_stage2, again))
-    head = re.compile(r'<dl class="head">.*?</dl>')  # of the page: date, command, and the checkpoint that was read
+    head = re.compile(rb'<dl class="head">.*?</dl>')  # of the page: date, command, and the checkpoint that was read
     for file in one.iterdir():
         if file.name != "manifest.json":
-            assert head.sub("", (other / file.name).read_text()) == head.sub("", file.read_text()), file.name
+            assert head.sub(b"", (other / file.name).read_bytes()) == head.sub(b"", file.read_bytes()), file.name
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, other)]
     read = [manifest.pop("checkpoint") for manifest in manifests]
     assert manifests[0] == manifests[1] and read[0] is None and read[1]["step"] == tiny_run.STEPS
