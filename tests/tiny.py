@@ -16,6 +16,7 @@ import pytest
 from flax import traverse_util
 
 from configs import common
+from tests.tiny_run import COMPILER_OPTIONS
 from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import EMBEDDED, describe, load_base, save_base
 from tghmoe_jax.models import config as model_config
@@ -194,8 +195,8 @@ def tree(params: dict) -> dict:
 
 
 def jit(function, **kw):
-    """jax.jit, but compiled in a third of the time: compiling is what takes the time in these tests."""
-    return jax.jit(function, compiler_options={"xla_cpu_use_fusion_emitters": False}, **kw)
+    """jax.jit, but compiled faster: compiling is what takes the time in these tests."""
+    return jax.jit(function, compiler_options=COMPILER_OPTIONS, **kw)
 
 
 def apply(model: MLLM, params, batch, group=None, depth_scale=None, score=False):

@@ -18,6 +18,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from tghmoe_jax import writing
 from tghmoe_jax.bases.base import describe, load_config
 from tghmoe_jax.datasets.prepared import read_parameters
 from tghmoe_jax.datasets.sources import DRAWN, make_source
@@ -58,7 +59,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     run_folder.check_config(config)
     reader = load_sharded(loaded, config.data.text_length, config.eval.batch, mesh)
     progress = print if hosts.first() else lambda text: None
-    return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress)
+    return evaluate_all(reader, config, epath.Path(workdir) / "eval" / str(loaded.step), progress, config.init_from)
 
 
 def data_of(config: ConfigDict, run: dict[str, Any]) -> dict[str, Any]:
@@ -72,19 +73,21 @@ def data_of(config: ConfigDict, run: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
+def evaluate_all(
+    reader: Reader, config: ConfigDict, folder: epath.Path, progress=print, name: str = ""
+) -> dict[str, Any]:
     """The scores of the run's own test set, into `folder`, and the other studies that the config asks for.
 
     Confidence means what the run stores, or else what `eval.calibration` validation items say; it goes to
     `folder`/calibration.json. `eval.transfer` items of the second drawing style go to `folder`/second_style,
-    `eval.adversarial` items asked in each hard way to `folder`/adversarial.json.
+    `eval.adversarial` items asked in each hard way to `folder`/adversarial.json. The run's own set comes last, so that
+    its verdict ends what is printed. `name` is the run, for the command to run next.
     """
     stored = reader.run.calibration if reader.run else {}
     calibrated = stored or calibrate(reader, config, progress)
     if hosts.first() and calibrated:
         folder.mkdir(parents=True, exist_ok=True)
         outputs.write_json(folder / run_folder.CALIBRATION, {kind: one.to_json() for kind, one in calibrated.items()})
-    metrics = examine(reader, *test_sources(config), config, folder, progress, calibrated)
     if config.eval.transfer:
         progress("the second drawing style, never trained on:")
         source = make_source(config.data, "test", config.eval.transfer, "second", "second")
@@ -94,9 +97,11 @@ def evaluate_all(reader: Reader, config: ConfigDict, folder: epath.Path, progres
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():
+            folder.mkdir(parents=True, exist_ok=True)
             outputs.write_json(folder / "adversarial.json", ways)
-        progress(router_tests.table(ways))
-    return metrics
+            writing.write(folder / "adversarial.txt", router_tests.table(ways) + "\n")
+        progress(f"asked in hard ways: {folder / 'adversarial.txt'}")
+    return examine(reader, *test_sources(config), config, folder, progress, calibrated, name)
 
 
 def validate(reader: Reader, config: ConfigDict, folder: epath.Path, progress=print) -> dict[str, Any]:
@@ -148,7 +153,9 @@ def ask_base(base: str, folder: epath.PathLike, config: ConfigDict, target: epat
     config = ConfigDict(config.to_dict() | {"data": data.to_dict()})
     config.eval.update({"transfer": 0, "adversarial": 0})
     reader = load_slice_reader(base, tuple(config.model.tasks), data.slices)
-    return evaluate_all(reader, config, target / "eval" / "0", print)
+    metrics = evaluate_all(reader, config, target / "eval" / "0", print)
+    print(f"next     python -m tghmoe_jax.evaluate compare {target} {folder}")
+    return metrics
 
 
 @command

@@ -187,7 +187,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         """Asks the test split, once: of the best checkpoint, or else of the last step."""
         chosen = step if choice.best is None else choice.best
         reader = read_with(store.best_params(state))
-        log.scalars(step, evaluate.evaluate_all(reader, config, workdir / "eval" / str(chosen), log.say))
+        log.scalars(step, evaluate.evaluate_all(reader, config, workdir / "eval" / str(chosen), log.say, str(workdir)))
 
     first = step = int(state.step)
     # A run that was stopped or killed before its evaluation was done runs it now.

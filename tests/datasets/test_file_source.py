@@ -104,6 +104,20 @@ def test_raw_and_prepared_give_the_same_samples(make, unit, channels):
     assert ("hu" in ranges) == ("spacing_mm" in ranges) == (unit == "HU")
 
 
+@pytest.mark.parametrize(
+    "orientation, sides",
+    [
+        ("LPS", ("R", "L")), ("coronal slices of LPS", ("R", "L")), ("sagittal slices of LPS", ("A", "P")),
+        ("as stored", None), ("sagittal slices of as stored", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("raw", [False, True])
+def test_sides_are_named_only_where_the_orientation_is_stated(make, monkeypatch, raw, orientation, sides):
+    known = read
+    monkeypatch.setitem(globals(), "read", lambda *of: dataclasses.replace(known(*of), orientation=orientation))
+    assert FileSource(make(count=1, raw=raw), "train").sides(0) == sides
+
+
 def test_a_changed_voxel_or_word_changes_the_digest(make):
     data = make()
     one, other = FileSource(data, "train"), FileSource(data, "train")

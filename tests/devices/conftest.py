@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from tests.tiny import exact_and_quick  # noqa: F401
+from tests.tiny_run import WITHOUT_EMITTERS
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", **WITHOUT_EMITTERS}
 
 
 def start_module(name: str, *arguments: str) -> subprocess.Popen:

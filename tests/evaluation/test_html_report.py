@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.test_protocols import small_run
-from tghmoe_jax.evaluation import DISCLAIMER, html_report
+from tests.evaluation.test_protocols import ORGANS, closed, small_run
+from tghmoe_jax.evaluation import DISCLAIMER, html_report, slice_strip, verdict
 from tghmoe_jax.evaluation.protocols import CONTROLS, score
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.samples.questions import TYPES
@@ -28,6 +28,12 @@ class Source:
     def slices(self, index):
         levels = np.full((9, 8, 8, 3), 10 * index + 5, np.uint8)
         return levels, np.arange(9) < 7
+
+    def findings(self, index):
+        return frozenset()
+
+    def sides(self, index):
+        return None
 
 
 class Page(html.parser.HTMLParser):
@@ -78,7 +84,8 @@ def test_failures_come_first_and_every_case_shows_its_slices(tmp_path):
     strips = re.findall(r'alt="slices of volume (\d+)" src="data:image/png;base64,([^"]+)"', text)
     for index, data in strips:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        assert picture.shape == (8, 8 * html_report.SLICES) and (picture == 10 * int(index) + 5).all()
+        pitch = 128 + slice_strip.GAP
+        assert picture.shape == (pitch, 7 * pitch) and (picture[64:128, :128] == 10 * int(index) + 5).all()
     assert len(strips) == len(re.findall(r'<div class="case', text))
 
 
@@ -98,11 +105,40 @@ def test_a_report_that_nothing_judges_is_shown_as_neither_right_nor_wrong(tmp_pa
     assert re.findall(r'<div class="case (\w+)">', reports) == ["wrong", "unjudged", "unjudged"]  # the empty one first
 
 
-def test_chance_is_that_of_the_choices():
-    run = small_run()
-    run["closed"] = [dataclasses.replace(one, choices=one.choices[:2]) for one in run["closed"]]
-    (line,) = html_report.bar_chart(score(run), run).axes[0].lines
-    assert list(line.get_ydata()) == [0.5, 0.5]
+def test_each_type_of_a_data_set_is_drawn_with_its_own_chance():
+    run = {"closed": [closed(i, "side", ("left", "right"), "left", "A. left") for i in range(4)]}
+    run["closed"] += [closed(i, "organ", ORGANS, "liver", "A. liver") for i in range(3)]
+    run["closed"].append(closed(9, "lobe", (), "upper", "?"))  # of a file whose choices were not understood
+    axis = html_report.bar_chart(score(run), run).axes[0]
+    names = [label.get_text().split("\n") for label in axis.get_xticklabels()]
+    assert names == [["organ", "1.000, n = 3"], ["side", "1.000, n = 4"], ["lobe", "0.000, n = 1"]]
+    dashes = [line for line in axis.collections if line.get_linestyle()[0][1]]
+    level = {int(line.get_segments()[0][0][0]): line.get_segments()[0][0][1] for line in dashes}
+    assert level == {0: 0.25, 1: 0.5}
+
+
+def test_the_head_says_what_was_found_by_what_and_on_what(tmp_path):
+    run = small_run() | {"control/blind_closed": small_run()["closed"]}
+    metrics = score(run) | {verdict.LESIONS: [34.0, 83.9]}
+    facts = {"checkpoint": "stage2, step <7>", "command": "python -m tghmoe_jax.main", "code": ""}
+    html_report.write(
+        tmp_path / "report.html", metrics, run, Source(), ("report", "vqa"), facts=facts,
+        verdicts=verdict.verdicts(metrics, run),
+    )  # fmt: skip
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    head = " ".join(Page(text[: text.index("<h2>")]).text)
+    assert "3 volumes are too few for an interval" in head and "drawn anatomy; lesions of 34 to 84 mm" in head
+    assert "stage2, step <7>" in head and "4 closed, 2 open, 2 report" in head and "code" not in head
+
+
+def test_scores_stand_in_groups_with_their_items_and_chance(tmp_path):
+    table = page(tmp_path).split("<h2>Closed questions by type")[0]
+    groups = re.findall(r"<th colspan=.9.>([^<]+)<", table)
+    assert groups == ["Closed questions", "Open questions", "Reports", "Task router"]
+    row = re.search(r"<tr><td>closed/by_type/organ</td>(.*?)</tr>", table)[1]
+    assert re.findall(r"<td>([^<]*)</td>", row)[:4:3] == ["3", "0.250"]
+    row = re.search(r"<tr><td>closed/empty</td>(.*?)</tr>", table)[1]
+    assert re.findall(r"<td>([^<]*)</td>", row)[:4:3] == ["4", "–"]
 
 
 def test_bars_are_as_high_as_the_scores():

@@ -90,6 +90,7 @@ def test_the_files_hold_every_sample_and_what_was_scored(run, leaked, tmp_path, 
     metrics = scored(capsys, run, "--to", str(target), "--leaks", leaked)
     assert {path.name for path in target.iterdir()} == {
         "predictions_closed.csv", "predictions_open.csv", "predictions_report.csv", "metrics.json", "manifest.json",
+        "scores.txt",
     }  # fmt: skip
     with open(target / "predictions_open.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -63,7 +63,13 @@ class Files:
     def digest(self):
         return ""
 
-    aux = aux_cells = findings = input_ranges = question
+    def findings(self, index):
+        return frozenset()
+
+    def sides(self, index):
+        return "R", "L"
+
+    aux = aux_cells = input_ranges = question
 
 
 class Oracle:
@@ -98,7 +104,7 @@ class Oracle:
 
 def config(**changes) -> ConfigDict:
     """What an examination reads of a config."""
-    data = {"name": "manifest", "drop_leaks": "none"}
+    data = {"name": "manifest", "drop_leaks": "none", "channels": "windows3"}
     asked = {"items": 9, "seed": 1, "controls": CONTROLS, "new_tokens": 4, "answer_tokens": 4, "adversarial": 3}
     return ConfigDict({"data": data, "eval": asked, "max_bad_fraction": 0.1} | changes)
 

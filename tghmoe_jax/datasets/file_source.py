@@ -179,6 +179,12 @@ class FileSource:
         """No strata: there is no control within a body section."""
         return ""
 
+    def sides(self, index: int) -> tuple[str, str] | None:
+        """Right and left, or front and back, where the volume states its orientation."""
+        sagittal = {"LPS": False, "coronal slices of LPS": False, "sagittal slices of LPS": True}
+        orientation = self._grid(index).orientation
+        return (("R", "L"), ("A", "P"))[sagittal[orientation]] if orientation in sagittal else None
+
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """None known."""
         return frozenset()

@@ -234,7 +234,8 @@ class PreparedSet:
             file = shard_file(self.folder, row["shard"], ".array_record").relative_to(self.folder)
             raise UserError(damaged(self.folder, [f"volume {key} in {file}: {fault}"]))
         values = np.frombuffer(record, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
-        return Grid(values, row["spacing_mm"] and tuple(row["spacing_mm"]), tuple(row["history"]))
+        spacing = row["spacing_mm"] and tuple(row["spacing_mm"])
+        return Grid(values, spacing, tuple(row["history"]), str(row.get("orientation")))
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         if shard not in self._readers:

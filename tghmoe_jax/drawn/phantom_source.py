@@ -76,6 +76,7 @@ class PhantomSource:
         self.wording = WORDINGS[wording]
         window_names(channels)  # refused here, not at the first volume
         self.channels = channels
+        self.split = split
         folder = prepare(Path(root), split, count, seed, tuple(grid), style, processes)
         self.volumes = np.load(folder / "volumes.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "truth.jsonl", encoding="utf-8") as lines:
@@ -127,6 +128,17 @@ class PhantomSource:
     def group(self, index: int) -> str:
         """The body section."""
         return self.truths[index].section
+
+    def sides(self, index: int) -> tuple[str, str]:
+        """The patient's side at the left and at the right edge of each slice."""
+        _, _, toward = phantom.DIRECTIONS[self.truths[index].plane]
+        return ("R", "L") if toward[0] else ("A", "P")
+
+    @property
+    def lesions_mm(self) -> list[float] | None:
+        """The smallest and the largest size of the drawn lesions; None where no volume has one."""
+        sizes = [lesion.size_mm for truth in self.truths for lesion in truth.lesions]
+        return low_high(sizes) if sizes else None
 
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """True (lesion, organ, side) triples."""

@@ -130,6 +130,9 @@ class ScenesSource:
         """One stratum: scenes have no body section."""
         return "scene"
 
+    def sides(self, index: int) -> None:
+        """A scene is no patient."""
+
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """No scene has a CT finding."""
         return frozenset()

@@ -1,14 +1,14 @@
 """Two systems on the same items: the difference of each score with a paired bootstrap interval."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import statistics, text_table
 from tghmoe_jax.evaluation.metrics import of_kind
-from tghmoe_jax.evaluation.protocols import Prediction, Run
+from tghmoe_jax.evaluation.protocols import Prediction, Run, under_control
 from tghmoe_jax.evaluation.statistics import FEW_UNITS
 from tghmoe_jax.samples.tasks import KINDS
 
@@ -41,6 +41,19 @@ def compare(one: Run, other: Run, judged: bool = False) -> dict[str, dict]:
                 "ci95": interval, "items": len(a), "units": len(set(units)),
             }  # fmt: skip
     return result
+
+
+def beside_control(
+    run: Run, control: str, keep: Callable[[Prediction], bool] = lambda one: True
+) -> tuple[dict[str, list[Prediction]], dict[str, list[Prediction]]]:
+    """The answers of a run that a control repeats and `keep` holds for, and those under the control, by kind and in the
+    same order."""
+    own, other = {}, {}
+    for kind, ones in under_control(run, control).items():
+        answered = {(one.index, one.prompt): one for one in ones}
+        if kept := [one for one in run[kind] if keep(one) and (one.index, one.prompt) in answered]:
+            own[kind], other[kind] = kept, [answered[one.index, one.prompt] for one in kept]
+    return own, other
 
 
 def paired(

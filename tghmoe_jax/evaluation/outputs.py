@@ -123,13 +123,10 @@ def remarks(metrics: Mapping[str, object], run: Run | None = None) -> list[str]:
     for name, why in text_metrics.MISSING.items():
         if any(metrics.get(f"{kind}/{name}") is None for kind in scored):
             remarks.append(why)
-    own, forced = {}, {}
-    for kind, ones in under_control(run or {}, "wrong_group").items():
-        answered = {(one.index, one.prompt): one for one in ones}
-        # Where the router erred the forced experts are those that answered already.
-        right = [one for one in run[kind] if one.task_predicted in (None, one.task_true)]
-        if pairs := [(one, answered[key]) for one in right if (key := (one.index, one.prompt)) in answered]:
-            own[kind], forced[kind] = zip(*pairs, strict=True)
+    # Where the router erred the forced experts are those that answered already.
+    own, forced = comparison.beside_control(
+        run or {}, "wrong_group", lambda one: one.task_predicted in (None, one.task_true)
+    )
     paired = comparison.compare(own, forced, judged=True) if own else {}
     for score in sorted(next(iter(task.scores), "") for task in TASKS.values()):  # of each task the first
         if (row := paired.get(score)) and row["ci95"] is not None:

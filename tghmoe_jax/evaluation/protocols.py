@@ -36,8 +36,10 @@ def control_scores() -> dict[str, tuple[str, str]]:
 
 
 def scores_of(metrics: Mapping[str, object]) -> list[str]:
-    """The keys of `metrics` that are scores of the run itself: no interval, count of units or score of a control."""
-    return [key for key in metrics if not key.endswith(("_ci95", "_few_units")) and not key.startswith("control/")]
+    """The keys of `metrics` that are scores of the run itself: no interval, count of units, score of a control, or size
+    of lesions."""
+    beside = ("_ci95", "_few_units", "_mm")
+    return [key for key in metrics if not key.endswith(beside) and not key.startswith("control/")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,12 @@
 import hashlib
 import importlib.metadata
 import platform
+import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from tghmoe_jax.evaluation import statistics
 from tghmoe_jax.evaluation.protocols import Run
@@ -33,6 +37,36 @@ def manifest(run: Run, *, seed: int, **known: object) -> dict[str, object]:
         "items": {kind: len(run.get(kind, ())) for kind in KINDS},
         "empty_outputs": {kind: sum(not one.output.strip() for one in run.get(kind, ())) for kind in KINDS},
         **known,
+    }
+
+
+def checkout() -> dict[str, Any] | None:
+    """Commit of the checkout that this package lies in; None for an installed package or without git."""
+    folder = Path(__file__).resolve().parents[2]
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        done.check_returncode()
+        return done.stdout.strip()
+
+    try:
+        # A package installed into another project's environment must not report that project's commit.
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != folder:
+            return None
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def made_by() -> dict[str, str]:
+    """Date, version and command of what is written now, for the head of a page."""
+    found, version = checkout(), sys.modules["tghmoe_jax"].__version__
+    commit = f"commit {found['commit'][:12]}{', with changes' if found['dirty'] else ''}" if found else "no checkout"
+    program, *arguments = sys.orig_argv
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "code": f"tghmoe_jax {version}, {commit}",
+        "command": shlex.join([Path(program).name, *arguments]),
     }
 
 

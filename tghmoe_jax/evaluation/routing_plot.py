@@ -52,9 +52,9 @@ def write(path: str | Path, figure, caption: str) -> None:
 
 
 def png(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, checkpoint: str) -> bytes:
-    """The same picture, in memory and smaller."""
+    """The same picture, in memory."""
     buffer = io.BytesIO()
-    _figure(routing, slices, slice_mask, checkpoint).savefig(buffer, format="png", dpi=70)
+    _figure(routing, slices, slice_mask, checkpoint).savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
@@ -85,7 +85,8 @@ def _figure(routing: RoutingMap, slices: np.ndarray, slice_mask: np.ndarray, che
             own = [n for n in range(slab * depth, min((slab + 1) * depth, len(slices))) if slice_mask[n]]
             middle = own[len(own) // 2]
             size = slices.shape[1]
-            axis.imshow(slices[middle, :, :, _SOFT_TISSUE], cmap="gray", vmin=0, vmax=255)
+            grey = slices[middle, :, :, _SOFT_TISSUE]
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             overlay = colours[routing.winner[layer, slab]]
             axis.imshow(overlay, extent=(-0.5, size - 0.5, size - 0.5, -0.5), alpha=0.4, interpolation="nearest")
             axis.set_xticks([]), axis.set_yticks([])

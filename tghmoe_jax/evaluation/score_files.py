@@ -4,9 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
+from tghmoe_jax import writing
 from tghmoe_jax.datasets import leaks
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance, vlm3d
+from tghmoe_jax.evaluation import bert, comparison, files, labels, outputs, protocols, provenance, verdict, vlm3d
 from tghmoe_jax.evaluation.protocols import Prediction, Run
 from tghmoe_jax.samples.tasks import KINDS
 
@@ -18,7 +19,9 @@ def add_parsers(commands) -> None:
         "predictions", nargs="?", help="CSV file, folder of predictions_*.csv, or VLM3D's JSON of reports"
     )
     score.add_argument("--vlm3d", metavar="JSON", help="also write reports, or scores of labels, in VLM3D's form")
-    score.add_argument("--to", metavar="DIR", help="also write scores of every sample, metrics.json and manifest.json")
+    score.add_argument(
+        "--to", metavar="DIR", help="also write scores.txt, scores of every sample, metrics.json, manifest.json"
+    )
     score.add_argument("--pred-labels", help="instead: CSV of a case and its labels, 0 to 1, a row, or VLM3D's JSON")
     score.add_argument("--true-labels", help="CSV of the same cases and their true labels, 0 or 1")
     compare = commands.add_parser("compare", help="two systems on the same items")
@@ -69,6 +72,7 @@ def _score(args: argparse.Namespace) -> None:
         digests = {file.name: provenance.digest(file) for file in sources}
     (found,), removed = _read(args, args.predictions)
     metrics = protocols.score(found)
+    known = {key: value for key, value in metrics.items() if value is not None}
     if args.vlm3d:
         if "report" not in found:
             raise UserError(f"--vlm3d needs reports and {args.predictions} holds none; leave it out.")
@@ -81,6 +85,7 @@ def _score(args: argparse.Namespace) -> None:
         model = _bert_model(args)
         outputs.write_predictions(folder, found)
         outputs.write_json(folder / "metrics.json", metrics)
+        writing.write(folder / "scores.txt", _told(known, found) + "\n")
         manifest = provenance.manifest(
             found, seed=0, predictions=digests,
             leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
@@ -89,7 +94,7 @@ def _score(args: argparse.Namespace) -> None:
         outputs.write_json(folder / "manifest.json", manifest)
     if args.json:
         leaked = {} if args.leaks is None else {f"leaked_{name}": count for name, count in removed.items()}
-        print(json.dumps({key: value for key, value in metrics.items() if value is not None} | leaked, indent=1))
+        print(json.dumps(known | leaked, indent=1))
         return
     if args.leaks:
         print("leaked items removed: " + ", ".join(f"{kind} {count}" for kind, count in removed["removed"].items()))
@@ -98,7 +103,12 @@ def _score(args: argparse.Namespace) -> None:
             print("no leaked volume occurs: either they were left out before, or the column Key holds other names")
     if args.truth is None and (count := files.not_answered(args.predictions)):  # not of a JSON file
         print(f"not scored: {count} rows that say why they were not answered")
-    print(outputs.table({key: value for key, value in metrics.items() if value is not None}, found))
+    print(_told(known, found))
+
+
+def _told(metrics: dict[str, object], run: Run) -> str:
+    """The table, and the verdict where it can be seen: at the end."""
+    return "\n".join([outputs.table(metrics, run), "", *verdict.lines(verdict.verdicts(metrics, run), metrics)])
 
 
 def _read(args: argparse.Namespace, *paths: str) -> tuple[list[Run], dict[str, object]]:

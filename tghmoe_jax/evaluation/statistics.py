@@ -106,14 +106,20 @@ def difference_ci95(
     """95% percentile interval of (ratio of `other`) - (ratio of `one`) by a paired bootstrap.
 
     Each is a numerator and a denominator (N,) over the same items; both are resampled with the same `units` (N,).
-    None where fewer than two units leave nothing to resample.
+    None where fewer than two units leave nothing to resample. Where all units differ by 1, or all by -1, it is Wilson's
+    interval: see `agreed_ci95`.
     """
     sums = resampled_sums(np.stack([*one, *other], axis=1), units)
     if sums is None:
         return None
     top, bottom, other_top, other_bottom = sums.T[:, :, None]
-    low, high = np.nanpercentile(mean_of_ratios(other_top, other_bottom) - mean_of_ratios(top, bottom), [2.5, 97.5])
-    return [float(low), float(high)]
+    differences = mean_of_ratios(other_top, other_bottom) - mean_of_ratios(top, bottom)
+    low, high = map(float, np.nanpercentile(differences, [2.5, 97.5]))
+    if low == high == 1:
+        return agreed_ci95(low, high, len(set(units)))
+    if low == high == -1:
+        return [-limit for limit in reversed(agreed_ci95(1.0, 1.0, len(set(units))))]
+    return [low, high]
 
 
 def derangement(n: int, seed: int) -> np.ndarray:

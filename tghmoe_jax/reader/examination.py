@@ -10,9 +10,20 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from tghmoe_jax import writing
 from tghmoe_jax.datasets.sources import finding_parser, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import closed, html_report, outputs, protocols, provenance, router_tests, statistics
+from tghmoe_jax.evaluation import (
+    DISCLAIMER,
+    closed,
+    html_report,
+    outputs,
+    protocols,
+    provenance,
+    router_tests,
+    statistics,
+    verdict,
+)
 from tghmoe_jax.evaluation.calibration import Calibration
 from tghmoe_jax.reader import confidence
 from tghmoe_jax.reader.answer import Answer
@@ -21,6 +32,7 @@ from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF, TASKS, under_controls
+from tghmoe_jax.scans.slices import window_names
 from tghmoe_jax.training import hosts
 
 
@@ -113,12 +125,13 @@ def calibrate(reader: Reader, config: ConfigDict, progress=print) -> dict[str, C
 
 def examine(
     reader: Reader, source: Source, unseen: Source, config: ConfigDict, folder: epath.Path, progress=print,
-    calibrated: Mapping[str, Calibration] | None = None,
+    calibrated: Mapping[str, Calibration] | None = None, name: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs all protocols and the config's controls on `source` and writes predictions and metrics.json into `folder`.
+    """Runs all protocols and the config's controls on `source`, writes predictions, scores and a page into `folder`,
+    and tells the verdict.
 
     `unseen` is the same split in wordings that training never holds, for the router's second score; `calibrated` what
-    `calibrate` found for each kind.
+    `calibrate` found for each kind; `name` the run that is examined, for the command to run next.
     """
     calibrated = calibrated or {}
     e, cfg = config.eval, reader.model.cfg
@@ -224,6 +237,10 @@ def examine(
             "keyword_accuracy_unseen_wording": (keyword_right(other), other_prompts),
         }
     metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
+    if hasattr(source, "lesions_mm"):
+        metrics[verdict.LESIONS] = source.lesions_mm
+    meaning = verdict.verdicts(metrics, run)
+    said = verdict.lines(meaning, metrics)
     shown = [asked[0] for asked in repeated.values() if asked and load.size]
     overlays = list(zip((volume for volume, _ in shown), reader.routings(source, shown), strict=True)) if shown else []
     if hosts.first():  # every process has asked the same questions and read the same answers
@@ -233,13 +250,27 @@ def examine(
             data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
         )  # fmt: skip
         outputs.write_json(folder / "manifest.json", manifest)
+        windows = () if config.data.name == "scenes" else window_names(config.data.channels)
+        data_set = f"{config.data.name}, {getattr(source, 'split', 'test')}, {len(volumes)} volumes"
         html_report.write(
             folder / "report.html", metrics, run, source, cfg.tasks, loads if load.size else {}, sorted(cfg.tgh.layers),
-            overlays,
+            overlays, verdicts=meaning, windows=windows,
+            facts={"checkpoint": checkpoint_text(reader, folder), "data set": data_set, **provenance.made_by()},
         )  # fmt: skip
+        writing.write(folder / "scores.txt", "\n".join([*said, "", outputs.table(metrics, run)]) + "\n")
         outputs.write_json(folder / "metrics.json", metrics)
-    progress(outputs.table(metrics, run))
+    said.append(f"report   {folder / 'report.html'}; every score: {folder / 'scores.txt'}")
+    if name:
+        said.append(f"next     {verdict.next_step(meaning, name, stage1=not routed)}")
+    progress("\n".join([*said, DISCLAIMER]))
     return metrics
+
+
+def checkpoint_text(reader: Reader, folder: epath.Path) -> str:
+    """What answered: its name, digest and step; while it trains, the run and the step that `folder` is named by."""
+    if reader.checkpoint is None:
+        return f"{folder.parent.parent.name}, step {folder.name}"
+    return ", ".join(f"{key} {value}".removeprefix("name ") for key, value in reader.checkpoint.items())
 
 
 def true_loss(reader: Reader, source: Source, config: ConfigDict) -> float:

@@ -82,6 +82,9 @@ class Source(Protocol):
     def group(self, index: int) -> str:
         """The stratum of the section-shuffled control (the body section)."""
 
+    def sides(self, index: int) -> tuple[str, str] | None:
+        """The patient's side (R, L, A, P) at the left and at the right edge of each slice; None where not known."""
+
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """True (lesion, organ, side) triples."""
 

@@ -196,12 +196,13 @@ def _weights(source: int, target: int, length: float) -> np.ndarray:
 class Grid:
     """A volume on the model's grid: values (N, S, S), int16 HU or uint8 of the unit interval.
 
-    spacing_mm is (z, y, x), None where the source states none; history as in Volume.
+    spacing_mm is (z, y, x), None where the source states none; history and orientation as in Volume.
     """
 
     values: np.ndarray
     spacing_mm: tuple[float, float, float] | None
     history: tuple[str, ...]
+    orientation: str = "as stored"
 
     @property
     def hu_range(self) -> tuple[int, int] | None:
@@ -223,7 +224,7 @@ def to_grid(volume: Volume, slices: int, size: int) -> Grid:
         values = np.clip(np.rint(grid.array), -(2**15), 2**15 - 1).astype(np.int16)
     else:
         values = np.rint(np.clip(grid.array, 0, 1) * 255).astype(np.uint8)
-    return Grid(values, grid.spacing_mm, grid.history)
+    return Grid(values, grid.spacing_mm, grid.history, grid.orientation)
 
 
 def prepare_slices(volume: Volume, slices: int, size: int, channels: str = "windows3") -> Prepared:

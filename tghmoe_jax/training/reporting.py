@@ -12,11 +12,9 @@ import math
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -25,7 +23,7 @@ from etils import epath
 import tghmoe_jax
 from tghmoe_jax import untrusted, writing
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import text_table
+from tghmoe_jax.evaluation import provenance, text_table
 
 TIMED = ("rate", "timing")  # the fields of a record that differ between two runs of one seed
 _WINDOW = 50  # steps whose median duration gives the rate; a median passes over compilation and evaluation
@@ -302,23 +300,6 @@ def parameter_table(rows: Iterable[ParameterRow]) -> str:
     return "\n".join([*text_table.table(cells, left=(0, 1, 3, 4)), "", *text_table.table(sums, left=(0,))])
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout this package lies in; None for an installed package or without git."""
-
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-        done.check_returncode()
-        return done.stdout.strip()
-
-    try:
-        # A package installed into another project's environment must not report that project's commit.
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
-            return None
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def manifest(
     *,
     seeds: Mapping[str, int],
@@ -337,7 +318,7 @@ def manifest(
     )
     return {
         "tghmoe_jax": tghmoe_jax.__version__,
-        "git": _git(Path(tghmoe_jax.__file__).resolve().parent.parent),
+        "git": provenance.checkout(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": dict(packages),
