@@ -57,6 +57,8 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     argparse.ArgumentParser.parse_known_args = caught
     try:
         called = importlib.import_module(module)
+        if hasattr(called, "__path__"):  # a package is run by its __main__
+            called = importlib.import_module(f"{module}.__main__")
         called = getattr(called, "main", None) or called.run
         called([]) if inspect.signature(called).parameters else called()
     except Found as found:
