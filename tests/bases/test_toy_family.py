@@ -99,14 +99,16 @@ def test_its_prompts_are_tokenised_as_its_template_in_one_string(folder, base, t
 
 def test_it_is_asked_about_a_picture_in_its_template(folder, base, tmp_path, monkeypatch):
     Image.new("RGB", (20, 16), (200, 30, 90)).save(tmp_path / "picture.png")
-    model, seen, generate = load_picture_reader(folder), [], generation.generate
+    model, seen = load_picture_reader(folder), []
+    call = model._call
 
-    def spy(model, variables, batch, visual, mask, new_tokens, stops):
-        seen.append((batch["tokens"][batch["token_mask"]].tolist(), stops))
-        return generate(model, variables, batch, visual, mask, new_tokens, stops)
+    def spy(step, function, *arguments):
+        if step == "decode":
+            batch, *_, stops = arguments
+            seen.append((batch["tokens"][batch["token_mask"]].tolist(), stops))
+        return call(step, function, *arguments)
 
-    spy.lower = generate.lower
-    monkeypatch.setattr(generation, "generate", spy)
+    monkeypatch.setattr(model, "_call", spy)
     assert isinstance(model.ask(tmp_path / "picture.png", "what is it?", new_tokens=8).text, str)
     tokenizer = bases.tokenizer_of(folder, toy.CONFIG)
     stops = tuple(sorted({tokenizer.id_of("<eos>"), tokenizer.id_of("<end_of_turn>")}))

@@ -54,6 +54,7 @@ def same(one: list, other: list) -> bool:
     return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
+@pytest.mark.slow
 def test_recalled_programs_answer_as_traced_ones_and_nothing_is_traced(tiny_stage2, folder, monkeypatch):
     run = load_run(tiny_stage2, "--checkpoint")
     monkeypatch.setattr(compile_cache, "keeps", lambda: False)
