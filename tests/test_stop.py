@@ -9,7 +9,9 @@ import pytest
 
 from tests import tiny_run
 from tests.test_resume import losses
+from tghmoe_jax import errors
 from tghmoe_jax.errors import PIPE_CLOSED, PREEMPTED
+from tghmoe_jax.training import hosts
 
 AT_STEP = """
 import os
@@ -59,6 +61,45 @@ def run(folder, name: str, code: str, *flags: str):
 
 def steps_of(folder) -> set[str]:
     return {path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()}
+
+
+IN_GARBAGE = """
+import gc, os, sys, time
+from tghmoe_jax.errors import run_command
+def note(phase, info):
+    if phase == "start":
+        gc.callbacks.remove(note)
+        os.kill(os.getpid(), {number})
+        for _ in range(1000):  # Python hears a signal between two of its own steps
+            pass
+def main():
+    gc.callbacks.append(note)
+    gc.collect()
+    time.sleep(60)
+    return 0
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_is_heard_while_garbage_is_collected_ends_a_command_all_the_same(number, code):
+    start = [sys.executable, "-c", IN_GARBAGE.format(number=int(number))]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=50, cwd=tiny_run.ROOT)
+    assert done.returncode == code and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_run_that_hears_a_signal_again_saves_before_it_ends():
+    """Sent again, it is no second one, which would end the run at once."""
+    heard = signal.getsignal(signal.SIGINT)
+    with hosts.Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        errors.SENT_AGAIN.set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and not errors.SENT_AGAIN.is_set()
+        with pytest.raises(errors.Stopped):
+            signal.raise_signal(signal.SIGINT)
+    errors.HEARD.clear()
+    assert signal.getsignal(signal.SIGINT) is heard
 
 
 @pytest.mark.slow

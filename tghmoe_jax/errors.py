@@ -17,6 +17,7 @@ from tghmoe_jax import terminal
 PIPE_CLOSED = 141  # exit code: nobody reads the output any more, as `| head` does (128 + SIGPIPE)
 PREEMPTED = 75  # exit code: stopped by a signal, and the same command goes on (EX_TEMPFAIL)
 HEARD = threading.Event()  # the main thread has heard a signal
+SENT_AGAIN = threading.Event()  # the next signal is one that was raised where nothing can be (`_send_again`)
 _GRACE = 15.0  # seconds that a signal waits for the main thread, which may be compiling
 _AT_ONCE = 2.0  # seconds that a second signal leaves it
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -117,12 +118,14 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
 
     for number in _SIGNALS:
         signal.signal(number, stop)
-    ended = 0
+    ended, report = 0, sys.unraisablehook
+    sys.unraisablehook = functools.partial(_send_again, report=report)
     with terminal.shielded():
         try:
             try:
                 ended = main()
             finally:
+                sys.unraisablehook = report
                 sys.stdout.flush()  # later, what fails would be shown as an exception that is ignored
             return ended
         except Stopped as stopped:
@@ -135,6 +138,15 @@ def run_command(main: Callable[[], int], code: int | None = None) -> int:
                 raise
             print(f"error: {sentence}", file=sys.stderr)
             return 2
+
+
+def _send_again(raised, report: Callable) -> None:
+    """Sends a signal again that was handled while Python collected garbage, where its exception ends nothing."""
+    if isinstance(raised.exc_value, Stopped):
+        SENT_AGAIN.set()
+        threading.Timer(0.05, os.kill, (os.getpid(), raised.exc_value.code - 128)).start()
+    else:
+        report(raised)
 
 
 def _output_closed() -> bool:

@@ -32,7 +32,7 @@ from etils import epath
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from tghmoe_jax.errors import HEARD, Stopped, UserError
+from tghmoe_jax.errors import HEARD, SENT_AGAIN, Stopped, UserError
 
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
@@ -293,7 +293,8 @@ class Stop:
 
     def _note(self, number: int, frame) -> None:
         HEARD.set()
-        again, self.asked = self.asked, True
+        again, self.asked = self.asked and not SENT_AGAIN.is_set(), True
+        SENT_AGAIN.clear()
         if not several():
             self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         if again:
