@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from tghmoe_jax.training import stored
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+HEAD = re.compile(rb'<dl class="head">.*?</dl>')  # of report.html: date, command and folder
 LIMIT = 30.0  # seconds that a spot machine leaves
 PLAN = (  # a run often ends after six or seven
     "start", "drawing", "save", "restore", "evaluation", "step", "restore", "evaluation", "save", "step",
@@ -145,7 +147,7 @@ def results(run: Path) -> dict:
     return {
         "losses": [deterministic(record) for record in read_metrics(run / "metrics.jsonl")],
         "parameters": (step, {name: leaf.tobytes() for name, leaf in params.items()}),
-        "scores": {str(file.relative_to(run)): file.read_bytes() for file in files},
+        "scores": {str(file.relative_to(run)): HEAD.sub(b"", file.read_bytes()) for file in files},
     }
 
 
