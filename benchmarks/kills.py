@@ -33,7 +33,7 @@ from tghmoe_jax.training import stored
 from tghmoe_jax.training.reporting import deterministic, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = re.compile(rb'<dl class="head">.*?</dl>')  # of report.html: date, command and folder
+HEAD = re.compile(rb'(?s)<dl class="head">.*?</dl>')  # of report.html: date, command and folder
 LIMIT = 30.0  # seconds that a spot machine leaves
 PLAN = (  # a run often ends after six or seven
     "start", "drawing", "save", "restore", "evaluation", "step", "restore", "evaluation", "save", "step",
