@@ -37,6 +37,7 @@ from tghmoe_jax.datasets import prepared, preparing
 from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.models import leaf_names
 from tghmoe_jax.training import checkpoints, run_folder, stored
 from tghmoe_jax.training.loading import load_run
 from tghmoe_jax.training.step import TrainState
@@ -112,7 +113,7 @@ def resume(run: Path) -> str:
 
 def read_params(run: Path) -> str:
     found, step = stored.load_params(run)
-    expected = checkpoints.leaf_names.to_canonical({path: np.asarray(x) for path, x in state(4).params.items()})
+    expected = leaf_names.to_canonical({path: np.asarray(x) for path, x in state(4).params.items()})
     same = step == 4 and found.keys() == expected.keys() and all(np.array_equal(found[k], expected[k]) for k in found)
     return "harmless" if same else "SILENT"
 
