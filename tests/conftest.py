@@ -31,6 +31,17 @@ def pytest_configure(config):
             shutil.rmtree(PROGRAMS)
 
 
+@pytest.fixture
+def kept_programs(tmp_path):
+    """A folder of compiled and traced programs of a test's own."""
+    import jax  # which reads the environment above
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+    yield tmp_path / "programs"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, worker_id) -> Path:
     """A folder with a tiny random base, in which the runs below are started; all test processes share it."""

@@ -5,7 +5,6 @@ they are accepted.
 """
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -176,7 +175,6 @@ def test_the_picture_of_the_readme_is_made(tmp_path):
     assert made.size == kept.size and (tmp_path / "answer.png").stat().st_size < 300_000
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("material"), reason="mkdocs-material is not installed")
 def test_the_site_is_built_and_asks_no_other_host(tmp_path):
     """Strict: a broken link, an anchor that is not there or a page in no menu ends the build."""
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

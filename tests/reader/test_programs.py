@@ -13,14 +13,6 @@ from tghmoe_jax.training import compile_cache, loading
 from tghmoe_jax.training.loading import load_run
 
 
-@pytest.fixture
-def folder(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
-    yield tmp_path / "programs"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 class Volumes:
     """Two drawn volumes of the run's size."""
 
@@ -55,13 +47,13 @@ def same(one: list, other: list) -> bool:
 
 
 @pytest.mark.slow
-def test_recalled_programs_answer_as_traced_ones_and_nothing_is_traced(tiny_stage2, folder, monkeypatch):
+def test_recalled_programs_answer_as_traced_ones_and_nothing_is_traced(tiny_stage2, kept_programs, monkeypatch):
     run = load_run(tiny_stage2, "--checkpoint")
     monkeypatch.setattr(compile_cache, "keeps", lambda: False)
     plain = answers(run)
     monkeypatch.undo()
     assert same(answers(run), plain)
-    kept = sorted(folder.glob("*-recalled"))
+    kept = sorted(kept_programs.glob("*-recalled"))
     assert len(kept) >= 4
     jax.clear_caches()
 
@@ -70,10 +62,10 @@ def test_recalled_programs_answer_as_traced_ones_and_nothing_is_traced(tiny_stag
 
     for name in ("encode", "decode", "prefill", "text_scores"):
         monkeypatch.setattr(MLLM, name, traced)
-    assert same(answers(run), plain) and sorted(folder.glob("*-recalled")) == kept
+    assert same(answers(run), plain) and sorted(kept_programs.glob("*-recalled")) == kept
 
 
-def test_the_shapes_of_a_model_are_those_that_tracing_gives(tiny_stage2, folder, monkeypatch):
+def test_the_shapes_of_a_model_are_those_that_tracing_gives(tiny_stage2, kept_programs, monkeypatch):
     run = load_run(tiny_stage2, "--checkpoint")
     model, sizes = (
         generation.inference(run.model),
@@ -86,7 +78,7 @@ def test_the_shapes_of_a_model_are_those_that_tracing_gives(tiny_stage2, folder,
 
 
 @pytest.mark.parametrize("name", ["generate", "encode"])
-def test_a_mesh_has_programs_of_its_own(name, folder):
+def test_a_mesh_has_programs_of_its_own(name, kept_programs):
     function = getattr(generation, name)
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         program, _ = programs.prepare(function, None, {}, ())

@@ -67,43 +67,34 @@ def test_programs_that_were_cut_short_are_replaced(tmp_path):
     assert compiled(tmp_path) == kept and before == {file: file.stat().st_mtime_ns for file in files}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder of programs of its own; of what is kept there, nothing is known yet."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
-    yield tmp_path / "programs"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_what_was_made_once_is_recalled_under_its_name_and_for_the_same_code(folder, monkeypatch):
+def test_what_was_made_once_is_recalled_under_its_name_and_for_the_same_code(kept_programs, monkeypatch):
     made = iter([b"one", b"two", b"three"])
     for name, code, expected in (("a", "x", b"one"), ("a", "x", b"one"), ("b", "x", b"two"), ("a", "y", b"three")):
         monkeypatch.setattr(compile_cache, "_code", lambda code=code: code)
         assert compile_cache.recall(name, lambda: next(made)) == expected
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(kept_programs.iterdir())) == 3
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: bytes(len(b)), lambda b: b + b"more"])
-def test_what_is_damaged_is_made_again(folder, damage):
+def test_what_is_damaged_is_made_again(kept_programs, damage):
     compile_cache.recall("a", lambda: b"first")
-    (file,) = folder.iterdir()
+    (file,) = kept_programs.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     assert compile_cache.recall("a", lambda: b"second") == compile_cache.recall("a", lambda: b"third") == b"second"
 
 
-def test_what_was_used_longest_ago_makes_room(folder, monkeypatch):
+def test_what_was_used_longest_ago_makes_room(kept_programs, monkeypatch):
     monkeypatch.setattr(compile_cache, "_MOST_RECALLED", 2)
     for name in ("a", "b", "c"):
         compile_cache.recall(name, name.encode)
-        for file in folder.iterdir():  # each was written a minute after the one before
+        for file in kept_programs.iterdir():  # each was written a minute after the one before
             os.utime(file, (os.stat(file).st_mtime - 60,) * 2)
     assert compile_cache.recall("c", lambda: b"new") == b"c" and compile_cache.recall("b", lambda: b"new") == b"b"
     assert compile_cache.recall("a", lambda: b"new") == b"new"
 
 
 @pytest.mark.parametrize("place", [None, "", "gs://bucket/programs", "{file}/programs"])
-def test_without_a_folder_everything_is_made_anew(folder, tmp_path, place):
+def test_without_a_folder_everything_is_made_anew(kept_programs, tmp_path, place):
     (tmp_path / "file").write_text("no folder")
     jax.config.update("jax_compilation_cache_dir", place and place.format(file=tmp_path / "file"))
     assert [compile_cache.recall("a", lambda made=made: made) for made in (b"1", b"2")] == [b"1", b"2"]

@@ -36,8 +36,7 @@ def prepare(function: Callable, model: MLLM, variables: Any, arguments: tuple) -
             function(model, variables, *(fixed[i] if i in fixed else next(rest) for i in range(len(arguments))))
         )
 
-    precision = jax.config.jax_default_matmul_precision
-    name = f"{function.__module__}.{function.__qualname__} of {model} for {fixed} {precision}"
+    name = f"{function.__module__}.{function.__qualname__} of {model} for {fixed}"
     traced = compile_cache.recall_traced(name, jax.jit(called), *given(variables, arguments))
 
     def program(*arrays):

@@ -123,16 +123,17 @@ def recall(name: str, make: Callable[[], bytes]) -> bytes:
 def recall_traced(name: str, function: Callable, *arguments) -> Callable:
     """A jitted function of trees of arrays, as an earlier process traced it for arguments of these shapes.
 
-    `name` as for `recall`; shapes and shardings of the arguments count by themselves.
+    `name` as for `recall`; shapes and shardings of the arguments and the precision of products count by themselves.
     """
     from jax import export  # needs a package that only this takes
 
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), str(getattr(leaf, "sharding", ""))), arguments)
+    precision = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64
     try:
-        made = recall(f"{name} {shapes}", lambda: bytes(export.export(function)(*arguments).serialize()))
+        made = recall(f"{name} {shapes} {precision}", lambda: bytes(export.export(function)(*arguments).serialize()))
+        return export.deserialize(made).call
     except Exception:  # what cannot be kept; if `function` itself is at fault, it is raised where that is called
         return function
-    return export.deserialize(made).call
 
 
 @functools.cache
@@ -141,5 +142,5 @@ def _code() -> str:
     whole = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         whole.update(hashlib.sha256(file.read_bytes()).digest())
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")]
     return f"{whole.hexdigest()} {platform.python_version()} {' '.join(versions)}"

@@ -156,8 +156,7 @@ class Program:
             state, scalars = step(tree.unflatten(leaves), batch)
             return jax.tree.leaves(state), scalars
 
-        precision = jax.config.jax_default_matmul_precision
-        name = f"step of {self.model} {self.weights} {self.settings} {sorted(self.trains.items())} {precision}"
+        name = f"step of {self.model} {self.weights} {self.settings} {sorted(self.trains.items())}"
         with jax.set_mesh(self.mesh):
             traced = compile_cache.recall_traced(name, flat, leaves, self.batch_shapes())
 
