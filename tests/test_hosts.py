@@ -14,7 +14,7 @@ import pytest
 from tests import tiny_run
 from tests.test_stop import AT_STEP
 from tghmoe_jax.errors import PREEMPTED, UserError
-from tghmoe_jax.training import hosts
+from tghmoe_jax.training import hosts, stopping
 from tghmoe_jax.training.reporting import read_metrics
 
 POD = str(tiny_run.ROOT / "launch" / "local_pod.sh")
@@ -245,7 +245,7 @@ def test_a_process_alone_reports_its_own_error(capsys):
 
 def test_sigterm_asks_only_while_a_run_watches_for_it():
     before = signal.getsignal(signal.SIGTERM)
-    with hosts.Stop() as stop:
+    with stopping.Stop() as stop:
         assert not stop.at(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.at(2)
@@ -256,16 +256,17 @@ def test_a_signal_is_heard_in_an_evaluation_and_jax_own_handler_comes_back():
     """Here in place of jax's: the system's, which ignores it."""
     code = """
 import ctypes, os, signal
-from tghmoe_jax.training import hosts
+from tghmoe_jax import errors
+from tghmoe_jax.training import hosts, stopping
 ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN, unknown to Python
 hosts.several = lambda: True
-with hosts.Stop() as stop:
+with stopping.Stop() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     try:
         with stop.breaking():
             os.kill(os.getpid(), signal.SIGTERM)
             raise SystemExit("not heard")
-    except hosts.Stopped as stopped:
+    except errors.Stopped as stopped:
         print("heard", stopped)
     os.kill(os.getpid(), signal.SIGTERM)
     print("ignored")

@@ -11,18 +11,18 @@ from tests import tiny_run
 from tests.test_resume import losses
 from tghmoe_jax import errors
 from tghmoe_jax.errors import PIPE_CLOSED, PREEMPTED
-from tghmoe_jax.training import hosts
+from tghmoe_jax.training import stopping
 
 AT_STEP = """
 import os
-from tghmoe_jax.training import hosts
-at = hosts.Stop.at
+from tghmoe_jax.training import stopping
+at = stopping.Stop.at
 def told(self, step):
     if step == 2:
         for _ in range({times}):
             os.kill(os.getpid(), {number})
     return at(self, step)
-hosts.Stop.at = told
+stopping.Stop.at = told
 """
 # The first of these calls is interrupted; what it was doing is done again by the resumed run.
 BEFORE = """
@@ -91,7 +91,7 @@ def test_a_signal_that_is_heard_while_garbage_is_collected_ends_a_command_all_th
 def test_a_run_that_hears_a_signal_again_saves_before_it_ends():
     """Sent again, it is no second one, which would end the run at once."""
     heard = signal.getsignal(signal.SIGINT)
-    with hosts.Stop() as stop:
+    with stopping.Stop() as stop:
         signal.raise_signal(signal.SIGINT)
         errors.SENT_AGAIN.set()
         signal.raise_signal(signal.SIGINT)

@@ -41,6 +41,7 @@ from tghmoe_jax.training import (
     reporting,
     run_folder,
     selection,
+    stopping,
     stored,
 )
 from tghmoe_jax.training.program import Program, batch_sharding, batch_spec, build, build_model
@@ -64,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         hold = closing.enter_context(owner.Hold(workdir, "--workdir")) if hosts.first() else None
         if config.mode == "train":
             return train(config, workdir, hold)
-        hosts.stop_at_once()
+        stopping.stop_at_once()
         evaluate.run(config, workdir)
     return 0
 
@@ -196,7 +197,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     with contextlib.ExitStack() as closing:
         closing.callback(store.close)
         closing.callback(log.close)
-        stop = closing.enter_context(hosts.Stop())
+        stop = closing.enter_context(stopping.Stop())
         while True:
             stopped = stop.at(step)
             validates = config.eval.every > 0 and step > choice.validated and step % config.eval.every == 0

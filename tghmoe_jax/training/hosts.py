@@ -1,19 +1,16 @@
-"""Several processes as one run: how they find each other, agree, stop on a signal, and end together.
+"""Several processes as one run: how they find each other, agree, and end together.
 
 A run of one process needs none of this, and every function here is then trivial. With several, all of it goes
 through jax's coordination service, which starts in process 0 and to which each process keeps a connection.
 """
 
 import atexit
-import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -32,7 +29,7 @@ from etils import epath
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from tghmoe_jax.errors import HEARD, SENT_AGAIN, Stopped, UserError
+from tghmoe_jax.errors import UserError
 
 WAIT = 300  # seconds that processes wait for each other at the start
 _END = 20  # seconds that a process waits for the others before it ends because of an error
@@ -258,87 +255,6 @@ def identity(folder: str | os.PathLike) -> str:
         if entry.suffix == ".json" and size < 1 << 20:
             whole.update(entry.read_bytes())
     return whole.hexdigest()[:16]
-
-
-# ---- stopping on a signal --------------------------------------------------------------------------------------------
-
-
-def stop_at_once() -> None:
-    """Signals end this process as if it were alone: where nothing is to be saved. jax's own handler would wait."""
-    if several() and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-
-
-class Stop:
-    """Whether SIGTERM or Ctrl-C asks the run to save and end. Within `with`, the first of them ends nothing by itself.
-
-    With several processes one signal stops all of them at the same step, which jax agrees on in the background.
-    """
-
-    def __init__(self):
-        self.asked, self.name = False, "SIGTERM"
-        self._breaks = False
-        self._before = {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        if not several():
-            self.asked = HEARD.is_set()  # code that may not be interrupted can have swallowed it
-        # With several processes jax's own handler of SIGTERM, in place since the start, must stay.
-        for number in (signal.SIGINT,) if several() else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame) -> None:
-        HEARD.set()
-        again, self.asked = self.asked and not SENT_AGAIN.is_set(), True
-        SENT_AGAIN.clear()
-        if not several():
-            self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        if again:
-            self._breaks = False  # the second one ends more than the work
-        if again or self._breaks:
-            raise Stopped(number)
-        if several():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    @contextlib.contextmanager
-    def breaking(self):
-        """Within it the first signal interrupts, for work that the resumed run does again.
-
-        Of several processes it ends all of them (Stopped goes on from here): they have no common step to stop at.
-        """
-        self._breaks = bool(self._before)
-        with _heard(self._note) if self._breaks and several() else contextlib.nullcontext():
-            try:
-                yield
-            except Stopped:
-                if several() or not self._breaks:
-                    raise
-            finally:
-                self._breaks = False
-
-    def __exit__(self, *error) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def at(self, step: int) -> bool:
-        """True when all processes are to stop at this step; each asks at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if several() else self.asked
-
-
-@contextlib.contextmanager
-def _heard(note):
-    """SIGTERM calls `note`, and afterwards jax's own handler again, which Python does not know and cannot restore."""
-    system, jax_handler = ctypes.CDLL(None), ctypes.create_string_buffer(1024)  # room for any `struct sigaction`
-    system.sigaction(signal.SIGTERM, None, jax_handler)
-    signal.signal(signal.SIGTERM, note)
-    try:
-        yield
-    finally:
-        system.sigaction(signal.SIGTERM, jax_handler, None)
 
 
 # ---- ending together ------------------------------------------------------------------------------------------------
