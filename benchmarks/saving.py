@@ -4,7 +4,8 @@
 
 A state of float32 arrays, a third of them parameters and the others moments, passes through the checkpoints that a run
 writes, while steps go on that take over its memory as a training step does. `blocked`: what `save` takes, and on a CPU
-what a step takes more whose arrays are still needed, so that it cannot take over their memory. `writing`: from the call
+what a step takes more whose arrays are still needed, so that it cannot take over their memory (`first`: in a process
+that takes new memory for it, as a run's first saves do). `writing`: from the call
 until the files are there with their digests; `step_after`: a step meanwhile, which on a CPU shares the cores. Peaks
 (VmHWM, each part in a process of its own) are without what the process held before; a resume must not take more than
 the steps did, and one leaf. The folder (default: the system's for temporary files) needs the room.
@@ -27,10 +28,12 @@ import numpy as np
 import optax
 from absl import logging
 
+from tghmoe_jax.sharding import mesh
 from tghmoe_jax.training import checkpoints
 from tghmoe_jax.training.step import TrainState
 
 STEPS = 7  # before the save, of which the first compiles
+COPIES = 5  # of which the first two take new memory from the system, as the first two saves of a run do
 
 
 def state(gib: float, leaves: int) -> TrainState:
@@ -83,7 +86,7 @@ def save(shapes: TrainState, run: Path) -> dict[str, float]:
     usual = statistics.median([timed() for _ in range(STEPS)][1:])
     without = resident("VmHWM") - held
     copied = []
-    for _ in range(3 if jax.default_backend() == "cpu" else 0):
+    for _ in range(COPIES if jax.default_backend() == "cpu" else 0):
         needed = [np.asarray(leaf) for leaf in jax.tree.leaves(now)]
         copied.append(max(0.0, timed() - usual))
         del needed
@@ -93,10 +96,12 @@ def save(shapes: TrainState, run: Path) -> dict[str, float]:
     store.finish()
     written = time.perf_counter() - begun
     store.close()
-    blocked = called + statistics.median(copied or [0.0])
+    first, later = max(copied, default=0.0), statistics.median(copied[2:] or [0.0])
+    blocked = called + later
     return {
-        "state": size(shapes), "save": called, "step": usual, "copied": statistics.median(copied or [0.0]),
+        "state": size(shapes), "save": called, "step": usual, "copied": later, "copied_first": first,
         "step_after": after, "blocked": blocked, "writing": written, "share": blocked / written,
+        "share_first": (called + first) / written,
         "peak_running": without, "peak_saving": resident("VmHWM") - held,
     }  # fmt: skip
 
@@ -120,6 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.part:
         logging.set_verbosity(logging.ERROR)
+        mesh.keep_freed_memory()  # as a run does
         part = {"save": save, "resume": resume}[args.part]
         print(json.dumps(part(state(args.gib, args.leaves), Path(args.folder))))
         return
