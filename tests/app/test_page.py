@@ -1,5 +1,6 @@
 """The page in headless Chromium, with real clicks and keys, and no network but this machine."""
 
+import importlib.resources
 import re
 
 import nibabel as nib
@@ -206,6 +207,29 @@ def test_keys_alone_open_ask_and_read(page):
     page.press("Enter")
     page.until("document.querySelector('#status').textContent.startsWith('Answer 1: ')")
     assert page.run("document.querySelector('#status').getAttribute('role')") == "status"
+
+
+def test_axe_finds_nothing_that_shuts_users_out(page):
+    """axe-core finds no fault of contrast, names or roles; planted faults show that it looks for them."""
+    page.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text() + "; 0")
+
+    def violations():
+        found = page.run("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 99))]))")
+        return dict(map(tuple, found))
+
+    assert not violations()
+    page.click("#open-example")
+    page.until(OPEN)
+    assert not violations()
+    page.click("#question"), page.type("Which organ is abnormal?"), page.click("#choices"), page.type("liver | spleen")
+    page.click("#ask")
+    page.until("document.querySelectorAll('article').length === 1")
+    page.click("article button")
+    page.until("document.querySelector('#caption').textContent.startsWith('Of answer 1.')")
+    assert not violations()
+    page.run("document.querySelector('#question').style.cssText = 'color: #777; background: #888'")
+    page.run("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"data:,\"><input>')")
+    assert {"color-contrast", "image-alt", "label"} <= violations().keys()
 
 
 def test_a_bad_file_is_a_sentence_on_the_page(page, tmp_path):
