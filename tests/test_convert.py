@@ -19,9 +19,9 @@ from tghmoe_jax.bases import llava, phi3v
 from tghmoe_jax.bases.base import EMBEDDED, load_base, tokenizer_of
 from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.models import leaf_names
+from tghmoe_jax.models import leaf_names, mllm
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
-from tghmoe_jax.training import checkpoints, loading, program, run_folder, step, stored
+from tghmoe_jax.training import checkpoints, loading, program, run_folder, stored
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import storage
 
@@ -307,7 +307,7 @@ def test_low_rank_updates_train_alone_and_are_merged_by_the_export(tiny_folder, 
     batch = loading.dummy_batch(one.config["data"], rows=1)
     batch["tokens"] = np.random.default_rng(0).integers(3, 1000, batch["tokens"].shape).astype(np.int32)
     logits = [
-        jax.jit(loaded.model.apply)(step.variables(loaded.params), batch, np.zeros(1, np.int32)).logits
+        jax.jit(loaded.model.apply)(mllm.variables(loaded.params), batch, np.zeros(1, np.int32)).logits
         for loaded in (one, two)
     ]
     np.testing.assert_allclose(*logits, atol=1e-4)

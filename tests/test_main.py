@@ -17,11 +17,11 @@ from tghmoe_jax.drawn import phantom2
 from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.evaluation import DISCLAIMER
 from tghmoe_jax.models import generation, leaf_names
+from tghmoe_jax.models.mllm import variables
 from tghmoe_jax.samples.questions import TYPES
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import loading, program, run_folder, stored
 from tghmoe_jax.training.reporting import read_metrics
-from tghmoe_jax.training.step import variables
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 SCORES = [

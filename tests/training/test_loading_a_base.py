@@ -42,7 +42,7 @@ def test_leaves_of_a_base_stay_on_disk_until_they_are_placed(config, monkeypatch
     assert made == {name for name in canonical if "/experts/" in name or name == "vision/patch/kernel"}
 
     mesh = make_mesh()
-    shardings = program.param_shardings(shapes, mesh)
+    shardings = loading.param_shardings(shapes, mesh)
     expected = load_base(config.base).params
     for path in (path for path in shapes if path not in fresh):
         found = np.asarray(train.placed(path, canonical, shardings[path], np.dtype(np.float32)))

@@ -3,12 +3,14 @@
 Axis legend: B batch, S slice, T text token, L visual token, W decoder width, V vocabulary, A auxiliary labels.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from tghmoe_jax.models.config import Model
 from tghmoe_jax.models.connector import Connector, cells_to_tokens
@@ -18,6 +20,11 @@ from tghmoe_jax.models.tgh_moe import MoEStats
 from tghmoe_jax.models.vit3d import ViT3D
 
 Batch = dict[str, jax.Array]  # the keys of samples/pipeline.py
+
+
+def variables(flat: Mapping[str, jax.Array]) -> dict:
+    """Leaves {leaf path: array} as the tree that `MLLM.apply` takes."""
+    return {"params": traverse_util.unflatten_dict(dict(flat), sep="/")}
 
 
 class EncodedVolume(NamedTuple):

@@ -14,7 +14,7 @@ from tghmoe_jax.bases.family import Views
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.config import Decoder
-from tghmoe_jax.models.mllm import MLLM, EncodedVolume
+from tghmoe_jax.models.mllm import MLLM, EncodedVolume, variables
 from tghmoe_jax.reader import evidence, programs
 from tghmoe_jax.reader.answer import Answer, no_load
 from tghmoe_jax.reader.routing import expert_load, probabilities, routing_of
@@ -24,7 +24,6 @@ from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import memory
 from tghmoe_jax.training.loading import LoadedRun
-from tghmoe_jax.training.step import variables
 
 Asked = list[tuple[int, Question]]  # volumes and what is asked about them
 

@@ -16,8 +16,7 @@ from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
 from tghmoe_jax.training import compile_cache, domain, run_folder, stored
-from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes
-from tghmoe_jax.training.program import param_shardings
+from tghmoe_jax.training.loading import LoadedRun, load_run, param_shapes, param_shardings
 from tghmoe_jax.weights import adapt
 
 

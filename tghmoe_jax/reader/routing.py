@@ -4,7 +4,6 @@ Axis legend: B batch, G groups, E experts.
 """
 
 import numpy as np
-from scipy.special import softmax
 
 from tghmoe_jax.evaluation.routing_plot import RoutingMap
 from tghmoe_jax.sharding import arrays
@@ -12,7 +11,9 @@ from tghmoe_jax.sharding import arrays
 
 def probabilities(logits) -> np.ndarray:
     """The softmax of a task router's logits (..., tasks) on the host, in float64."""
-    return softmax(arrays.to_host(logits).astype(np.float64), axis=-1)
+    logits = arrays.to_host(logits).astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))  # importing scipy's softmax takes 0.2 s of a start
+    return shares / shares.sum(axis=-1, keepdims=True)
 
 
 def expert_load(encoded, groups: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from tghmoe_jax.bases.base import EMBEDDED, chat_of, flattened, load_config, tok
 from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.models import generation
-from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.models.mllm import MLLM, variables
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
 from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.tools import flops
@@ -43,7 +43,6 @@ from tghmoe_jax.tools.collectives import Collective, collectives
 from tghmoe_jax.training import loading, program, run_folder
 from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.training.memory import does_not_fit, gib, too_big
-from tghmoe_jax.training.step import variables
 
 STEPS = ("train", "decode", "evaluate")
 

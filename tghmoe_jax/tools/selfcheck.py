@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax.errors import CommandParser, command
 from tghmoe_jax.models import generation
-from tghmoe_jax.models.mllm import MLLM
+from tghmoe_jax.models.mllm import MLLM, variables
 from tghmoe_jax.ops.activations import quick_gelu
 from tghmoe_jax.ops.attention import Mask, attention
 from tghmoe_jax.ops.experts import ExpertWeights, apply_experts
@@ -32,7 +32,6 @@ from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.tools import flops
 from tghmoe_jax.tools.chips import chip_of
 from tghmoe_jax.training import loading, program
-from tghmoe_jax.training.step import variables
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the distance over the oracle's norm
 

@@ -23,6 +23,7 @@ from tghmoe_jax.models import generation, leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples import prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
+from tghmoe_jax.sharding import rules as sharding_rules
 from tghmoe_jax.training import compile_cache, run_folder, stored
 from tghmoe_jax.training.exported import digest
 
@@ -124,3 +125,24 @@ def _param_shapes(model: MLLM, slices: int, size: int, text_length: int) -> dict
 
     known = json.loads(compile_cache.recall(f"shapes of {model} for {slices}, {size}, {text_length}", trace))
     return {path: jax.ShapeDtypeStruct(tuple(shape), dtype) for path, (shape, dtype) in known.items()}
+
+
+def param_shardings(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
+) -> dict[str, jax.NamedSharding]:
+    """Where each leaf lies, by the rules of sharding/rules.py.
+
+    UserError where a mesh axis does not divide a dimension, or the rules miss or double a leaf.
+    """
+    result = {}
+    for path, s in shapes.items():
+        try:
+            specs = {
+                sharding_rules.spec(name, leaf_names.is_stacked(path), s.shape, dict(mesh.shape))
+                for name in leaf_names.canonical_names(path)
+            }
+        except ValueError as error:
+            raise UserError(f"--config.mesh: {error}; change mesh.fsdp or mesh.expert.") from error
+        (spec,) = specs  # the blocks of a scanned run are alike
+        result[path] = jax.NamedSharding(mesh, spec)
+    return result

@@ -16,12 +16,10 @@ from ml_collections import ConfigDict
 from tghmoe_jax.bases import base as bases
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import config as model_config
-from tghmoe_jax.models import leaf_names
 from tghmoe_jax.models.mllm import MLLM
 from tghmoe_jax.samples import pipeline, prompts
 from tghmoe_jax.samples.tokenizer import Tokenizer
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.sharding import rules as sharding_rules
 from tghmoe_jax.training import compile_cache, loading, losses, optimizer, rules
 from tghmoe_jax.training.step import TrainState, make_step
 
@@ -183,7 +181,7 @@ def build(config: ConfigDict, model: MLLM, spec: pipeline.BatchSpec, mesh: jax.s
         aux=config.loss.aux if model.cfg.aux_labels else 0.0,
     )  # fmt: skip
     return Program(
-        model, spec, mesh, kept(model, shapes, trains, config.data), param_shardings(shapes, mesh), trains, tx,
+        model, spec, mesh, kept(model, shapes, trains, config.data), loading.param_shardings(shapes, mesh), trains, tx,
         weights, config.data, config.train.seed, f"{config.optimizer.to_json()} {config.train.steps}",
     )  # fmt: skip
 
@@ -195,22 +193,3 @@ def kept(model: MLLM, shapes: Shapes, trains: Mapping[str, bool], data: Mapping[
     """
     used = loading.param_shapes(MLLM(dataclasses.replace(model.cfg, param_dtype=model.cfg.dtype)), data)
     return {path: shape if trains[path] else used[path] for path, shape in shapes.items()}
-
-
-def param_shardings(shapes: Shapes, mesh: jax.sharding.Mesh) -> dict[str, jax.NamedSharding]:
-    """Where each leaf lies, by the rules of sharding/rules.py.
-
-    UserError where a mesh axis does not divide a dimension, or the rules miss or double a leaf.
-    """
-    result = {}
-    for path, s in shapes.items():
-        try:
-            specs = {
-                sharding_rules.spec(name, leaf_names.is_stacked(path), s.shape, dict(mesh.shape))
-                for name in leaf_names.canonical_names(path)
-            }
-        except ValueError as error:
-            raise UserError(f"--config.mesh: {error}; change mesh.fsdp or mesh.expert.") from error
-        (spec,) = specs  # the blocks of a scanned run are alike
-        result[path] = jax.NamedSharding(mesh, spec)
-    return result

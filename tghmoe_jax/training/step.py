@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
-from tghmoe_jax.models.mllm import MLLM, Batch
+from tghmoe_jax.models.mllm import MLLM, Batch, variables
 from tghmoe_jax.training import losses, optimizer
 
 Flat = dict[str, jax.Array]
@@ -30,11 +29,6 @@ class TrainState(NamedTuple):
     @property
     def params(self) -> Flat:
         return {**self.trained, **self.frozen}
-
-
-def variables(flat: Flat) -> dict:
-    """Flat leaves as the tree that `MLLM.apply` takes."""
-    return {"params": traverse_util.unflatten_dict(dict(flat), sep="/")}
 
 
 def depth_scale(model: MLLM, step: jax.Array) -> jax.Array | None:
