@@ -229,7 +229,8 @@ def campaign(
             if len(hits) >= min(kills, since + chain) or time.monotonic() > limit:
                 break
             phase = PLAN[(len(hits) - since) % len(PLAN)]
-            found = hit(hosts, phase, rng.choice((1, 1, 2)), lengths[phase], rng.choice(signals), rng)
+            occurrence = 1 if phase == "start" else rng.choice((1, 1, 2))
+            found = hit(hosts, phase, occurrence, lengths[phase], rng.choice(signals), rng)
             if found is None:
                 break
             hits.append(found | {"faults": found["faults"] + trouble(found["text"])})
@@ -240,7 +241,7 @@ def campaign(
         faults = ended(run, hosts, unbroken)
         faults += trouble("".join(host.text for host in hosts))
         runs.append({"hits": len(hits) - since, "faults": faults})
-        print(f"{run.name}: {runs[-1]['hits']} hits, {'; '.join(faults) or 'as the unbroken run'}")
+        print(f"{run.name}: {runs[-1]['hits']} hits, {'; '.join(faults) or 'as the unbroken run'}", flush=True)
         for made in (run, Path(f"{run}-data")):
             shutil.rmtree(made, ignore_errors=True)
     return hits, runs
