@@ -229,7 +229,7 @@ def campaign(
             if len(hits) >= min(kills, since + chain) or time.monotonic() > limit:
                 break
             phase = PLAN[(len(hits) - since) % len(PLAN)]
-            occurrence = 1 if phase == "start" else rng.choice((1, 1, 2))
+            occurrence = 1 if phase in ("start", "restore") else rng.choice((1, 1, 2))  # a process does these once
             found = hit(hosts, phase, occurrence, lengths[phase], rng.choice(signals), rng)
             if found is None:
                 break
