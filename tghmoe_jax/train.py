@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate
 from tghmoe_jax.bases.base import EMBEDDED, flattened, load_base, tokenizer_of
-from tghmoe_jax.datasets.sources import DRAWN, make_source
+from tghmoe_jax.datasets.sources import DRAWN, aux_names, make_source
 from tghmoe_jax.errors import PREEMPTED, UserError
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.reader.examination import test_sources
@@ -78,13 +78,14 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
-    build_model(config, origin.config, (), tokenizer, spec.task_shares)  # its errors come before data are drawn
+    names = aux_names(config.data.name)
+    model = build_model(config, origin.config, names, tokenizer, spec.task_shares)
+    program = build(config, model, spec, mesh)  # before data are drawn or read: here a wrong config ends
     source = make_source(config.data, "train", config.data.volumes)
     if config.eval.every and config.data.name not in DRAWN:
         test_sources(config)  # a set without a test item would fail after the last step only
     if config.eval.every > 0 and config.data.name not in DRAWN:
         make_source(config.data, "validation", config.eval["items"])
-    model = build_model(config, origin.config, source.aux_names, tokenizer, spec.task_shares)
     sharding = batch_sharding(mesh)
     columns = arrays.local_indices(sharding, (spec.microbatches, spec.columns), axis=1)
     batches = pipeline.train_iterator(
@@ -94,8 +95,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     )  # fmt: skip
     pipeline.check_text(source, tokenizer, spec, config.train.seed, bad=config.max_bad_fraction)
 
-    # ---- shapes, shardings, state ---------------------------------------------------------------------------------
-    program = build(config, model, spec, mesh)
+    # ---- state ----------------------------------------------------------------------------------------------------
     if resumes:  # shapes and shardings are enough: no base is read, and no second state is made
         state, fresh, report = program.state_shapes(), set(), "parameters: of the checkpoint (params.txt: their origin)"
     else:

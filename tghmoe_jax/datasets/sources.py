@@ -13,7 +13,7 @@ from tghmoe_jax.drawn.scenes_text import HARD_TYPES
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.questions import Source
 
-DRAWN = ("phantom", "scenes")  # data sets that are made, not read
+DRAWN = {"phantom": PhantomSource, "scenes": ScenesSource}  # data sets that are made, not read
 HARD_WORDINGS = tuple(ADVERSARIAL)  # of a phantom: ways of asking that training never holds
 
 
@@ -36,6 +36,11 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen", st
     raise UserError(
         f"--config.data.name={data['name']} is unknown; use phantom, scenes or a list of {', '.join(DATASETS)}."
     )
+
+
+def aux_names(name: str) -> tuple[str, ...]:
+    """The auxiliary labels of the data set `name`, before anything of it is drawn or read."""
+    return DRAWN.get(name, FileSource).aux_names
 
 
 def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]] | None:

@@ -31,7 +31,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from tghmoe_jax.bases.base import EMBEDDED, chat_of, flattened, load_config, tokenizer_of
-from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.datasets.sources import aux_names
 from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.models import generation
 from tghmoe_jax.models.mllm import MLLM, variables
@@ -115,7 +115,7 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
         raise UserError(f"--mesh: {error} of {topology}; change data, fsdp or expert.") from error
     base, tokenizer = base_of(config)
     spec = program.batch_spec(config, mesh)
-    aux = make_source(config.data, "train", 2).aux_names if config.model.aux_findings else ()
+    aux = aux_names(config.data.name) if config.model.aux_findings else ()
     model = program.build_model(config, base, aux, tokenizer, spec.task_shares)
     whole = program.build(config, model, spec, mesh)
     # Abstract: the mesh names the chips to compile for; no array is placed on them.
