@@ -1,4 +1,4 @@
-"""Whether the evidence of an answer means something: how often the strongest region touches a phantom's one lesion.
+"""Measures whether evidence is meaningful: how often the strongest region touches the only lesion of a phantom.
 
     python -m tghmoe_jax.studies.pointing --to runs/pointing                about 12 minutes on two cores
 
