@@ -1,4 +1,4 @@
-"""Damages files of checkpoints, models and data, and looks at what the program does with them.
+"""Damages files of checkpoints, models and data, and checks what the program does with them.
 
     python -m benchmarks.damage [--cases 500] [--seed 0]
 

@@ -1,4 +1,4 @@
-"""Gives the commands files that a stranger wrote, and looks at what they print, write and refuse.
+"""Gives the commands hostile files, and checks what they print, write and refuse.
 
     python -m benchmarks.hostile [--values 360] [--seed 0]
 

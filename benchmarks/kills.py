@@ -1,4 +1,4 @@
-"""Kills a tiny run again and again, or asks it to stop, and compares what it ends as with a run that nobody touched.
+"""Kills a tiny run again and again, or asks it to stop, and compares its result with an uninterrupted run.
 
     python -m benchmarks.kills [--kills 200] [--signals KILL,TERM,INT] [--processes 1] [--minutes M]
 

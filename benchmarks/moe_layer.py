@@ -1,4 +1,4 @@
-"""What a TGH-MoE layer of full width executes on a TPU pod, forward and backward, over what its experts ask for.
+"""Operations of a full-width TGH-MoE layer on a TPU pod, forward and backward, divided by those it needs.
 
     python -m benchmarks.moe_layer --topology v5e:8x8 [--expert 4] [--groups 2] [--transport all_to_all|gather|ragged]
 

@@ -1,4 +1,4 @@
-"""Makes the picture of the README: one question about the sample scan, and what stands beside its answer.
+"""Makes the picture of the README: one question about the sample scan, its answer, and what is shown with it.
 
     python -m benchmarks.picture --to docs/images/answer.png
 

@@ -1,4 +1,4 @@
-"""A Hugging Face LLaVA with random weights, and its weights as this project's, by tghmoe_jax/weights."""
+"""A Hugging Face LLaVA with random weights, and the same weights in this project's form (tghmoe_jax/weights)."""
 
 import numpy as np
 import torch

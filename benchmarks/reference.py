@@ -1,4 +1,4 @@
-"""Makes docs/reference.md of the code: every command with its flags, experiment, config key and file.
+"""Makes docs/reference.md from the code: commands with their flags, experiments, config keys and files.
 
     python -m benchmarks.reference             writes it
     python -m benchmarks.reference --check     exit code 1 where it is not up to date

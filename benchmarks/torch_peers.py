@@ -1,4 +1,4 @@
-"""The same arithmetic as this project's model, written plainly in torch with SDPA: what the cases are compared with.
+"""The same arithmetic as this project's model, written plainly in torch with SDPA; the cases are compared with it.
 
 Parameters are named as the canonical leaves (tghmoe_jax/models/leaf_names.py): `vision.block_3.attn.q.weight` is
 `vision/block_3/attn/q/kernel`, so `load` needs no table. Every slice and every slab is taken to be real, as it is in

@@ -1,18 +1,18 @@
-"""All commands: `tghmoe COMMAND ...`, which is `python -m tghmoe_jax.<its module> ...`. Without one they are listed."""
+"""All commands: `tghmoe COMMAND ...` is `python -m tghmoe_jax.<its module> ...`; `tghmoe` alone lists them."""
 
 import runpy
 import sys
 
 COMMANDS = {  # name: module, what it does
-    "predict": ("predict", "ask about one scan, or let a report be written"),
-    "app": ("app", "a local page: look at a scan, ask, see what the answer rests on"),
+    "predict": ("predict", "ask about one scan, or write a report about it"),
+    "app": ("app", "a local page: look at a scan, ask, see on which part the answer depends"),
     "prepare": ("prepare", "read a data set once and store it in shards; check a manifest"),
     "train": ("main", "train or evaluate what a config says"),
     "evaluate": ("evaluate", "score a run or prediction files; compare two systems"),
-    "convert": ("convert", "carry models in and out; export a run"),
+    "convert": ("convert", "convert models from and to their published form; export a run"),
     "verify": ("verify", "compare the digests of checkpoints and exported models"),
-    "aot": ("aot", "compile for a TPU topology without a TPU: does it fit, what does it cost"),
-    "selfcheck": ("selfcheck", "compare every fast path with written-out arithmetic on this machine"),
+    "aot": ("aot", "compile for a TPU topology without a TPU: does the step fit, what does it cost"),
+    "selfcheck": ("selfcheck", "compare every fast path with plain arithmetic on this machine"),
     "ablate": ("ablate", "train and compare the rows of an ablation"),
 }
 

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m tghmoe_jax.convert", allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--from", dest="source", required=True, help="folder of a run or of a 2D model")
     parser.add_argument("--to", required=True, help="folder to write")
-    parser.add_argument("--export", action="store_true", help="published names of a base, or the whole of a run")
+    parser.add_argument("--export", action="store_true", help="published names of a base, or a run as one model")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: a base's own, bfloat16 for a run"
     )

@@ -26,7 +26,7 @@ from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
 
 _PLACE = {
-    "coordinator": "HOST:PORT of process 0, where several processes are not found by themselves.",
+    "coordinator": "HOST:PORT of process 0, if processes cannot find each other by themselves.",
     "process": "Number of this process, from 0.",
     "processes": "How many processes the run has; 1: this one alone, and the environment is ignored.",
     "wait": f"Seconds that processes wait for each other at the start; default {hosts.WAIT}.",

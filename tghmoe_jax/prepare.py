@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", help="folder of the prepared set; default runs/data/<name>-<slices>x<size>")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default one a core")
     parser.add_argument("--check", help="a manifest to check instead")
-    parser.add_argument("--root", help="with --check: the folder its volumes lie in; default that of the manifest")
+    parser.add_argument("--root", help="with --check: the folder of its volumes; default that of the manifest")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, rest = parser.parse_known_args(argv)
     if args.check:

@@ -1,4 +1,4 @@
-"""Each fast path against its oracle on this machine: `python -m tghmoe_jax.selfcheck` (see tools/selfcheck.py)."""
+"""Compares each fast path with its oracle here: `python -m tghmoe_jax.selfcheck` (see tools/selfcheck.py)."""
 
 import sys
 

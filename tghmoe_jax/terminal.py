@@ -1,4 +1,4 @@
-"""What commands print: text that came from a file neither moves the cursor nor changes colours, lines or direction."""
+"""Printing: text that came from a file cannot move the cursor or change colours, lines or direction."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""What files say is not trusted: JSON within bounds and of the kinds expected, cells of tables, words of a page.
+"""Checks of what files contain: JSON of limited size and expected types, cells of tables, words of a page.
 
 A kind is what a value of a JSON file must be:
 

@@ -1,1 +1,1 @@
-"""The reading room: a local page where one looks at a scan, asks about it, and sees what the answer rests on."""
+"""The reading room: a local page to look at a scan, ask about it, and see what the answer depends on."""

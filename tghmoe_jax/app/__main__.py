@@ -1,4 +1,4 @@
-"""The reading room: a local page to look at a scan, ask about it and see what the answer rests on (docs/app.md).
+"""The reading room: a local page to look at a scan, ask, and see what the answer depends on (docs/app.md).
 
     python -m tghmoe_jax.app                                     the reader embedded in the package
     python -m tghmoe_jax.app --checkpoint runs/stage2 [--checkpoint runs/other] [--port 7860]
@@ -35,15 +35,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes a free one")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; default this machine alone")
     add("--name", action="append", default=[], help="a host name that browsers use for this server, beside its address")
-    add("--auth-file", type=Path, metavar="FILE", help="name:password lines, for this user's eyes alone (chmod 600)")
+    add("--auth-file", type=Path, metavar="FILE", help="name:password lines, readable by this user only (chmod 600)")
     add("--tls", nargs=2, metavar=("CERT", "KEY"), help="PEM files, to serve https")
-    add("--examples", metavar="FOLDER", help="scans to choose from beside the drawn phantoms")
+    add("--examples", metavar="FOLDER", help="scans to choose from, in addition to the phantoms")
     add("--most-mb", type=int, default=1024, metavar="N", help="most MiB of one upload; default 1024")
     add("--most-voxels", type=int, default=2**28, metavar="N", help="most voxels of one scan; default 2^28")
     add("--memory-mb", type=int, default=4096, metavar="N", help="MiB that all open scans may take; default 4096")
     add("--queue", type=int, default=40, metavar="N", help="requests that may wait; default 40")
     add("--minute", type=int, default=60, metavar="N", help="scans and questions of one page in a minute; default 60")
-    add("--allow-out-of-domain", action="store_true", help="let a checkpoint of drawn data report on a real scan")
+    add("--allow-out-of-domain", action="store_true", help="allow reports by a model trained on synthetic scans")
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     for name in ("most_mb", "most_voxels", "memory_mb", "queue", "minute"):

@@ -1,5 +1,5 @@
-"""Scans to begin with: a drawn phantom of each body section, and those that whoever starts the server puts in a folder;
-and questions that a checkpoint's tasks know."""
+"""Examples to begin with: a phantom of each body section, scans of a folder that the server is given, and questions
+that fit the tasks of a checkpoint."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One thing after another: a bounded queue of jobs and the thread that does them.
+"""A bounded queue of jobs, and the thread that does them one after another.
 
 Reading a scan and asking a model each take a core and memory, so one thread reads and another asks, each in the order
 of arrival. A session has at most one job, which it can cancel: at once while it waits, else before its next step.

@@ -1,4 +1,4 @@
-"""Questions and answers of a session to take along: JSON, CSV, or one page that needs no network.
+"""Questions and answers of a session to download: JSON, CSV, or one page that needs no network.
 
 Neither patient nor file is named; what the user wrote into a question stands there as it was written.
 """

@@ -1,4 +1,4 @@
-"""What the page can do, without the web: open a scan, ask about it, and what is kept of the answers."""
+"""The functions behind the page, without the web: open a scan, ask about it, keep the answers."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The web side of the room: a page, and what it asks for. Every answer is JSON, numbers of a slice, or a kept file."""
+"""The web side of the room: the page, and answers to its requests: JSON, numbers of a slice, or a kept file."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a browser sends: files without names, and what scans there are among them.
+"""Uploads of a browser: files without names, and the scans among them.
 
 A body is a length (4 bytes, big-endian), a list in JSON of that length, and the files behind one another. The list
 holds the ending and the size of each. No name of a file is sent; endings are those of a fixed list, files are numbered.

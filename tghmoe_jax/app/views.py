@@ -1,4 +1,4 @@
-"""What the page draws: slices as numbers, where they lie in the patient, and what is laid over them.
+"""What the page draws: slices as numbers, their position in the patient, and the overlays.
 
 Axes are those of a volume: 0 slices toward Superior, 1 rows toward Posterior, 2 columns toward the patient's Left.
 """

@@ -1,4 +1,4 @@
-"""What a family of 2D models must say of itself: one value, registered in `bases/base.py`."""
+"""The description of a family of 2D models: one value, registered in `bases/base.py`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The names of tensors in the files of Hugging Face's image-text models, whose beginnings changed between releases.
+"""The tensor names in the files of Hugging Face's image-text models, whose prefixes changed between releases.
 
 A table speaks normal names (`tower.`, `conn.`, `text.`, `head.`); a generation puts its own prefixes in front.
 """

@@ -1,4 +1,4 @@
-"""Index files of data sets (JSON, CSV, plain lines), read within bounds, faults named by line; what all sets share."""
+"""Reads index files of data sets (JSON, CSV, plain lines) up to a size, and names faults by line. All sets use it."""
 
 import csv
 import dataclasses

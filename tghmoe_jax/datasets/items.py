@@ -1,4 +1,4 @@
-"""What every data set of files is read into: one request about one volume, with the split it belongs to."""
+"""The common form of all data sets of files: one request about one volume, with its split."""
 
 import dataclasses
 from collections.abc import Callable

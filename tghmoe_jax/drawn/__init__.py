@@ -1,1 +1,1 @@
-"""Data that are drawn: phantoms in two styles, 2D scenes, and the training of the embedded tokeniser."""
+"""Synthetic data: phantoms in two styles, 2D scenes, and the training of the embedded tokeniser."""

@@ -1,4 +1,4 @@
-"""Random choices of everything that is drawn."""
+"""The random choices of all synthetic data."""
 
 import numpy as np
 

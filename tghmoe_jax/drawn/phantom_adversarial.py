@@ -1,4 +1,4 @@
-"""Ways of asking that never occur in training and hide which task is meant: a test of the task router alone.
+"""Hard ways of asking, which never occur in training and hide the task: a test of the task router alone.
 
 Each way is a `Wording`, so that the same volumes, answers and options are asked about in it.
 """

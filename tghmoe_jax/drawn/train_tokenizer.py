@@ -1,4 +1,4 @@
-"""Remakes the embedded tokeniser: `python -m tghmoe_jax.drawn.train_tokenizer --to DIR`.
+"""Trains the embedded tokeniser again: `python -m tghmoe_jax.drawn.train_tokenizer --to DIR`.
 
 A byte-fallback BPE in the layout of Llama's and Phi-3's `tokenizer.json`, with differences that suit a tiny model:
 every word of the embedded texts is one token, an option letter with its full stop ("A.") is one token apart from the

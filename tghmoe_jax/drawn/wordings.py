@@ -1,4 +1,4 @@
-"""The texts of what is drawn, read from wordings.toml; lists come as tuples."""
+"""The texts about synthetic data, read from wordings.toml; lists become tuples."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where an answer rests, as boxes of the scan as it was read, and a picture of them.
+"""Evidence of an answer: boxes in the scan as it was read, and a picture of them.
 
 Axis legend: slices run toward Superior, rows toward Posterior, columns toward the patient's Left (scans/volume.py).
 """

@@ -1,4 +1,4 @@
-"""Clinical scores from label tables: CSV files with one row a case and one 0/1 column a finding, as CT-RATE's.
+"""Clinical scores from label tables: CSV files with one row per case and one 0/1 column per finding.
 
 How to get such a table for generated reports: run a report classifier (CT-RATE's is a RadBERT with 18 outputs) over the
 predicted and the true reports and threshold its outputs at the values its authors give. A predicted table may hold

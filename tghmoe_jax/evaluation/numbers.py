@@ -1,4 +1,4 @@
-"""Short open answers: the same text, and how near a number comes.
+"""Scores of short open answers: the same text, and how close a number is.
 
 Source: the scoring of DeepTumorVQA v2 and 3D-RAD; units are theirs where an answer states one, never assumed.
 """

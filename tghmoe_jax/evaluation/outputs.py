@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: `predictions_{report,open,closed}.csv`, `metrics.json` and the terminal table."""
+"""The files of an evaluation: `predictions_{report,open,closed}.csv`, `metrics.json` and the terminal table."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What the task level is worth: the router compared with a keyword rule, and scores under true and wrong routing."""
+"""The value of the task level: the router compared with a keyword rule, and scores with true and wrong routing."""
 
 import re
 from collections.abc import Mapping, Sequence

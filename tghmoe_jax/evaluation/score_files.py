@@ -18,17 +18,17 @@ def add_parsers(commands) -> None:
     score.add_argument(
         "predictions", nargs="?", help="CSV file, folder of predictions_*.csv, or VLM3D's JSON of reports"
     )
-    score.add_argument("--vlm3d", metavar="JSON", help="also write reports, or scores of labels, in VLM3D's form")
+    score.add_argument("--vlm3d", metavar="JSON", help="also write reports, or label scores, in VLM3D's form")
     score.add_argument(
         "--to", metavar="DIR", help="also write scores.txt, scores of every sample, metrics.json, manifest.json"
     )
-    score.add_argument("--pred-labels", help="instead: CSV of a case and its labels, 0 to 1, a row, or VLM3D's JSON")
+    score.add_argument("--pred-labels", help="instead: CSV, a case and its labels (0 to 1) per row, or VLM3D's JSON")
     score.add_argument("--true-labels", help="CSV of the same cases and their true labels, 0 or 1")
     compare = commands.add_parser("compare", help="two systems on the same items")
-    compare.add_argument("a", help="CSV file, folder of predictions_*.csv, or run, whose newest evaluation counts")
+    compare.add_argument("a", help="CSV file, folder of predictions_*.csv, or run (its newest evaluation is used)")
     compare.add_argument("b", help="the same items, answered by another system")
     for sub in (score, compare):
-        sub.add_argument("--truth", metavar="JSON", help="the true reports, where predictions are a JSON of reports")
+        sub.add_argument("--truth", metavar="JSON", help="the true reports, if predictions are a JSON of reports")
         sub.add_argument("--leaks", metavar="CSV", help="leaks.csv of the prepared set: leaked volumes are left out")
         sub.add_argument("--bert-model", metavar="DIR", help="folder of a model for BERTScore, such as roberta-large")
         sub.add_argument("--bert-layers", type=int, help=f"its layer; default {bert.LAYERS}, that of roberta-large")

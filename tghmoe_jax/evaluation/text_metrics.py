@@ -1,4 +1,4 @@
-"""Likeness of outputs to references, by the field's own libraries.
+"""Similarity of outputs and references, computed by the libraries of the field.
 
     bleu1..bleu4   sacrebleu    mteval-v13a tokens, clipped precisions, brevity penalty, no smoothing, case kept
     rouge1, rougeL rouge_score  F of lower-cased alphanumeric words (rougeL: longest common subsequence), no stemmer

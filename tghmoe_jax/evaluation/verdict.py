@@ -1,4 +1,4 @@
-"""What an evaluation means in about five lines: a score beside chance and its blind control, and whether it is above.
+"""The verdict of an evaluation in about five lines: is the score above chance and above its blind control?
 
 A verdict is never stronger than its interval: it needs the paired difference from the blind control, item by item, with
 an interval over whole cases or volumes, of `statistics.FEW_UNITS` of them at least.

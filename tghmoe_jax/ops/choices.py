@@ -1,4 +1,4 @@
-"""What the operators can be chosen by name, without jax: configs are checked against these lists."""
+"""The names of the operators that a config can choose, without jax: configs are checked against these lists."""
 
 BACKENDS = ("auto", "plain", "blocked", "splash", "cudnn")  # of ops/attention.py
 DISPATCHES = ("dense", "capacity", "ragged")  # of ops/experts.py

@@ -1,4 +1,4 @@
-"""What a function is being compiled for, and where a batch is split: both are the current mesh's to say."""
+"""The platform that a function is compiled for, and the axes that split a batch, both from the current mesh."""
 
 import math
 

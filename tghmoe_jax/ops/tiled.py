@@ -1,4 +1,4 @@
-"""Expert FFNs over rows sorted by expert, a tile of one expert's rows after the other: what CPUs and GPUs compute.
+"""Expert FFNs over rows sorted by expert, one tile of one expert's rows at a time: used on CPUs and GPUs.
 
 Neither has a grouped product: XLA's `ragged_dot` multiplies by every expert there, and on a GPU it holds a copy of the
 rows for each. Loops of as many tiles as an expert has rows waste no more than the end of its last tile, and a tile's

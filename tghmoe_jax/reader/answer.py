@@ -1,4 +1,4 @@
-"""One answer: what a model says to one request, and what its reader must know as well."""
+"""One answer: the model's text for one request, and what a person who reads it must know."""
 
 import dataclasses
 from collections.abc import Sequence

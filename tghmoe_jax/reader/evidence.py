@@ -1,4 +1,4 @@
-"""Where in the scan an answer rests: how far its log-likelihood falls when visual tokens are hidden from the decoder.
+"""Evidence of an answer: how far its log-likelihood falls when visual tokens are hidden from the decoder.
 
 Hidden tokens become the mean of the visible ones, so no position moves and the decoder still sees a scan. The tower
 runs once; each hidden part is one row of the decoder. First every view (slab) is hidden, then every region of the

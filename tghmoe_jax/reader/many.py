@@ -1,4 +1,4 @@
-"""Many scans: one model in memory, volumes read by processes while it answers, rows that are never asked for twice.
+"""Many scans: one model in memory, volumes read by processes while it answers, no question asked twice.
 
 A part of the list is as many scans as a batch has rows, wherever the run was interrupted: so answers do not depend on
 that, and shards of a list merge to the file of one run.
@@ -251,12 +251,12 @@ def add_flags(add: Callable) -> None:
     """Adds the flags of lists to a parser's `add_argument`."""
     add("--list", metavar="PATH", help="ask about many scans: a .csv, a .jsonl, or a folder of scans")
     add("--root", metavar="DIR", help="with --list: the folder its paths lie in; default that of the list")
-    add("--questions", metavar="FILE", help="with --list: text file, a question a line, with `Choices: A. ...` behind")
-    add("--to", metavar="CSV", help="with --list or --merge: file of answers; the same command goes on with it")
-    add("--shard", metavar="I/N", help="with --list: answer part I, from 1, of N; merge them with --merge")
+    add("--questions", metavar="FILE", help="with --list: text file, one question per line, with `Choices: A. ...`")
+    add("--to", metavar="CSV", help="with --list or --merge: file of answers; the same command continues it")
+    add("--shard", metavar="I/N", help="with --list: answer part I of N, counted from 1; join them with --merge")
     add("--workers", type=int, metavar="N", help="with --list: processes that read scans; default 2")
     add("--batch", type=int, metavar="N", help="with --list: scans at once; default 8")
-    add("--merge", nargs="+", metavar="CSV", help="put the answers of all shards together, into --to")
+    add("--merge", nargs="+", metavar="CSV", help="join the answers of all shards in --to")
 
 
 def check_flags(args: argparse.Namespace) -> None:

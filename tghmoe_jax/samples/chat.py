@@ -1,4 +1,4 @@
-"""How a family of base models is spoken to. The values themselves stand in `bases/<family>.py`."""
+"""The form of the chat template of a base family. The values themselves are in `bases/<family>.py`."""
 
 import dataclasses
 

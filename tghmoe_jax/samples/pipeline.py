@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), read through grain so that a checkpoint resumes at the very next one.
+"""Batches as a pure function of (seed, step), read through grain so that a run resumes with the next batch.
 
 A batch is [A, R] = [microbatches, rows]: the rows of a microbatch are spread over the devices of the mesh, and every
 run of `len(pattern)` rows holds the same kinds of samples, so each device sees a fixed number of samples of each task.

@@ -1,4 +1,4 @@
-"""What a data set yields: volumes as slices, and questions about them.
+"""What a data set gives to training: volumes as slices, and questions about them.
 
 Axis legend: D slices, S pixels, A auxiliary labels.
 """

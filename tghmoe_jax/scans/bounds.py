@@ -1,4 +1,4 @@
-"""Bounds that hold before anything is allocated: what a file of some size can hold, and reads that stay within it."""
+"""Limits that are checked before memory is taken: how much a file of some size can hold, and bounded reads."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Paths that data files name: none leaves the root it was given."""
+"""Paths that data files name: none may lead outside its root."""
 
 import os
 import unicodedata

@@ -268,10 +268,10 @@ def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
     parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
-    parser.add_argument("--seeds", type=int, help="seeds of every row; default what the row says")
+    parser.add_argument("--seeds", type=int, help="seeds of every row; default as the row says")
     parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
     parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
-    parser.add_argument("--table", action="store_true", help="train nothing; tabulate what is finished")
+    parser.add_argument("--table", action="store_true", help="train nothing; tabulate the finished runs")
     flags = [one for one in argv if one.startswith("--config.")]
     args = parser.parse_args([one for one in argv if one not in flags])
     table = Ablation.of(args.config, args.workdir, flags)

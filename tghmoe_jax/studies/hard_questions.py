@@ -1,4 +1,4 @@
-"""Ways of asking that training never holds and that hide the task: the value of the task level then."""
+"""Hard ways of asking, which never occur in training and hide the task: does the task level help then?"""
 
 import copy
 

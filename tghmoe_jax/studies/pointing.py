@@ -1,4 +1,4 @@
-"""Whether the evidence of an answer means something: how often the strongest region touches a phantom's one lesion.
+"""Measures whether evidence is meaningful: how often the strongest region touches the only lesion of a phantom.
 
     python -m tghmoe_jax.studies.pointing --to runs/pointing                about 12 minutes on two cores
 
@@ -131,8 +131,8 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m tghmoe_jax.studies.pointing", allow_abbrev=False, description=__doc__)
     parser.add_argument("--checkpoint", metavar="RUN", default="embedded", help="a run that was trained on phantoms")
     parser.add_argument("--items", type=int, default=570, help="questions of each style")
-    parser.add_argument("--to", metavar="FOLDER", required=True, help="where items and pointing.json go")
-    parser.add_argument("--data", metavar="FOLDER", default="data", help="where drawn volumes are kept")
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="folder for items and pointing.json")
+    parser.add_argument("--data", metavar="FOLDER", default="data", help="folder for the synthetic volumes")
     args = parser.parse_args(argv)
     reader = load(args.checkpoint)
     config = reader.run.config

@@ -75,12 +75,12 @@ def main(argv: list[str]) -> int:
         epilog="--config FILE[:preset,key=value] and --config.KEY=VALUE as for tghmoe_jax.main",
     )  # fmt: skip
     parser.add_argument(
-        "--topology", required=True, help="chip and grid, as v5e:8x8, or a GPU and their number, as h100:8"
+        "--topology", required=True, help="chip and grid, such as v5e:8x8, or GPU and number, such as h100:8"
     )
     parser.add_argument("--mesh", default="", help="data=..,fsdp=..,expert=.. instead of the config's")
     parser.add_argument("--step", choices=STEPS, default="train", help="what is compiled; default train")
-    parser.add_argument("--samples", type=int, default=625_000, help="samples to state chip-hours for")
-    parser.add_argument("--mfu", type=float, default=0.35, help="model FLOPs utilisation to state chip-hours at")
+    parser.add_argument("--samples", type=int, default=625_000, help="number of samples for the chip-hours")
+    parser.add_argument("--mfu", type=float, default=0.35, help="model FLOPs utilisation for the chip-hours")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args(argv)
     if not 0 < args.mfu <= 1:

@@ -1,4 +1,4 @@
-"""What a chip can do, for rooflines and MFU, and what XLA must know of a GPU to compile for it.
+"""The data of each chip: for rooflines and MFU, and what XLA must know about a GPU to compile for it.
 
 Peak bf16 FLOP/s, HBM bandwidth and half of the bidirectional interconnect bandwidth of a TPU chip are those of
 https://cloud.google.com/tpu/docs/v5e, v5p and v6e; the usable HBM is what libtpu's compiler states. Those of a GPU are

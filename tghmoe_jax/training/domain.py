@@ -1,4 +1,4 @@
-"""What data a run was trained on, those of the runs that it was started from among them, and what it may not be asked.
+"""The data that a run and the runs before it were trained on, and what the run may therefore not be asked.
 
 A run on real data that was started from one on drawn data keeps that origin, as in `phantom+m3d`, until it and the runs
 before it have trained on ENOUGH samples (questions and reports, repeated ones counted) of real data.

@@ -1,4 +1,4 @@
-"""The memory that a compiled program needs, against what its device, or this machine, has: looked at before it runs."""
+"""Compares the memory that a compiled program needs with that of its device or this machine, before it runs."""
 
 import re
 import sys

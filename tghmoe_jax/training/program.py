@@ -1,4 +1,4 @@
-"""A training step before a single number exists: sizes, shapes, shardings, optimiser and the compiled function.
+"""A training step before any array exists: sizes, shapes, shardings, optimiser and the compiled function.
 
 `train` fills these shapes and runs the step; `aot` compiles the very same step for a pod that is not there.
 """

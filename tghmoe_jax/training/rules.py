@@ -1,4 +1,4 @@
-"""One regex language for what trains, at which rate and what decays; every leaf is decided exactly once.
+"""One regex language for which leaves train, at which rate and with which decay; exactly one rule decides each.
 
 Patterns match canonical names (models/leaf_names.py) in full.
 """

@@ -1,4 +1,4 @@
-"""The best checkpoint of a run, by a score on the validation split: kept beside the latest, asked, and started from.
+"""The best checkpoint of a run by a validation score: it is kept beside the latest and used in place of it.
 
 `best.json` of a run folder: {"score", "best": step or null, "value", "validated": step, "worse": how many validations
 in a row were not better than the best}.

@@ -1,4 +1,4 @@
-"""What a signal does to a training: it saves and ends, all processes of it at one step."""
+"""What a signal does to a training: all its processes finish the same step, save and end."""
 
 import contextlib
 import ctypes

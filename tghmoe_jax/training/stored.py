@@ -1,4 +1,4 @@
-"""The parameters of a run, read without its training state: for those who only ask it or start from it.
+"""The parameters of a run, read without its training state: to answer with the run or to start from it.
 
 orbax is imported where a checkpoint is read; an exported run needs none of it.
 """
