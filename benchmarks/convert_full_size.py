@@ -1,4 +1,4 @@
-"""Time and peak memory of converting a full-size base (4B parameters, 8.5 GB of bf16) in and out, bit for bit.
+"""Time and peak memory of converting a full-size base (4B parameters, some 8.5 GB of bf16) in and out, bit for bit.
 
     python -m benchmarks.convert_full_size [--family phi3_v|gemma3] [--folder DIR]
 
