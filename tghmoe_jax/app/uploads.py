@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 from tghmoe_jax import untrusted
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import check_stored_size
+from tghmoe_jax.scans.bounds import check_stored_size, zip_directory
 from tghmoe_jax.scans.dicom import series_of
 from tghmoe_jax.scans.dicom_files import MAX_FILES
 
@@ -24,7 +24,6 @@ ENDINGS = (".nii.gz", ".nii", ".npy", ".npz", ".nrrd", ".mha", ".zip")  # each a
 MOST_LIST = 2**20  # bytes of the list before the files
 MOST_DIRECTORY = 2**23  # bytes of a zip file's own list
 SILENT = 30.0  # seconds without a byte, after which an upload is given up
-_END = b"PK\5\6"  # of a zip file's list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ def unpack(archive: Path, folder: Path, most: int) -> None:
     """Puts the files of a zip file beside those of the upload. UserError for what no zip file of a scan holds: names
     that lead out of it, links, passwords, zip files, more than `most` bytes or than these can be packed from."""
     size = archive.stat().st_size
-    _check_directory(archive, size)
+    _check_directory(archive)
     try:
         with zipfile.ZipFile(archive) as packed:
             infos = [info for info in packed.infolist() if not info.is_dir()]
@@ -145,19 +144,13 @@ def unpack(archive: Path, folder: Path, most: int) -> None:
         raise UserError("the zip file is damaged or cut short; pack the scan again.") from None
 
 
-def _check_directory(archive: Path, size: int) -> None:
+def _check_directory(archive: Path) -> None:
     """Refuse a list of files too long to be read, before it is."""
     with archive.open("rb") as file:
-        file.seek(max(0, size - 2**16 - 22))
-        end = file.read()
-    at = end.rfind(_END)
-    if at < 0 or len(end) < at + 22:
-        raise UserError("the zip file is damaged or cut short; pack the scan again.")
-    count, directory = (
-        int.from_bytes(end[at + 10 : at + 12], "little"),
-        int.from_bytes(end[at + 12 : at + 16], "little"),
-    )
-    if count > MAX_FILES or directory > MOST_DIRECTORY:
+        found = zip_directory(file)
+    if found is None:
+        raise UserError("the zip file is damaged, cut short or holds too many files; pack the scan again.")
+    if found[0] > MAX_FILES or found[1] > MOST_DIRECTORY:
         raise UserError(f"the zip file holds more than {MAX_FILES} files; pack the scan alone.")
 
 

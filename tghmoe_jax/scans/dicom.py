@@ -125,7 +125,8 @@ def _chosen(path: Path, number: int | None) -> tuple[Series, list[stack.Slice], 
         raise UserError(f"--series {number} does not exist in {path}: choose among {listed(study.series)}.")
     if number is not None and number > count:
         slices = parts[number - count - 1]
-        group = [entry for series in study.series for entry in series if entry[0] in {one.file for one in slices}]
+        files = {one.file for one in slices}
+        group = [entry for series in study.series for entry in series if entry[0] in files]
         check_ct(group, path)
         return group, stack.sorted_stack(slices, path), study.warnings
     group, (split, by) = study.series[(number or 1) - 1], splits[(number or 1) - 1]
