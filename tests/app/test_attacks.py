@@ -64,17 +64,27 @@ def test_a_name_in_the_place_of_a_code_or_a_size_is_not_repeated(tmp_path):
 # ---- sizes and places that no scan has -------------------------------------------------------------------------------
 
 
-def test_numbers_beyond_any_scan_are_a_sentence(tmp_path, monkeypatch):
+def test_numbers_beyond_any_scan_are_a_sentence(tmp_path):
     far = write_nifti(tmp_path / "far.nii", patient(), origin=(3e38, 0, 0)).read_bytes()
     away = nib.Nifti2Image(patient().T, np.eye(4), None)
     away.set_sform(np.diag([0.001, 0.001, 0.003, 1]) + np.eye(4)[:, ::-1] * [0, 0, 0, 1e308], 1)
     away.header.set_xyzt_units("meter")
     many = META.replace("DimSize = 44", f"DimSize = {'9' * 400}") + "ElementDataFile = LOCAL\n"
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 400}, 32, 32), }}".encode().ljust(501) + b"\n"
+    array = b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head
+    for number, file in enumerate(sorted(write_dicom(tmp_path / "dicom").iterdir())):
+        dataset = pydicom.dcmread(file)
+        dataset.ImagePositionPatient = [0, 0, f"{number}e200"]
+        dataset.save_as(file)
+    kinds = (
+        ([(".nii", far)], "position"), ([(".nii", away.to_bytes())], "position"), ([(".mha", many.encode())], "empty"),
+        ([(".npy", array)], "voxels, more than"), (files_of(tmp_path / "dicom"), "position"),
+    )  # fmt: skip
     with served(tmp_path) as (_, port):
         client = Client(port)
-        for ending, content in ((".nii", far), (".nii", away.to_bytes()), (".mha", many.encode())):
-            result, error = client.open([(ending, content)])
-            assert result is None and ("position" in error or "voxels, more than" in error)
+        for files, part in kinds:
+            result, error = client.open(files)
+            assert result is None and part in error and len(error) < 200
 
 
 def test_a_long_list_of_files_is_not_read(tmp_path, monkeypatch):

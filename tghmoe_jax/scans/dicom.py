@@ -35,6 +35,7 @@ from tghmoe_jax.scans.hounsfield import check_hu
 from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
 PADDING_HU = -1024.0
+_BEYOND = 1e9  # no place, size or scale of a CT comes near
 
 _PIXELS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
@@ -278,7 +279,7 @@ def _floats(header: pydicom.Dataset, frame: int | None, keyword: str, count: int
         values = np.array([float(part) for part in (np.atleast_1d(value) if value is not None else ())])
     except (TypeError, ValueError):
         values = np.array([])
-    if values.shape != (count,) or not np.all(np.isfinite(values)):
+    if values.shape != (count,) or not np.all(np.abs(values) < _BEYOND):  # also where one is NaN
         raise UserError(f"{path} holds a slice that states no {what}: export the original CT series.")
     return values
 

@@ -180,8 +180,10 @@ def _stated(fields: dict[str, str], names: tuple[str, ...], default: str, path: 
 
 
 def _numbers(text: str, kind: type = float) -> tuple:
+    """The numbers of a text; none where a part of it is no number, or longer than any that means something."""
+    parts = text.replace(",", " ").replace("(", " ").replace(")", " ").split()
     try:
-        return tuple(kind(part) for part in text.replace(",", " ").replace("(", " ").replace(")", " ").split())
+        return tuple(kind(part) for part in parts) if all(len(part) < 40 for part in parts) else ()
     except (ValueError, OverflowError):
         return ()
 
