@@ -49,7 +49,7 @@ def test_pins_are_exact_and_one_for_each_python():
 def test_what_the_package_imports_is_pinned():
     """An extra's packages are imported where they are asked for; the tests install and pin them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    optional = {normal(re.match(r"[\w.-]+", line)[0]) for line in extras["metrics"] + extras["formats"]}
+    optional = {normal(re.match(r"[\w.-]+", line)[0]) for line in extras["metrics"]}
     assert optional <= pins("requirements-dev.txt").keys()
     for name, dists in imported("tghmoe_jax", "configs").items():
         assert dists & (optional | pins("requirements.txt").keys()), f"{name} is imported but not in requirements.txt"

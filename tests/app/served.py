@@ -59,7 +59,9 @@ def served(parent, limits=LIMITS, readers=None, examples=None, **guarded):
     with private_folder(parent) as folder:
         room = Room(readers or [Echo()], folder, limits, examples)
         app = guard.Guarded(web(room), **guarded)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, http=guard.Prompt, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

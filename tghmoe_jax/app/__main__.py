@@ -13,7 +13,6 @@ import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing; run pip install 'tghmoe-jax[app]'.") from None
     users = args.auth_file and guard.read_users(args.auth_file)
+    tls = guard.certificate(*args.tls) if args.tls else {}
     listener = guard.listening(args.host, args.port)
     # Until there is a folder to be emptied, a signal ends this process at once: raised in an import, it may be lost.
     heard = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -92,11 +92,10 @@ def run(args: argparse.Namespace) -> None:
     with private_folder() as folder:
         room = Room(readers, folder, limits, examples, args.allow_out_of_domain)
         room.warm_up()
-        names = (*args.name, socket.gethostname(), socket.getfqdn())
-        tls = {"ssl_certfile": args.tls[0], "ssl_keyfile": args.tls[1]} if args.tls else {}
         config = uvicorn.Config(
-            guard.Guarded(web(room), names, users), log_config=None, access_log=False, server_header=False,
-            lifespan="off", timeout_graceful_shutdown=2, limit_concurrency=256, proxy_headers=False, **tls,
+            guard.Guarded(web(room), guard.own_names(args.name), users), http=guard.Prompt, ws="none", lifespan="off",
+            log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=2,
+            limit_concurrency=256, **tls,
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -32,7 +32,11 @@ def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        gone = folder.with_name(f"{folder.name}-gone")  # a thread that still writes there finds no folder any more
+        with contextlib.suppress(OSError):
+            folder.rename(gone)
+        for left in (gone, folder):
+            shutil.rmtree(left, ignore_errors=True)
         os.close(lock)
 
 

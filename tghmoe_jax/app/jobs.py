@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tghmoe_jax.errors import UserError
+from tghmoe_jax.errors import UserError, of_disk
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +28,12 @@ class QueueFull(UserError):
 @dataclasses.dataclass(eq=False)
 class Job:
     """`work(job)` and what became of it. state: waiting, working, done, failed, cancelled. `what` and `who` are for
-    the log: a word and the number of a session."""
+    the log: a word and the number of a session. `undo` is called before it is over otherwise than done."""
 
     work: Callable[["Job"], Any]
     what: str
     who: int
+    undo: Callable[[], Any] = lambda: None
     state: str = "waiting"
     step: str = ""
     result: Any = None
@@ -45,9 +46,14 @@ class Job:
     def over(self) -> bool:
         return self.state in ("done", "failed", "cancelled")
 
+    @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._stop.is_set()
+
     def at(self, step: str) -> None:
         """Says what is done next. Cancelled where nobody waits for it."""
-        if self._stop.is_set():
+        if self.unwanted:
             raise Cancelled
         self.step = step
 
@@ -107,9 +113,11 @@ class Worker:
     def withdraw(self, job: Job) -> None:
         """Ends a job that waits."""
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                job.state = "cancelled"
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        job.undo()
+        job.work, job.state = None, "cancelled"
 
     def close(self, seconds: float) -> bool:
         """Ends the thread after its present job, waited for `seconds` at most; what waits is cancelled. Whether the
@@ -139,19 +147,32 @@ class Worker:
                 self._do(job)
 
     def _do(self, job: Job) -> None:
+        ended = self._worked(job)
+        if ended != "done":
+            job.undo()
+        job.work, job.state = None, ended  # what it held can go
+        _log.info("session %d: %s %s after %.1f s", job.who, job.what, ended, time.monotonic() - job.begun)
+
+    def _worked(self, job: Job) -> str:
+        """Does a job; the state in which it ends."""
         try:
             job.at("")
             job.result = job.work(job)
             job.at("")  # an answer that nobody waits for is not kept
-            job.state = "done"
-        except Cancelled:
-            job.result, job.state = None, "cancelled"
-        except UserError as error:
-            job.error, job.state = self._worded(error), "failed"
-        except MemoryError:
-            job.error, job.state = "the server has not enough memory for this scan; crop it.", "failed"
+            return "done"
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the server, nor be shown in full
-            _log.error("%s failed with %s", job.what, type(error).__name__)
-            job.error, job.state = "something went wrong on the server; the scan or the question is not kept.", "failed"
-        job.work = None  # what it held can go
-        _log.info("session %d: %s %s after %.1f s", job.who, job.what, job.state, time.monotonic() - job.begun)
+            job.result = None
+            if job.unwanted:  # whatever went wrong then, as a file that was removed
+                return "cancelled"
+            job.error = self._sentence(error, job)
+            return "failed"
+
+    def _sentence(self, error: Exception, job: Job) -> str:
+        if isinstance(error, UserError):
+            return self._worded(error)
+        if isinstance(error, MemoryError):
+            return "the server has not enough memory for this scan; crop it."
+        _log.error("%s failed with %s", job.what, type(error).__name__)
+        if of_disk(error):
+            return "the disk of the server is full or cannot be written; tell who runs it."
+        return "something went wrong on the server; the scan or the question is not kept."

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tghmoe_jax import untrusted
+from tghmoe_jax import terminal, untrusted
 from tghmoe_jax.evaluation import DISCLAIMER, evidence_plot
 
 Answers = Sequence[tuple[dict[str, Any], bytes | None]]  # each with a PNG of what it rests on
@@ -34,7 +34,7 @@ def to_csv(answers: Answers) -> str:
     table = csv.writer(out, lineterminator="\n")
     table.writerow([*_COLUMNS, "disclaimer"])
     for row, _ in answers:
-        table.writerow([untrusted.cell(value(row)) for value in _COLUMNS.values()] + [DISCLAIMER])
+        table.writerow([untrusted.cell(_shown(value(row))) for value in _COLUMNS.values()] + [DISCLAIMER])
     return out.getvalue()
 
 
@@ -45,15 +45,20 @@ def to_html(answers: Answers) -> str:
 
 
 def _section(row: dict[str, Any], picture: bytes | None) -> str:
-    cells = {name: str(value(row)) for name, value in _COLUMNS.items() if name not in ("number", "question")}
+    cells = {name: _shown(str(value(row))) for name, value in _COLUMNS.items() if name not in ("number", "question")}
     lines = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in cells.items() if text)
-    asked = html.escape(row["question"] or "A report")
+    asked = html.escape(_shown(row["question"]) or "A report")
     shown = ""
     if picture:
         data = base64.b64encode(picture).decode()
         alt = "axial slice with a red box around the region that the answer rests on most"
         shown = f'<p><img alt="{alt}" src="data:image/png;base64,{data}"></p><p>{evidence_plot.CAPTION}</p>'
     return f"<section><h2>{row['number']}. {asked}</h2><table>{lines}</table>{shown}</section>"
+
+
+def _shown(value: Any) -> Any:
+    """A text without what moves a cursor or turns the direction of letters, wherever the file is shown."""
+    return terminal.shown(value) if isinstance(value, str) else value
 
 
 def _shares(values: dict[str, float] | None) -> str:

@@ -66,7 +66,9 @@ class Room:
         }  # fmt: skip
 
     def close_scan(self, session: Session) -> None:
-        """Forgets a session's scan and empties its folder."""
+        """Forgets a session's scan and empties its folder; what is in work about it is cancelled."""
+        if session.job:
+            session.job.cancel()
         session.close_scan()
         self.worker.tidy_soon()
 
@@ -93,13 +95,12 @@ class Room:
     def _worded(self, error: Exception) -> str:
         return plainly(error, self.folder)
 
-    def submit(self, session: Session, what: str, work: Callable[[Job], Any]) -> Job:
+    def submit(self, session: Session, what: str, work: Callable[[Job], Any], undo: Callable = lambda: None) -> Job:
         """Puts an `open` or `ask` job of a session into its queue. UserError where it has one, or the queue is full."""
         with self._lock:
-            if session.job and not session.job.over:
-                raise UserError("this page has a request in work; wait for it or cancel it.")
+            check_idle(session)
             worker = self.opener if what == "open" else self.worker
-            session.job = worker.submit(Job(work, what, session.number))
+            session.job = worker.submit(Job(work, what, session.number, undo))
             return session.job
 
     # ---- opening -----------------------------------------------------------------------------------------------------
@@ -108,24 +109,21 @@ class Room:
         """Finds the scans in the session's folder, and reads the one if there is one."""
 
         def work(job: Job) -> dict[str, Any]:
-            try:
-                job.at("the files are looked through")
-                choices = choices_of(session.folder, 2 * self.limits.bytes)
-                if len(choices) > 1:
-                    session.choices = choices
-                    return {"choices": [choice.label for choice in choices]}
-                return self._read(session, choices[0], job)
-            except BaseException:
-                session.close_scan()
-                raise
+            job.at("the files are looked through")
+            choices = choices_of(session.folder, 2 * self.limits.bytes)
+            if len(choices) > 1:
+                session.choices = choices
+                return {"choices": [choice.label for choice in choices]}
+            return self._read(session, choices[0], job)
 
-        return self.submit(session, "open", work)
+        return self.submit(session, "open", work, session.close_scan)
 
     def open_choice(self, session: Session, number: int) -> Job:
         """Reads one of the scans that were listed."""
         if not 0 <= number < len(session.choices):
             raise UserError("that scan is not among those of the files; send them again.")
-        return self.submit(session, "open", lambda job: self._read(session, session.choices[number], job))
+        choice = session.choices[number]
+        return self.submit(session, "open", lambda job: self._read(session, choice, job), session.forget_scan)
 
     def open_example(self, session: Session, number: int) -> Job:
         if not 0 <= number < len(self.examples.labels):
@@ -142,7 +140,7 @@ class Room:
             except UserError as error:
                 raise UserError(plainly(error, found)) from None
 
-        return self.submit(session, "open", work)
+        return self.submit(session, "open", work, session.close_scan)
 
     def _read(self, session: Session, choice: Choice, job: Job) -> dict[str, Any]:
         """Reads a scan; files of which nothing else can be chosen are removed at once."""
@@ -182,11 +180,10 @@ class Room:
         if not asked["report"]:
             question = vqa(asked["question"], asked["choices"])
             reader.check(question, None, 1)
-        scan = session.scans[number]
+        scan, drawn = session.scans[number], session.kind == PHANTOM  # as what a checkpoint of drawn data has seen
 
         def work(job: Job) -> dict[str, Any]:
             reader.watch = lambda step: job.at(STEPS[step])
-            drawn = session.kind == PHANTOM  # as what a checkpoint of drawn data has seen
             common = {"evidence": asked["evidence"], "allow_out_of_domain": self._allow or drawn}
             try:
                 if asked["report"]:
@@ -227,6 +224,12 @@ class Room:
         self._over.set()
         self.sessions.end_all()
         return any([worker.close(1.0) for worker in (self.opener, self.worker)])
+
+
+def check_idle(session: Session) -> None:
+    """UserError where a page has something in work."""
+    if session.busy:
+        raise UserError("this page has a request in work; wait for it or cancel it.")
 
 
 def _record(asked: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -12,15 +12,15 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tghmoe_jax import untrusted
 from tghmoe_jax.app import kept, views
 from tghmoe_jax.app.jobs import QueueFull
-from tghmoe_jax.app.room import Room
+from tghmoe_jax.app.room import Room, check_idle
 from tghmoe_jax.app.sessions import Session
-from tghmoe_jax.app.uploads import plainly, receive
+from tghmoe_jax.app.uploads import SILENT, plainly, receive
 from tghmoe_jax.errors import UserError, of_disk
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ def web(room: Room) -> Starlette:
         length = request.headers.get("content-length", "")
         if not length.isdecimal():
             raise _Refused("the size of the files is not stated; send them with this page.", 411)
-        if session.uploading or (session.job and not session.job.over):
-            raise UserError("this page has a request in work; wait for it or cancel it.")
+        check_idle(session)
         session.uploading, session.assume_hu = True, request.query_params.get("assume_hu") == "1"
         try:
             async with _turn(uploads):
@@ -78,15 +77,19 @@ def web(room: Room) -> Starlette:
                 await receive(request.stream(), int(length), session.folder, room.limits.bytes)
                 if room.sessions.get(session.token) is None:
                     raise UserError("the page was closed.")
+                session.uploading = False
                 room.open_upload(session)
-        except BaseException:
+        except BaseException as error:
             session.close_scan()
+            if isinstance(error, FileNotFoundError):  # the page was closed, and its folder with it
+                raise UserError("the page was closed.") from None
             raise
         finally:
             session.uploading = False
         return JSONResponse(_state(room, session))
 
     async def choose(request: Request, session: Session) -> Response:
+        session.limit(room.limits.minute, time.monotonic())
         room.open_choice(session, (await _json(request, {"number": int}))["number"])
         return JSONResponse(_state(room, session))
 
@@ -105,10 +108,12 @@ def web(room: Room) -> Starlette:
 
     async def cancel(request: Request, session: Session) -> Response:
         if session.job:
-            session.job.cancel()
+            await run_in_threadpool(session.job.cancel)
         return JSONResponse(_state(room, session))
 
     async def close(request: Request, session: Session) -> Response:
+        if session.uploading:
+            check_idle(session)
         await run_in_threadpool(room.close_scan, session)
         return JSONResponse({})
 
@@ -135,9 +140,11 @@ def web(room: Room) -> Starlette:
         if (found := session.volume) is None:
             raise UserError("no scan is open; open one first.")
         session.limit(room.limits.minute, time.monotonic())
-        async with _turn(uploads):  # it takes as much memory
-            data = await run_in_threadpool(views.nifti_of, found)
-        return Response(data, media_type="application/octet-stream")
+        async with _turn(uploads):  # it takes as long
+            length, parts = await run_in_threadpool(views.nifti_parts, found)
+        return StreamingResponse(
+            parts, media_type="application/octet-stream", headers={"content-length": str(length)}
+        )  # fmt: skip
 
     async def keep(request: Request, session: Session) -> Response:
         form = request.query_params.get("form", "")
@@ -174,7 +181,9 @@ def web(room: Room) -> Starlette:
         ("scan", "DELETE", close), ("slice", "GET", slice_), ("volume", "GET", volume), ("keep", "GET", keep),
     ):  # fmt: skip
         routes.append(Route(f"/api/{path}", of_session(endpoint), methods=[method]))
-    return Starlette(routes=routes)
+    found = Starlette(routes=routes)
+    found.router.redirect_slashes = False  # it would send the browser to the name that it asked for
+    return found
 
 
 def _state(room: Room, session: Session) -> dict[str, Any]:
@@ -200,11 +209,10 @@ async def _turn(uploads: asyncio.Semaphore) -> AsyncIterator[None]:
 
 async def _json(request: Request, kind: dict[str, Any]) -> dict[str, Any]:
     """The body of a request: an object with exactly these keys. UserError where it is something else."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_JSON:
-            raise _Refused("the request is too long; shorten the question.", 413)
+    try:
+        body = await asyncio.wait_for(_body(request), SILENT)
+    except TimeoutError:
+        raise _Refused("the request was cut short on the way; send it again.", 408) from None
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -212,6 +220,15 @@ async def _json(request: Request, kind: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.keys() != kind.keys() or untrusted.fault(value, kind):
         raise UserError("the request is not understood; use this page.")
     return value
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_JSON:
+            raise _Refused("the request is too long; shorten the question.", 413)
+    return body
 
 
 def _said(error: Exception, folder: Path) -> Response:

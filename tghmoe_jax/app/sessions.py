@@ -41,9 +41,19 @@ class Session:
     asked: list[float] = dataclasses.field(default_factory=list)  # when, for the rate limit
     counted: int = 0  # answers that were given
 
+    @property
+    def busy(self) -> bool:
+        """Whether files are being sent or something is asked for."""
+        return self.uploading or (self.job is not None and not self.job.over)
+
+    def forget_scan(self) -> None:
+        """Forgets the scan, not the others of its files."""
+        self.volume, self.scans, self.kind = None, {}, ""
+
     def close_scan(self) -> None:
         """Forgets the scan, not the answers, and empties the folder."""
-        self.volume, self.scans, self.choices, self.kind = None, {}, [], ""
+        self.forget_scan()
+        self.choices = []
         empty(self.folder)
 
     @property

@@ -5,18 +5,21 @@ holds the ending and the size of each. No name of a file is sent; endings are th
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import re
+import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path, PureWindowsPath
 
 from tghmoe_jax import untrusted
-from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import check_stored_size
+from tghmoe_jax.errors import UserError, of_disk
+from tghmoe_jax.scans.bounds import check_stored_size, zip_directory
 from tghmoe_jax.scans.dicom import series_of
 from tghmoe_jax.scans.dicom_files import MAX_FILES
 
@@ -24,7 +27,7 @@ ENDINGS = (".nii.gz", ".nii", ".npy", ".npz", ".nrrd", ".mha", ".zip")  # each a
 MOST_LIST = 2**20  # bytes of the list before the files
 MOST_DIRECTORY = 2**23  # bytes of a zip file's own list
 SILENT = 30.0  # seconds without a byte, after which an upload is given up
-_END = b"PK\5\6"  # of a zip file's list
+SLOWEST = 2**16  # bytes in a second that an upload must keep to; few can be sent at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +86,19 @@ class _Body:
 
     def __init__(self, chunks: AsyncIterator[bytes]):
         self._chunks, self._left = chunks, b""
+        self._begun, self._came = time.monotonic(), 0
 
     async def some(self, most: int) -> bytes:
         """At least one byte and at most `most`."""
         while not self._left:
+            late = time.monotonic() - self._begun - self._came / SLOWEST
+            if late > SILENT:
+                raise UserError("the files came too slowly; send them over a faster connection.")
             try:
                 self._left = await asyncio.wait_for(anext(self._chunks), SILENT)
             except (TimeoutError, StopAsyncIteration):
                 raise UserError("the files were cut short on the way; send them again.") from None
+            self._came += len(self._left)
         part, self._left = self._left[:most], self._left[most:]
         return part
 
@@ -105,9 +113,11 @@ class _Body:
 
 
 def choices_of(folder: Path, most: int) -> list[Choice]:
-    """The scans of an upload, zip files unpacked to at most `most` bytes. UserError where there is none."""
+    """The scans of an upload, its zip files unpacked to at most `most` bytes. UserError where there is none."""
+    first = sum(1 for _ in folder.glob("*/*"))
     for archive in sorted((folder / "files").glob("*.zip")):
-        unpack(archive, folder, most)
+        count, size = unpack(archive, folder, most, first)
+        first, most = first + count, most - size
         archive.unlink()
     files = [Choice(file, None, f"a {ending_of(file.name)} file") for file in sorted((folder / "files").iterdir())]
     dicom = folder / "dicom"
@@ -125,39 +135,40 @@ def _nothing() -> list[Choice]:
     raise UserError("the zip file holds no file; pack the scan again.")
 
 
-def unpack(archive: Path, folder: Path, most: int) -> None:
-    """Puts the files of a zip file beside those of the upload. UserError for what no zip file of a scan holds: names
-    that lead out of it, links, passwords, zip files, more than `most` bytes or than these can be packed from."""
+def unpack(archive: Path, folder: Path, most: int, first: int = 0) -> tuple[int, int]:
+    """Puts the files of a zip file beside those of the upload, numbered from `first`; how many, and their bytes.
+
+    UserError for what no zip file of a scan holds: names that lead out of it, links, passwords, zip files, more than
+    `most` bytes or than these can be packed from, and for more than MAX_FILES files of an upload.
+    """
     size = archive.stat().st_size
-    _check_directory(archive, size)
+    _check_directory(archive)
     try:
         with zipfile.ZipFile(archive) as packed:
             infos = [info for info in packed.infolist() if not info.is_dir()]
             _check_entries(infos, size, most)
             kept = [info for info in infos if not _hidden(info.filename)]
-            start = sum(1 for _ in folder.glob("*/*"))
-            for number, info in enumerate(kept, start):
+            if first + len(kept) > MAX_FILES + 1:
+                raise UserError(f"the zip files hold more than {MAX_FILES} files; pack the scan alone.")
+            for number, info in enumerate(kept, first):
                 with packed.open(info) as source, place(folder, number, ending_of(info.filename)).open("xb") as file:
                     _copy(source, file, info.file_size)
+            return len(kept), sum(info.file_size for info in kept)
     except UserError:
         raise
-    except Exception:  # noqa: BLE001 - zipfile raises anything on damaged files, and quotes names
+    except Exception as error:  # noqa: BLE001 - zipfile raises anything on damaged files, and quotes names
+        if of_disk(error):
+            raise
         raise UserError("the zip file is damaged or cut short; pack the scan again.") from None
 
 
-def _check_directory(archive: Path, size: int) -> None:
+def _check_directory(archive: Path) -> None:
     """Refuse a list of files too long to be read, before it is."""
     with archive.open("rb") as file:
-        file.seek(max(0, size - 2**16 - 22))
-        end = file.read()
-    at = end.rfind(_END)
-    if at < 0 or len(end) < at + 22:
-        raise UserError("the zip file is damaged or cut short; pack the scan again.")
-    count, directory = (
-        int.from_bytes(end[at + 10 : at + 12], "little"),
-        int.from_bytes(end[at + 12 : at + 16], "little"),
-    )
-    if count > MAX_FILES or directory > MOST_DIRECTORY:
+        found = zip_directory(file)
+    if found is None:
+        raise UserError("the zip file is damaged, cut short or holds too many files; pack the scan again.")
+    if found[0] > MAX_FILES or found[1] > MOST_DIRECTORY:
         raise UserError(f"the zip file holds more than {MAX_FILES} files; pack the scan alone.")
 
 
@@ -220,5 +231,10 @@ _WORDS = {
 
 
 def empty(folder: Path) -> None:
-    """Removes what a session has uploaded."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes what a session has uploaded. The folder gets another name first: what is still being unpacked into it
+    would find it half empty and leave files there."""
+    gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):  # there is none
+        folder.rename(gone)
+    for left in (gone, folder):
+        shutil.rmtree(left, ignore_errors=True)

@@ -4,6 +4,8 @@ Axes are those of a volume: 0 slices toward Superior, 1 rows toward Posterior, 2
 """
 
 import io
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import nibabel as nib
@@ -54,17 +56,40 @@ def slice_of(volume: Volume, axis: int, index: int) -> tuple[bytes, str]:
     return (whole.tobytes(), "int16") if np.array_equal(whole, values) else (values.astype("<f4").tobytes(), "float32")
 
 
-def nifti_of(volume: Volume) -> bytes:
-    """The whole scan as NIfTI for a viewer: columns, rows and slices in the order of their millimetres, no text."""
+def nifti_parts(volume: Volume) -> tuple[int, Iterator[bytes]]:
+    """The whole scan as NIfTI for a viewer, without text: its length in bytes, and the header and each slice.
+
+    Parts are made when they are wanted, and the volume is not kept for them: a browser that stops reading holds one
+    slice. Where the scan was closed meanwhile, the rest does not come.
+    """
     if volume.affine is None or volume.array.size > MOST_WHOLE:
         raise UserError("this scan is too large or not placed, so it is not shown in 3D; use the plain views.")
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]  # NIfTI's x and y run the other way
     low, high = volume.array.min(), volume.array.max()
     whole = -(2**15) <= low and high < 2**15 and all(np.array_equal(one, np.rint(one)) for one in volume.array)
-    array = volume.array.astype(np.int16) if whole else volume.array
-    image = nib.Nifti1Image(array.transpose(2, 1, 0), affine)
-    image.header.set_xyzt_units("mm")
-    return image.to_bytes()
+    dtype = np.dtype("<i2" if whole else "<f4")
+    # Columns, rows and slices in the order of their millimetres: the order of the array in memory. NIfTI's x and y run
+    # the other way.
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_shape(volume.array.shape[::-1])
+    header.set_data_dtype(dtype)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
+    header.set_qform(affine, 0)
+    header.set_sform(affine, 2)
+    header.set_xyzt_units("mm")
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    head = header.binaryblock + bytes(4)
+    kept, count = weakref.ref(volume), len(volume.array)
+
+    def parts() -> Iterator[bytes]:
+        yield head
+        for index in range(count):
+            if (found := kept()) is None:
+                return
+            part = found.array[index].astype(dtype).tobytes()
+            del found
+            yield part
+
+    return len(head) + volume.array.size * dtype.itemsize, parts()
 
 
 def model_slice_of(scan: Scan, axis: int, index: int, channel: int) -> tuple[bytes, str]:

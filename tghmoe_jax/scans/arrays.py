@@ -13,8 +13,10 @@ from typing import BinaryIO
 import numpy as np
 
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.scans.bounds import check_stored_size, plain_file
+from tghmoe_jax.scans.bounds import check_stored_size, plain_file, zip_directory
 from tghmoe_jax.scans.volume import Volume, check_canonical_shape, check_finite, check_shape
+
+_MOST_DIRECTORY = 2**20  # bytes of the list of arrays in a .npz file
 
 
 def read_array(path: Path) -> Volume:
@@ -48,6 +50,9 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int, bool]]:
             raw.seek(0)
             yield raw, path.stat().st_size, False
             return
+        found = zip_directory(raw)
+        if found is None or found[1] > _MOST_DIRECTORY:
+            raise UserError(f"{path} holds more arrays than one volume is: save one array.")
         with zipfile.ZipFile(raw) as archive:
             members = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
             if len(members) != 1:

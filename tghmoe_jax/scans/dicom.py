@@ -35,6 +35,7 @@ from tghmoe_jax.scans.hounsfield import check_hu
 from tghmoe_jax.scans.volume import Volume, canonical_grid, check_canonical_shape, check_shape
 
 PADDING_HU = -1024.0
+_BEYOND = 1e9  # no place, size or scale of a CT comes near
 
 _PIXELS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
@@ -125,7 +126,8 @@ def _chosen(path: Path, number: int | None) -> tuple[Series, list[stack.Slice], 
         raise UserError(f"--series {number} does not exist in {path}: choose among {listed(study.series)}.")
     if number is not None and number > count:
         slices = parts[number - count - 1]
-        group = [entry for series in study.series for entry in series if entry[0] in {one.file for one in slices}]
+        files = {one.file for one in slices}
+        group = [entry for series in study.series for entry in series if entry[0] in files]
         check_ct(group, path)
         return group, stack.sorted_stack(slices, path), study.warnings
     group, (split, by) = study.series[(number or 1) - 1], splits[(number or 1) - 1]
@@ -277,7 +279,7 @@ def _floats(header: pydicom.Dataset, frame: int | None, keyword: str, count: int
         values = np.array([float(part) for part in (np.atleast_1d(value) if value is not None else ())])
     except (TypeError, ValueError):
         values = np.array([])
-    if values.shape != (count,) or not np.all(np.isfinite(values)):
+    if values.shape != (count,) or not np.all(np.abs(values) < _BEYOND):  # also where one is NaN
         raise UserError(f"{path} holds a slice that states no {what}: export the original CT series.")
     return values
 

@@ -43,6 +43,13 @@ _HEADER = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "BitsAllocated", "BitsStored"),
     *("SOPClassUID", *ACQUISITION),
 )
+# Of images and of what lies beside them (PS3.3, C.7.3.1.1.1).
+_MODALITIES = frozenset(
+    (
+        "CT MR PT NM US CR DX DR MG XA RF OT SC ES GM SM IO PX OP OPT OCT XC BI EC ECG EM FA FS VF LEN LS RG TG ST "
+        "BMD BDUS IVUS IVOCT HC PR SR DOC KO SEG REG FID AU TEXTUREMAP STAIN RTIMAGE RTDOSE RTSTRUCT RTPLAN RTRECORD"
+    ).split()
+)
 _CT_IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
 
@@ -232,9 +239,9 @@ def check_ct(series: Series, path: Path) -> None:
 
 
 def _modality(header: pydicom.Dataset) -> str:
-    """The modality code, checked so that nothing but a code of the standard's form can reach a message."""
+    """The modality code. Only one of the standard's can reach a message: in place of a code a name may stand there."""
     value = str(tag(header, "Modality") or "")
-    return value if value.isascii() and value.isalnum() and value.isupper() and len(value) <= 16 else "unnamed"
+    return value if value in _MODALITIES else "unnamed"
 
 
 def listed(series: list[Series]) -> str:
@@ -247,7 +254,8 @@ def summary(group: Series) -> str:
     """What distinguishes series without their descriptions, which may hold patient data."""
     first = group[0][1]
     count = sum(frames_of(header) or 1 for _, header in group)
-    size = f"{tag(first, 'Rows')} x {tag(first, 'Columns')}" if whole(first, "Rows") else "unknown size"
+    rows, columns = whole(first, "Rows"), whole(first, "Columns")
+    size = f"{rows} x {columns}" if rows and columns else "unknown size"
     return f"{_modality(first)}, {size}, {count} slice{'s' if count > 1 else ''}"
 
 

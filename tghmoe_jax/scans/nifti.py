@@ -113,7 +113,10 @@ def open_nifti(path: Path, most_packing: int = MAX_PACKING) -> Iterator[OpenNift
         raise UserError(f"{path} is an empty file: copy or export it again.")
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(plain_file(path))
-        packed = file.read(2) == GZIP
+        start = file.read(2**16)
+        packed = start[:2] == GZIP
+        if packed and not _unpacks(start):
+            raise UserError(f"{path} is not a NIfTI file: name a .nii or .nii.gz scan, or a DICOM folder.")
         file.seek(0)
         file = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
         header, least = _header(file, path)
@@ -129,6 +132,14 @@ def open_nifti(path: Path, most_packing: int = MAX_PACKING) -> Iterator[OpenNift
 
 
 # ---------------------------------------------------------------------------------------------------------- header
+
+
+def _unpacks(start: bytes) -> bool:
+    """Whether the start of a gzip file holds data: a name without end or empty parts would be read byte by byte."""
+    try:
+        return bool(zlib.decompressobj(31).decompress(start, 1))
+    except zlib.error:
+        return False
 
 
 def _header(file: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, int]:
@@ -217,7 +228,8 @@ def _placement(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, np.nda
         warnings = _compared(sform, qform, scale, path)
     if unit == "unknown":
         warnings += ("units: the file states no unit of length (xyzt_units 0); its spacing was read as mm",)
-    return affine[:3, :3].T * _RAS_TO_LPS * scale, affine[:3, 3] * _RAS_TO_LPS * scale, warnings
+    with np.errstate(over="ignore"):  # a place or a length beyond floats is refused later
+        return affine[:3, :3].T * _RAS_TO_LPS * scale, affine[:3, 3] * _RAS_TO_LPS * scale, warnings
 
 
 def _spans(affine: np.ndarray) -> bool:

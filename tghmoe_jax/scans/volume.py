@@ -7,6 +7,7 @@ World vectors are in the patient axes of DICOM, LPS: x toward Left, y toward Pos
 
 import dataclasses
 import itertools
+import math
 from contextvars import ContextVar
 from typing import Literal
 
@@ -23,6 +24,7 @@ MAX_VOXELS = 2**30  # 4 GiB as float32; a header that claims more is damaged or 
 most_voxels: ContextVar[int] = ContextVar("most_voxels", default=MAX_VOXELS)  # a server has less room for each scan
 SPACING_RANGE_MM = (0.02, 50.0)
 MAX_SHEAR_DEGREES = 1.0
+MAX_PLACE_MM = 1e7  # of a voxel, from the scanner: beyond, a header is damaged
 
 _TARGET = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)  # S, P, L as rows of LPS components
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
@@ -139,7 +141,7 @@ def canonicalise(array: np.ndarray, axes: np.ndarray, name: str) -> tuple[np.nda
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
     """Refuse what is not a 3D volume of a size that can be read. Call it on the header, before any voxel is read."""
-    sizes = " x ".join(str(size) for size in shape)
+    sizes = " x ".join(str(size) if abs(size) < 10**18 else "countless" for size in shape)  # one may have 4,000 digits
     if len(shape) == 4 and min(shape) > 0:
         raise UserError(
             f"{name} is 4D ({sizes}): split the series of volumes (phases, times) into 3D files and name one of them."
@@ -148,7 +150,7 @@ def check_shape(shape: tuple[int, ...], name: str) -> None:
         raise UserError(f"{name} is empty ({sizes or 'no'} voxels): export the scan again.")
     if len(shape) != 3:
         raise UserError(f"{name} is {len(shape)}D ({sizes}) where a scan is 3D: name a volume.")
-    if np.prod([float(size) for size in shape]) > (most := most_voxels.get()):
+    if math.prod(shape) > (most := most_voxels.get()):
         raise UserError(f"{name} claims {sizes} voxels, more than {most}: check its header, or crop the scan.")
 
 
@@ -164,6 +166,12 @@ def check_canonical_shape(shape: tuple[int, int, int], name: str) -> None:
             f"{name} has slices of {shape[1]} x {shape[2]} pixels where at least {MIN_PIXELS} x {MIN_PIXELS} "
             "are needed: name the whole scan."
         )
+
+
+def check_place(affine: np.ndarray, name: str) -> None:
+    """Refuse a scan that lies where no scanner is. `affine` as of a Volume."""
+    if not np.all(np.abs(affine) < MAX_PLACE_MM):  # also where it is NaN
+        raise UserError(f"{name} states a position of kilometres or none: correct it in its header.")
 
 
 def check_finite(array: np.ndarray, name: str) -> tuple[float, float]:
