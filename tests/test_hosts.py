@@ -246,10 +246,25 @@ def test_a_process_alone_reports_its_own_error(capsys):
 def test_sigterm_asks_only_while_a_run_watches_for_it():
     before = signal.getsignal(signal.SIGTERM)
     with stopping.Stop() as stop:
-        assert not stop.at(1)
+        assert not stop.at()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.at(2)
+        assert stop.at()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_stops_all_processes(monkeypatch):
+    """jax's rule: all stop at the number after the largest that one of them had asked with when the signal came."""
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    asked = []
+    for heard in (0, 1, 3):  # calls before the signal
+        stop = stopping.Stop()
+        monkeypatch.setattr(
+            stopping.multihost_utils,
+            "reached_preemption_sync_point",
+            lambda n, heard=heard: asked.append(n) or n == heard + 1,
+        )
+        assert [stop.at() for _ in range(heard + 1)] == [False] * heard + [True]
+    assert asked == [1, 1, 2, 1, 2, 3, 4]
 
 
 def test_a_signal_is_heard_in_an_evaluation_and_jax_own_handler_comes_back():

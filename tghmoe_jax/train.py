@@ -199,7 +199,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         closing.callback(log.close)
         stop = closing.enter_context(stopping.Stop())
         while True:
-            stopped = stop.at(step)
+            stopped = stop.at()
             validates = config.eval.every > 0 and step > choice.validated and step % config.eval.every == 0
             finished = step >= config.train.steps or choice.exhausted
             if stopped or finished or (step > first and (validates or step % config.checkpoint.every == 0)):
@@ -211,8 +211,10 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
             evaluates = finished and config.eval.every and (step > first or owed)
             if (validates or evaluates) and not stopped:
                 with stop.breaking():
-                    if hosts.several():  # which a signal ends at once
+                    if hosts.several():  # which a signal ends at once, if it was not there before
                         store.finish()
+                        if stopped := stop.at():
+                            break
                     if validates:
                         validate_now()
                     elif evaluates:

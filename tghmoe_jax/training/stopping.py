@@ -27,6 +27,7 @@ class Stop:
 
     def __init__(self):
         self.asked, self.name = False, "SIGTERM"
+        self.calls = 0  # of `at`
         self._breaks = False
         self._before = {}
 
@@ -73,9 +74,14 @@ class Stop:
         for number, before in self._before.items():
             signal.signal(number, before)
 
-    def at(self, step: int) -> bool:
-        """True when all processes are to stop at this step; each asks at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if hosts.several() else self.asked
+    def at(self) -> bool:
+        """True when all processes are to stop here; each asks at the same places.
+
+        jax stops several processes at the number after the largest one that any of them has asked with, and that is 0
+        before the first. So the calls are counted: the steps of a resumed run would pass that number unseen.
+        """
+        self.calls += 1
+        return multihost_utils.reached_preemption_sync_point(self.calls) if hosts.several() else self.asked
 
 
 @contextlib.contextmanager
