@@ -9,6 +9,7 @@ from tghmoe_jax.drawn.phantom import Phantom, Truth
 from tghmoe_jax.drawn.phantom3_body import Body, Patient
 from tghmoe_jax.drawn.phantom3_lesions import Finding
 from tghmoe_jax.drawn.phantom3_scan import Scan
+from tghmoe_jax.errors import UserError
 
 COUNT = 2000
 SECTIONS = ("chest", "abdomen", "pelvis")
@@ -48,15 +49,14 @@ def compositions():
 
 @pytest.fixture(scope="module")
 def drawn(compositions):
-    """One volume for each kind of lesion, with the lesion and without it."""
+    """For each kind of lesion: a composition, the lesion's index, the volume with it and the volume without it."""
     found = {}
-    for composition in compositions:
-        for i, lesion in enumerate(composition.truth.lesions):
-            found.setdefault(lesion.kind, (composition, i))
-    return {
-        kind: (composition, i, phantom3.render(composition), phantom3.render(composition, without=i))
-        for kind, (composition, i) in found.items()
-    }
+    for composition in sorted(compositions, key=lambda c: -len(c.truth.lesions)):
+        kinds = {lesion.kind: i for i, lesion in enumerate(composition.truth.lesions) if lesion.kind not in found}
+        if kinds:
+            ill = phantom3.render(composition)
+            found |= {kind: (composition, i, ill, phantom3.render(composition, i)) for kind, i in kinds.items()}
+    return found
 
 
 def all_lesions(compositions):
@@ -84,6 +84,12 @@ def test_volumes_are_int16_hu_of_the_grid(grid):
         assert hu.min() >= -1024 and hu.max() <= 3071
         assert (hu < -900).mean() > 0.05 and 0.05 < (hu > -150).mean() < 0.9  # air around a body
         assert hu.max() > 250  # bone
+
+
+def test_a_grid_that_could_not_show_a_lesion_is_refused():
+    seed = next(seed for seed in range(50) if phantom3.plan(seed).lesions)
+    with pytest.raises(UserError, match="too coarse"):
+        phantom3.plan(seed, (16, 6, 6))
 
 
 def test_no_word_is_outside_the_vocabulary(compositions):

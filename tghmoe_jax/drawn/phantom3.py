@@ -7,7 +7,6 @@ are those of `phantom3_seats`.
 """
 
 import dataclasses
-import itertools
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tghmoe_jax.drawn.phantom3_painter import PHASES, Painter
 from tghmoe_jax.drawn.phantom3_scan import PLANES, SECTIONS, Scan, finish, lay_table
 from tghmoe_jax.drawn.phantom3_seats import KINDS, LARGEST, PLACES, SMALLEST, seats
 from tghmoe_jax.drawn.phantom_lesions import Lesion
+from tghmoe_jax.errors import UserError
 
 GRID = (16, 64, 64)
 ORGANS = {
@@ -26,7 +26,7 @@ ORGANS = {
     for section in SECTIONS
 }
 _COUNTS = (0.20, 0.35, 0.27, 0.18)  # chances of 0, 1, 2 and 3 lesions
-_TRIES = 60
+_PATIENTS, _TRIES = 64, 60  # how many patients, and scans of each, are tried before the grid is given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,10 @@ def draw(seed: int, grid: tuple[int, int, int] = GRID) -> Phantom:
 
 
 def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
-    """Choose patient, scan and lesions of a volume."""
+    """Choose patient, scan and lesions of a volume.
+
+    Raises UserError where the grid is so coarse that no lesion could be seen.
+    """
     rng = np.random.default_rng([seed, 3])
     section, plane, phase = str(rng.choice(SECTIONS)), str(rng.choice(PLANES)), str(rng.choice(PHASES))
     organs = rng.choice(ORGANS[section], int(rng.choice(4, p=_COUNTS)), replace=False)
@@ -65,8 +68,8 @@ def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
         female = True
     elif "artery" in organs:
         female = False
-    for attempt in itertools.count():
-        if attempt % 8 == 0:  # a place that this scan can hardly show is given up
+    for attempt in range(_PATIENTS):
+        if attempt % 8 == 0:  # places that no scan could show are given up
             places = [int(rng.integers(len(PLACES))) for _ in kinds]
         patient = Patient.make(rng, int(rng.integers(1 << 31)), female)
         body = Body(patient)
@@ -78,6 +81,7 @@ def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
                 lesions = tuple(_lesion(f, patient, scan) for f in findings)
                 truth = Truth(seed, section, plane, phase, scan.spacing, noise_hu, lesions)
                 return Composition(truth, patient, scan, tuple(findings))
+    raise UserError(f"the grid {grid} is too coarse to show lesions; take more voxels, such as {GRID}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _seat(option: _Option, others: list[Finding], patient: Patient, scan: Scan, 
         gap = np.linalg.norm((option.points - other.spot) * patient.scale, axis=1)
         holds = np.minimum(holds, 2 * gap - other.size - 6)
     at = scan.to_index(option.where)[:, 0]
-    holds[np.abs(at - np.rint(at)) > 0.25] = 0  # one slice shall pass near the middle of the lesion
+    holds[np.abs(at - np.rint(at)) > 0.25] = 0  # one slice must pass near the middle of a lesion
     usable = holds >= smallest
     if not usable.any():
         return None

@@ -5,7 +5,7 @@ import numpy as np
 from tghmoe_jax.drawn import phantom3_chest as chest
 from tghmoe_jax.drawn import phantom3_organs as organs
 from tghmoe_jax.drawn import phantom3_skeleton as skeleton
-from tghmoe_jax.drawn.phantom3_body import breast_bump
+from tghmoe_jax.drawn.phantom3_body import breast_bump, buttock_seam
 from tghmoe_jax.drawn.phantom3_painter import FAT, Painter
 from tghmoe_jax.drawn.phantom3_shapes import waves
 
@@ -71,7 +71,7 @@ def _fat_planes(p: Painter, k) -> None:
         seam(here, np.where(x > 80, np.abs(inner - 9) - 0.5, 99))
     if p.low < -30:  # under the great muscle of the buttock
         here, x, y, z, _ = between(-215, -30)
-        seam(here, np.where(x > 50, np.abs(y - 62 - 0.45 * (x - 110) + 0.1 * (z + 100)) - 2.2, 99))
+        seam(here, np.where(x > 50, buttock_seam(x, y, z) - 2, 99))
     if p.low < -130:  # thigh, groin and the fat beside the rectum
         here, x, y, z, _ = between(-400, -130)
         far = np.sqrt((x - 118) ** 2 + (y - 8) ** 2)

@@ -12,17 +12,18 @@ import numpy as np
 from tghmoe_jax.drawn import phantom3_tables as tables
 from tghmoe_jax.drawn.phantom3_shapes import ANGLES, STEP, TURN, Posed, Sweep, Table, solid, sweep
 
-LOW, HIGH = -340.0, 520.0  # mm: the levels of the trunk that can be drawn
-LEVELS = np.arange(LOW, HIGH + 0.1, STEP)
+LOW = -340.0  # mm: the lowest level of the trunk
+LEVELS = np.arange(LOW, 520.1, STEP)  # up to the neck
 # Parts that move together: the name of a part -> the group whose scale and shift it has.
 _GROUP = {
     **dict.fromkeys(
         ("heart", "left ventricle", "right ventricle", "right atrium", "left atrium", "mediastinum"), "heart"
     ),
     **dict.fromkeys(
-        ("liver", "gallbladder", "right liver vein", "middle liver vein", "left liver vein", "left portal vein"),
+        ("gallbladder", "right liver vein", "middle liver vein", "left liver vein", "left portal vein", "portal vein"),
         "liver",
     ),
+    "spleen vein": "pancreas",
     "kidney sinus": "kidney",
 }
 # How much of the diaphragm's shift a group follows.
@@ -32,9 +33,13 @@ _STILL = ("erector", "sacrum", "psoas", "quadratus", "mediastinum")  # parts tha
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """A patient: all lengths in mm, angles in radians. `scale` (x, y, z) turns the atlas into this patient's size.
+    """A patient. Lengths are in mm, angles in radians, and a factor of 1 is that of the average adult.
 
-    `position` is the point of the scanner's frame where the atlas' origin lies, with x and y alone used.
+    scale: turns the atlas into this patient's size, for x, y and z; turn: rotations about x, y and z; position: x and y
+    of the scanner's frame where the atlas' origin lies; fat: factor of the fat under the skin; belly: how far the front
+    of the belly stands out; breath: how far the diaphragm has moved up; density: factor of the bones' density; dose:
+    factor of the contrast medium's effect; sway: scoliosis; breast: height of the breasts; fatty: HU that the liver has
+    lost; filling: factor of the bladder's size; arms: 0 to 1, how far the shoulders stand out.
     """
 
     seed: int
@@ -57,27 +62,24 @@ class Patient:
     def make(rng: np.random.Generator, seed: int, female: bool) -> "Patient":
         """A random adult."""
         size = rng.normal(0.95 if female else 1.02, 0.045)
+        x, y, z = size * rng.normal(1, 0.03, 3)
         fat = float(np.exp(rng.normal(0.05 if female else -0.1, 0.4)))
         return Patient(
-            seed,
-            female,
-            (
-                size * rng.normal(1, 0.03),
-                size * rng.normal(1, 0.03),
-                float(np.clip(size * rng.normal(1, 0.03), 0.87, 1.1)),
-            ),
-            (rng.normal(0, 0.02), rng.normal(0, 0.02), float(np.clip(rng.normal(0, 0.055), -0.13, 0.13))),
-            (rng.normal(0, 6), rng.normal(0, 6)),
-            float(np.clip(fat, 0.35, 2.2)),
-            float(np.clip(rng.normal(6 + 9 * (fat - 1), 9), -10, 34)),
-            rng.normal(0, 8),
-            rng.uniform(0.55, 1.2),
-            rng.uniform(0.75, 1.2),
-            rng.normal(0, 3.5),
-            float(np.clip(rng.normal(36 + 10 * (fat - 1), 8), 24, 62)) if female else 0.0,
-            float(rng.choice([0, 0, 0, rng.uniform(8, 30)])),
-            rng.uniform(0.72, 1.12),
-            rng.uniform(0, 1),
+            seed=seed,
+            female=female,
+            scale=(float(x), float(y), float(np.clip(z, 0.87, 1.1))),
+            turn=(rng.normal(0, 0.02), rng.normal(0, 0.02), float(np.clip(rng.normal(0, 0.055), -0.13, 0.13))),
+            position=(rng.normal(0, 6), rng.normal(0, 6)),
+            fat=float(np.clip(fat, 0.35, 2.2)),
+            belly=float(np.clip(rng.normal(6 + 9 * (fat - 1), 9), -10, 34)),
+            breath=rng.normal(0, 8),
+            density=rng.uniform(0.55, 1.2),
+            dose=rng.uniform(0.75, 1.2),
+            sway=rng.normal(0, 3.5),
+            breast=float(np.clip(rng.normal(36 + 10 * (fat - 1), 8), 24, 62)) if female else 0.0,
+            fatty=rng.uniform(8, 30) if rng.random() < 0.25 else 0.0,
+            filling=rng.uniform(0.72, 1.12),
+            arms=rng.uniform(0, 1),
         )
 
     @functools.cached_property
@@ -151,6 +153,11 @@ def trunk_middle(z):
     """y in mm of the middle of the trunk at level z, about which its angles count."""
     rows = np.array(tables.TRUNK, float)
     return np.interp(z, rows[:, 0], rows[:, 1])
+
+
+def buttock_seam(x, y, z) -> np.ndarray:
+    """Distance (N,) in mm to the seam under the great muscle of the left buttock; `x` counts from the midline."""
+    return np.abs(y - 62 - 0.45 * (x - 110) + 0.1 * (z + 100)) * np.float32(0.9)
 
 
 def rib_line(rib, angle) -> np.ndarray:
@@ -267,8 +274,7 @@ class Body:
         table = _solid(name)
         if name not in ("mediastinum", "loops"):
             table = table.lumpy(self.rng(f"bumps {name} {right}"), 0.03)
-        pivot = tuple(_solid(group).box.mean(0)) if group in tables.SOLIDS else None
-        return Posed(table, scale, tuple(shift), right, pivot)
+        return Posed(table, scale, tuple(_solid(group).box.mean(0)), tuple(shift), right)
 
     def pose(self, group: str, right: bool = False) -> tuple[float, np.ndarray]:
         """Scale and shift (3,) in mm of a group of parts."""

@@ -6,13 +6,16 @@ import numpy as np
 
 from tghmoe_jax.drawn.phantom3_body import rib_line, trunk_middle
 from tghmoe_jax.drawn.phantom3_painter import Painter
-from tghmoe_jax.drawn.phantom3_seats import AHEAD
+from tghmoe_jax.drawn.phantom3_seats import ASIDE
 from tghmoe_jax.drawn.phantom3_skeleton import hip_bone
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A lesion in the frame of the atlas: `spot` (x, y, z) is its centre, `size` its largest extent, both in mm."""
+    """A lesion in the frame of the atlas: `spot` (x, y, z) is its centre, `size` its largest extent, both in mm.
+
+    The size of an aneurysm is its width; it is half as long again.
+    """
 
     kind: str
     place: str
@@ -180,11 +183,12 @@ def _metastasis(p, f, rng) -> None:
 
 def _aneurysm(p, f, rng) -> None:
     near = _around(p, f, 1.1)
-    x, y, z = np.float32(f.spot)
+    right = f.spot[0] < 0
+    artery = np.float32(f.spot - ASIDE * ((-1.0, 1, 1) if right else 1.0))
     gaps = []
     for name in ("common iliac artery", "outer iliac artery"):
-        path = p.body.path(name, x < 0)
-        gap = np.linalg.norm(path.path - np.float32([x, y + AHEAD, z]), axis=1)
+        path = p.body.path(name, right)
+        gap = np.linalg.norm(path.path - artery, axis=1)
         gaps.append((gap.min(), path.tangent[gap.argmin()]))
     tangent = min(gaps, key=lambda pair: pair[0])[1]
     along = near.v @ tangent

@@ -9,6 +9,29 @@ from tghmoe_jax.drawn.phantom3_shapes import near, waves
 _BLOCK = 256
 AIR, FAT = -1000.0, -104.0
 PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
+# tissue -> HU of an average adult in each phase
+ENHANCEMENT = {
+    "artery": (42, 310, 155, 108),
+    "lung artery": (42, 250, 155, 108),
+    "vein": (42, 52, 130, 106),
+    "cava": (42, 105, 148, 108),
+    "portal": (42, 95, 172, 112),
+    "liver": (57, 68, 110, 90),
+    "spleen": (47, 122, 120, 92),
+    "pancreas": (38, 96, 86, 66),
+    "cortex": (33, 180, 180, 142),
+    "medulla": (32, 62, 165, 142),
+    "pelvis": (4, 8, 30, 420),
+    "bowel": (36, 72, 82, 68),
+    "stomach": (38, 76, 86, 70),
+    "muscle": (52, 56, 62, 60),
+    "heart": (45, 105, 105, 86),
+    "uterus": (46, 72, 112, 98),
+    "prostate": (40, 56, 76, 72),
+    "ovary": (40, 52, 68, 64),
+    "gland": (22, 34, 44, 40),
+    "urine": (5, 6, 9, 230),
+}
 
 
 class Painter:
@@ -44,8 +67,8 @@ class Painter:
 
     def hu_of(self, tissue: str) -> float:
         """HU of a tissue in this phase and patient."""
-        plain, *_ = values = tables.ENHANCEMENT[tissue]
-        wobble = 2 * self.tone[list(tables.ENHANCEMENT).index(tissue)]
+        plain, *_ = values = ENHANCEMENT[tissue]
+        wobble = 2 * self.tone[list(ENHANCEMENT).index(tissue)]
         fatty = self.patient.fatty if tissue == "liver" else 0
         return plain + self.patient.dose * (values[self.phase] - plain) + wobble - fatty
 

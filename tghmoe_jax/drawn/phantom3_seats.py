@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tghmoe_jax.drawn import phantom3_tables as tables
-from tghmoe_jax.drawn.phantom3_body import Body, breast_bump, rib_line
+from tghmoe_jax.drawn.phantom3_body import Body, breast_bump, buttock_seam, rib_line
 from tghmoe_jax.drawn.phantom3_skeleton import hip_bone, thigh_bone
 
 CLEAR = 0.08  # share of an organ's extent that stays free on both sides of a boundary
@@ -40,7 +40,7 @@ KINDS = {
 }
 PLACES = ("right upper", "right lower", "left upper", "left lower")
 SPLEEN_PLACES = ("anterior upper", "anterior lower", "posterior upper", "posterior lower")
-AHEAD = 9.5  # mm by which an aneurysm's centre lies before the artery, away from the bone and the muscle behind it
+ASIDE = np.array([-5.5, -8.0, 0.0])  # mm from the left artery to an aneurysm's centre: away from the psoas behind it
 SMALLEST = {"artery aneurysm": 18.0}  # mm; a narrower iliac artery is not an aneurysm
 
 
@@ -99,6 +99,11 @@ def _cloud(rng, box, n: int) -> np.ndarray:
 
 def _columns(points):
     return np.float32(points.T)
+
+
+def _either_side(points, rng) -> np.ndarray:
+    """Points of the left side, each moved to the right side with a chance of one half."""
+    return points * np.where(rng.random((len(points), 1)) < 0.5, (-1.0, 1, 1), (1.0, 1, 1))
 
 
 def _lung(body: Body, rng) -> Seats:
@@ -198,7 +203,7 @@ def _kidney(part: str) -> Callable:
                 p, room = p[inside > 0], np.full((inside > 0).sum(), 24.0)
             else:
                 sinus = body.shape("kidney sinus", right).distance(*_columns(p))
-                ok = (depth > 1) & (depth < 15) & (sinus > 3)
+                ok = (depth > 3) & (depth < 15) & (sinus > 3)
                 p, room = p[ok], np.full(ok.sum(), 52.0)
             found.append(p)
             holds.append(room)
@@ -228,7 +233,7 @@ def _trunk_muscle(body: Body, rng) -> Seats:
         path = body.path("psoas")
         gap = np.linalg.norm(p[:, None] - path.path, axis=2) - path.radius
         depth = -gap.min(1)
-    p = p * np.stack([rng.choice([-1.0, 1.0], len(p)), np.ones(len(p)), np.ones(len(p))], 1)
+    p = _either_side(p, rng)
     return _paired(p[depth > 6], np.minimum(2 * depth[depth > 6] + 6, 50), p[depth > 0])
 
 
@@ -239,8 +244,9 @@ def _hip_muscle(body: Body, rng) -> Seats:
     depth = np.minimum(-wall - 2, inner - 6)
     depth = np.minimum(depth, np.minimum(hip_bone(body, x, y, z), thigh_bone(body, x, y, z)) - 2)
     depth = np.where((x - 46) * 1.75 + (y - 80) > 4, depth, -1)
-    p = p * np.stack([rng.choice([-1.0, 1.0], len(p)), np.ones(len(p)), np.ones(len(p))], 1)
-    return _paired(p[depth > 5], 2 * depth[depth > 5], p[depth > 0])
+    ok = (depth > 5) & (buttock_seam(x, y, z) > 6)
+    p = _either_side(p, rng)
+    return _paired(p[ok], 2 * depth[ok], p[depth > 0])
 
 
 def _bladder(body: Body, rng) -> Seats:
@@ -269,7 +275,7 @@ def _bone(body: Body, rng) -> Seats:
     x, y, z = _columns(p)
     sacrum = body.shape("sacrum").distance(x, y, z)
     depth = -np.minimum(hip_bone(body, x, y, z), sacrum)
-    p = p * np.stack([rng.choice([-1.0, 1.0], len(p)), np.ones(len(p)), np.ones(len(p))], 1)
+    p = _either_side(p, rng)
     ok = depth > 2
     return _unpaired(p[ok], np.minimum(2 * depth[ok] + 22, 50), p[depth > 0])
 
@@ -281,9 +287,8 @@ def _artery(body: Body, rng) -> Seats:
             path = body.path(name, right).path
             points.append(path[(path[:, 2] > -168) & (path[:, 2] < -8)])
     p = np.concatenate(points).astype(float)[rng.integers(0, sum(map(len, points)), 300)]
-    inner = -body.inner.distance(*_columns(p))
-    ok = (inner > -2) & (np.abs(p[:, 0]) > 6)
-    p[:, 1] -= AHEAD
+    p = p + ASIDE * np.where(p[:, :1] < 0, (-1.0, 1, 1), 1.0)
+    ok = (-body.inner.distance(*_columns(p)) > 5) & (np.abs(p[:, 0]) > 5)
     whole = np.array([[s, 0, z] for s in (-1, 1) for z in (-168.0, 0.0)])
     return _paired(p[ok], np.full(ok.sum(), 46.0), whole)
 

@@ -65,16 +65,12 @@ class Table:
         slope = np.maximum(1 / np.sqrt(1 + around * around + up * up), np.float32(0.35))
         return Table(low, centre.astype(np.float32), radius.astype(np.float32), slope)
 
-    @property
-    def high(self) -> float:
-        """The highest level, mm."""
-        return self.low + STEP * (len(self.radius) - 1)
-
     @functools.cached_property
     def box(self) -> np.ndarray:
         """Lowest and highest x, y, z (2, 3) in mm."""
         x, y = self.centre[:, :1] + self.radius * _COS, self.centre[:, 1:] + self.radius * _SIN
-        return np.array([[x.min(), y.min(), self.low], [x.max(), y.max(), self.high]])
+        high = self.low + STEP * (len(self.radius) - 1)
+        return np.array([[x.min(), y.min(), self.low], [x.max(), y.max(), high]])
 
     def lumpy(self, rng: np.random.Generator, amount: float) -> "Table":
         """The same shape with smooth bumps: radii vary by about `amount` (a share)."""
@@ -82,8 +78,8 @@ class Table:
         size, phase, rise = rng.normal(size=4) / turns**0.5, rng.uniform(0, 2 * np.pi, 4), rng.normal(size=4) / 40
         up = (self.low + STEP * np.arange(len(self.radius)))[:, None] * rise
         around = np.multiply.outer(turns, TURN) + phase[:, None]
-        waves = np.concatenate([np.cos(up), -np.sin(up)], 1) * np.tile(size, 2)  # cos(a + b), taken apart
-        bumps = np.float32(waves) @ np.float32(np.concatenate([np.cos(around), np.sin(around)]))
+        ups = np.concatenate([np.cos(up), -np.sin(up)], 1) * np.tile(size, 2)  # cos(a + b), taken apart
+        bumps = np.float32(ups) @ np.float32(np.concatenate([np.cos(around), np.sin(around)]))
         return Table.make(self.low, self.centre, self.radius * (1 + amount * np.clip(bumps, -2, 2)))
 
     def place(self, x, y, z) -> "Spot":
@@ -126,41 +122,38 @@ class Spot:
 
 
 def solid(levels, cap: float = 10.0) -> Table:
-    """The solid through closed outlines: `levels` is ((z, corners), ...), the lowest first; both ends are rounded.
+    """The solid through closed outlines: `levels` is ((z, corners), ...), two or more, the lowest first.
 
-    An outline must be star-shaped about its centre. `cap` is the height of the rounded ends in mm.
+    An outline must be star-shaped about its centre. Both ends are rounded; `cap` is the height of these ends in mm.
     """
     z = np.array([level for level, _ in levels], float)
     parts = [_polar(corners) for _, corners in levels]
     centre, radius = np.array([c for c, _ in parts]), np.array([r for _, r in parts])
     grid = np.arange(z[0] - cap, z[-1] + cap + 0.1, STEP)
     inner = np.clip(grid, z[0], z[-1])
-    if len(z) > 1:
-        centre, radius = PchipInterpolator(z, centre)(inner), PchipInterpolator(z, radius)(inner)
-    else:
-        centre, radius = np.repeat(centre, len(grid), 0), np.repeat(radius, len(grid), 0)
+    centre, radius = PchipInterpolator(z, centre)(inner), PchipInterpolator(z, radius)(inner)
     end = 1 - ((grid - inner) / cap) ** 2
     return Table.make(grid[0], centre, radius * np.sqrt(np.maximum(end, 0.001))[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
 class Posed:
-    """A table that a patient has: scaled by `scale` about `pivot`, then moved by `shift` (3,) mm.
+    """A table that a patient has: scaled by `scale` about `pivot` (3,), then moved by `shift` (3,), both in mm.
 
-    `mirror` swaps left and right first. Without a pivot it is the middle of the table's box.
+    `mirror` swaps left and right before the move.
     """
 
     table: Table
-    scale: float = 1.0
-    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    mirror: bool = False
-    pivot: tuple[float, float, float] | None = None
+    scale: float
+    pivot: tuple[float, float, float]
+    shift: tuple[float, float, float]
+    mirror: bool
 
     @functools.cached_property
     def _map(self) -> tuple[np.ndarray, np.ndarray]:
         flip = np.array([-1.0 if self.mirror else 1.0, 1, 1])
-        middle = np.array(self.pivot) if self.pivot else self.table.box.mean(0)
-        return flip / self.scale, middle - (middle * flip + self.shift) * flip / self.scale
+        pivot = np.array(self.pivot)
+        return flip / self.scale, pivot - (pivot * flip + self.shift) * flip / self.scale
 
     @functools.cached_property
     def box(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The anatomy of the third phantom style as numbers: outlines, paths and HU of an average adult.
+"""The anatomy of the third phantom style as numbers: the outlines and paths of an average adult.
 
 Written from textbook anatomy and the look of real CT. x is toward the patient's Left, y toward Posterior, z toward
 Superior, in mm; z = 0 is the top of the iliac crest (L4), y = 0 the middle of the trunk from front to back.
@@ -382,27 +382,3 @@ BLADE = (
     (0, 62, 74, 124, -8, 4.2),
     (9, 88, 52, 120, 16, 4),
 )
-
-# HU by phase: non-contrast, arterial, portal venous, delayed.
-ENHANCEMENT = {
-    "artery": (42, 310, 155, 108),
-    "lung artery": (42, 250, 155, 108),
-    "vein": (42, 52, 130, 106),
-    "cava": (42, 105, 148, 108),
-    "portal": (42, 95, 172, 112),
-    "liver": (57, 68, 110, 90),
-    "spleen": (47, 122, 120, 92),
-    "pancreas": (38, 96, 86, 66),
-    "cortex": (33, 180, 180, 142),
-    "medulla": (32, 62, 165, 142),
-    "pelvis": (4, 8, 30, 420),
-    "bowel": (36, 72, 82, 68),
-    "stomach": (38, 76, 86, 70),
-    "muscle": (52, 56, 62, 60),
-    "heart": (45, 105, 105, 86),
-    "uterus": (46, 72, 112, 98),
-    "prostate": (40, 56, 76, 72),
-    "ovary": (40, 52, 68, 64),
-    "gland": (22, 34, 44, 40),
-    "urine": (5, 6, 9, 230),
-}
