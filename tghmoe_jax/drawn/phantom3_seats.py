@@ -262,8 +262,8 @@ def _ovary(body: Body, rng) -> Seats:
     points = []
     for right in (False, True):
         shape = body.shape("ovary", right)
-        p = _cloud(rng, shape.box, 300)
-        points.append(p[-shape.distance(*_columns(p)) > 3])
+        p = _cloud(rng, shape.box, 500)
+        points.append(p[-shape.distance(*_columns(p)) > 5])
     p = np.concatenate(points)
     inner = -body.inner.distance(*_columns(p))
     room = np.array([[s, 0, z] for s in (-1, 1) for z in (-146.0, -74.0)])  # the space beside the uterus
