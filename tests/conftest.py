@@ -13,6 +13,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from tests import tiny_run
+from tghmoe_jax import errors
 
 # One cache of compiled programs for all test processes, the commands that they start, and the next session.
 PROGRAMS = tiny_run.ROOT / ".cache" / "tests" / "programs"
@@ -29,6 +30,13 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput") and PROGRAMS.is_dir():
         if sum(file.stat().st_size for file in PROGRAMS.iterdir()) > MAX_BYTES:
             shutil.rmtree(PROGRAMS)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_of_another_test():
+    yield
+    errors.HEARD.clear()
+    errors.SENT_AGAIN.clear()
 
 
 @pytest.fixture
