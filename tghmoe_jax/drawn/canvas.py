@@ -13,7 +13,7 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float]
 
 AIR = -1000.0  # HU of an empty volume
-WARP_ROUNDS = 6  # of the search for the point that a warp takes to a given one: within 0.1 mm
+WARP_ROUNDS = 4  # of the search for the point that a warp takes to a given one: within 0.1 mm
 
 
 @dataclasses.dataclass(frozen=True)
