@@ -33,6 +33,10 @@ class Warp:
         """The largest displacement (3,) in mm along each axis."""
         return np.abs(self.shifts).sum(axis=0)
 
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """The displacement (..., 3) in mm at points (..., 3)."""
+        return np.sin(points @ self.waves.T + self.phases) @ self.shifts
+
     def __call__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Displaced coordinates."""
         moved = [x, y, z]
@@ -62,7 +66,7 @@ class Frame:
         """Fractional voxel index (3,) of a nominal body point, or (N, 3) of points (N, 3)."""
         point = aim = np.asarray(point, np.float64)
         for _ in range(WARP_ROUNDS if self.warp else 0):  # a warp has no inverse in closed form
-            point = point + aim - np.stack(self.warp(*np.moveaxis(point, -1, 0)), axis=-1)
+            point = aim - self.warp.at(point)
         return np.linalg.solve(self.steps, (point * self.scale - self.origin).T).T
 
 

@@ -36,8 +36,8 @@ KNOTS = np.array([*Z_KNOTS[:-1], 300, 330, 370], np.float32)
 WALL_X = np.array([*OUTLINE_X[:-1], 128, 80, 58], np.float32) - NOMINAL_FAT
 WALL_Y = np.array([*OUTLINE_Y[:-1], 74, 62, 56], np.float32) - NOMINAL_FAT
 DEEPER_MM = (6, 22)  # the body of the real series is deeper than that of the phantom: in front, behind
-INNER_X = np.array([*CAVITY_X[:-1], 38, 10, 4], np.float32)
-INNER_Y = np.array([*CAVITY_Y[:-1], 32, 10, 4], np.float32) + 7
+INNER_X = np.array([6, 104, *CAVITY_X[2:-1], 38, 10, 4], np.float32)  # a floor of the pelvis, which the phantom lacks
+INNER_Y = np.array([6, 66, *CAVITY_Y[2:-1], 32, 10, 4], np.float32) + 7
 INNER_SHIFT = np.array([*CAVITY_SHIFT[:-1], 6, 6, 6], np.float32) + 5
 SPINE = ((-340, -230, -140, -50, 60, 170, 260, 340), (66, 68, 52, 38, 46, 60, 54, 40))  # z, y of the vertebral bodies
 CAVITY_MM = 45.0  # half axis of the cavity by which relative depths become mm
@@ -138,6 +138,17 @@ def breast_of(p: Patient, side: int) -> Ball:
 
 def heart_of(p: Patient) -> Ball:
     return p.ball("heart", (22, -30, 112), (60, 48, 52))
+
+
+def waves(xyz, length_mm: tuple[float, float], count: int, rng: np.random.Generator) -> np.ndarray:
+    """float32: a sum of sine waves along random directions."""
+    total = np.float32(0)
+    for _ in range(count):
+        way = rng.standard_normal(3)
+        way *= 2 * np.pi / (rng.uniform(*length_mm) * np.linalg.norm(way))
+        kx, ky, kz, phase = (np.float32(v) for v in (*way, rng.uniform(0, 2 * np.pi)))
+        total = total + np.sin(kx * xyz[0] + ky * xyz[1] + kz * xyz[2] + phase)
+    return total
 
 
 def _interp(z: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -292,8 +303,16 @@ def _lungs(t: Torso) -> None:
         box = canvas.box(lung.centre, lung.radii)
         depth = patient.lung_depth(side, *canvas.coordinates(box))
         t.lung[box] = np.maximum(t.lung[box], canvas.weight(depth) * t.cavity[box])
+    if not t.lung.any():
+        return
     y = canvas.xyz[1]
     canvas.blend(None, t.lung, np.float32(patient.hu["lung"]) + np.float32(0.35) * y)  # denser where it lies
+    # Small vessels: where two sums of waves are near 0 at once, which is along curves.
+    width = max(3.0, 0.6 * canvas.soft)
+    near = np.zeros(canvas.hu.shape, np.float32)
+    for _ in range(2):
+        near += (waves(canvas.xyz, (60, 130), 3, t.rng) * np.float32(45 / width)) ** 2
+    canvas.blend(None, t.lung * np.clip(1.3 - near, 0, 1) * np.float32((3.0 / width) ** 1.5), patient.hu["vein"] - 80)
 
 
 def _spine(t: Torso) -> None:

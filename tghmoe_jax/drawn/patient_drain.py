@@ -23,12 +23,12 @@ COURSES = {
 COURSE_NAMES = tuple(dict.fromkeys(name for ways in COURSES.values() for name in ways))
 REACHES = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "all": 1.0}
 CHANCE = 0.8  # of a drain: with four courses, each is as frequent as no drain
-DRIFT = (0.2, 0.28)  # between its ends, a share of the field
+DRIFT = (0.2, 0.23)  # between its ends, a share of the field
 ASIDE = 0.3  # most that it drifts across its course, a share of that
+BEND = 0.012  # most that it bends off a straight course, a share of the field
+EDGE = 0.025  # along the sides of the field that stays free of it
 WIDTH_MM, HU = (4.0, 8.0), (200.0, 900.0)
 LEAST_PIXELS = 1.25  # of its width
-SPREAD = 0.19  # radius of the disc of its places in the middle slice, a share of the field
-EDGE = 0.03  # along the sides of the field that stays free of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,15 @@ def plan_drain(plane: str, grid: tuple[int, int, int], high: float, rng: np.rand
     first = int(rng.integers(grid[0] - count + 1))
     middle = grid[0] // 2
     known = middle - first if first <= middle < first + count else (count - 1) / 2
-    angle, distance = rng.uniform(0, 2 * np.pi), SPREAD * np.sqrt(rng.random())
-    room = min(1.0, (0.5 * high - EDGE - DRIFT[1]) / SPREAD)
-    start = distance * np.array([room * np.sin(angle), np.cos(angle)])
     way = np.array(COURSES[plane][course], float)
     drift = rng.uniform(*DRIFT) * (way + rng.uniform(-ASIDE, ASIDE) * way[::-1])
     part = (np.arange(count) - known) / (count - 1)
-    bend = 0.012 * np.sin(part[:, None] * rng.uniform(3, 8) + rng.uniform(0, 2 * np.pi, 2))
+    # The place in slice `known` lies anywhere from which no course leaves the field: as far from the others as it can,
+    # so that in the slices at the ends too its place says little.
+    room = np.array([0.5 * high, 0.5]) - EDGE - BEND - np.abs(part).max() * DRIFT[1] * np.hypot(1, ASIDE)
+    angle, distance = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random())
+    start = distance * room * (np.sin(angle), np.cos(angle))
+    bend = rng.uniform(-BEND, BEND, 2) * np.sin((part - part[0]) * np.pi * rng.integers(1, 4))[:, None]  # 0 at its ends
     places = (0.5 + start + part[:, None] * drift + bend) * grid[1:] - 0.5
     if not there:
         return None

@@ -26,7 +26,7 @@ SIZES_MM = {
     "bone metastasis": (6, 46),
     "artery aneurysm": (26, 60),
 }
-CLEAR = 1.3  # a lesion that could be hidden differs from its surroundings by so many deviations of the noise
+CLEAR = 1.6  # a lesion that could be hidden differs from its surroundings by so many deviations of the noise
 
 
 def size_range(phrase: str, pixel_mm: float, slice_mm: float) -> tuple[float, float]:
@@ -101,8 +101,7 @@ def _cyst(b: Brush, hu: dict[str, float]) -> None:
 
 
 def _ovary_cyst(b: Brush, hu: dict[str, float]) -> None:
-    b.blob(hu["bowel"])
-    b.blob(b.near(0, 16) if b.some(0.6) else b.near(45, 80), 0.9)  # water or blood
+    b.blob(b.apart(b.near(0, 12) if b.some(0.6) else b.near(60, 85), 34.0))  # water or blood
 
 
 def _solid_organ_mass(b: Brush, tissue: float, enhanced: bool) -> None:
@@ -186,22 +185,23 @@ def _colon_mass(b: Brush, hu: dict[str, float]) -> None:
 def _abscess(b: Brush, hu: dict[str, float]) -> None:
     muscle = hu["muscle"]
     b.blob(muscle + (b.near(30, 60) if hu["artery"] > 80 else b.near(8, 20)), rough=0.2)
-    b.blob(b.apart(b.near(8, 25), muscle), 0.75, rough=0.2)
-    if b.some(0.5):
-        b.blob(b.near(-900, -500), (0.5, 0.3, 0.5), (0, -0.3, 0))  # gas, which rises to the front
+    b.blob(b.apart(b.near(4, 20), muscle, 34.0), 0.8, rough=0.2)
+    if b.some(0.5) or b.noise > 20:
+        b.blob(b.near(-900, -500), (0.5, 0.35, 0.5), (0, -0.25, 0))  # gas, which rises to the front
 
 
 def _metastasis(b: Brush, hu: dict[str, float]) -> None:
+    marrow = hu["marrow"] * b.t.patient.bone
     if b.some(0.5):
-        b.blob(max(b.near(700, 1200), hu["marrow"] + 300), rough=0.35)
+        b.blob(max(b.near(700, 1200), marrow + 300), rough=0.35)
     else:
-        b.blob(b.near(20, 60), rough=0.35)
+        b.blob(b.apart(b.near(20, 60), max(marrow, 61.0), 40.0), rough=0.35)
 
 
 def _aneurysm(b: Brush, hu: dict[str, float]) -> None:
     """A widened artery: clot, the lumen that is left, and lime in its wall."""
     b.blob(hu["muscle"], 1.06)
-    b.blob(b.near(28, 45))
+    b.blob(b.apart(b.near(28, 45), hu["artery"]))
     if b.some(0.75):
         for _ in range(int(b.rng.integers(2, 6))):
             way = b.rng.standard_normal(3)

@@ -6,7 +6,7 @@ Coordinates and axis legend as in `patient_body`.
 import numpy as np
 
 from tghmoe_jax.drawn.canvas import AIR
-from tghmoe_jax.drawn.patient_body import Ball, Patient, Torso
+from tghmoe_jax.drawn.patient_body import Ball, Patient, Torso, waves
 
 # Tubes of the nominal body: points of their axis and radius in mm. `side` is -1 right, 1 left.
 COLON_MM, PARASPINAL_MM = 21.0, 26.0
@@ -14,7 +14,7 @@ COLON_MM, PARASPINAL_MM = 21.0, 26.0
 
 def liver(p: Patient) -> tuple[Ball, Ball]:
     """The right and the left lobe."""
-    return p.ball("liver", (-66, -6, 4), (88, 92, 84)), p.ball("left lobe", (6, -48, 26), (74, 42, 44), -0.15)
+    return p.ball("liver", (-66, -14, 14), (86, 84, 80)), p.ball("left lobe", (6, -48, 32), (74, 42, 44), -0.15)
 
 
 def spleen(p: Patient) -> Ball:
@@ -23,7 +23,7 @@ def spleen(p: Patient) -> Ball:
 
 def kidney(p: Patient, side: int) -> Ball:
     name = "right kidney" if side < 0 else "left kidney"
-    return p.ball(name, (side * 62, 40, -45), (29, 27, 56), side * 0.5)
+    return p.ball(name, (side * 62, 44, -50), (28, 27, 55), side * 0.5)
 
 
 def bladder(p: Patient) -> Ball:
@@ -74,16 +74,19 @@ def _muscles(t: Torso) -> None:
             ((side * 26, 44, 0), (side * 40, 34, -90), (side * 66, 0, -225), (side * 84, -8, -300)), 17, hu["muscle"]
         )
         t.chain(((side * 60, 66, -20), (side * 72, 62, -120)), 12, hu["muscle"])  # quadratus lumborum
+        t.canvas.ellipsoid((side * 112, 34, -190), (15, 56, 66), hu["fat"] + 20, side * 0.6, t.trunk)
+        t.canvas.ellipsoid((side * 110, 30, -180), (12, 50, 62), hu["muscle"], side * 0.6, t.trunk)
+        t.ball(gluteal(p, side), hu["fat"] + 20, 1.12, t.trunk)
         t.ball(gluteal(p, side), hu["muscle"], limit=t.trunk)
-        t.canvas.ellipsoid((side * 112, 34, -180), (13, 50, 62), hu["muscle"], side * 0.6)
         t.canvas.ellipsoid((side * 58, 10, -262), (9, 36, 40), hu["muscle"], side * 0.3)  # obturator
 
 
 def _bowel(t: Torso) -> None:
     p, hu, rng = t.patient, t.patient.hu, t.rng
     limit, wall = t.cavity, hu["bowel"]
-    filling = rng.choice((8.0, 25.0, 25.0, 260.0))  # water, chyme, or contrast that was drunk
-    for _ in range(int(rng.integers(11, 20))):
+    filling = float(rng.choice((8.0, 25.0, 25.0, 260.0)))  # water, chyme, or contrast that was drunk
+    _loops(t, filling)
+    for _ in range(int(rng.integers(5, 10))):
         at = rng.uniform((-74, -72, -185), (74, 4, -50))
         bends = at + np.cumsum(rng.uniform(-34, 34, (3, 3)) * (1, 0.7, 0.7), axis=0)
         radius = rng.uniform(10, 17)
@@ -105,6 +108,23 @@ def _bowel(t: Torso) -> None:
     low = [colon(p, 1)[0], (72, -10, -205), (20, -10, -200), (10, 30, -190)]
     for points, size in ((across, 17), (low, 14), (colon(p, -1), COLON_MM), (colon(p, 1), COLON_MM - 3)):
         _colon(t, points, size * rng.uniform(0.75, 1.1), gas, stool)
+
+
+def _loops(t: Torso, filling: float) -> None:
+    """Folded bowel between fat, dense in slim patients: where a sum of waves is high."""
+    canvas, rng = t.canvas, t.rng
+    box = canvas.box((0, -30, -115), (118, 95, 110))
+    x, y, z = canvas.coordinates(box)
+    high = waves((x, y, z), (38, 80), 4, rng)
+    deep = 1 - (x / 112) ** 2 - ((y + 30) / 88) ** 2 - ((z + 115) / 105) ** 2  # less toward the edges
+    high += np.minimum(3 * deep, 0) - np.float32(0.2 + 1.1 * t.patient.fat_mm / 50)
+    there = canvas.weight(14 * high) * t.cavity[box]
+    canvas.blend(box, there, np.float32(t.patient.hu["bowel"]))
+    canvas.blend(
+        box, canvas.weight(14 * (high - 0.5)) * t.cavity[box], np.float32(0.5 * (filling + t.patient.hu["bowel"]))
+    )
+    gas = np.minimum(high - 0.6, np.float32(0.02) * (-50 - y))
+    canvas.blend(box, canvas.weight(14 * gas) * t.cavity[box], np.float32(AIR + 60))
 
 
 def _colon(t: Torso, points, radius: float, gas: float, stool: float) -> None:
@@ -161,7 +181,8 @@ def _kidneys(t: Torso) -> None:
     p, hu = t.patient, t.patient.hu
     for side in (-1, 1):
         body = kidney(p, side)
-        t.ball(body, hu["fat"], 1.15)
+        bed = Ball(body.centre + (0, 4, -6), body.radii + 0.12 * p.fat_mm + 5, body.angle)
+        t.ball(bed, hu["fat"], limit=t.cavity)
         t.ball(body, hu["cortex"])
         t.ball(body, hu["medulla"], 0.72)
         hilum = body.centre - (side * 0.6 * body.radii[0], 0, 0)

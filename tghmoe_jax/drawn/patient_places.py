@@ -16,7 +16,6 @@ from tghmoe_jax.drawn.phantom_lesions import KINDS
 ORGANS = tuple(dict.fromkeys(kind.organ for kind in KINDS))
 POINTS = 26  # that are tried of each part of an organ
 FEWEST = 3  # points of a place that must be seen, for a lesion to be put there
-FEWEST_PLACES = 1
 MARGIN = 0.08  # share of an organ's extent about a boundary between places, where no lesion is put
 SIDES = ((-1, "right"), (1, "left"))
 
@@ -49,7 +48,7 @@ def parts_of(p: Patient) -> list[Part]:
             Part("rib", Ball(np.array([side, 5, 140]), np.array([1, 80, 130]), 0.0), name, 140.0, within="rib"),
             Part("kidney", body := organs.kidney(p, side), name, float(body.centre[2])),
             Part("bone", Ball(np.array([side * 88, 22, -165]), np.array([9, 54, 62]), side * 0.62), name, "upper"),
-            Part("bone", Ball(np.array([side * 94, 5, -262]), np.array([30, 28, 34]), 0.0), name, "lower"),
+            Part("bone", Ball(np.array([side * 95, 5, -260]), np.array([24, 24, 24]), 0.0), name, "lower"),
             Part("muscle", organs.gluteal(p, side), name, "lower"),
         ]
         if p.sex == "female":
@@ -62,7 +61,7 @@ def parts_of(p: Patient) -> list[Part]:
         for organ, axis, radius, levels in (
             ("colon", organs.colon(p, side), organs.COLON_MM - 4, ("lower", -108.0, "upper")),
             ("muscle", organs.paraspinal(p, side), organs.PARASPINAL_MM, ("upper", "upper")),
-            ("artery", organs.iliac(side), 9, ("upper", "lower")),
+            ("artery", organs.iliac(side), 15, ("upper", "lower")),  # out of its axis too: it bulges
         ):
             for start, end, level in zip(axis[:-1], axis[1:], levels, strict=True):
                 found.append(Part(organ, Ball(start, np.full(3, radius), 0.0), name, level, tuple(end - start)))
@@ -81,12 +80,11 @@ def parts_of(p: Patient) -> list[Part]:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What of a patient a scan shows: {organ: {place: points (K, 3)}} in mm of the nominal body.
-
-    An organ is in view where at least two of its places are.
-    """
+    """What of a patient a scan shows: {organ: {place: points (K, 3)}} in mm of the nominal body, and the voxel index
+    (K, 3) of each point."""
 
     points: dict[str, dict[str, np.ndarray]]
+    index: dict[str, dict[str, np.ndarray]]
 
     @property
     def places(self) -> dict[str, tuple[str, ...]]:
@@ -97,22 +95,23 @@ def view_of(patient: Patient, frame: Frame, seen: Callable[[np.ndarray], np.ndar
     """What a frame shows of a patient; `seen` maps voxel indices (K, 3) to bool (K,)."""
     parts = parts_of(patient)
     points = _points(patient, parts, rng)
-    good = _inside(patient, parts, points)
-    good &= seen(frame.position(points.reshape(-1, 3))).reshape(good.shape)
+    index = frame.position(points.reshape(-1, 3))
+    good = _inside(patient, parts, points) & seen(index).reshape(points.shape[:2])
     organ = np.array([ORGANS.index(part.organ) for part in parts])[:, None]
     place = _halves(parts, points, "first") * 2 + _halves(parts, points, "level")
     key = np.where(good & (place >= 0), organ * 4 + place, -1).ravel()
     order = np.argsort(key, kind="stable")
     ends = np.searchsorted(key[order], np.arange(-1, 4 * len(ORGANS)), side="right")
-    points = points.reshape(-1, 3)[order]
-    found: dict[str, dict[str, np.ndarray]] = {}
+    points, index = points.reshape(-1, 3)[order], index[order]
+    view = View({}, {})
     for number, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
         if end - start >= FEWEST:
             name = ORGANS[number // 4]
             firsts = ("anterior", "posterior") if name == "spleen" else ("right", "left")
             word = f"{firsts[number % 4 // 2]} {('lower', 'upper')[number % 2]}"
-            found.setdefault(name, {})[word] = points[start:end]
-    return View({name: places for name, places in found.items() if len(places) >= FEWEST_PLACES})
+            view.points.setdefault(name, {})[word] = points[start:end]
+            view.index.setdefault(name, {})[word] = index[start:end]
+    return view
 
 
 def _points(p: Patient, parts: list[Part], rng: np.random.Generator) -> np.ndarray:

@@ -98,7 +98,7 @@ def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> PatientPlan:
     drain = plan_drain(plane, grid, scanner.high, rng)
     known = (seed, section, plane, phase, spacing, scanner.noise_hu, lesions, patient.sex, drain, view.places)
     truth = PatientTruth(*known, pairs={})
-    pairs = _pairs(truth, frame, view, _stream(seed, 2))
+    pairs = _pairs(truth, view, _stream(seed, 2))
     return PatientPlan(dataclasses.replace(truth, pairs=pairs), patient, scanner, frame, placed)
 
 
@@ -174,12 +174,11 @@ def _place(patient: Patient, frame: Frame, view: View, spacing, rng: np.random.G
     return placed
 
 
-def _pairs(truth: PatientTruth, frame: Frame, view: View, rng: np.random.Generator) -> dict:
+def _pairs(truth: PatientTruth, view: View, rng: np.random.Generator) -> dict:
     up = np.array(DIRECTIONS[truth.plane])[:, 2] * truth.spacing_mm
     heights = {}
-    for organ, places in view.points.items():
-        alike = [points[np.arange(24) % len(points)] for points in places.values()]
-        heights[organ] = frame.position(np.concatenate(alike)) @ up
+    for organ, places in view.index.items():  # a lesion is as likely in each place
+        heights[organ] = np.concatenate([index[np.arange(24) % len(index)] for index in places.values()]) @ up
     kinds = [phrase for organ in view.points for phrase in phrases_of(organ)]
     sizes = {phrase: size_range(phrase, truth.spacing_mm[1], truth.spacing_mm[0]) for phrase in kinds}
     outlook = Outlook(view.places, heights, sizes, max(APART_MM, APART_SLICES * truth.spacing_mm[0]))
