@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     c.fresh = ()  # parameters (as in trainable) that are drawn at random although the base holds them
 
     c.data = ConfigDict()
-    c.data.name = "phantom"  # phantom | scenes | one of the data sets of files, or a list a,b of them
+    c.data.name = "phantom"  # phantom | patients | scenes | one of the data sets of files, or a list a,b of them
     c.data.root = "runs/data"  # of files: a prepared set (tghmoe_jax.prepare) or a raw one; a list where names are
     c.data.manifest = ""  # index files of a raw data set
     c.data.weights = ()  # of a list of data sets: whole numbers, samples of each; empty: as they have items
@@ -61,11 +61,11 @@ def get_config() -> ConfigDict:
     c.data.augment = ConfigDict()
     c.data.augment.intensity = 0.0  # of files: largest change of brightness and contrast, a share
     c.data.augment.shift = 0.0  # of files: largest shift within the plane, a share of the size
-    c.data.volumes = 6000  # drawn for training (phantom)
+    c.data.volumes = 6000  # drawn for training (phantom, patients)
     c.data.slices = 16  # slices of the model's input
     c.data.size = 64  # pixels of a side of a slice
     c.data.channels = "windows3"  # windows3 | medgemma | repeat:<window>
-    c.data.text_length = 80  # tokens of question and answer together
+    c.data.text_length = 80  # tokens of question and answer together; patients need 96
     # Kinds of samples in a batch.
     c.data.mixture = ConfigDict()
     c.data.mixture.report = 2  # report requests
