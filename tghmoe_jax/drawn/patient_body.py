@@ -200,12 +200,12 @@ def _tissues(phase: str, rng: np.random.Generator) -> dict[str, float]:
         found[tissue] = float(plain + gain * (timed - values[0]))
     if rng.random() < 0.15:  # a fatty liver
         found["liver"] -= rng.uniform(15, 40)
-    found["muscle"] -= rng.uniform(0, 18)
+    found["muscle"] -= rng.uniform(0, 28)
     return found | {
         "fat": FAT + rng.normal(0, 5),
         "lung": LUNG + rng.uniform(-20, 80),
         "marrow": rng.uniform(70, 200),
-        "cortical": rng.uniform(400, 900),
+        "cortical": rng.uniform(300, 750),
         "cartilage": rng.uniform(90, 140),
     }
 
@@ -291,7 +291,7 @@ def _wall(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Torso:
     band = band * canvas.weight(z + 15) * canvas.weight(285 - z)
     if band.max() > 0:
         shell = np.clip(1.4 - np.abs(inside + np.float32(RIB_DEPTH)) * np.float32(1 / 4), 0, 1)
-        bone = np.where(y > -48, np.float32(520 * patient.bone), np.float32(hu["cartilage"]))
+        bone = np.where(y > -48, np.float32(0.75 * hu["cortical"] * patient.bone), np.float32(hu["cartilage"]))
         canvas.blend(None, shell * band, bone)
     return Torso(canvas, patient, rng, np.zeros_like(cavity), cavity, trunk)
 

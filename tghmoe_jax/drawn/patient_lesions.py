@@ -185,7 +185,7 @@ def _colon_mass(b: Brush, hu: dict[str, float]) -> None:
 def _abscess(b: Brush, hu: dict[str, float]) -> None:
     muscle = hu["muscle"]
     b.blob(muscle + (b.near(30, 60) if hu["artery"] > 80 else b.near(8, 20)), rough=0.2)
-    b.blob(b.apart(b.near(4, 20), muscle, 34.0), 0.8, rough=0.2)
+    b.blob(b.apart(b.near(4, 20), muscle, 38.0), 0.82, rough=0.2)
     if b.some(0.5) or b.noise > 20:
         b.blob(b.near(-900, -500), (0.5, 0.35, 0.5), (0, -0.25, 0))  # gas, which rises to the front
 
@@ -206,7 +206,8 @@ def _aneurysm(b: Brush, hu: dict[str, float]) -> None:
         for _ in range(int(b.rng.integers(2, 6))):
             way = b.rng.standard_normal(3)
             b.blob(b.near(500, 1000), b.near(0.15, 0.25), 0.9 * b.stretch * way / np.linalg.norm(way))
-    b.blob(hu["artery"], b.near(0.45, 0.85), b.rng.uniform(-0.25, 0.25, 3))
+    if hu["artery"] > 80:  # without contrast the lumen is not to be told from clot
+        b.blob(hu["artery"], b.near(0.4, 0.75), b.rng.uniform(-0.35, 0.35, 3))
 
 
 _LOOKS = {

@@ -41,10 +41,10 @@ def make_scanner(plane: str, pixels: int, rng: np.random.Generator) -> Scanner:
     return Scanner(
         noise_hu=round(float(np.exp(rng.uniform(*np.log(NOISE_HU)))), 1),
         offset_hu=float(rng.uniform(-10, 10)),
-        kernel=float(rng.uniform(-1, 1)),
+        kernel=float(rng.uniform(-1.2, 0.7)),
         thick=float(rng.uniform(0, 0.2)),
         streaks_hu=float(rng.uniform(3, 25)) if rng.random() < 0.25 else 0.0,
-        texture_hu=float(rng.uniform(0, 9)),
+        texture_hu=float(rng.uniform(0, 7)),
         circle=0.5 * pixels if plane == "axial" and round_field else 0.0,
         table_mm=float(rng.uniform(2, 25)) if rng.random() < 0.7 else None,
         high=float(rng.uniform(0.74, 1)) if upright and rng.random() < 0.5 else 1.0,

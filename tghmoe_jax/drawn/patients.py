@@ -37,6 +37,8 @@ COVERAGE_MM = {"axial": (60.0, 420.0), "oblique": (60.0, 300.0), "coronal": (60.
 CENTRE_MM = {"chest": (90.0, 215.0), "abdomen": (-95.0, 55.0), "pelvis": (-265.0, -130.0)}  # z of the nominal body
 ENDS_MM = (-420.0, 370.0)  # z of the nominal body beyond which a scan shows no more than it must
 SHIFT_MM, TURN, TILT = 25.0, np.radians(15), np.radians(6)
+PLACE_TRIES = 30  # of a place that is apart from other lesions and that a slice hits, before any will do
+HIT = 0.3  # of a lesion's size: how far its centre may lie from a slice
 TRIES = 40  # of a field that shows enough organs, before another patient is taken
 
 
@@ -158,15 +160,17 @@ def _place(patient: Patient, frame: Frame, view: View, spacing, rng: np.random.G
         organ = organs[number]
         phrase = pick(rng, phrases_of(organ))
         size = float(np.exp(rng.uniform(*np.log(size_range(phrase, spacing[1], spacing[0])))))
-        for _ in range(20):  # apart from the others where there is room
+        for _ in range(PLACE_TRIES):
             place = pick(rng, list(view.points[organ]))
-            point = pick(rng, view.points[organ][place])
-            if organ == "pleura":  # the middle of what fills the edge of the lung
-                lung = patient.lung(int(np.sign(point[0]))).centre
-                point = point + 0.12 * size * (lung - point) / np.linalg.norm(lung - point)
-            gaps = [(np.linalg.norm((point - at) * patient.scale), le.size_mm) for le, at in placed]
-            if all(gap > 0.5 * (size + other) for gap, other in gaps):
+            number = int(rng.integers(len(view.points[organ][place])))
+            point, slice_ = view.points[organ][place][number], view.index[organ][place][number][0]
+            gaps = [(np.linalg.norm((point - at) * patient.scale), other.size_mm) for other, at in placed]
+            apart = all(gap > 0.5 * (size + other) for gap, other in gaps)
+            if apart and abs(slice_ - round(slice_)) * spacing[0] <= HIT * size:
                 break
+        if organ == "pleura":  # the middle of what fills the edge of the lung
+            lung = patient.lung(int(np.sign(point[0]))).centre
+            point = point + 0.12 * size * (lung - point) / np.linalg.norm(lung - point)
         side = place.split()[0] if place.startswith(("right", "left")) else "left"
         centre = tuple(round(float(v), 2) for v in frame.position(point))
         lesion = phrase.split()[-1]
