@@ -5,6 +5,7 @@ Superior. Axis legend: D slices, H rows, W columns. Arrays are float32 and broad
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +33,11 @@ class Warp:
     def reach(self) -> np.ndarray:
         """The largest displacement (3,) in mm along each axis."""
         return np.abs(self.shifts).sum(axis=0)
+
+    @property
+    def slope(self) -> np.ndarray:
+        """The most (3,) that the displacement changes with each mm."""
+        return np.linalg.norm(self.waves, axis=1) @ np.abs(self.shifts)
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """The displacement (..., 3) in mm at points (..., 3)."""
@@ -70,6 +76,11 @@ class Frame:
         return np.linalg.solve(self.steps, (point * self.scale - self.origin).T).T
 
 
+def empty(box: Box) -> bool:
+    """Whether a box holds no voxel."""
+    return any(side.start == side.stop for side in box)
+
+
 class Canvas:
     """A volume being drawn; every shape touches only the voxels of its bounding box."""
 
@@ -90,17 +101,22 @@ class Canvas:
         )
         if frame.warp:
             self.xyz = frame.warp(*self.xyz)
-        self._inverse = np.linalg.inv(frame.steps)
+        inverse = np.linalg.inv(frame.steps)
+        self._to_index, self._origin = inverse * frame.scale, inverse @ frame.origin
+        self._reach, self._slope = (frame.warp.reach, frame.warp.slope) if frame.warp else (0.0, 0.0)
 
     def box(self, centre: Point, radii: Point) -> Box:
         """The voxels that a shape within `centre` +- `radii` can touch; empty where it lies off the grid."""
-        scale = self.frame.scale
-        middle = self._inverse @ (np.asarray(centre) * scale - self.frame.origin)
-        margin = self.soft + (self.frame.warp.reach if self.frame.warp else 0.0)
-        half = np.abs(self._inverse) @ ((np.asarray(radii) + margin) * scale)
+        centre, margin = np.asarray(centre, np.float64), self.soft
+        if self.frame.warp:
+            away = np.linalg.norm(radii) + self.soft + np.linalg.norm(self._reach)
+            margin = margin + np.minimum(self._slope * away, 2 * self._reach)
+            centre = centre - self.frame.warp.at(centre)
+        middle = self._to_index @ centre - self._origin
+        half = np.abs(self._to_index) @ (np.asarray(radii) + margin)
         bounds = []
-        for m, h, n in zip(middle, half, self.frame.grid, strict=True):
-            low, high = max(0, int(np.ceil(m - h))), min(n, int(np.floor(m + h)) + 1)
+        for m, h, n in zip(middle.tolist(), half.tolist(), self.frame.grid, strict=True):
+            low, high = max(0, math.ceil(m - h)), min(n, math.floor(m + h) + 1)
             bounds.append(slice(low, max(low, high)))
         return tuple(bounds)
 
@@ -132,6 +148,8 @@ class Canvas:
         """Draws an ellipsoid; `limit` (D, H, W) in 0..1 confines it."""
         reach = (max(radii[:2]),) * 2 + (radii[2],) if angle else radii
         box = self.box(centre, reach)
+        if empty(box):
+            return
         w = self.ellipsoid_weight(box, centre, radii, angle)
         self.blend(box, w if limit is None else w * limit[box], value)
 
@@ -139,6 +157,8 @@ class Canvas:
         """Draws a straight tube with round ends."""
         a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
         box = self.box((a + b) / 2, np.abs(b - a) / 2 + radius)
+        if empty(box):
+            return
         x, y, z = (c - p for c, p in zip(self.coordinates(box), a, strict=True))
         d = b - a
         t = np.clip((x * d[0] + y * d[1] + z * d[2]) * np.float32(1 / max(float(d @ d), 1e-6)), 0, 1)
