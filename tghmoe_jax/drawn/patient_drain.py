@@ -29,6 +29,7 @@ BEND = 0.012  # most that it bends off a straight course, a share of the field
 EDGE = 0.025  # along the sides of the field that stays free of it
 WIDTH_MM, HU = (4.0, 8.0), (200.0, 900.0)
 LEAST_PIXELS = 1.25  # of its width
+LEAST_CONTRAST_HU = 200.0  # above what it crosses: in bone and in contrast agent it would be lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,4 +78,5 @@ def draw_drain(canvas: Canvas, drain: Drain, pixel_mm: float, rng: np.random.Gen
         along, across = np.cos(angle) * r + np.sin(angle) * c, np.cos(angle) * c - np.sin(angle) * r
         beyond = np.maximum(np.abs(along) - (length - width) / 2, 0)
         weight = np.clip(width / 2 - np.hypot(beyond, across) + 0.5, 0, 1).astype(np.float32)
-        canvas.blend((index, slice(None), slice(None)), weight, np.float32(hu))
+        value = np.maximum(np.float32(hu), canvas.hu[index] + np.float32(LEAST_CONTRAST_HU))
+        canvas.blend((index, slice(None), slice(None)), weight, value)
