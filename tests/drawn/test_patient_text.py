@@ -175,7 +175,7 @@ def table_accuracy(questions: list, key, smoothing: int = 8) -> float:
     return hits / len(questions)
 
 
-@pytest.mark.parametrize(("volumes", "slack"), [(VOLUMES, 0.1), pytest.param(4000, 0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("volumes", "slack"), [(VOLUMES, 0.06), pytest.param(4000, 0.03, marks=pytest.mark.slow)])
 def test_the_text_alone_answers_no_question(asked, volumes, slack):
     more = pairs_of(plan(seed).truth for seed in range(VOLUMES, volumes))
     by_type = collections.defaultdict(list)
@@ -189,7 +189,8 @@ def test_the_text_alone_answers_no_question(asked, volumes, slack):
         lines.append(
             f"{type}: {len(questions)}, chance {chance:.3f}, " + ", ".join(f"{n} {v:.3f}" for n, v in found.items())
         )
-        assert max(found.values()) <= chance + slack, lines[-1]
+        error = np.sqrt(chance * (1 - chance) / len(questions))  # of a share of so many questions
+        assert max(found.values()) <= chance + slack + error, lines[-1]
     print("\n".join(lines))  # shown by pytest -s
 
 
