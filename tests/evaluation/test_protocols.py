@@ -67,7 +67,7 @@ def small_run():
     return {
         "closed": [
             closed(0, "organ", ORGANS, "liver", "A. liver", ranked="A", task_predicted="vqa"),
-            closed(0, "plane", PLANES, "coronal", "coronal", ranked="C", task_predicted="vqa"),
+            closed(0, "plane", PLANES, "coronal", "coronal", ranked="B", task_predicted="vqa"),
             closed(1, "organ", ORGANS, "spleen", "A. liver B. spleen", ranked="A", task_predicted="vqa"),
             closed(2, "organ", ORGANS, "bladder", "B. spleen", ranked="D", task_predicted="report"),
         ],
@@ -110,8 +110,8 @@ def test_values_counted_by_hand():
         "closed/by_type/phase": None,
         "closed/accuracy_local": 2 / 3,
         "closed/accuracy_depth": None,
-        "closed/ranked_global": 0.0,
-        "closed/ranked_macro_families": (0 + 1) / 2,  # the families that were not asked do not count
+        "closed/ranked_global": 1.0,
+        "closed/ranked_macro_families": (1 + 2 / 3) / 2,  # the families that were not asked do not count
         "open/bleu1": np.exp(1 - 3 / 2) / 2,
         "open/rouge1": 0.8 / 2,
         "open/meteor": None,

@@ -21,7 +21,7 @@ SIDES = ((-1, "right"), (1, "left"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class OrganPart:
     """A part of an organ: an ellipsoid, or the tube that it makes when its centre moves by `run` (3,).
 
     `first` and `level` are the words of its places, or the lowest coordinate of the second word's half: `x` for right
@@ -36,27 +36,27 @@ class Part:
     within: str = ""
 
 
-def parts_of(p: Patient) -> list[Part]:
+def parts_of(p: Patient) -> list[OrganPart]:
     """The parts of all organs that can be ill."""
     found = []
     for side, name in SIDES:
         lung = p.lung(side)
         middle = lung.centre[2] + 15
         found += [
-            Part("lung", lung, name, middle, within="lung"),
-            Part("pleura", lung, name, middle, within="pleura"),
-            Part("rib", Ball(np.array([side, 5, 140]), np.array([1, 80, 130]), 0.0), name, 140.0, within="rib"),
-            Part("kidney", body := organs.kidney(p, side), name, float(body.centre[2])),
-            Part("bone", Ball(np.array([side * 88, 22, -165]), np.array([9, 54, 62]), side * 0.62), name, "upper"),
-            Part("bone", Ball(np.array([side * 95, 5, -260]), np.array([24, 24, 24]), 0.0), name, "lower"),
-            Part("muscle", organs.gluteal(p, side), name, "lower"),
+            OrganPart("lung", lung, name, middle, within="lung"),
+            OrganPart("pleura", lung, name, middle, within="pleura"),
+            OrganPart("rib", Ball(np.array([side, 5, 140]), np.array([1, 80, 130]), 0.0), name, 140.0, within="rib"),
+            OrganPart("kidney", body := organs.kidney(p, side), name, float(body.centre[2])),
+            OrganPart("bone", Ball(np.array([side * 88, 22, -165]), np.array([9, 54, 62]), side * 0.62), name, "upper"),
+            OrganPart("bone", Ball(np.array([side * 95, 5, -260]), np.array([24, 24, 24]), 0.0), name, "lower"),
+            OrganPart("muscle", organs.gluteal(p, side), name, "lower"),
         ]
         if p.sex == "female":
             breast, ovary = breast_of(p, side), organs.ovary(p, side)
             adnexa = Ball(ovary.centre, ovary.radii * (1, 1, 1.8), ovary.angle)
             found += [
-                Part("breast", breast, name, float(breast.centre[2]), within="breast"),
-                Part("ovary", adnexa, name, float(ovary.centre[2])),
+                OrganPart("breast", breast, name, float(breast.centre[2]), within="breast"),
+                OrganPart("ovary", adnexa, name, float(ovary.centre[2])),
             ]
         for organ, axis, radius, levels in (
             ("colon", organs.colon(p, side), organs.COLON_MM - 4, ("lower", -108.0, "upper")),
@@ -64,17 +64,17 @@ def parts_of(p: Patient) -> list[Part]:
             ("artery", organs.iliac(side), 15, ("upper", "lower")),  # out of its axis too: it bulges
         ):
             for start, end, level in zip(axis[:-1], axis[1:], levels, strict=True):
-                found.append(Part(organ, Ball(start, np.full(3, radius), 0.0), name, level, tuple(end - start)))
+                found.append(OrganPart(organ, Ball(start, np.full(3, radius), 0.0), name, level, tuple(end - start)))
     heart, sac, pulp = heart_of(p), organs.bladder(p), organs.spleen(p)
     right, left = organs.liver(p)
     falciform = float((right.centre[0] + left.centre[0]) / 2)
     return [
         *found,
-        Part("heart", heart, float(heart.centre[0]), float(heart.centre[2])),
-        Part("liver", right, falciform, float(right.centre[2] + 10), within="below"),
-        Part("liver", left, falciform, float(right.centre[2] + 10), within="below"),
-        Part("spleen", pulp, float(pulp.centre[1]), float(pulp.centre[2]), within="below"),
-        Part("bladder", sac, float(sac.centre[0]), float(sac.centre[2])),
+        OrganPart("heart", heart, float(heart.centre[0]), float(heart.centre[2])),
+        OrganPart("liver", right, falciform, float(right.centre[2] + 10), within="below"),
+        OrganPart("liver", left, falciform, float(right.centre[2] + 10), within="below"),
+        OrganPart("spleen", pulp, float(pulp.centre[1]), float(pulp.centre[2]), within="below"),
+        OrganPart("bladder", sac, float(sac.centre[0]), float(sac.centre[2])),
     ]
 
 
@@ -114,7 +114,7 @@ def view_of(patient: Patient, frame: Frame, seen: Callable[[np.ndarray], np.ndar
     return view
 
 
-def _points(p: Patient, parts: list[Part], rng: np.random.Generator) -> np.ndarray:
+def _points(p: Patient, parts: list[OrganPart], rng: np.random.Generator) -> np.ndarray:
     """Random points (parts, K, 3) of the parts."""
     unit = rng.standard_normal((len(parts), POINTS, 3))
     unit /= np.linalg.norm(unit, axis=2, keepdims=True)
@@ -132,8 +132,8 @@ def _points(p: Patient, parts: list[Part], rng: np.random.Generator) -> np.ndarr
     return points
 
 
-def _halves(parts: list[Part], points: np.ndarray, name: str) -> np.ndarray:
-    """int (parts, K): 0 or 1 for the first or second word of `Part.first` or `Part.level`, -9 near the boundary."""
+def _halves(parts: list[OrganPart], points: np.ndarray, name: str) -> np.ndarray:
+    """int (parts, K): 0 or 1 for the first or second word of `OrganPart.first` or `OrganPart.level`, -9 near the boundary."""
     fixed = {"right": 0, "left": 1, "lower": 0, "upper": 1}
     words = [getattr(part, name) for part in parts]
     axes = [2 if name == "level" else 1 if part.organ == "spleen" else 0 for part in parts]
@@ -165,7 +165,7 @@ def _on_edge(p: Patient, centres: np.ndarray, ways: np.ndarray) -> np.ndarray:
     return centres + low[..., None] * ways
 
 
-def _inside(p: Patient, parts: list[Part], points: np.ndarray) -> np.ndarray:
+def _inside(p: Patient, parts: list[OrganPart], points: np.ndarray) -> np.ndarray:
     """bool (parts, K): the points that what confines their part leaves."""
     x, y, z = np.moveaxis(points, -1, 0).astype(np.float32)
     within = np.array([part.within for part in parts])[:, None]
