@@ -133,16 +133,22 @@ def _points(p: Patient, parts: list[OrganPart], rng: np.random.Generator) -> np.
 
 
 def _halves(parts: list[OrganPart], points: np.ndarray, name: str) -> np.ndarray:
-    """int (parts, K): 0 or 1 for the first or second word of `OrganPart.first` or `OrganPart.level`, -9 near the boundary."""
+    """int (parts, K): 0 or 1 for the first or second word of `first` or `level`, -9 near the boundary."""
     fixed = {"right": 0, "left": 1, "lower": 0, "upper": 1}
-    words = [getattr(part, name) for part in parts]
-    axes = [2 if name == "level" else 1 if part.organ == "spleen" else 0 for part in parts]
-    at = np.array([0.0 if isinstance(word, str) else word for word in words])[:, None]
-    extent = np.array([2 * part.ball.radii[axis] + abs(part.run[axis]) for part, axis in zip(parts, axes, strict=True)])
-    gap = np.take_along_axis(points, np.array(axes)[:, None, None], axis=2)[..., 0] - at
-    found = np.where(np.abs(gap) < MARGIN * extent[:, None], -9, (gap > 0).astype(int))
-    given = [isinstance(word, str) for word in words]
-    found[given] = np.array([fixed[word] for word in words if isinstance(word, str)])[:, None]
+    found = np.empty(points.shape[:2], int)
+    for organ in {part.organ for part in parts}:
+        own = [i for i, part in enumerate(parts) if part.organ == organ]
+        axis = 2 if name == "level" else 1 if organ == "spleen" else 0
+        ends = [(c - r + min(0, d), c + r + max(0, d)) for part in (parts[i] for i in own)
+                for c, r, d in [(part.ball.centre[axis], part.ball.radii[axis], part.run[axis])]]  # fmt: skip
+        margin = MARGIN * (max(high for _, high in ends) - min(low for low, _ in ends))
+        for i in own:
+            word = getattr(parts[i], name)
+            if isinstance(word, str):
+                found[i] = fixed[word]
+            else:
+                gap = points[i, :, axis] - word
+                found[i] = np.where(np.abs(gap) < margin, -9, gap > 0)
     return found
 
 
