@@ -1,1 +1,1 @@
-"""Data that are drawn: phantoms in two styles, 2D scenes, and the training of the embedded tokeniser."""
+"""Data that are drawn: phantoms in two styles, patients, 2D scenes, and the training of the embedded tokeniser."""

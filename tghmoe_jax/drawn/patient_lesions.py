@@ -6,7 +6,7 @@ What they are called is `phantom_lesions.KINDS`. Coordinates and axis legend as 
 import numpy as np
 
 from tghmoe_jax.drawn.chance import pick
-from tghmoe_jax.drawn.patient_body import Torso
+from tghmoe_jax.drawn.patient_trunk import Torso
 from tghmoe_jax.drawn.phantom_lesions import Lesion
 
 # Smallest and largest size in mm of the kinds that 6 to 60 mm do not fit.

@@ -6,7 +6,8 @@ Coordinates and axis legend as in `patient_body`.
 import numpy as np
 
 from tghmoe_jax.drawn.canvas import AIR
-from tghmoe_jax.drawn.patient_body import Ball, Patient, Torso, waves
+from tghmoe_jax.drawn.patient_body import Ball, Patient
+from tghmoe_jax.drawn.patient_trunk import Torso, waves
 
 # Tubes of the nominal body: points of their axis and radius in mm. `side` is -1 right, 1 left.
 COLON_MM, PARASPINAL_MM = 21.0, 26.0

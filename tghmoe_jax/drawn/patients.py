@@ -11,7 +11,7 @@ import numpy as np
 
 from tghmoe_jax.drawn.canvas import Canvas, Frame
 from tghmoe_jax.drawn.chance import pick
-from tghmoe_jax.drawn.patient_body import Patient, draw_trunk, make_patient
+from tghmoe_jax.drawn.patient_body import Patient, make_patient
 from tghmoe_jax.drawn.patient_drain import Drain, draw_drain, plan_drain
 from tghmoe_jax.drawn.patient_lesions import draw_lesion, size_range
 from tghmoe_jax.drawn.patient_organs import draw_organs
@@ -25,6 +25,7 @@ from tghmoe_jax.drawn.patient_pairs import (
 )
 from tghmoe_jax.drawn.patient_places import View, view_of
 from tghmoe_jax.drawn.patient_scanner import Scanner, blurred, lay_on_table, make_scanner, scan, seen
+from tghmoe_jax.drawn.patient_trunk import draw_trunk
 from tghmoe_jax.drawn.phantom import DIRECTIONS, PLANES, Phantom, Truth
 from tghmoe_jax.drawn.phantom_anatomy import PHASES
 from tghmoe_jax.drawn.phantom_lesions import SECTIONS, Lesion
