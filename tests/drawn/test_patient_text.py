@@ -31,7 +31,7 @@ from tghmoe_jax.samples.questions import FAMILIES, FAMILY_OF, LETTERS
 from tghmoe_jax.samples.tokenizer import Tokenizer
 
 SEEN = WORDINGS["seen"]
-VOLUMES = 800
+VOLUMES = 600
 TEXT_LENGTH = 96  # of --config.data.text_length, as its comment says
 
 

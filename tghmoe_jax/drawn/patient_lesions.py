@@ -199,7 +199,7 @@ def _metastasis(b: Brush, hu: dict[str, float]) -> None:
 
 
 def _aneurysm(b: Brush, hu: dict[str, float]) -> None:
-    """A widened artery: clot, the lumen that is left, and lime in its wall."""
+    """A widened artery: clot, the lumen that is left, and a calcified wall in most."""
     b.blob(hu["muscle"], 1.06)
     b.blob(b.apart(b.near(28, 45), hu["artery"]))
     if b.some(0.75):

@@ -99,8 +99,8 @@ def _stream(truth: PatientTruth, *path: int) -> np.random.Generator:
 def _ask(truth: PatientTruth, type: str, rng: np.random.Generator, wording: Wording) -> Question:
     """A closed question of a type."""
     names, answer, options = _FACTS[type](truth, rng)
-    text = pick(rng, wording.questions[type]).format(**names)
-    return Question("vqa", "closed", type, text, shuffled(rng, list(options)), answer)
+    options = shuffled(rng, list(options))  # before a wording is chosen, of which there may be more or fewer
+    return Question("vqa", "closed", type, pick(rng, wording.questions[type]).format(**names), options, answer)
 
 
 # Each returns what a wording names, the answer and the options.

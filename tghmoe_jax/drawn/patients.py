@@ -6,6 +6,7 @@ shows. Everything of a volume but its voxels is planned first, which is cheap.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -84,17 +85,7 @@ def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> PatientPlan:
     """Everything of one seed's volume but its voxels."""
     rng = _stream(seed, 0)
     section, plane, phase = (pick(rng, names) for names in (SECTIONS, PLANES, PHASES))
-    while True:
-        patient = make_patient(phase, rng)
-        for _ in range(TRIES):
-            scanner = make_scanner(plane, grid[2], rng)
-            frame, spacing = _frame(patient, section, plane, grid, rng)
-            view = view_of(patient, frame, lambda at, scanner=scanner: seen(scanner, grid, at), rng)
-            if len(view.points) >= FEWEST_ORGANS:
-                break
-        else:
-            continue
-        break
+    patient, scanner, frame, spacing, view = _setting(section, plane, phase, grid, rng)
     rng = _stream(seed, 1)  # what follows does not depend on how often a field was drawn
     placed = _place(patient, frame, view, spacing, rng)
     lesions = tuple(lesion for lesion, _ in placed)
@@ -127,6 +118,20 @@ def _stream(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng((20310, seed, number))
 
 
+def _setting(
+    section: str, plane: str, phase: str, grid: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[Patient, Scanner, Frame, tuple, View]:
+    """A patient, a scanner and a field that shows enough organs."""
+    while True:
+        patient = make_patient(phase, rng)
+        for _ in range(TRIES):
+            scanner = make_scanner(plane, grid[2], rng)
+            frame, spacing = _frame(patient, section, plane, grid, rng)
+            view = view_of(patient, frame, functools.partial(seen, scanner, grid), rng)
+            if len(view.points) >= FEWEST_ORGANS:
+                return patient, scanner, frame, spacing, view
+
+
 def _frame(patient: Patient, section: str, plane: str, grid, rng: np.random.Generator) -> tuple[Frame, tuple]:
     """A field about the middle of a section, in which the body lies shifted, turned and tilted."""
     field, coverage = (float(np.exp(rng.uniform(*np.log(limits)))) for limits in (FIELD_MM, COVERAGE_MM[plane]))
@@ -157,8 +162,8 @@ def _frame(patient: Patient, section: str, plane: str, grid, rng: np.random.Gene
 def _place(patient: Patient, frame: Frame, view: View, spacing, rng: np.random.Generator) -> list:
     """No to three lesions in different organs; every organ in view, kind and place in view is equally likely."""
     organs, placed = list(view.points), []
-    for number in rng.permutation(len(organs))[: rng.integers(MOST_LESIONS + 1)]:
-        organ = organs[number]
+    chosen = rng.permutation(len(organs))[: rng.integers(MOST_LESIONS + 1)]
+    for organ in (organs[number] for number in chosen):
         phrase = pick(rng, phrases_of(organ))
         size = float(np.exp(rng.uniform(*np.log(size_range(phrase, spacing[1], spacing[0])))))
         for _ in range(PLACE_TRIES):
