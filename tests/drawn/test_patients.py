@@ -211,6 +211,18 @@ def test_enhancement_orders_the_phases_of_every_patient(plans):
     assert np.ptp(blood["arterial"]) > 0.15 * np.mean(blood["arterial"]), "timing and strength vary within a phase"
 
 
+def test_nothing_of_the_body_lies_far_outside_it(plans):
+    """The outline is closed: an arm's length from the middle of the neck, of the legs and of the trunk there is air."""
+    patient = plans[0].patient
+    for z in (-400, -200, 0, 200, 300, 360):
+        origin = np.array([-320.0, -320.0, z])
+        frame = Frame((1, 80, 80), origin, np.array([[0, 0, 8.0], [0, 8.0, 0], [1.0, 0, 0]]), np.ones(3))
+        bare = dataclasses.replace(patient, arms=False)
+        torso = patients.draw_trunk(Canvas(frame, 8.0), bare, np.random.default_rng(0))
+        rows, columns = np.ogrid[:80, :80]
+        assert not torso.trunk[0][np.hypot(rows - 40, columns - 40) * 8 > 270].any(), z
+
+
 def test_outside_the_field_and_the_scanned_rows_is_padding(plans):
     for name in ("circle", "high"):
         seed = next(

@@ -70,7 +70,8 @@ def _wall(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Torso:
     b = np.where(ahead, front, back)
 
     def depth(side, ends) -> np.ndarray:
-        u2, v2 = (x / (a + side)) ** 2, (y / (b + ends)) ** 2
+        # Far outside, where the product would win, both stay at 4: there the depth is negative.
+        u2, v2 = np.minimum((x / (a + side)) ** 2, 4), np.minimum((y / (b + ends)) ** 2, 4)
         return (1 - u2 - v2 + np.float32(0.25) * u2 * v2) * np.float32(55)
 
     thick = np.where(ahead, np.float32(0.75), np.float32(0.85)) * fat  # least over the ribs, most over the buttocks
