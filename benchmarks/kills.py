@@ -65,9 +65,9 @@ def told(place, name, phase):
     setattr(place, name, calling)
 def tell(main):
     from tghmoe_jax import evaluate
-    from tghmoe_jax.drawn import phantom_source
+    from tghmoe_jax.drawn import cache
     from tghmoe_jax.training import checkpoints, reporting, stored
-    told(phantom_source, "_begin", "drawing")
+    told(cache, "_begin", "drawing")
     told(checkpoints.Checkpoints, "restore", "restore")
     told(checkpoints.Checkpoints, "save", "save")
     told(reporting.RunLog, "record", "step")

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from tghmoe_jax.drawn import phantom
-from tghmoe_jax.drawn.phantom_source import seeds_of
+from tghmoe_jax.drawn.cache import seeds_of
 
 QUESTIONS = (
     "Which plane is this? Choices: A. axial B. coronal C. sagittal D. oblique",

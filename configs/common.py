@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     c.fresh = ()  # parameters (as in trainable) that start at random although the base has them
 
     c.data = ConfigDict()
-    c.data.name = "phantom"  # phantom | scenes | one of the data sets of files, or a list a,b of them
+    c.data.name = "phantom"  # phantom | patients | scenes | one of the data sets of files, or a list a,b of them
     c.data.root = "runs/data"  # data on disk: a prepared set (tghmoe_jax.prepare) or a raw one; or a list of them
     c.data.manifest = ""  # index files of a raw data set
     c.data.weights = ()  # for a list of data sets: samples of each, as whole numbers; empty: by their items
@@ -61,11 +61,11 @@ def get_config() -> ConfigDict:
     c.data.augment = ConfigDict()
     c.data.augment.intensity = 0.0  # data on disk: largest change of brightness and contrast, as a share
     c.data.augment.shift = 0.0  # data on disk: largest shift within the plane, as a share of the size
-    c.data.volumes = 6000  # number of phantoms that are drawn for training
+    c.data.volumes = 6000  # number of volumes that are drawn for training (phantom, patients)
     c.data.slices = 16  # slices of the model's input
     c.data.size = 64  # pixels of a side of a slice
     c.data.channels = "windows3"  # windows3 | medgemma | repeat:<window>
-    c.data.text_length = 80  # tokens of question and answer together
+    c.data.text_length = 80  # tokens of question and answer together; patients need 96
     # Kinds of samples in a batch.
     c.data.mixture = ConfigDict()
     c.data.mixture.report = 2  # report requests

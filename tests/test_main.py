@@ -293,7 +293,7 @@ def test_a_wrong_command_line_is_one_sentence_that_names_the_flag(refused, confi
     ("flag", "fix"),
     [
         ("--config.mode=dance", "use train or evaluate"),
-        ("--config.data.name=angiograms", "use phantom, scenes or a list of m3d"),
+        ("--config.data.name=angiograms", "use phantom, patients, scenes or a list of m3d"),
         ("--config.data.augment.shift=0.1", "needs a data set of files"),
         ("--config.max_bad_fraction=2.0", "give 0 to 1"),
         ("--config.eval.controls=('blind', 'deaf')", "use some of shuffled"),

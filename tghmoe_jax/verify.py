@@ -18,7 +18,7 @@ from tghmoe_jax.datasets import prepared
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 from tghmoe_jax.training import exported, run_folder, stored
 
-_CACHE = re.compile(r"phantom-[0-9a-f]{16}")
+_CACHE = re.compile(r"(phantom|patients)-[0-9a-f]{16}")
 
 
 def verify(path: str) -> list[tuple[epath.Path, list[str], str]]:

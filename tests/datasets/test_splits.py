@@ -9,7 +9,7 @@ from tests.datasets import dataset_fixtures as fixtures
 from tghmoe_jax.datasets import file_source, index_files, registry
 from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.datasets.items import Item
-from tghmoe_jax.drawn.phantom_source import SPLITS, seeds_of
+from tghmoe_jax.drawn.cache import SPLITS, seeds_of
 from tghmoe_jax.errors import UserError
 
 DATA = {"slices": 8, "size": 32, "channels": "repeat"}

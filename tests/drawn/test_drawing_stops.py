@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_run
-from tghmoe_jax.drawn import phantom_source
+from tghmoe_jax.drawn import cache, phantom_source
 
 DRAW = """
 import subprocess, sys
@@ -72,7 +72,7 @@ def test_a_killed_drawing_ends_its_workers_and_its_folder_goes_with_the_next(tmp
 
 
 def test_a_folder_that_is_being_filled_is_left_alone(tmp_path):
-    building, lock = phantom_source._begin(tmp_path)
+    building, lock = cache._begin(tmp_path, "phantom")
     phantom_source.PhantomSource(tmp_path, "train", 2, grid=(8, 24, 24))
     assert building.is_dir()
     os.close(lock)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks import damage
-from tghmoe_jax.drawn import phantom, phantom_source
+from tghmoe_jax.drawn import cache, phantom, phantom_source
+from tghmoe_jax.drawn.cache import seeds_of
 from tghmoe_jax.drawn.phantom import PLANES, draw, plan
 from tghmoe_jax.drawn.phantom_anatomy import PADDING, PHASES
 from tghmoe_jax.drawn.phantom_lesions import KINDS, KINDS_BY_SECTION, ORGANS_BY_SECTION, SECTIONS
 from tghmoe_jax.drawn.phantom_report import parse_findings, report
-from tghmoe_jax.drawn.phantom_source import PhantomSource, seeds_of
+from tghmoe_jax.drawn.phantom_source import PhantomSource
 from tghmoe_jax.drawn.phantom_text import (
     ANSWER_PHRASES,
     AUX_NAMES,
@@ -370,7 +371,7 @@ def test_failed_drawing_leaves_no_cache(tmp_path, monkeypatch):
 
 def test_full_disk_is_said_before_drawing(tmp_path, monkeypatch):
     full = collections.namedtuple("usage", "total used free")(1, 1, 0)
-    monkeypatch.setattr(phantom_source.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: full)
     with pytest.raises(UserError, match="make room"):
         PhantomSource(tmp_path, "train", 2)
     assert not list(tmp_path.iterdir())

@@ -30,6 +30,11 @@ KEYS = {
         for kind in ("closed", "open")
         for name in ("calibration_error", "risk_area", "accuracy_surest_half")
     ),
+    *(
+        f"closed/{score}_{group}"
+        for score in ("accuracy", "ranked")
+        for group in ("global", "local", "depth", "comparison", "macro_families")
+    ),
     "open/exact", "open/number", "open/number_macro", "report/recall_rare", "report/recall_frequent",
     *(f"open/number_by_type/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
     *(f"report/{name}" for name in ("distinct", "most_frequent", "all_normal", "all_normal_true")),
@@ -103,6 +108,10 @@ def test_values_counted_by_hand():
         "closed/by_type/organ": 2 / 3,
         "closed/by_type/plane": 0.0,
         "closed/by_type/phase": None,
+        "closed/accuracy_local": 2 / 3,
+        "closed/accuracy_depth": None,
+        "closed/ranked_global": 1.0,
+        "closed/ranked_macro_families": (1 + 2 / 3) / 2,  # the families that were not asked do not count
         "open/bleu1": np.exp(1 - 3 / 2) / 2,
         "open/rouge1": 0.8 / 2,
         "open/meteor": None,

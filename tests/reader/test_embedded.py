@@ -13,8 +13,8 @@ from tests.scans import ct_fixtures as ct
 from tghmoe_jax import digests, evaluate, predict
 from tghmoe_jax.bases import base
 from tghmoe_jax.drawn import phantom
+from tghmoe_jax.drawn.cache import seeds_of
 from tghmoe_jax.drawn.phantom_report import parse_findings
-from tghmoe_jax.drawn.phantom_source import seeds_of
 from tghmoe_jax.drawn.phantom_text import make_question
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import DISCLAIMER

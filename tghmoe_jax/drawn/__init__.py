@@ -1,1 +1,1 @@
-"""Synthetic data: phantoms in two styles, 2D scenes, and the training of the embedded tokeniser."""
+"""Synthetic data: phantoms in several styles, patients, 2D scenes, and the training of the embedded tokeniser."""

@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from tghmoe_jax.drawn.phantom_anatomy import PADDING, PHASES, Canvas, Frame, draw_body
+from tghmoe_jax.drawn.canvas import Canvas, Frame
+from tghmoe_jax.drawn.phantom_anatomy import PADDING, PHASES, draw_body
 from tghmoe_jax.drawn.phantom_lesions import SECTIONS, Lesion, draw_lesion, place_lesions
 
 GENERATOR = 4  # counts up with every change that alters a volume or its truth; part of the cache's name

@@ -11,8 +11,9 @@ import functools
 import numpy as np
 from scipy import ndimage
 
+from tghmoe_jax.drawn.canvas import Frame
 from tghmoe_jax.drawn.phantom import Phantom, plan, scanned
-from tghmoe_jax.drawn.phantom_anatomy import PHASES, Frame
+from tghmoe_jax.drawn.phantom_anatomy import PHASES
 from tghmoe_jax.drawn.phantom_lesions import Lesion
 from tghmoe_jax.drawn.phantom_report import Sentences, report
 from tghmoe_jax.drawn.phantom_wordings import Wording

@@ -6,15 +6,13 @@ Superior; z = 0 lies at the lowest ribs. Axis legend: D slices, H rows, W column
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-Box = tuple[slice, slice, slice]
-Point = Sequence[float]
+from tghmoe_jax.drawn.canvas import AIR, Canvas
 
 PADDING = -1024  # HU outside the scanned range
-AIR, LUNG, FAT, FLUID, BONE, DISC = -1000.0, -860.0, -100.0, 8.0, 420.0, 90.0
+LUNG, FAT, FLUID, BONE, DISC = -860.0, -100.0, 8.0, 420.0, 90.0
 
 # Enhancement in HU by contrast phase: the sources of contrast a reader names the phase from.
 PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
@@ -38,98 +36,6 @@ OUTLINE_Y = np.array([108, 108, 102, 104, 108, 104, 90, 70], np.float32)
 CAVITY_X = np.array([100, 108, 118, 122, 122, 106, 78, 30], np.float32)
 CAVITY_Y = np.array([66, 72, 80, 86, 88, 78, 60, 26], np.float32)
 CAVITY_SHIFT = np.array([-22, -18, -10, 0, 0, 0, 4, 6], np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """Where the voxels of a grid lie in the nominal body.
-
-    `origin` (3,) is the patient position in mm of voxel (0, 0, 0), `steps` (3, 3) holds one column (x, y, z) in mm for
-    each array axis, and `scale` (3,) is the habitus: patient mm per nominal mm.
-    """
-
-    grid: tuple[int, int, int]
-    origin: np.ndarray
-    steps: np.ndarray
-    scale: np.ndarray
-
-    def position(self, point: Point) -> np.ndarray:
-        """Fractional voxel index (3,) of a nominal body point."""
-        return np.linalg.solve(self.steps, np.asarray(point, np.float64) * self.scale - self.origin)
-
-
-class Canvas:
-    """A volume being drawn; every shape touches only the voxels of its bounding box."""
-
-    def __init__(self, frame: Frame, pixel_mm: float):
-        """`pixel_mm` is the width of a soft edge."""
-        self.frame = frame
-        self.soft = float(pixel_mm)
-        self.hu = np.full(frame.grid, AIR, np.float32)
-        index = np.ogrid[tuple(slice(0, n) for n in frame.grid)]
-        # Each coordinate varies along at most two array axes, so shapes are evaluated on broadcast factors.
-        self.xyz = tuple(
-            sum(
-                (index[a] * frame.steps[c, a] for a in range(3) if frame.steps[c, a]),
-                np.zeros((1, 1, 1)) + frame.origin[c],
-            ).astype(np.float32)
-            / np.float32(frame.scale[c])
-            for c in range(3)
-        )
-        self._inverse = np.linalg.inv(frame.steps)
-
-    def box(self, centre: Point, radii: Point) -> Box:
-        """The voxels that a shape within `centre` +- `radii` can touch; empty where it lies off the grid."""
-        scale = self.frame.scale
-        middle = self._inverse @ (np.asarray(centre) * scale - self.frame.origin)
-        half = np.abs(self._inverse) @ ((np.asarray(radii) + self.soft) * scale)
-        bounds = []
-        for m, h, n in zip(middle, half, self.frame.grid, strict=True):
-            low, high = max(0, int(np.ceil(m - h))), min(n, int(np.floor(m + h)) + 1)
-            bounds.append(slice(low, max(low, high)))
-        return tuple(bounds)
-
-    def coordinates(self, box: Box) -> list[np.ndarray]:
-        """x, y, z over a box, still as broadcast factors."""
-        return [c[tuple(s if n > 1 else slice(None) for s, n in zip(box, c.shape, strict=True))] for c in self.xyz]
-
-    def weight(self, inside_mm: np.ndarray) -> np.ndarray:
-        """0..1 from the signed depth inside a surface, with an edge one pixel wide."""
-        return np.clip(inside_mm * np.float32(1 / self.soft) + np.float32(0.5), 0, 1)
-
-    def blend(self, box: Box | None, weight: np.ndarray, value) -> None:
-        """Moves the voxels of a box (None: all) toward `value` by `weight`."""
-        view = self.hu if box is None else self.hu[box]
-        view += weight * (value - view)
-
-    def ellipsoid_weight(self, box: Box, centre: Point, radii: Point, angle: float = 0.0) -> np.ndarray:
-        """Soft membership of an ellipsoid whose x and y axes are turned by `angle` (radians) about z."""
-        x, y, z = self.coordinates(box)
-        x, y, z = x - np.float32(centre[0]), y - np.float32(centre[1]), z - np.float32(centre[2])
-        if angle:
-            c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-            x, y = c * x + s * y, c * y - s * x
-        rx, ry, rz = (np.float32(1 / r) for r in radii)
-        q = (x * rx) ** 2 + (y * ry) ** 2 + (z * rz) ** 2
-        return self.weight((1 - q) * np.float32(min(radii) / 2))  # 1 - q is twice the relative depth near the surface
-
-    def ellipsoid(self, centre: Point, radii: Point, value, angle: float = 0.0, limit: np.ndarray | None = None):
-        """Draws an ellipsoid; `limit` (D, H, W) in 0..1 confines it."""
-        reach = (max(radii[:2]),) * 2 + (radii[2],) if angle else radii
-        box = self.box(centre, reach)
-        w = self.ellipsoid_weight(box, centre, radii, angle)
-        self.blend(box, w if limit is None else w * limit[box], value)
-
-    def capsule(self, start: Point, end: Point, radius: float, value, limit: np.ndarray | None = None) -> None:
-        """Draws a straight tube with round ends."""
-        a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
-        box = self.box((a + b) / 2, np.abs(b - a) / 2 + radius)
-        x, y, z = (c - p for c, p in zip(self.coordinates(box), a, strict=True))
-        d = b - a
-        t = np.clip((x * d[0] + y * d[1] + z * d[2]) * np.float32(1 / max(float(d @ d), 1e-6)), 0, 1)
-        gap = (x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2
-        w = self.weight((1 - gap * np.float32(1 / radius**2)) * np.float32(radius / 2))
-        self.blend(box, w if limit is None else w * limit[box], value)
 
 
 @dataclasses.dataclass

@@ -9,8 +9,9 @@ import itertools
 
 import numpy as np
 
+from tghmoe_jax.drawn.canvas import Canvas, Frame
 from tghmoe_jax.drawn.chance import pick
-from tghmoe_jax.drawn.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS, Body, Canvas, Frame
+from tghmoe_jax.drawn.phantom_anatomy import CAVITY_X, CAVITY_Y, FLUID, Z_KNOTS, Body
 
 SECTIONS = ("chest", "abdomen", "pelvis")
 WANDER_MM = {"lung": (12, 24, 10), "rib": (0, 34, 8), "liver": (6, 6, 5), "muscle": (5, 2, 8)}  # about a place

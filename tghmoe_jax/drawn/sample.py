@@ -13,7 +13,7 @@ import numpy as np
 
 from tghmoe_jax import writing
 from tghmoe_jax.drawn import phantom
-from tghmoe_jax.drawn.phantom_source import SPLIT_SEEDS, seeds_of
+from tghmoe_jax.drawn.cache import SPLIT_SEEDS, seeds_of
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 
 NUMBER = 49

@@ -23,8 +23,9 @@ class Metric:
 
     `per_item` maps predictions to float (N,), or to numerators and denominators (N,) each, NaN for items that do not
     count, or None where the metric is not available. The score is their mean (or ratio of sums), unless `summary` maps
-    the sums (K,) of columns (N, K) to it. `by_type` heads the keys of the scores of each question type, which have a
-    macro mean as well. `column` is the metric's column in the prediction file. `most` is the highest value.
+    the sums (K,) of columns (N, K) to it. `by_type` heads the keys of the scores of each question type, and `by_family`
+    those of each family of types; both have a macro mean as well. `column` is the metric's column in the prediction
+    file. `most` is the highest value.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Metric:
     per_item: Callable[[Sequence[Any]], np.ndarray | Ratio | None]
     summary: Callable[[np.ndarray], float] | None = None
     by_type: str = ""
+    by_family: str = ""
     column: str = ""
     most: float = 1.0
     judged: bool = True  # whether it says right or wrong; the overlap of words does not
@@ -206,9 +208,9 @@ def _surest_half(ones):
     return (right & kept).astype(float), kept.astype(float)
 
 
-register(Metric("accuracy", "closed", _correct, by_type="by_type"))
+register(Metric("accuracy", "closed", _correct, by_type="by_type", by_family="accuracy"))
 register(Metric("accuracy_strict", "closed", _strictly_correct, by_type="by_type_strict"))
-register(Metric("ranked_accuracy", "closed", _ranked))
+register(Metric("ranked_accuracy", "closed", _ranked, by_family="ranked"))
 # Answers whose form is wrong are scored as they are, by both rules, and counted apart.
 for _name, _fault in (("letter_text_disagree", "letter and text disagree"), ("no_choice", "none of the choices")):
     register(Metric(_name, "closed", functools.partial(_of_form, _fault), judged=False, compared=False))

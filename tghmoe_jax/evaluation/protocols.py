@@ -6,7 +6,7 @@ beside a `<key>_ci95` pair [low, high], and is None where the run does not give 
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from tghmoe_jax.evaluation import closed, numbers, statistics
 from tghmoe_jax.evaluation.calibration import area_under_risk, calibration_error
 from tghmoe_jax.evaluation.metrics import Metric, Triple, of_kind, sure
-from tghmoe_jax.samples.questions import TYPES, Kind, Question
+from tghmoe_jax.samples.questions import FAMILIES, FAMILY_OF, TYPES, Kind, Question
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASKS
 
 # shuffled: another volume; section_shuffled: another volume of the same body section; blind: no volume;
@@ -134,8 +134,11 @@ class _Scorer:
         column = np.asarray(values, np.float64)[:, None]
         return self.ratio(column, np.ones_like(column), units)
 
-    def of(self, metric: Metric, ones: Sequence[Prediction], types: Sequence[str] = ()) -> Score:
-        """Score of a metric; with `types` the macro mean over them."""
+    def of(
+        self, metric: Metric, ones: Sequence[Prediction], groups: Sequence[str] = (),
+        group_of: Callable[[str], str | None] = str,
+    ) -> Score:  # fmt: skip
+        """Score of a metric; with `groups` the macro mean over them, `group_of` maps a question type to its group."""
         if metric.summary is not None:
             return self._of_sums(metric, ones)
         if (columns := metric.ratio(ones)) is None:
@@ -143,8 +146,8 @@ class _Scorer:
         top, bottom = columns
         counted = np.flatnonzero(~np.isnan(top))
         units = [ones[i].unit for i in counted]
-        of_type = np.array([[one.type == type for type in types] for one in ones]) if types else np.ones((len(ones), 1))
-        top, bottom = (column[counted, None] * of_type[counted] for column in (top, bottom))
+        belongs = np.array([[group_of(one.type) == group for group in groups] or [True] for one in ones])
+        top, bottom = (column[counted, None] * belongs[counted] for column in (top, bottom))
         return self.ratio(top, bottom, units, metric.most)
 
     def _of_sums(self, metric: Metric, ones: Sequence[Prediction]) -> Score:
@@ -176,6 +179,12 @@ def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RES
             for type in types:
                 own = [one for one in ones if one.type == type]
                 scores[f"{kind}/{metric.by_type}/{type}"] = scorer.of(metric, own)
+        for metric in (one for one in of_kind(kind) if one.by_family):
+            for family in FAMILIES:
+                own = [one for one in ones if FAMILY_OF.get(one.type) == family]
+                scores[f"{kind}/{metric.by_family}_{family}"] = scorer.of(metric, own)
+            macro = scorer.of(metric, ones, tuple(FAMILIES), FAMILY_OF.get)
+            scores[f"{kind}/{metric.by_family}_macro_families"] = macro
         if COLUMNS[kind].confident:  # resampling would raise these, so they have no interval
             known = sure(ones) if ones else None
             for name, value in (("calibration_error", calibration_error), ("risk_area", area_under_risk)):

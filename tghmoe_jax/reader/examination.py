@@ -30,7 +30,7 @@ from tghmoe_jax.reader.answer import Answer
 from tghmoe_jax.reader.batches import Asked, Request
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.samples import pipeline, prompts
-from tghmoe_jax.samples.questions import LETTERS, TYPES, ItemSource, Question, Source
+from tghmoe_jax.samples.questions import LETTERS, ItemSource, Question, Source
 from tghmoe_jax.samples.tasks import COLUMNS, KINDS, TASK_OF, TASKS, under_controls
 from tghmoe_jax.scans.slices import window_names
 from tghmoe_jax.training import hosts
@@ -58,6 +58,7 @@ def questions(source: Source, kind: str, items: int, seed: int, types: Sequence[
         asked = [source.item(kind, i, rng(i)) for i in range(min(items, sum(source.counts(kind))))]
         return sorted(asked, key=lambda one: one[0])
     volumes = [i % len(source) for i in range(items)]
+    types = types or [None]
     return [(v, source.question(v, kind, rng(i), types[i % len(types)])) for i, v in enumerate(volumes)]
 
 
@@ -92,9 +93,9 @@ def usable(source: Source, asked: Asked, reader: Reader, bad: pipeline.BadItems)
     return kept
 
 
-def types_of(config: ConfigDict, kind: str) -> list[str | None]:
-    """The question types that are asked in rotation."""
-    return list(TYPES) if config.data.name == "phantom" and "Type" in COLUMNS[kind].more else [None]
+def types_of(source: Source, kind: str) -> list[str]:
+    """The question types that are asked in rotation, where a drawn source names such as `types`; else it draws them."""
+    return list(getattr(source, "types", ())) if "Type" in COLUMNS[kind].more else []
 
 
 def calibrate(reader: Reader, config: ConfigDict, progress=print) -> dict[str, Calibration]:
@@ -113,7 +114,7 @@ def calibrate(reader: Reader, config: ConfigDict, progress=print) -> dict[str, C
     bad, found = pipeline.BadItems(config.max_bad_fraction, progress), {}
     for kind in (kind for kind in kinds_of(source, reader.tasks) if COLUMNS[kind].confident):
         seed = config.eval.seed + COLUMNS[kind].order
-        asked = usable(source, questions(source, kind, number, seed, types_of(config, kind)), reader, bad)
+        asked = usable(source, questions(source, kind, number, seed, types_of(source, kind)), reader, bad)
         requests = [Request(*one) for one in asked]
         texts = [one.text for one in reader.answer(source, requests, config.eval[TASKS[TASK_OF[kind]].budget])]
         values = confidence.likelihoods(reader, source, requests, texts)
@@ -144,7 +145,7 @@ def examine(
     bad, kinds = pipeline.BadItems(config.max_bad_fraction, progress), kinds_of(source, cfg.tasks)
     asked_of = {}
     for kind in kinds:
-        asked = questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(config, kind))
+        asked = questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(source, kind))
         asked_of[kind] = usable(source, asked, reader, bad)
     everything = [one for asked in asked_of.values() for one in asked]
     volumes = sorted({volume for volume, _ in everything})
@@ -228,7 +229,7 @@ def examine(
     router = None
     if routed:
         other = [] if given else [  # a data set of files has one wording
-            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(config, kind))
+            one for kind in kinds for one in questions(unseen, kind, items, e.seed + 3, types_of(unseen, kind))
         ]  # fmt: skip
         own_prompts, other_prompts = ([question.prompt for _, question in asked] for asked in (everything, other))
         router = {
@@ -279,7 +280,7 @@ def true_loss(reader: Reader, source: Source, config: ConfigDict) -> float:
     items = config.eval["items"] if isinstance(source, ItemSource) else min(config.eval["items"], len(source))
     for kind in kinds_of(source, reader.tasks):
         seed = config.eval.seed + COLUMNS[kind].order
-        asked = usable(source, questions(source, kind, items, seed, types_of(config, kind)), reader, bad)
+        asked = usable(source, questions(source, kind, items, seed, types_of(source, kind)), reader, bad)
         requests = [Request(volume, question, (question.target,)) for volume, question in asked]
         found += [-float(answer.likelihoods[0]) for answer in reader.answer(source, requests, 0)]
     return float(np.mean(found))

@@ -11,6 +11,14 @@ import numpy as np
 
 LETTERS = "ABCD"
 TYPES = ("plane", "phase", "organ", "abnormality", "location")  # M3D-VQA question types 1 to 5
+# Question types by what an answer takes: all of a volume, a place in it, several of its slices, or several lesions.
+FAMILIES = {
+    "global": ("plane", "phase", "section"),
+    "local": ("organ", "abnormality", "location"),
+    "depth": ("course", "reach", "order"),
+    "comparison": ("larger", "count", "sides"),
+}
+FAMILY_OF = {type: family for family, types in FAMILIES.items() for type in types}
 Kind = str  # one of `samples.tasks`
 
 

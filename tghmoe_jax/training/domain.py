@@ -14,7 +14,7 @@ from tghmoe_jax.evaluation.router_tests import task_by_keyword
 from tghmoe_jax.training import run_folder
 
 # Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
-SYNTHETIC = {"phantom": "drawn phantoms", "scenes": "drawn 2D pictures"}
+SYNTHETIC = {"phantom": "drawn phantoms", "patients": "drawn patients", "scenes": "drawn 2D pictures"}
 ENOUGH = 10_000
 
 

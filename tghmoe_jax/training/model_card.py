@@ -11,7 +11,12 @@ from tghmoe_jax.training import domain
 from tghmoe_jax.untrusted import fault, markdown
 
 # Licences that this project can vouch for; of anything else it knows none.
-_LICENCES = {"embedded": "Apache-2.0", "phantom": "Apache-2.0 (drawn, no patient data)", "scenes": "Apache-2.0 (drawn)"}
+_LICENCES = {
+    "embedded": "Apache-2.0",
+    "phantom": "Apache-2.0 (drawn, no patient data)",
+    "patients": "Apache-2.0 (drawn, no patient data)",
+    "scenes": "Apache-2.0 (drawn)",
+}
 _SCORES = (
     "closed/accuracy", "closed/ranked_accuracy", "report/finding_f1", "report/bleu1", "open/bleu1",
     "router/task_accuracy_unseen_wording",

@@ -95,7 +95,7 @@ def check_config(config: ConfigDict) -> None:
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
-    drawn = flat["data.name"] in ("phantom", "scenes")
+    drawn = flat["data.name"] in ("phantom", "patients", "scenes")
     for key in ("data.augment.intensity", "data.augment.shift"):
         if flat.get(key) and drawn:
             raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn.")
