@@ -11,7 +11,14 @@ from tghmoe_jax.drawn.phantom_text import AUX_NAMES, aux_targets, make_question
 from tghmoe_jax.drawn.phantom_wordings import SEEN, UNSEEN
 from tghmoe_jax.samples.questions import TYPES, Kind, Question
 
-STYLES = {"first": phantom.draw, "second": phantom2.draw}  # training draws the first style only
+
+def _third(seed: int, grid: tuple[int, int, int]) -> phantom.Phantom:
+    from tghmoe_jax.drawn import phantom3  # which takes a second to import, and only this style needs it
+
+    return phantom3.draw(seed, grid)
+
+
+STYLES = {"first": phantom.draw, "second": phantom2.draw, "third": _third}  # training draws the first style only
 WORDINGS = {"seen": SEEN, "unseen": UNSEEN, "second": phantom2.WORDING, **ADVERSARIAL}  # training asks in `seen` only
 DRAWING = Drawing("phantom", __name__, GENERATOR, STYLES)
 
