@@ -91,7 +91,9 @@ def flags_of(parser: argparse.ArgumentParser) -> list[list[str]]:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
         name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest).upper()
-        takes = "" if action.nargs == 0 or not action.option_strings else f" {action.metavar or action.dest.upper()}"
+        named = action.metavar or action.dest.upper()
+        named = named if isinstance(named, str) else " ".join(named)  # a flag of several values names each
+        takes = "" if action.nargs == 0 or not action.option_strings else f" {named}"
         if action.choices:
             takes = " " + "|".join(map(str, action.choices))
         rows.append([code(name + takes), plain(action.help or "")])

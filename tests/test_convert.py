@@ -21,7 +21,7 @@ from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.models import leaf_names, mllm
 from tghmoe_jax.samples.tokenizer import FILES, Tokenizer
-from tghmoe_jax.training import checkpoints, loading, program, run_folder, stored
+from tghmoe_jax.training import checkpoints, loading, model_card, program, run_folder, stored
 from tghmoe_jax.training.step import TrainState
 from tghmoe_jax.weights import storage
 
@@ -219,11 +219,22 @@ def test_the_manifest_of_an_exported_run_holds_what_predict_must_say(tiny_stage2
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "Not for clinical use" in card and manifest["digest"] in card and "Domain: phantom" in card
     assert "Base model: folder base, licence unknown" in card and "phantom, licence Apache-2.0" in card
+    assert "Leaks between training and test data: none, by seed" in card
     for key in ("closed/accuracy", "report/finding_f1"):
         (line,) = (line for line in card.splitlines() if line.startswith(f"| {key} |"))
         assert f"{tiny_run.metrics(tiny_stage2)[key]:.3f}" in line and len(line.split("|")) == 9
     for name in ("README.md", "manifest.json", "config.json"):
         assert str(tmp_path.parent) not in (tmp_path / "whole" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"), [("none", "not known to the run; leaks.csv"), ("train", "the items of the train split")]
+)
+def test_a_card_says_of_leaks_what_the_run_knows(dropped, said):
+    manifest = {"base": {"base": "embedded"}, "step": 1, "digest": "0" * 16, "dtype": "float32"}
+    config = {"data": {"name": "manifest", "drop_leaks": dropped}, "train": {"batch": 1}}
+    (line,) = (one for one in model_card.card(manifest, config).splitlines() if one.startswith("- Leaks"))
+    assert said in line
 
 
 def test_exporting_again_changes_nothing_and_a_stage_starts_from_it(tiny_stage2, tmp_path):

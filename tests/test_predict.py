@@ -377,12 +377,15 @@ def test_the_stored_digest_names_the_parameters(stage1, stage2, clinical):
 # -------------------------------------------------------------------------------------------------------- warnings
 
 
+SPACING = "spacing: after resampling for the model,"
+
+
 def test_each_property_outside_the_stored_ranges_is_named(scan):
     prepared = prepare_slices(read_volume(scan), 16, 32)
     assert range_warnings(prepared, RANGES) == []
     for key, wrong, words in (
-        ("spacing_mm", [[13, 18], [1, 3], [1, 3]], ["spacing: slices are apart by 3 mm, outside the 13 to 18 mm"]),
-        ("spacing_mm", [[1, 5], [4, 5], [4, 5]], ["spacing: pixels are apart by 2.062 mm"]),
+        ("spacing_mm", [[13, 18], [1, 3], [1, 3]], [f"{SPACING} slices are apart by 3 mm, outside the 13 to 18 mm"]),
+        ("spacing_mm", [[1, 5], [4, 5], [4, 5]], [f"{SPACING} pixels are apart by 2.062 mm"]),
         ("slices", [16, 16], ["slices: a number of 12, outside the 16 of"]),
         ("field_of_view_mm", [350, 400], ["field of view: a side of 66 mm"]),
         ("hu", [-500, 500], ["HU: a lowest value of -1000 HU", "HU: a highest value of"]),

@@ -134,7 +134,7 @@ def test_an_evaluation_that_sigterm_interrupts_is_done_again(tiny_folder, tiny_s
 @pytest.mark.slow
 def test_the_second_signal_ends_at_once(tiny_folder):
     done = run(tiny_folder, "twice", AT_STEP.format(times=2, number=int(signal.SIGINT)))
-    assert done.returncode == PREEMPTED and "stopped by Ctrl-C; the same command goes on" in done.stderr
+    assert done.returncode == PREEMPTED and "stopped by Ctrl-C; the same command continues" in done.stderr
     assert steps_of(tiny_folder / "twice") == set()
 
 
@@ -143,7 +143,7 @@ def test_the_second_signal_ends_at_once(tiny_folder):
 def test_a_signal_before_the_first_step_is_one_line(tiny_folder, module, name):
     done = run(tiny_folder, "early", BEFORE.format(module=module, name=name, number=int(signal.SIGTERM)))
     assert done.returncode == PREEMPTED
-    assert done.stderr == "stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one.\n"
+    assert done.stderr == "stopped by SIGTERM; the same command continues from the last checkpoint, if there is one.\n"
     assert not (tiny_folder / "early").exists()
 
 
@@ -227,8 +227,8 @@ runpy.run_module("tghmoe_jax.{module}", run_name="__main__")
 
 
 @pytest.mark.parametrize(("module", "number", "code", "said"), [
-    ("main", signal.SIGTERM, PREEMPTED, "stopped by SIGTERM; the same command goes on from the last checkpoint"),
-    ("main", signal.SIGINT, PREEMPTED, "stopped by Ctrl-C; the same command goes on from the last checkpoint"),
+    ("main", signal.SIGTERM, PREEMPTED, "stopped by SIGTERM; the same command continues from the last checkpoint"),
+    ("main", signal.SIGINT, PREEMPTED, "stopped by Ctrl-C; the same command continues from the last checkpoint"),
     pytest.param("predict", signal.SIGINT, -signal.SIGINT, "", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_signal_while_modules_are_imported_shows_no_traceback(module, number, code, said):

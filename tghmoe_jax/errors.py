@@ -160,7 +160,8 @@ def _output_closed() -> bool:
 
 
 def _said(stopped: Stopped, code: int | None) -> str:
-    return f"{stopped}; the same command goes on from the last checkpoint, if there is one." if code else f"{stopped}."
+    after = "; the same command continues from the last checkpoint, if there is one" if code else ""
+    return f"{stopped}{after}."
 
 
 def _listen(code: int | None) -> None:

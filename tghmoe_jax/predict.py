@@ -54,7 +54,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--series", type=int, metavar="N", help="which series of a DICOM folder, counting from 1")
     add("--assume-hu", action="store_true", help="read values that do not look like HU as HU, with a warning")
     add("--new-tokens", type=int, metavar="N", help="length limit of the answer; default as in the run's evaluation")
-    add("--allow-out-of-domain", action="store_true", help="allow reports by a model trained on synthetic scans")
+    add(
+        "--allow-out-of-domain",
+        action="store_true",
+        help="allow reports and confidences of a model that saw no patient",
+    )
     add("--debug", action="store_true", help="show the traceback of an error")
     many.add_flags(add)
     args = parser.parse_args(argv)

@@ -117,7 +117,8 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
         state = store.restore(state, batches)
         guard.refuse_not_finite(state.params, str(workdir))
         if hosts.first():
-            print(f"continued from step {int(state.step)}", flush=True)
+            ended = f" of {config.train.steps}: no step is left" if state.step >= config.train.steps else ""
+            print(f"continued from step {int(state.step)}{ended}", flush=True)
             before = run_folder.record_steps(workdir, int(state.step), config.train.steps)
             if before != config.train.steps:
                 print(

@@ -210,14 +210,16 @@ def system(accuracy: float, items: int = 1000, seed: int = 0):
 def test_a_run_does_not_differ_from_itself():
     result = comparison.compare(system(0.7), system(0.7))
     assert result["closed/accuracy"]["difference"] == 0 and result["closed/accuracy"]["ci95"] == [0, 0]
-    assert "differs" not in comparison.table(result)
+    shown = comparison.table(result)
+    assert "differs" not in shown and "No score shows a difference" in shown
 
 
 def test_five_points_on_a_thousand_items_are_found():
     result = comparison.compare(system(0.70, seed=1), system(0.75, seed=1))
     found = result["closed/accuracy"]
     assert found["difference"] == pytest.approx(0.05) and found["ci95"][0] > 0 and found["items"] == 1000
-    assert "differs" in comparison.table(result)
+    shown = comparison.table(result)
+    assert "differs: the interval leaves out 0" in shown and "No score shows a difference" not in shown
 
 
 def test_independent_systems_of_equal_quality_seldom_differ():
@@ -239,6 +241,7 @@ def test_few_volumes_are_counted_and_no_difference_of_theirs_is_marked():
     assert found["closed/accuracy"]["units"] == 3 and found["closed/accuracy"]["items"] == 30
     shown = comparison.table(found)
     assert "differs" not in shown and "few: fewer than 20" in shown
+    assert "No score shows a difference" not in shown  # nothing can be said of so few
 
 
 def test_cases_that_one_side_knows_are_drawn_for_both():

@@ -107,6 +107,11 @@ def test_the_next_command_fits_the_verdict():
     ]
     assert "configs/stage2.py --config.init_from=runs/a" in steps[0] and "predict --checkpoint runs/a" in steps[1]
     assert "evaluate run runs/a --items" in steps[2] and "train longer" in steps[3]
+    few = [judged(run_of([True] * 9, [False] * 9))]
+    assert verdict.next_step(few, "runs/a", False, own=False).endswith("the same command with --config.eval.items=200")
+    for own in (True, False):  # no command can ask more than there is
+        said = verdict.next_step(few, "runs/a", False, all_asked=True, own=own)
+        assert "add cases" in said and "python" not in said and "command" not in said
 
 
 def test_reports_whose_findings_no_data_set_knows_are_judged_by_the_rules_for_english():

@@ -189,7 +189,10 @@ def test_confidence_stands_beside_answers_about_what_it_was_calibrated_on_alone(
     open_question = ("--question", "Which plane is this?", *allowed)
     assert 0 < answered(capsys, volume, *open_question)["confidence"]["value"] < 1
     far = ct.write_nifti(tmp_path / "far.nii.gz", phantom.draw(truth.seed).hu, ct.axes_of((40.0, 9.0, 9.0)))
-    assert "outside the ranges" in answered(capsys, far, *PLANE, *allowed)["confidence"]["why"]
+    for more, said in ((allowed, False), ((), True)):
+        why = answered(capsys, far, *PLANE, *more)["confidence"]["why"]
+        assert "outside the ranges" in why and ("no scan of a patient" in why) == said
+        assert "--allow-out-of-domain" not in why  # which would give no confidence here
 
 
 def test_an_answer_that_is_not_sure_enough_is_withheld(phantoms, capsys):

@@ -9,6 +9,7 @@ from tests import tiny
 from tests.scans import ct_fixtures as ct
 from tests.scans.test_nifti import ORIENTATIONS
 from tghmoe_jax.datasets.sources import make_source
+from tghmoe_jax.evaluation.evidence_plot import Box
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader import evidence
 from tghmoe_jax.reader.batches import Request
@@ -167,6 +168,16 @@ def test_a_lesion_of_a_series_is_placed_as_its_headers_say(tmp_path, order, flip
     one = found(folder)
     check(one, np.array(ct.ORIGIN) + LESION @ axes, axes)
     np.testing.assert_allclose(one.volume.affine[:3, 3], ct.ORIGIN, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e-5, 2e-9])
+def test_the_record_keeps_which_part_is_strongest_however_small_the_strengths_are(scale):
+    """They are divided by a cube of distances, which a larger model makes much larger."""
+    strengths = scale * np.array([0.811, 0.812, 0.5])
+    boxes = [Box(np.array([[0, 4], [0, 8], [0, 8]]), 1.0, 0.5, float(s), None, None) for s in strengths]
+    kept = [box.to_json()["strength"] for box in boxes]
+    np.testing.assert_allclose(kept, strengths, rtol=1e-3)
+    assert np.argsort(kept).tolist() == np.argsort(strengths).tolist()
 
 
 def test_a_scan_without_orientation_has_voxels_and_no_millimetres(tmp_path):

@@ -107,8 +107,12 @@ def test_a_report_adds_up_whatever_was_compiled(monkeypatch):
     assert r["seconds"] == max(r["compute"], r["hbm"], r["ici"]) and r["ici"] == 0
     useful, s = report["flops"]["useful"], report["samples"]
     assert s["chip_hours"] == pytest.approx(1000 * useful * 4 / 16 / (197e12 * 0.5) / 3600)
+    recipe = few_layers.get_config().train
+    assert report["recipe"]["number"] == recipe.steps * recipe.batch
+    assert report["recipe"]["chip_hours"] / s["chip_hours"] == pytest.approx(report["recipe"]["number"] / 1000)
     text = aot.text(report)
     assert "train step on v5e:2x2: 4 chips, mesh data 1, fsdp 2, expert 2" in text and "1,000 samples" in text
+    assert f"{recipe.steps * recipe.batch:,} samples, all steps of this config" in text
     assert "collectives of train, a run: none" in text
 
 

@@ -42,7 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--memory-mb", type=int, default=4096, metavar="N", help="MiB that all open scans may take; default 4096")
     add("--queue", type=int, default=40, metavar="N", help="requests that may wait; default 40")
     add("--minute", type=int, default=60, metavar="N", help="scans and questions of one page in a minute; default 60")
-    add("--allow-out-of-domain", action="store_true", help="allow reports by a model trained on synthetic scans")
+    add(
+        "--allow-out-of-domain",
+        action="store_true",
+        help="allow reports and confidences of a model that saw no patient",
+    )
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     for name in ("most_mb", "most_voxels", "memory_mb", "queue", "minute"):

@@ -98,6 +98,11 @@ def table(result: Mapping[str, Mapping]) -> str:
         rows.append([name, str(row["items"]), str(row["units"]), f"{row['a']:.3f}", f"{row['b']:.3f}",
                      f"{row['difference']:+.3f}", text_table.interval(low_high, "+"), mark])  # fmt: skip
     lines = text_table.table(rows, left=range(8))
-    if any(row[-1] == "few" for row in rows):
+    marks = [row[-1] for row in rows[1:]]
+    if "few" in marks:
         lines.append(f"few: fewer than {FEW_UNITS} cases or volumes, so the interval is too narrow to judge by.")
+    if "differs" in marks:
+        lines.append("differs: the interval leaves out 0; with many scores, some do so by chance.")
+    elif any(row["ci95"] is not None and row["units"] >= FEW_UNITS for row in result.values()):
+        lines.append("No score shows a difference: each interval of enough cases or volumes contains 0.")
     return "\n".join(lines)

@@ -50,7 +50,8 @@ class Box:
             for name, value in (("centre_mm", self.centre_mm), ("size_mm", self.size_mm))
         }
         share = None if self.share is None else round(self.share, 4)
-        return found | millimetres | {"fall": round(self.fall, 4), "share": share, "strength": round(self.strength, 6)}
+        strength = float(f"{self.strength:.4g}")  # four digits wherever they begin: its size depends on the model
+        return found | millimetres | {"fall": round(self.fall, 4), "share": share, "strength": strength}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def draw(path: str | Path, evidence: Evidence, checkpoint: str) -> None:
                 axis.text(x, y, letter, color="yellow", fontsize=9, ha="center", va="center", transform=axis.transAxes)
         if slab is not strongest:
             continue
-        most = max(evidence.regions[0].strength, 1e-9)
+        most = max(evidence.regions[0].strength, 0.0) or 1.0
         for i, region in enumerate(evidence.regions):
             (top, bottom), (left, right) = region.edges[1:] - 0.5
             box = (left, top), right - left, bottom - top

@@ -123,10 +123,18 @@ def lines(found: Sequence[Verdict], metrics: Mapping[str, object]) -> list[str]:
     ]
 
 
-def next_step(found: Sequence[Verdict], run: str, stage1: bool) -> str:
-    """What to run next after the evaluation of `run`; `stage1`: its model has one group of experts."""
+def next_step(found: Sequence[Verdict], run: str, stage1: bool, all_asked: bool = False, own: bool = True) -> str:
+    """What to run next after the evaluation of `run`; `stage1`: its model has one group of experts.
+
+    all_asked: every item of the test split was asked. own: `evaluate run` asks these items too; False where the config
+    of the evaluation may name other data than the run was trained on.
+    """
     state = found[0].state if found else NOT_ASKED
     if state == TOO_FEW:
+        if all_asked:
+            return f"every item of the test split was asked; add cases to it ({FEW_UNITS} are needed)"
+        if not own:
+            return f"ask more items: the same command with --config.eval.items={MORE_ITEMS}"
         return f"ask more items: python -m tghmoe_jax.evaluate run {run} --items {MORE_ITEMS}"
     if state == NOT_ASKED and found and found[0].score.split("/")[0] in under_controls():
         return f"ask every control: python -m tghmoe_jax.main --config configs/evaluate.py --config.init_from={run}"

@@ -143,9 +143,10 @@ def examine(
 
     parse = finding_parser(config.data.name)
     bad, kinds = pipeline.BadItems(config.max_bad_fraction, progress), kinds_of(source, cfg.tasks)
-    asked_of = {}
+    asked_of, fewer = {}, []
     for kind in kinds:
         asked = questions(source, kind, items, e.seed + COLUMNS[kind].order, types_of(source, kind))
+        fewer.append(given and len(asked) < items)  # a set of files has no more
         asked_of[kind] = usable(source, asked, reader, bad)
     everything = [one for asked in asked_of.values() for one in asked]
     volumes = sorted({volume for volume, _ in everything})
@@ -262,7 +263,9 @@ def examine(
         outputs.write_json(folder / "metrics.json", metrics)
     said.append(f"report   {folder / 'report.html'}; every score: {folder / 'scores.txt'}")
     if name:
-        said.append(f"next     {verdict.next_step(meaning, name, stage1=not routed)}")
+        # A reader that was loaded from a run may have been given other data than the run's own.
+        following = verdict.next_step(meaning, name, not routed, all(fewer), own=reader.run is None)
+        said.append(f"next     {following}")
     progress("\n".join([*said, DISCLAIMER]))
     return metrics
 

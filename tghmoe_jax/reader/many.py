@@ -310,7 +310,7 @@ def run(args: argparse.Namespace) -> str:
             lambda text: print(text, file=sys.stderr, flush=True),
         )  # fmt: skip
     except Stopped:
-        print(f"{to}: answers so far stay, and the same command goes on.", file=sys.stderr)
+        print(f"{to} keeps the answers so far; the same command continues with the rest.", file=sys.stderr)
         raise
     of = "" if args.shard == (1, 1) else f" of shard {args.shard[0]}/{args.shard[1]}"
     return f"{to}: {answered} scans{of} asked about in this run, {bad} of them could not be read. {DISCLAIMER}"

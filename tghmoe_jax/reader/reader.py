@@ -21,6 +21,7 @@ from tghmoe_jax.scans.scan import Scan, read_scan, reading_of
 from tghmoe_jax.training import domain as domains
 
 PICTURE_TOKENS, MOST_PICTURE_TOKENS = 256, 4096  # of an answer about a picture: unless asked otherwise, and at most
+_OUTSIDE = "the scan lies outside the ranges of the training data, as the warnings say"
 
 
 class Reader(BatchReader):
@@ -155,9 +156,11 @@ class Reader(BatchReader):
         if calibration is None:
             why = f"{self.run.name} has too few validation answers to {asked.kind} questions"
         elif domains.synthetic(self.domain) and not allow_out_of_domain:
-            why = f"{self.run.name} has seen {domains.seen(self.domain)} (--allow-out-of-domain lifts this)"
+            why = f"{self.run.name} has seen {domains.seen(self.domain)}"
+            # The flag lifts this reason only, so it is named only where no other reason is left.
+            why += " (--allow-out-of-domain lifts this)" if scan.in_range else f", and {_OUTSIDE}"
         elif not scan.in_range:
-            why = "the scan lies outside the ranges of the training data, as the warnings say"
+            why = _OUTSIDE
         if why:
             return Confidence(why=why, min_accuracy=accuracy)
         value = float(calibration.confidence(likelihoods(), closed.named_option(text, asked.choices)))

@@ -98,7 +98,8 @@ def range_warnings(prepared: Prepared, ranges: Mapping[str, Any] | None) -> list
         pixels = prepared.slices.shape[1]
         names = ("slices", "pixels", "pixels")
         for name, value, limits in zip(names, prepared.spacing_mm, ranges.get("spacing_mm", ()), strict=False):
-            compare(f"spacing: {name} are apart by", value, limits, " mm")
+            # Those of the scan itself may be much closer, so the sentence says whose they are.
+            compare(f"spacing: after resampling for the model, {name} are apart by", value, limits, " mm")
         if "field_of_view_mm" in ranges:
             compare("field of view: a side of", prepared.spacing_mm[1] * pixels, ranges["field_of_view_mm"], " mm")
     if "slices" in ranges:

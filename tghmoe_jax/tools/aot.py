@@ -266,9 +266,12 @@ def report_of(config, topology, step, chip: Chip, whole: program.Program, compil
     }  # fmt: skip
     if step == "train":
         of_sample = work.useful * chips / config.train.batch
-        hours = samples * of_sample / (chip.peak * mfu) / 3600
-        bound = samples / config.train.batch * seconds * chips / 3600
-        report["samples"] = {"number": samples, "mfu": mfu, "chip_hours": hours, "chip_hours_at_roofline": bound}
+        hours = of_sample / (chip.peak * mfu) / 3600
+        bound = seconds * chips / config.train.batch / 3600
+        for key, number in (("samples", samples), ("recipe", config.train.steps * config.train.batch)):
+            report[key] = {
+                "number": number, "mfu": mfu, "chip_hours": number * hours, "chip_hours_at_roofline": number * bound,
+            }  # fmt: skip
     else:
         report["new_tokens"] = tokens
     return report
@@ -352,14 +355,15 @@ def text(report: dict[str, Any]) -> str:
         f"{r['mfu_bound']:.0%}",
     ]
     if "samples" in report:
-        s = report["samples"]
         lines.append(
             f"donated: {d['leaves']} of {d['of']} leaves of the state, {gib(b['donated'])} GiB in the chip's tiles, "
             f"{gib(b['state'])} without their padding"
         )
-        lines.append(
-            f"{s['number']:,} samples: {s['chip_hours']:,.0f} chip-hours at an MFU of {s['mfu']:.0%}, "
-            f"{s['chip_hours_at_roofline']:,.0f} at the roofline"
-        )
+        for key, named in (("samples", "samples"), ("recipe", "samples, all steps of this config")):
+            s = report[key]
+            lines.append(
+                f"{s['number']:,} {named}: {s['chip_hours']:,.0f} chip-hours at an MFU of {s['mfu']:.0%}, "
+                f"{s['chip_hours_at_roofline']:,.0f} at the roofline"
+            )
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["compile_seconds"].items())
-    return "\n".join([*lines, f"compiled in {took}"])
+    return "\n".join([*lines, f"time to compile: {took}"])

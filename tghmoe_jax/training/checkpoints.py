@@ -113,7 +113,7 @@ class Checkpoints:
             before = next((f"; that of step {old} is whole" for old in stored.steps(self._place)), "")
             raise UserError(
                 f"the checkpoint of step {step} cannot be written to {self._place} ({why}){before}; make room there, "
-                "and the same command goes on."
+                "and the same command continues the run."
             ) from error
 
     def _add_digests(self) -> None:

@@ -39,7 +39,7 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- Domain: {markdown(domain.of(manifest, config, manifest['step']))}",
         f"- Base model: {markdown(base)}, licence {_LICENCES.get(base, 'unknown')}",
         f"- Training data: {markdown(data)}, licence {_LICENCES.get(data, 'unknown')}",
-        f"- Leaks between training and test data: {'none, by seed' if data in _LICENCES else 'not checked'}",
+        f"- Leaks between training and test data: {_leaks(config['data'])}",
         f"- Parameters: digest {manifest['digest']}, {manifest['dtype']}, step {manifest['step']}, "
         f"code {markdown(commit[:12])}",
         f"- Input seen in training: {_ranges(manifest.get('input_ranges') or {})}", "",
@@ -50,6 +50,16 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             what = name.removesuffix("metrics.json").strip("/").replace("_", " ")
             lines += ["", *_table(markdown(what), metrics)]
     return "\n".join(lines) + "\n"
+
+
+def _leaks(data: Mapping[str, Any]) -> str:
+    """What a run knows of items that its splits share."""
+    if data["name"] in _LICENCES:
+        return "none, by seed"
+    dropped = data.get("drop_leaks", "none")
+    if dropped == "none":
+        return "not known to the run; leaks.csv of the prepared set lists them"
+    return f"the items of the {markdown(str(dropped))} split that another split shares were left out"
 
 
 def _ranges(ranges: Mapping[str, Any]) -> str:
