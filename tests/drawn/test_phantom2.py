@@ -91,8 +91,8 @@ def test_a_source_of_it_has_a_cache_of_its_own(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     assert (second.volumes[0] != first.volumes[0]).any() and (second.volumes[:] == again.volumes[:]).all()
     assert first.truths == PhantomSource(tmp_path, "test", 3).truths
-    with pytest.raises(UserError, match="style='third'"):
-        PhantomSource(tmp_path, "test", 3, style="third")
+    with pytest.raises(UserError, match="style='fourth'"):
+        PhantomSource(tmp_path, "test", 3, style="fourth")
 
 
 # --------------------------------------------------------------------------------------------------------- words

@@ -6,9 +6,9 @@ import pytest
 
 from tghmoe_jax.drawn import phantom3
 from tghmoe_jax.drawn.phantom import Phantom, Truth
-from tghmoe_jax.drawn.phantom3_body import Body, Patient
+from tghmoe_jax.drawn.phantom3_body import Figure, Person
 from tghmoe_jax.drawn.phantom3_lesions import Finding
-from tghmoe_jax.drawn.phantom3_scan import Scan
+from tghmoe_jax.drawn.phantom3_scan import FieldOfView
 from tghmoe_jax.errors import UserError
 
 COUNT = 2000
@@ -183,8 +183,8 @@ def test_right_lesions_lie_at_the_low_end_of_the_axis_that_runs_to_the_left(comp
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_planted_marker_in_the_right_side_appears_at_the_low_end(plane):
     rng = np.random.default_rng(5)
-    patient = dataclasses.replace(Patient.make(rng, 5, False), turn=(0.0, 0.0, 0.06))
-    scan = Scan.make(rng, "abdomen", plane, (16, 64, 64), patient)
+    patient = dataclasses.replace(Person.make(rng, 5, False), turn=(0.0, 0.0, 0.06))
+    scan = FieldOfView.make(rng, "abdomen", plane, (16, 64, 64), patient)
     scan = dataclasses.replace(scan, centre=tuple(patient.to_scanner([[0.0, 0.0, 90.0]])[0]))
     truth = Truth(5, "abdomen", plane, "non-contrast", scan.spacing, 5.0, ())
     axis = 0 if plane == "sagittal" else 2
@@ -225,7 +225,7 @@ def test_places_count_from_the_middle_of_the_organ(organ, compositions):
     chosen = [(c, lesion) for c, lesion in all_lesions(compositions) if lesion.organ == organ][:20]
     for composition, lesion in chosen:
         point = atlas(composition, lesion)
-        low, high = extent(Body(composition.patient), organ, np.sign(point[0]))
+        low, high = extent(Figure(composition.patient), organ, np.sign(point[0]))
         share = (point - (low + high) / 2) / (high - low)  # 0 in the middle, 0.5 at the ends
         clear = 0.05  # 8 % of an extent that the drawing itself only samples
         first, second = lesion.place.split()
@@ -264,12 +264,12 @@ def test_lesions_have_the_density_of_their_kind(drawn):
 @pytest.mark.parametrize("plane", PLANES)
 def test_the_liver_lies_on_the_right_and_the_lungs_are_air(plane):
     rng = np.random.default_rng(8)
-    patient = Patient.make(rng, 8, False)
-    scan = Scan.make(rng, "abdomen", plane, (16, 64, 64), patient)
+    patient = Person.make(rng, 8, False)
+    scan = FieldOfView.make(rng, "abdomen", plane, (16, 64, 64), patient)
     scan = dataclasses.replace(scan, centre=tuple(patient.to_scanner([[0.0, 0.0, 170.0]])[0]))
     truth = Truth(8, "abdomen", plane, "portal venous", scan.spacing, 4.0, ())
     hu = phantom3.render(phantom3.Composition(truth, patient, scan, ()))
-    body = Body(patient)
+    body = Figure(patient)
     index = np.rint(scan.to_index(patient.to_scanner([[-90.0, 0.0, 170.0], [105.0, -10.0, 245.0]]))).astype(int)
     liver, lung = (hu[tuple(i)] for i in index)
     assert liver == pytest.approx(100, abs=40) and lung < -600

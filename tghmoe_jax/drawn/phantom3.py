@@ -12,10 +12,10 @@ import numpy as np
 
 from tghmoe_jax.drawn.phantom import Phantom, Truth
 from tghmoe_jax.drawn.phantom3_anatomy import paint
-from tghmoe_jax.drawn.phantom3_body import Body, Patient
+from tghmoe_jax.drawn.phantom3_body import Figure, Person
 from tghmoe_jax.drawn.phantom3_lesions import Finding, paint_lesion
 from tghmoe_jax.drawn.phantom3_painter import PHASES, Painter
-from tghmoe_jax.drawn.phantom3_scan import PLANES, SECTIONS, Scan, finish, lay_table
+from tghmoe_jax.drawn.phantom3_scan import PLANES, SECTIONS, FieldOfView, finish, lay_table
 from tghmoe_jax.drawn.phantom3_seats import KINDS, LARGEST, PLACES, SMALLEST, seats
 from tghmoe_jax.drawn.phantom_lesions import Lesion
 from tghmoe_jax.errors import UserError
@@ -34,8 +34,8 @@ class Composition:
     """All that decides a volume: the truth, the patient, the scan, and the lesions in the frame of the atlas."""
 
     truth: Truth
-    patient: Patient
-    scan: Scan
+    patient: Person
+    scan: FieldOfView
     findings: tuple[Finding, ...]
 
 
@@ -71,11 +71,11 @@ def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
     for attempt in range(_PATIENTS):
         if attempt % 8 == 0:  # places that no scan could show are given up
             places = [int(rng.integers(len(PLACES))) for _ in kinds]
-        patient = Patient.make(rng, int(rng.integers(1 << 31)), female)
-        body = Body(patient)
+        patient = Person.make(rng, int(rng.integers(1 << 31)), female)
+        body = Figure(patient)
         options = [_option(kind, place, section, body, rng) for kind, place in zip(kinds, places, strict=True)]
         for _ in range(_TRIES if all(len(option.points) for option in options) else 0):
-            scan = Scan.make(rng, section, plane, grid, patient)
+            scan = FieldOfView.make(rng, section, plane, grid, patient)
             findings = _settle(options, patient, scan, rng)
             if findings is not None:
                 lesions = tuple(_lesion(f, patient, scan) for f in findings)
@@ -97,14 +97,14 @@ class _Option:
     holds: np.ndarray
 
 
-def _option(kind: str, place: int, section: str, body: Body, rng: np.random.Generator) -> _Option:
+def _option(kind: str, place: int, section: str, body: Figure, rng: np.random.Generator) -> _Option:
     """The seats of a lesion in one of the places of its organ."""
     found = seats(kind, section, body, rng)
     points, holds = found.points[found.places == place], found.holds[found.places == place]
     return _Option(kind, found.names[place], points, body.patient.to_scanner(points), holds)
 
 
-def _settle(options: list[_Option], patient: Patient, scan: Scan, rng) -> list[Finding] | None:
+def _settle(options: list[_Option], patient: Person, scan: FieldOfView, rng) -> list[Finding] | None:
     """Put each lesion somewhere in the scan; None where one finds no room."""
     findings: list[Finding] = []
     for option in options:
@@ -115,7 +115,7 @@ def _settle(options: list[_Option], patient: Patient, scan: Scan, rng) -> list[F
     return findings
 
 
-def _seat(option: _Option, others: list[Finding], patient: Patient, scan: Scan, rng) -> Finding | None:
+def _seat(option: _Option, others: list[Finding], patient: Person, scan: FieldOfView, rng) -> Finding | None:
     slice_mm, _, pixel = scan.spacing
     smallest = max(10.0, 1.8 * pixel, 0.7 * slice_mm, SMALLEST.get(option.kind, 0.0))
     holds = np.minimum(np.minimum(option.holds, 2 * scan.room(option.where)), LARGEST)
@@ -133,7 +133,7 @@ def _seat(option: _Option, others: list[Finding], patient: Patient, scan: Scan, 
     return Finding(option.kind, option.place, size, tuple(float(c) for c in spot))
 
 
-def _lesion(f: Finding, patient: Patient, scan: Scan) -> Lesion:
+def _lesion(f: Finding, patient: Person, scan: FieldOfView) -> Lesion:
     lesion, organ, _ = KINDS[f.kind]
     side = "left" if organ == "spleen" else f.place.split()[0]
     centre = scan.to_index(patient.to_scanner([f.spot]))[0]
@@ -145,7 +145,7 @@ def render(composition: Composition, without: int | None = None) -> np.ndarray:
     truth, patient, scan = composition.truth, composition.patient, composition.scan
     (x, y, z), level, scanned = scan.points(patient)
     scale = float(np.prod(patient.scale)) ** (1 / 3)
-    p = Painter(Body(patient), truth.phase, (x, y, z), scan.fine, 0.9 * scan.spacing[2] / scale)
+    p = Painter(Figure(patient), truth.phase, (x, y, z), scan.fine, 0.9 * scan.spacing[2] / scale)
     volume = float(np.prod(scan.spacing)) * scan.thick / scan.parts
     paint(p, volume / scale**3, lambda q: scan.to_fine(scan.to_index(patient.to_scanner(q))))
     for i, finding in enumerate(composition.findings):

@@ -1,6 +1,6 @@
 """The patient of the third phantom style: habitus, position, and where every organ lies.
 
-`Body` answers questions about geometry alone; `phantom3_anatomy` paints HU with its answers.
+`Figure` answers questions about geometry alone; `phantom3_anatomy` paints HU with its answers.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _STILL = ("erector", "sacrum", "psoas", "quadratus", "mediastinum")  # parts tha
 
 
 @dataclasses.dataclass(frozen=True)
-class Patient:
+class Person:
     """A patient. Lengths are in mm, angles in radians, and a factor of 1 is that of the average adult.
 
     scale: turns the atlas into this patient's size, for x, y and z; turn: rotations about x, y and z; position: x and y
@@ -59,12 +59,12 @@ class Patient:
     arms: float
 
     @staticmethod
-    def make(rng: np.random.Generator, seed: int, female: bool) -> "Patient":
+    def make(rng: np.random.Generator, seed: int, female: bool) -> "Person":
         """A random adult."""
         size = rng.normal(0.95 if female else 1.02, 0.045)
         x, y, z = size * rng.normal(1, 0.03, 3)
         fat = float(np.exp(rng.normal(0.05 if female else -0.1, 0.4)))
-        return Patient(
+        return Person(
             seed=seed,
             female=female,
             scale=(float(x), float(y), float(np.clip(z, 0.87, 1.1))),
@@ -197,10 +197,10 @@ def _solid(name: str) -> Table:
     return solid(tables.SOLIDS[name], 8.0 if name in ("ovary", "kidney sinus") else 10.0)
 
 
-class Body:
+class Figure:
     """Where everything lies in one patient, in the frame of the atlas."""
 
-    def __init__(self, patient: Patient) -> None:
+    def __init__(self, patient: Person) -> None:
         self.patient = patient
         self._paths: dict[tuple[str, bool], Sweep] = {}
         self._shapes: dict[tuple[str, bool], Posed] = {}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tghmoe_jax.drawn import phantom3_tables as tables
-from tghmoe_jax.drawn.phantom3_body import Body
+from tghmoe_jax.drawn.phantom3_body import Figure
 from tghmoe_jax.drawn.phantom3_shapes import near, waves
 
 _BLOCK = 256
@@ -41,7 +41,7 @@ class Painter:
     in mm over which an edge is blurred.
     """
 
-    def __init__(self, body: Body, phase: str, points, shape, soft: float) -> None:
+    def __init__(self, body: Figure, phase: str, points, shape, soft: float) -> None:
         self.body, self.patient, self.phase = body, body.patient, PHASES.index(phase)
         self.soft, self.shape = np.float32(soft), shape
         px, py, pz = points

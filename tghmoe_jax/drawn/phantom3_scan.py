@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from tghmoe_jax.drawn.phantom3_body import Patient
+from tghmoe_jax.drawn.phantom3_body import Person
 
 SECTIONS = ("chest", "abdomen", "pelvis")
 PLANES = ("axial", "coronal", "sagittal", "oblique")
@@ -22,7 +22,7 @@ _MIDDLE = {"chest": (255, 300), "abdomen": (70, 150), "pelvis": (-145, -75)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class FieldOfView:
     """Where the voxels lie: `grid` (D, H, W), `spacing` (slice, row, column) in mm, `centre` (x, y, z) in mm.
 
     `reach` is half the range along the body in mm: beyond it nothing was scanned. A slice is the mean of `parts` thin
@@ -39,8 +39,8 @@ class Scan:
 
     @staticmethod
     def make(
-        rng: np.random.Generator, section: str, plane: str, grid: tuple[int, int, int], patient: Patient
-    ) -> "Scan":
+        rng: np.random.Generator, section: str, plane: str, grid: tuple[int, int, int], patient: Person
+    ) -> "FieldOfView":
         """A random scan of a section: 140 to 320 mm along the body, a field of view of 300 to 420 mm."""
         lean, fat = {"chest": (330, 28), "abdomen": (300, 42), "pelvis": (345, 52)}[section]
         width = (lean + fat * patient.fat) * patient.scale[0]
@@ -54,7 +54,7 @@ class Scan:
         spacing = (slices / grid[0], field / grid[2], field / grid[2])
         thick = rng.uniform(0.3, 0.75)
         parts = int(np.clip(np.ceil(thick * spacing[0] / 6), 1, 2))
-        return Scan(plane, grid, spacing, tuple(centre), along / 2, thick, parts)
+        return FieldOfView(plane, grid, spacing, tuple(centre), along / 2, thick, parts)
 
     def step(self) -> np.ndarray:
         """mm per index (3, 3): one row for each of slice, row and column."""
@@ -89,7 +89,7 @@ class Scan:
         out[:, 0] = np.where(np.abs(part) < 0.5, (whole + part + 0.5) * self.parts - 0.5, -9)
         return out
 
-    def points(self, patient: Patient):
+    def points(self, patient: Person):
         """Atlas points x, y, z (M,) float32 of the fine grid, its scanner's y (M,) and what was scanned (M,) bool."""
         axes = [np.arange(n, dtype=np.float32) for n in self.fine]
         part = (axes[0] % self.parts + 0.5) / self.parts - 0.5
@@ -123,7 +123,9 @@ def lay_table(hu: np.ndarray, skin: np.ndarray, across: np.ndarray, level: np.nd
     hu[k] = np.maximum(hu[k], -1000 + 620 * thin + 60 * ((depth > 3) & (depth < 22)))
 
 
-def finish(hu: np.ndarray, inside: np.ndarray, scan: Scan, noise_hu: float, rng: np.random.Generator) -> np.ndarray:
+def finish(
+    hu: np.ndarray, inside: np.ndarray, scan: FieldOfView, noise_hu: float, rng: np.random.Generator
+) -> np.ndarray:
     """Thin slices (fine grid) to a volume of float32 HU (D, H, W): averaged, blurred by the scanner, with noise.
 
     `inside` (fine grid, bool) marks the body: the noise has a spread of `noise_hu` where the beam crosses most of it,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tghmoe_jax.drawn import phantom3_tables as tables
-from tghmoe_jax.drawn.phantom3_body import Body, breast_bump, buttock_seam, rib_line
+from tghmoe_jax.drawn.phantom3_body import Figure, breast_bump, buttock_seam, rib_line
 from tghmoe_jax.drawn.phantom3_skeleton import hip_bone, thigh_bone
 
 CLEAR = 0.08  # share of an organ's extent that stays free on both sides of a boundary
@@ -106,7 +106,7 @@ def _either_side(points, rng) -> np.ndarray:
     return points * np.where(rng.random((len(points), 1)) < 0.5, (-1.0, 1, 1), (1.0, 1, 1))
 
 
-def _lung(body: Body, rng) -> Seats:
+def _lung(body: Figure, rng) -> Seats:
     p = _cloud(rng, [(-135, -100, 105), (135, 85, 430)], 900)
     depth = -body.lung(*_columns(p))
     p, depth = p[depth > 2], depth[depth > 2]
@@ -115,7 +115,7 @@ def _lung(body: Body, rng) -> Seats:
     return _paired(p[ok], np.minimum(2 * depth[ok] + 4, 44), p)
 
 
-def _pleura(body: Body, rng) -> Seats:
+def _pleura(body: Figure, rng) -> Seats:
     n = 500
     angle, z, side = rng.uniform(18, 112, n), rng.uniform(115, 415, n), rng.choice([-1.0, 1.0], n)
     shallow, deep, deeper = (-body.lung(*_columns(_on_chest(body, angle, z, side, -d))) for d in (5, 12, 24))
@@ -124,7 +124,7 @@ def _pleura(body: Body, rng) -> Seats:
     return _paired(p[ok], np.where(deeper > 4, LARGEST, 30.0)[ok])
 
 
-def _rib(body: Body, rng) -> Seats:
+def _rib(body: Figure, rng) -> Seats:
     n = 400
     rib = rng.integers(2, 11, n)
     last = np.array([row[2] for row in tables.RIBS])[rib - 1]
@@ -135,7 +135,7 @@ def _rib(body: Body, rng) -> Seats:
     return _paired(p, np.full(n, 26.0), whole)
 
 
-def _on_chest(body: Body, angle, z, side, out: float) -> np.ndarray:
+def _on_chest(body: Figure, angle, z, side, out: float) -> np.ndarray:
     """Points (N, 3) that lie `out` mm outside the inner wall, at an angle from the back in degrees."""
     turn = np.radians(angle)
     table = body.inner
@@ -147,7 +147,7 @@ def _on_chest(body: Body, angle, z, side, out: float) -> np.ndarray:
     return p
 
 
-def _breast(body: Body, rng) -> Seats:
+def _breast(body: Figure, rng) -> Seats:
     p = _cloud(rng, [(-150, -190, 205), (150, -50, 310)], 1600)
     x, y, z = _columns(p)
     skin, wall, _, _ = body.surfaces(x, y, z)
@@ -158,7 +158,7 @@ def _breast(body: Body, rng) -> Seats:
     return _paired(p[ok], np.minimum(2 * depth[ok] + 4, 50), p[whole])
 
 
-def _heart(body: Body, rng) -> Seats:
+def _heart(body: Figure, rng) -> Seats:
     shape = body.shape("heart")
     p = _cloud(rng, shape.box, 1200)
     x, y, z = _columns(p)
@@ -168,7 +168,7 @@ def _heart(body: Body, rng) -> Seats:
     return _unpaired(p[ok], np.full(ok.sum(), 26.0), p[depth > 1])
 
 
-def _liver(body: Body, rng) -> Seats:
+def _liver(body: Figure, rng) -> Seats:
     shape = body.shape("liver")
     p = _cloud(rng, shape.box, 2000)
     x, y, z = _columns(p)
@@ -176,7 +176,7 @@ def _liver(body: Body, rng) -> Seats:
     return _unpaired(p[depth > 4], 2 * depth[depth > 4] + 5, p[depth > 1])
 
 
-def _spleen(body: Body, rng) -> Seats:
+def _spleen(body: Figure, rng) -> Seats:
     shape = body.shape("spleen")
     p = _cloud(rng, shape.box, 3000)
     x, y, z = _columns(p)
@@ -189,7 +189,7 @@ def _spleen(body: Body, rng) -> Seats:
 
 
 def _kidney(part: str) -> Callable:
-    def seats(body: Body, rng) -> Seats:
+    def seats(body: Figure, rng) -> Seats:
         whole, found, holds = [], [], []
         for right in (False, True):
             shape = body.shape("kidney", right)
@@ -212,7 +212,7 @@ def _kidney(part: str) -> Callable:
     return seats
 
 
-def _colon(body: Body, rng) -> Seats:
+def _colon(body: Figure, rng) -> Seats:
     path = body.path("colon")
     xyz = _columns(path.path)
     inside = -body.inner.distance(*xyz) > 14
@@ -223,7 +223,7 @@ def _colon(body: Body, rng) -> Seats:
     return _unpaired(p, 2.3 * path.radius[i], path.path)
 
 
-def _trunk_muscle(body: Body, rng) -> Seats:
+def _trunk_muscle(body: Figure, rng) -> Seats:
     if rng.random() < 0.5:
         shape = body.shape("erector")
         p = _cloud(rng, [(4, 50, -45), (66, 108, 160)], 700)
@@ -237,7 +237,7 @@ def _trunk_muscle(body: Body, rng) -> Seats:
     return _paired(p[depth > 6], np.minimum(2 * depth[depth > 6] + 6, 50), p[depth > 0])
 
 
-def _hip_muscle(body: Body, rng) -> Seats:
+def _hip_muscle(body: Figure, rng) -> Seats:
     p = _cloud(rng, [(45, 10, -195), (150, 112, -25)], 900)
     x, y, z = _columns(p)
     _, wall, inner, _ = body.surfaces(x, y, z)
@@ -249,7 +249,7 @@ def _hip_muscle(body: Body, rng) -> Seats:
     return _paired(p[ok], 2 * depth[ok], p[depth > 0])
 
 
-def _bladder(body: Body, rng) -> Seats:
+def _bladder(body: Figure, rng) -> Seats:
     shape = body.shape("bladder")
     p = _cloud(rng, shape.box, 1000)
     depth = -shape.distance(*_columns(p))
@@ -258,7 +258,7 @@ def _bladder(body: Body, rng) -> Seats:
     return _unpaired(p[ok], np.minimum(2 * depth[ok] + 2, 45), p[depth > 0])
 
 
-def _ovary(body: Body, rng) -> Seats:
+def _ovary(body: Figure, rng) -> Seats:
     points = []
     for right in (False, True):
         shape = body.shape("ovary", right)
@@ -270,7 +270,7 @@ def _ovary(body: Body, rng) -> Seats:
     return _paired(p, np.clip(2 * inner + 16, 20, LARGEST), room)
 
 
-def _bone(body: Body, rng) -> Seats:
+def _bone(body: Figure, rng) -> Seats:
     p = _cloud(rng, [(4, -76, -222), (130, 108, 9)], 2000)
     x, y, z = _columns(p)
     sacrum = body.shape("sacrum").distance(x, y, z)
@@ -280,7 +280,7 @@ def _bone(body: Body, rng) -> Seats:
     return _unpaired(p[ok], np.minimum(2 * depth[ok] + 22, 50), p[depth > 0])
 
 
-def _artery(body: Body, rng) -> Seats:
+def _artery(body: Figure, rng) -> Seats:
     points = []
     for right in (False, True):
         for name in ("common iliac artery", "outer iliac artery"):
@@ -293,7 +293,7 @@ def _artery(body: Body, rng) -> Seats:
     return _paired(p[ok], np.full(ok.sum(), 46.0), whole)
 
 
-def seats(kind: str, section: str, body: Body, rng: np.random.Generator) -> Seats:
+def seats(kind: str, section: str, body: Figure, rng: np.random.Generator) -> Seats:
     """Where a lesion of a kind can lie in a patient."""
     find = {
         "lung nodule": _lung,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tghmoe_jax.drawn import phantom3_tables as tables
-from tghmoe_jax.drawn.phantom3_body import Body, ribs, trunk_middle
+from tghmoe_jax.drawn.phantom3_body import Figure, ribs, trunk_middle
 from tghmoe_jax.drawn.phantom3_painter import Painter
 from tghmoe_jax.drawn.phantom3_shapes import near
 
@@ -134,7 +134,7 @@ def hip(x, y, z) -> np.ndarray:
     return np.maximum(np.maximum(rho - 37, 27 - rho), open_side)
 
 
-def hip_bone(body: Body, x, y, z) -> np.ndarray:
+def hip_bone(body: Figure, x, y, z) -> np.ndarray:
     """Distance (N,) in mm to the left hip bone above the sitting bone; `x` counts from the midline."""
     d = np.minimum(blade(x, y, z), hip(x, y, z))
     for name in ("ischium", "upper pubis"):
@@ -143,7 +143,7 @@ def hip_bone(body: Body, x, y, z) -> np.ndarray:
     return d
 
 
-def thigh_bone(body: Body, x, y, z) -> np.ndarray:
+def thigh_bone(body: Figure, x, y, z) -> np.ndarray:
     """Distance (N,) in mm to the left femur; `x` counts from the midline."""
     d = np.sqrt((x - 92) ** 2 + (y + 2) ** 2 + (z + 160) ** 2) - 24
     for name in ("femur", "trochanter"):
