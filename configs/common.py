@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     c.eval.seed = 42  # seed of the questions and intervals
     c.eval.controls = ("shuffled", "section_shuffled", "blind", "wrong_group")  # controls to evaluate
     c.eval.calibration = 200  # validation items of each kind that calibrate the confidence; 0: none
-    c.eval.transfer = 0  # items in the second drawing style of the phantom
+    c.eval.transfer = 0  # items in each drawing style of the phantom that is never trained on
     c.eval.adversarial = 0  # items of each kind for every hard way of asking
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices with copies of the model; -1: all that remain

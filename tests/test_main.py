@@ -213,7 +213,7 @@ def test_stage1_trains_from_a_llava(tiny_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_long_evaluation_adds_the_second_style_and_hard_ways_of_asking(tiny_folder, tiny_stage2, tmp_path):
+def test_a_long_evaluation_adds_the_other_styles_and_hard_ways_of_asking(tiny_folder, tiny_stage2, tmp_path):
     old = shutil.copytree(tiny_stage2, tmp_path / "old")  # of a version that had no such key
     config = json.loads((old / "config.json").read_text())
     del config["data"]["workers"]
@@ -223,8 +223,8 @@ def test_a_long_evaluation_adds_the_second_style_and_hard_ways_of_asking(tiny_fo
     long = tiny_run.trained(tiny_folder, "evaluate.py", "long", *flags, *more) / "eval" / str(tiny_run.STEPS)
     first = tiny_stage2 / "eval" / str(tiny_run.STEPS)
     assert (long / "metrics.json").read_bytes() == (first / "metrics.json").read_bytes()
-    second = json.loads((long / "second_style" / "metrics.json").read_text())
-    assert set(SCORES) <= set(second)
+    for style in ("second", "third"):
+        assert set(SCORES) <= set(json.loads((long / f"{style}_style" / "metrics.json").read_text()))
     with open(long / "second_style" / "predictions_closed.csv", encoding="utf-8", newline="") as lines:
         asked = list(csv.DictReader(lines))
     assert len(asked) == 10 and all(row["Disclaimer"] == DISCLAIMER for row in asked)

@@ -79,9 +79,10 @@ def evaluate_all(
     """The scores of the run's own test set, into `folder`, and the other studies that the config asks for.
 
     Confidence means what the run stores, or else what `eval.calibration` validation items say; it goes to
-    `folder`/calibration.json. `eval.transfer` items of the second drawing style go to `folder`/second_style,
-    `eval.adversarial` items asked in each hard way to `folder`/adversarial.json. The run's own set comes last, so that
-    its verdict ends what is printed. `name` is the run, for the command to run next.
+    `folder`/calibration.json. `eval.transfer` items of each drawing style that is never trained on go to
+    `folder`/second_style and `folder`/third_style, `eval.adversarial` items asked in each hard way to
+    `folder`/adversarial.json. The run's own set comes last, so that its verdict ends what is printed. `name` is the
+    run, for the command to run next.
     """
     stored = reader.run.calibration if reader.run else {}
     calibrated = stored or calibrate(reader, config, progress)
@@ -89,11 +90,12 @@ def evaluate_all(
         folder.mkdir(parents=True, exist_ok=True)
         outputs.write_json(folder / run_folder.CALIBRATION, {kind: one.to_json() for kind, one in calibrated.items()})
     if config.eval.transfer:
-        progress("the second drawing style, never trained on:")
-        source = make_source(config.data, "test", config.eval.transfer, "second", "second")
         other = ConfigDict(config.to_dict())
         other.eval["items"] = config.eval.transfer
-        examine(reader, source, source, other, folder / "second_style", progress, calibrated)
+        for style, wording in (("second", "second"), ("third", "seen")):  # the third has no wording of its own
+            progress(f"the {style} drawing style, never trained on:")
+            source = make_source(config.data, "test", config.eval.transfer, wording, style)
+            examine(reader, source, source, other, folder / f"{style}_style", progress, calibrated)
     if config.eval.adversarial and reader.groups > 1:
         ways = hard_questions(reader, config, progress)
         if hosts.first():

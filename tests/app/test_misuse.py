@@ -19,7 +19,7 @@ from tests.app.served import served
 from tghmoe_jax.app import __main__ as app
 from tghmoe_jax.app import guard, kept, uploads, views
 from tghmoe_jax.app.examples import phantom
-from tghmoe_jax.app.folder import private_folder
+from tghmoe_jax.app.folder import private_folder, remove
 from tghmoe_jax.app.jobs import Job, Worker
 from tghmoe_jax.app.room import Limits
 from tghmoe_jax.errors import UserError
@@ -184,7 +184,7 @@ def test_a_folder_is_emptied_though_files_are_still_written_there(tmp_path):
             thread.start()
             assert wrote.wait(60)
             if not ends:
-                uploads.empty(part)
+                remove(part)
                 assert not files(folder)
         stop.set()
         thread.join()

@@ -179,15 +179,16 @@ def test_hard_questions_weigh_right_and_wrong_experts_by_the_router(drawn):
     assert reader.text_length == 80
 
 
-def test_a_long_evaluation_adds_the_second_style_and_the_hard_ways(drawn, tmp_path):
+def test_a_long_evaluation_adds_the_other_styles_and_the_hard_ways(drawn, tmp_path):
     drawn.eval.update({"items": 3, "transfer": 2})
     said = []
     metrics = evaluate.evaluate_all(Oracle(), drawn, tmp_path / "eval", said.append)
     assert metrics == json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["report/finding_f1"] == metrics["router/task_accuracy_unseen_wording"] == 1
     weighed(json.loads((tmp_path / "eval" / "adversarial.json").read_text()), errs=False)
-    assert json.loads((tmp_path / "eval" / "second_style" / "manifest.json").read_text())["items"]["closed"] == 2
-    assert "the second drawing style, never trained on:" in said
+    for style in ("second", "third"):
+        assert json.loads((tmp_path / "eval" / f"{style}_style" / "manifest.json").read_text())["items"]["closed"] == 2
+        assert f"the {style} drawing style, never trained on:" in said
 
 
 def test_a_drawn_set_has_two_wordings(drawn):

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -32,12 +33,18 @@ def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        gone = folder.with_name(f"{folder.name}-gone")  # a thread that still writes there finds no folder any more
-        with contextlib.suppress(OSError):
-            folder.rename(gone)
-        for left in (gone, folder):
-            shutil.rmtree(left, ignore_errors=True)
+        remove(folder)
         os.close(lock)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, if there is one. It gets another name first: a thread that is still writing there would find it
+    half empty and leave files in it."""
+    gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):  # there is none
+        folder.rename(gone)
+    for left in (gone, folder):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _locked(folder: Path) -> int:

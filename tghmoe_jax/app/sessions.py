@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tghmoe_jax.app.folder import remove
 from tghmoe_jax.app.jobs import Job
-from tghmoe_jax.app.uploads import Choice, empty
+from tghmoe_jax.app.uploads import Choice
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.scan import Scan
 from tghmoe_jax.scans.volume import Volume
@@ -54,7 +55,7 @@ class Session:
         """Forgets the scan, not the answers, and empties the folder."""
         self.forget_scan()
         self.choices = []
-        empty(self.folder)
+        remove(self.folder)
 
     @property
     def size(self) -> int:
@@ -135,7 +136,7 @@ class Sessions:
             if session.token in self._open:
                 session.volume, session.scans, session.kind = volume, scans, kind
             else:
-                empty(session.folder)
+                remove(session.folder)
 
     def _end_idlest(self, fault: str, but: Session | None = None) -> None:
         """Ends the page that was idle longest; for the scan of `but`, one that has a scan."""

@@ -5,12 +5,9 @@ holds the ending and the size of each. No name of a file is sent; endings are th
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import re
-import secrets
-import shutil
 import stat
 import time
 import zipfile
@@ -228,13 +225,3 @@ _WORDS = {
     "--report": "a report", "--min-accuracy": "the accuracy asked for", "--new-tokens": "the limit of the answer",
     "give predict --assume-hu": "tick the field for values that are HU",
 }  # fmt: skip
-
-
-def empty(folder: Path) -> None:
-    """Removes what a session has uploaded. The folder gets another name first: what is still being unpacked into it
-    would find it half empty and leave files there."""
-    gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
-    with contextlib.suppress(OSError):  # there is none
-        folder.rename(gone)
-    for left in (gone, folder):
-        shutil.rmtree(left, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What all data sets of drawn CT volumes share: a cache that is read by random access, and what truth says of it."""
 
+import abc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from tghmoe_jax.scans.slices import to_channels, window_names
 COARSEST = (8, 24)  # slices and pixels: coarser grids cannot show lesions
 
 
-class DrawnSource:
+class DrawnSource(abc.ABC):
     """`samples.Source` over the volumes of a `Drawing`; `ask` and `aux` are those of a subclass.
 
     `root` is the folder for caches; `style` a key of `drawing.styles`, how volumes are drawn; `wording` a key of
@@ -83,13 +84,13 @@ class DrawnSource:
             return binding.ask(rng)
         return self.ask(self.truths[index], kind, rng, type)
 
+    @abc.abstractmethod
     def ask(self, truth: phantom.Truth, kind: Kind, rng: np.random.Generator, type: str | None) -> Question:
         """A request about a volume with this truth."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def aux(self, index: int) -> np.ndarray:
         """float32 (A,) in 0..1, named by `aux_names`."""
-        raise NotImplementedError
 
     def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
         """bool (V, R, C, A): a lesion's labels are read off the cells that it touches (see `samples.Source`)."""

@@ -22,7 +22,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import model_card, run_folder
 from tghmoe_jax.weights import storage
 
-_SCORES = ("metrics.json", "second_style/metrics.json", "adversarial.json")
+_SCORES = ("metrics.json", "second_style/metrics.json", "third_style/metrics.json", "adversarial.json")
 
 
 def digest(canonical: Mapping[str, np.ndarray]) -> str:
