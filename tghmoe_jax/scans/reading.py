@@ -26,7 +26,7 @@ def read_volume(path: str | Path, series: int | None = None, assume_hu: bool = F
     path = as_stored(Path(path.anchor), path.parts[1:] if path.anchor else path.parts)
     if not path.is_dir() and not path.is_file():  # a pipe or a device would be waited for without end
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}: name a NIfTI file, a DICOM folder or a .npy volume.")
+        raise UserError(f"{path} {what}: name a NIfTI, NRRD, MetaImage or .npy file or a DICOM folder.")
     try:
         volume = _read(path, series, assume_hu)
     except PermissionError:
