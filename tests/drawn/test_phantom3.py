@@ -5,39 +5,15 @@ import numpy as np
 import pytest
 
 from tghmoe_jax.drawn import phantom3
-from tghmoe_jax.drawn.phantom import Phantom, Truth
+from tghmoe_jax.drawn.phantom import PLANES, Phantom, Truth
 from tghmoe_jax.drawn.phantom3_body import Figure, Person
 from tghmoe_jax.drawn.phantom3_lesions import Finding
 from tghmoe_jax.drawn.phantom3_scan import FieldOfView
+from tghmoe_jax.drawn.phantom_anatomy import PHASES
+from tghmoe_jax.drawn.phantom_lesions import KIND_PHRASES, ORGANS_BY_SECTION, SECTIONS, kind_of
 from tghmoe_jax.errors import UserError
 
 COUNT = 2000
-SECTIONS = ("chest", "abdomen", "pelvis")
-PLANES = ("axial", "coronal", "sagittal", "oblique")
-PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
-KINDS = {  # kind -> lesion, organ, sections
-    "lung nodule": ("nodule", "lung", ("chest",)),
-    "pleural effusion": ("effusion", "pleura", ("chest",)),
-    "rib fracture": ("fracture", "rib", ("chest",)),
-    "breast mass": ("mass", "breast", ("chest",)),
-    "heart calcification": ("calcification", "heart", ("chest",)),
-    "liver cyst": ("cyst", "liver", ("abdomen",)),
-    "liver mass": ("mass", "liver", ("abdomen",)),
-    "spleen mass": ("mass", "spleen", ("abdomen",)),
-    "kidney stone": ("stone", "kidney", ("abdomen",)),
-    "kidney cyst": ("cyst", "kidney", ("abdomen",)),
-    "colon mass": ("mass", "colon", ("abdomen",)),
-    "muscle abscess": ("abscess", "muscle", ("abdomen", "pelvis")),
-    "bladder stone": ("stone", "bladder", ("pelvis",)),
-    "ovary cyst": ("cyst", "ovary", ("pelvis",)),
-    "bone metastasis": ("metastasis", "bone", ("pelvis",)),
-    "artery aneurysm": ("aneurysm", "artery", ("pelvis",)),
-}
-ORGANS = {
-    "chest": ("lung", "pleura", "rib", "breast", "heart"),
-    "abdomen": ("liver", "spleen", "kidney", "colon", "muscle"),
-    "pelvis": ("bladder", "ovary", "bone", "artery", "muscle"),
-}
 WATER = ("liver cyst", "kidney cyst", "ovary cyst")
 DENSE = ("kidney stone", "bladder stone", "heart calcification")
 
@@ -99,12 +75,9 @@ def test_no_word_is_outside_the_vocabulary(compositions):
         assert len(truth.lesions) <= 3
         assert len({lesion.organ for lesion in truth.lesions}) == len(truth.lesions)
         for lesion in truth.lesions:
-            name, organ, sections = KINDS[lesion.kind]
-            assert (lesion.lesion, lesion.organ) == (name, organ) and truth.section in sections
-            first, second = lesion.place.split()
-            assert first in (("anterior", "posterior") if organ == "spleen" else ("right", "left"))
-            assert second in ("upper", "lower")
-            assert lesion.side == ("left" if organ == "spleen" else first)
+            kind = kind_of(lesion.kind, truth.section)
+            assert (lesion.lesion, lesion.organ) == (kind.lesion, kind.organ) and lesion.place in kind.places
+            assert lesion.side == ("left" if lesion.organ == "spleen" else lesion.place.split()[0])
 
 
 def test_frequencies_are_those_of_the_design(compositions):
@@ -116,7 +89,7 @@ def test_frequencies_are_those_of_the_design(compositions):
     counts = collections.Counter(len(t.lesions) for t in truths)
     for n, chance in enumerate((0.20, 0.35, 0.27, 0.18)):
         assert_frequency(counts[n], COUNT, chance)
-    for section, organs in ORGANS.items():
+    for section, organs in ORGANS_BY_SECTION.items():
         lesions = [lesion for t in truths if t.section == section for lesion in t.lesions]
         seen = collections.Counter(lesion.organ for lesion in lesions)
         for organ in organs:
@@ -129,7 +102,7 @@ def test_frequencies_are_those_of_the_design(compositions):
 
 def test_every_place_of_every_organ_occurs(compositions):
     seen = collections.Counter((lesion.organ, lesion.place) for _, lesion in all_lesions(compositions))
-    for organ in {organ for organs in ORGANS.values() for organ in organs}:
+    for organ in {organ for organs in ORGANS_BY_SECTION.values() for organ in organs}:
         places = [n for (name, _), n in seen.items() if name == organ]
         assert len(places) == 4
         assert min(places) > 0.12 * sum(places)
@@ -237,7 +210,7 @@ def test_places_count_from_the_middle_of_the_organ(organ, compositions):
 
 
 def test_every_kind_changes_the_image_at_its_centre_and_only_there(drawn):
-    assert set(drawn) == set(KINDS)
+    assert set(drawn) == set(KIND_PHRASES)
     for kind, (composition, i, ill, healthy) in drawn.items():
         lesion = composition.truth.lesions[i]
         change = np.abs(ill.astype(int) - healthy)

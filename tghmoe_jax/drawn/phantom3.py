@@ -1,31 +1,28 @@
 """A third style of drawn CT, made for tests alone: no model is trained on it.
 
-It shares no anatomy and no drawing code with the other styles. Organs are outlines by level and sweeps along splines
-(`phantom3_shapes`), the ribs and the shoulder blade are patterns on the surface of the chest, the small bowel is a
-channel of a gyroid. The anatomy (`phantom3_tables`) comes from textbooks and from the look of real CT. Sides and places
-are those of `phantom3_seats`.
+It shares names and truth with the other styles, but no anatomy and no drawing code. Organs are outlines by level and
+sweeps along splines (`phantom3_shapes`), the ribs and the shoulder blade are patterns on the surface of the chest, and
+the small bowel is a channel of a gyroid. The anatomy (`phantom3_tables`) comes from textbooks and from the look of real
+CT. Sides and places are those of `phantom3_seats`.
 """
 
 import dataclasses
 
 import numpy as np
 
-from tghmoe_jax.drawn.phantom import Phantom, Truth
+from tghmoe_jax.drawn.chance import pick
+from tghmoe_jax.drawn.phantom import LESION_COUNTS, PLANES, Phantom, Truth
 from tghmoe_jax.drawn.phantom3_anatomy import paint
 from tghmoe_jax.drawn.phantom3_body import Figure, Person
 from tghmoe_jax.drawn.phantom3_lesions import Finding, paint_lesion
-from tghmoe_jax.drawn.phantom3_painter import PHASES, Painter
-from tghmoe_jax.drawn.phantom3_scan import PLANES, SECTIONS, FieldOfView, finish, lay_table
-from tghmoe_jax.drawn.phantom3_seats import KINDS, LARGEST, PLACES, SMALLEST, seats
-from tghmoe_jax.drawn.phantom_lesions import Lesion
+from tghmoe_jax.drawn.phantom3_painter import Painter
+from tghmoe_jax.drawn.phantom3_scan import FieldOfView, finish, lay_table
+from tghmoe_jax.drawn.phantom3_seats import LARGEST, PLACES, SMALLEST, seats
+from tghmoe_jax.drawn.phantom_anatomy import PHASES
+from tghmoe_jax.drawn.phantom_lesions import ORGANS_BY_SECTION, SECTIONS, Lesion, kind_of, kinds_of
 from tghmoe_jax.errors import UserError
 
 GRID = (16, 64, 64)
-ORGANS = {
-    section: tuple(dict.fromkeys(organ for _, organ, where in KINDS.values() if section in where))
-    for section in SECTIONS
-}
-_COUNTS = (0.20, 0.35, 0.27, 0.18)  # chances of 0, 1, 2 and 3 lesions
 _PATIENTS, _TRIES = 64, 60  # how many patients, and scans of each, are tried before the grid is given up
 
 
@@ -56,12 +53,10 @@ def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
     Raises UserError where the grid is so coarse that no lesion could be seen.
     """
     rng = np.random.default_rng([seed, 3])
-    section, plane, phase = str(rng.choice(SECTIONS)), str(rng.choice(PLANES)), str(rng.choice(PHASES))
-    organs = rng.choice(ORGANS[section], int(rng.choice(4, p=_COUNTS)), replace=False)
-    kinds = [
-        str(rng.choice([kind for kind, (_, organ, where) in KINDS.items() if organ == own and section in where]))
-        for own in organs
-    ]
+    section, plane, phase = pick(rng, SECTIONS), pick(rng, PLANES), pick(rng, PHASES)
+    count = int(rng.choice(len(LESION_COUNTS), p=LESION_COUNTS))
+    organs = rng.choice(ORGANS_BY_SECTION[section], count, replace=False)
+    kinds = [pick(rng, kinds_of(section, organ)).phrase for organ in organs]
     noise_hu = float(np.exp(rng.uniform(np.log(4), np.log(12))))
     female = bool(rng.random() < 0.5)
     if {"breast", "ovary"} & set(organs):
@@ -78,7 +73,7 @@ def compose(seed: int, grid: tuple[int, int, int] = GRID) -> Composition:
             scan = FieldOfView.make(rng, section, plane, grid, patient)
             findings = _settle(options, patient, scan, rng)
             if findings is not None:
-                lesions = tuple(_lesion(f, patient, scan) for f in findings)
+                lesions = tuple(_lesion(f, section, patient, scan) for f in findings)
                 truth = Truth(seed, section, plane, phase, scan.spacing, noise_hu, lesions)
                 return Composition(truth, patient, scan, tuple(findings))
     raise UserError(f"the grid {grid} is too coarse to show lesions; take more voxels, such as {GRID}")
@@ -133,11 +128,11 @@ def _seat(option: _Option, others: list[Finding], patient: Person, scan: FieldOf
     return Finding(option.kind, option.place, size, tuple(float(c) for c in spot))
 
 
-def _lesion(f: Finding, patient: Person, scan: FieldOfView) -> Lesion:
-    lesion, organ, _ = KINDS[f.kind]
-    side = "left" if organ == "spleen" else f.place.split()[0]
+def _lesion(f: Finding, section: str, patient: Person, scan: FieldOfView) -> Lesion:
+    kind = kind_of(f.kind, section)
+    side = "left" if kind.side_is_fixed else f.place.split()[0]
     centre = scan.to_index(patient.to_scanner([f.spot]))[0]
-    return Lesion(f.kind, lesion, organ, side, f.place, f.size, tuple(float(c) for c in centre))
+    return Lesion(f.kind, kind.lesion, kind.organ, side, f.place, f.size, tuple(float(c) for c in centre))
 
 
 def render(composition: Composition, without: int | None = None) -> np.ndarray:

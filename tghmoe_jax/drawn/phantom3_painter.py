@@ -5,10 +5,10 @@ import numpy as np
 from tghmoe_jax.drawn import phantom3_tables as tables
 from tghmoe_jax.drawn.phantom3_body import Figure
 from tghmoe_jax.drawn.phantom3_shapes import near, waves
+from tghmoe_jax.drawn.phantom_anatomy import PHASES
 
 _BLOCK = 256
 AIR, FAT = -1000.0, -104.0
-PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
 # tissue -> HU of an average adult in each phase
 ENHANCEMENT = {
     "artery": (42, 310, 155, 108),

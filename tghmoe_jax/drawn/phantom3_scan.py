@@ -5,18 +5,9 @@ import dataclasses
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from tghmoe_jax.drawn.phantom import DIRECTIONS
 from tghmoe_jax.drawn.phantom3_body import Person
 
-SECTIONS = ("chest", "abdomen", "pelvis")
-PLANES = ("axial", "coronal", "sagittal", "oblique")
-_H = 0.5**0.5
-# Directions of slice, row and column in the patient's frame (x Left, y Posterior, z Superior).
-AXES = {
-    "axial": np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0.0]]),
-    "coronal": np.array([[0, 1, 0], [0, 0, -1], [1, 0, 0.0]]),
-    "sagittal": np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]]),
-    "oblique": np.array([[0, _H, _H], [0, _H, -_H], [1, 0, 0.0]]),
-}
 # Levels (mm in the atlas) among which the middle of a scan lies.
 _MIDDLE = {"chest": (255, 300), "abdomen": (70, 150), "pelvis": (-145, -75)}
 
@@ -58,12 +49,12 @@ class FieldOfView:
 
     def step(self) -> np.ndarray:
         """mm per index (3, 3): one row for each of slice, row and column."""
-        return AXES[self.plane] * np.array(self.spacing)[:, None]
+        return np.array(DIRECTIONS[self.plane]) * np.array(self.spacing)[:, None]
 
     def to_index(self, points) -> np.ndarray:
         """Fractional indices (N, 3) of points (N, 3) of the scanner's frame."""
         p = np.asarray(points, float) - self.centre
-        return p @ AXES[self.plane].T / self.spacing + (np.array(self.grid) - 1) / 2
+        return p @ np.transpose(DIRECTIONS[self.plane]) / self.spacing + (np.array(self.grid) - 1) / 2
 
     def to_scanner(self, index) -> np.ndarray:
         """The inverse of `to_index`."""

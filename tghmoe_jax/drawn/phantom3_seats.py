@@ -19,25 +19,6 @@ from tghmoe_jax.drawn.phantom3_skeleton import hip_bone, thigh_bone
 CLEAR = 0.08  # share of an organ's extent that stays free on both sides of a boundary
 LARGEST = 60.0  # mm
 _TAIL = 0.02  # share of an organ's volume at an end that does not count for its extent
-# kind -> lesion, organ, sections
-KINDS = {
-    "lung nodule": ("nodule", "lung", ("chest",)),
-    "pleural effusion": ("effusion", "pleura", ("chest",)),
-    "rib fracture": ("fracture", "rib", ("chest",)),
-    "breast mass": ("mass", "breast", ("chest",)),
-    "heart calcification": ("calcification", "heart", ("chest",)),
-    "liver cyst": ("cyst", "liver", ("abdomen",)),
-    "liver mass": ("mass", "liver", ("abdomen",)),
-    "spleen mass": ("mass", "spleen", ("abdomen",)),
-    "kidney stone": ("stone", "kidney", ("abdomen",)),
-    "kidney cyst": ("cyst", "kidney", ("abdomen",)),
-    "colon mass": ("mass", "colon", ("abdomen",)),
-    "muscle abscess": ("abscess", "muscle", ("abdomen", "pelvis")),
-    "bladder stone": ("stone", "bladder", ("pelvis",)),
-    "ovary cyst": ("cyst", "ovary", ("pelvis",)),
-    "bone metastasis": ("metastasis", "bone", ("pelvis",)),
-    "artery aneurysm": ("aneurysm", "artery", ("pelvis",)),
-}
 PLACES = ("right upper", "right lower", "left upper", "left lower")
 SPLEEN_PLACES = ("anterior upper", "anterior lower", "posterior upper", "posterior lower")
 ASIDE = np.array([-5.5, -8.0, 0.0])  # mm from the left artery to an aneurysm's centre: away from the psoas behind it
