@@ -28,8 +28,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from tghmoe_jax.sharding import mesh
-from tghmoe_jax.training import checkpoints
+from tghmoe_jax.training import checkpoints, heap
 from tghmoe_jax.training.step import TrainState
 
 STEPS = 7  # before the save, of which the first compiles
@@ -125,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.part:
         logging.set_verbosity(logging.ERROR)
-        mesh.keep_freed_memory()  # as a run does
+        heap.keep_freed_memory()  # as a run does
         part = {"save": save, "resume": resume}[args.part]
         print(json.dumps(part(state(args.gib, args.leaves), Path(args.folder))))
         return

@@ -28,9 +28,9 @@ from tghmoe_jax.reader.examination import calibrate, examine, test_sources, true
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.reader.reader import Reader
 from tghmoe_jax.reader.slice_protocol import load_slice_reader
-from tghmoe_jax.sharding.mesh import keep_freed_memory, make_mesh
+from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.studies.hard_questions import hard_questions
-from tghmoe_jax.training import compile_cache, hosts, owner, run_folder, selection
+from tghmoe_jax.training import compile_cache, heap, hosts, owner, run_folder, selection
 from tghmoe_jax.training.loading import load_run
 
 MOST_SLICES = 1024  # of a volume of a raw data set that a 2D base is asked about
@@ -177,7 +177,7 @@ def main(argv: list[str]) -> int:
     if args.command == "run" and bool(args.base) != bool(args.protocol):
         parser.error("--base and --protocol slices belong together")
     if args.command == "run":
-        keep_freed_memory()
+        heap.keep_freed_memory()
         compile_cache.keep()
         run_again(args.run, args.items, args.to, args.base)
     elif args.command == "pack":

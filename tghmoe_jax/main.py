@@ -21,8 +21,8 @@ if __name__ == "__main__":
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tghmoe_jax import terminal
-from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
-from tghmoe_jax.training import compile_cache, hosts
+from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.training import compile_cache, heap, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
 
 _PLACE = {
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     workdir = "the run's folder"
     try:
         argv, place = _place(argv)
-        keep_freed_memory()
+        heap.keep_freed_memory()
         simulate_devices()
         compile_cache.keep()
         hosts.start(place)  # before all that can fail, so that a fault is reported once

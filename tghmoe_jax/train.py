@@ -34,6 +34,7 @@ from tghmoe_jax.training import (
     checkpoints,
     domain,
     guard,
+    heap,
     hosts,
     loading,
     memory,
@@ -218,6 +219,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
                             break
                     if validates:
                         validate_now()
+                        heap.leave_fragments()
                     elif evaluates:
                         evaluate_now()
                 if validates or (stop.asked and not hosts.several()):
@@ -229,6 +231,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
             batch = arrays.from_local(batch, sharding, 1, spec.columns, columns)
             if step == first:
                 step_fn = memory.fitting("train", step_fn, state, batch, warn=log.say)
+                heap.leave_fragments()
             state, scalars = step_fn(state, batch)
             step += 1
             if reports.add(step, scalars):

@@ -21,9 +21,9 @@ from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import leaf_names
 from tghmoe_jax.samples import pipeline
 from tghmoe_jax.sharding import arrays
-from tghmoe_jax.sharding.mesh import keep_freed_memory, simulate_devices
+from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.tools import flops
-from tghmoe_jax.training import optimizer
+from tghmoe_jax.training import heap, memory, optimizer
 from tghmoe_jax.training.program import Program, batch_spec, build, build_model
 from tghmoe_jax.training.step import TrainState
 
@@ -66,7 +66,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
         config.model.depth_rope.rotary_dim = 8
     if not experts:
         config.model.tgh.layers = ()
-    keep_freed_memory()
+    heap.keep_freed_memory()
     simulate_devices()
     origin = train.load_origin(config)
     origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more
@@ -114,6 +114,8 @@ def run(small: bool, runs: int) -> list[Row]:
 def our_step(training: Training) -> Callable[[], float]:
     """One step after another from the state, which is donated; each gives its loss."""
     step, held = training.program.step(), [training.state]
+    step = memory.fitting("train", step, training.state, training.batch)  # as `train` does
+    heap.leave_fragments()
 
     def one() -> float:
         held[0], scalars = step(held[0], training.batch)

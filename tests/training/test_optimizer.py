@@ -1,5 +1,11 @@
 """AdamW and Muon with rules: rates, decay, clipping, and expert groups that a step did not see."""
 
+import math
+import os
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +13,7 @@ import optax
 import pytest
 
 from configs import common
+from tests import tiny_run
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.training import optimizer
 
@@ -154,6 +161,36 @@ def test_muon_makes_every_matrix_of_an_update_nearly_orthogonal_with_the_size_of
         values = np.linalg.svd(update, compute_uv=False) / (optimizer.ADAM_RMS * np.sqrt(max(fans)))
         assert (values > 0.5).all() and (values < 1.3).all(), path  # five Newton-Schulz steps come this close to 1
         assert all(np.sum(u * g) < 0 for u, g in zip(update, grad, strict=True)), f"{path} goes against the gradient"
+
+
+def muon_is_that_of_optax():
+    """On all devices of the process."""
+    rng = np.random.default_rng(1)
+    shapes = {path: shape for path, (shape, _, _) in MATRICES.items()}
+    axes = {p: next(found for pattern, found in optimizer.MATRICES if re.fullmatch(pattern, p)) for p in shapes}
+    grads = [{p: rng.standard_normal(s).astype(np.float32) for p, s in shapes.items()} for _ in range(2)]
+    ours = optimizer.scale_by_muon_and_adam(config(), list(shapes))
+    theirs = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+    with jax.set_mesh(jax.make_mesh((jax.device_count(),), ("data",))):
+        states = [tx.init(grads[0]) for tx in (ours, theirs)]
+        for grad in grads:
+            done = [jax.jit(tx.update)(grad, s) for tx, s in zip((ours, theirs), states, strict=True)]
+            found, states = zip(*done, strict=True)
+    for path, (shape, reduced, output) in MATRICES.items():
+        most = max(math.prod(shape[a] for a in side) for side in (reduced, output))
+        expected = np.asarray(found[1][path]) * optimizer.ADAM_RMS * math.sqrt(most)
+        np.testing.assert_allclose(found[0][path], expected, atol=1e-4, err_msg=path)
+
+
+def test_muon_is_that_of_optax():
+    muon_is_that_of_optax()
+
+
+def test_devices_that_share_the_work_of_muon_give_that_of_optax():
+    code = "import jax, tests.training.test_optimizer as t; assert jax.device_count() == 3; t.muon_is_that_of_optax()"
+    own = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": str(tiny_run.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_muon_leaves_embeddings_routers_norms_and_biases_to_adam():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tghmoe_jax.models.config import Lora
+from tghmoe_jax.ops.products import flat_dot_general
 
 
 def projection(lora: Lora, place: str, features: int | tuple[int, ...], axes: int = 1, **kw) -> nn.Module:
@@ -15,6 +16,7 @@ def projection(lora: Lora, place: str, features: int | tuple[int, ...], axes: in
 
     `axes` last axes of the input are contracted; `kw` goes to `nn.DenseGeneral`. Names of the leaves do not change.
     """
+    kw = kw | {"dot_general": flat_dot_general}
     name = place.rpartition("/")[2]
     axis = tuple(range(-axes, 0)) if axes > 1 else -1
     if lora.rank and re.fullmatch(lora.targets, place):

@@ -20,6 +20,7 @@ from tghmoe_jax.ops import rope
 from tghmoe_jax.ops.activations import ACTIVATIONS
 from tghmoe_jax.ops.attention import Mask, attention
 from tghmoe_jax.ops.platform import over_batch
+from tghmoe_jax.ops.products import flat_dot_general
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Attention(nn.Module):
         batch, slabs, tokens, width = x.shape
         heads = (tower.heads, width // tower.heads)
         kw = {"dtype": jnp.dtype(self.cfg.dtype), "param_dtype": jnp.dtype(self.cfg.param_dtype)}
+        kw["dot_general"] = flat_dot_general
         q, k, v = (nn.DenseGeneral(heads, name=name, **kw)(x) for name in "qkv")  # (B, D, T, N, H)
         if self.kind == "2d":
             q, k, v = (a.reshape(batch * slabs, tokens, *heads) for a in (q, k, v))
@@ -106,7 +108,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kw = {"dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype)}
+        kw = {"dtype": x.dtype, "param_dtype": jnp.dtype(self.cfg.param_dtype), "dot_general": flat_dot_general}
         tower = self.cfg.tower
         hidden = ACTIVATIONS[tower.activation](nn.Dense(tower.ffn, name="fc1", **kw)(x))
         return nn.Dense(x.shape[-1], name="fc2", **kw)(hidden)
@@ -279,7 +281,8 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(0.02), self.shape, self.param_dtype)
-        x = x @ kernel.astype(x.dtype).reshape(-1, self.shape[-1])
+        kernel = kernel.astype(x.dtype).reshape(-1, self.shape[-1])
+        x = flat_dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, self.shape[-1:], self.param_dtype).astype(x.dtype)
         return x

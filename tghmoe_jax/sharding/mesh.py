@@ -6,9 +6,6 @@ Where `expert` is larger than the experts of one group, it is split in two: `gro
 """
 
 import contextlib
-import ctypes
-import importlib.metadata
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +15,6 @@ from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "expert")
 CPU_DEVICES = 2  # data-parallel host devices: a small CPU runs a step about 1.5 times faster on two than on one
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def make_mesh(
@@ -54,18 +50,3 @@ def simulate_devices() -> None:
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not chosen:
         with contextlib.suppress(RuntimeError):  # a caller that has used jax already keeps its devices
             jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))
-
-
-def keep_freed_memory() -> None:
-    """What XLA frees on the host stays with the process, for the next step; called before jax starts its threads.
-
-    glibc hands a freed buffer of a large program back to the kernel, which zeroes it page by page when the next step
-    asks for as much; threads with heaps of their own add to it (docs/speed.md says what that costs). Nothing is done
-    where an accelerator could do the work, whose host rather needs its heaps, and without glibc.
-    """
-    accelerators = importlib.util.find_spec("libtpu") or importlib.metadata.entry_points(group="jax_plugins")
-    if (accelerators and os.environ.get("JAX_PLATFORMS") != "cpu") or os.name != "posix":
-        return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for option, value in {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}.items():
-            mallopt(option, value)

@@ -1,6 +1,8 @@
 """AdamW or Muon on what trains, with per-leaf rates, and updates masked for expert groups that a step did not see."""
 
+import collections
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ MATRICES = (
     (r".*/attn/out/kernel", MuonDimensionNumbers((-3, -2), -1)),
     (r".*/(fc1|fc2|gate|up|down)/kernel", MuonDimensionNumbers(-2, -1)),
 )
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of x, x^3 and x^5, as in optax
 ADAM_RMS = 0.2  # scales Muon's updates to the size of Adam's (arXiv 2502.16982), so that one rate serves both
 
 
@@ -61,16 +64,55 @@ def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformatio
     """Muon on the leaves of MATRICES, Adam on the others."""
     axes = {p: next((found for pattern, found in MATRICES if leaf_names.matches(pattern, p)), None) for p in paths}
 
+    matrices = [path for path in paths if axes[path]]
+
     def of(updates):
         return {p: axes[p] or optax.MaskedNode() for p in updates}
 
-    def like_adam(path: str, update: jax.Array) -> jax.Array:
-        fans = (math.prod(update.shape[a] for a in np.atleast_1d(side)) for side in axes[path])
-        return update * (ADAM_RMS * math.sqrt(max(fans)))
-
-    rescale = optax.stateless(lambda updates, _: {p: like_adam(p, u) if axes[p] else u for p, u in updates.items()})
-    muon = optax.chain(scale_by_muon(weight_dimension_numbers=of), rescale)
+    shared = optax.stateless(lambda updates, _: updates | orthogonal({p: (updates[p], axes[p]) for p in matrices}))
+    muon = optax.chain(scale_by_muon(ns_steps=0, weight_dimension_numbers=of), shared)  # 0: momentum and norm alone
     return optax.partition({"muon": muon, "adam": adam(cfg)}, {p: "muon" if axes[p] else "adam" for p in paths})
+
+
+def orthogonal(updates: Mapping[str, tuple[jax.Array, MuonDimensionNumbers]]) -> Flat:
+    """{path: (update, its axes)} -> {path: nearly orthogonal matrices}, of the size of Adam's updates.
+
+    optax's `orthogonalize_via_newton_schulz` of each leaf. Here matrices of one shape are stacked, and every device
+    makes its part of the stack, where optax's devices make all of them.
+    """
+    stacks: dict[tuple[int, int], list] = collections.defaultdict(list)
+    for path, (update, axes) in updates.items():
+        ins, outs = (tuple(a % update.ndim for a in np.atleast_1d(side)) for side in axes)
+        order = (*(a for a in range(update.ndim) if a not in ins + outs), *ins, *outs)
+        turned = update.transpose(order)
+        rows, columns = (math.prod(update.shape[a] for a in side) for side in (ins, outs))
+        flat = turned.reshape(-1, rows, columns)
+        stacks[min(rows, columns), max(rows, columns)].append((path, flat, rows > columns, turned.shape, order))
+    result = {}
+    for (_, most), stack in stacks.items():
+        x = jnp.concatenate([flat.swapaxes(1, 2) if tall else flat for _, flat, tall, _, _ in stack])
+        x = _newton_schulz(x) * (ADAM_RMS * math.sqrt(most))
+        ends = np.cumsum([len(flat) for _, flat, _, _, _ in stack])
+        for (path, _, tall, shape, order), part in zip(stack, jnp.split(x, ends[:-1]), strict=True):
+            part = part.swapaxes(1, 2) if tall else part
+            result[path] = part.reshape(shape).transpose(np.argsort(order))
+    return result
+
+
+def _newton_schulz(x: jax.Array) -> jax.Array:
+    """x (N, R, C) with R <= C, each matrix of norm 1 -> singular values near 1, spread over the mesh meanwhile."""
+    mesh = jax.sharding.get_abstract_mesh()
+    count, parts = len(x), 1 if mesh.empty else mesh.size
+    x = jnp.pad(x, [(0, -count % parts), (0, 0), (0, 0)])
+    if parts > 1:
+        x = jax.lax.with_sharding_constraint(x, jax.P(mesh.axis_names))
+    first, third, fifth = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.swapaxes(1, 2)
+        x = first * x + (third * square + fifth * (square @ square)) @ x
+    if parts > 1:
+        x = jax.lax.with_sharding_constraint(x, jax.P())
+    return x[:count]
 
 
 def leaf_path(key_path) -> str | None:

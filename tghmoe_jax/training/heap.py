@@ -1,0 +1,67 @@
+"""The memory of a step on a host without accelerator: kept between steps, in large pages, clear of what compiling left.
+
+All of it is about glibc's malloc, and nothing is done without it. docs/speed.md says what each part brings.
+"""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+MADV_HUGEPAGE = 14  # of Linux's mman.h
+LARGE_PAGE = 2 << 20  # bytes
+MOST_HOLE, LEAST_HOLE = 1 << 30, 1 << 10  # bytes; smaller free pieces have lists of one size each, not searched
+
+
+def keep_freed_memory() -> None:
+    """What XLA frees on the host stays with the process, for the next step; called before jax starts its threads.
+
+    glibc hands a freed buffer of a large program back to the kernel, which zeroes it page by page when the next step
+    asks for as much; threads with heaps of their own add to it. Nothing is done where an accelerator could do the work,
+    whose host rather needs its heaps.
+    """
+    if libc := _glibc():
+        for option, value in {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}.items():
+            libc.mallopt(option, value)
+        _ask_for_large_pages(libc)
+
+
+def leave_fragments() -> None:
+    """Later buffers come from one whole piece of the heap; called after programs were compiled and before they run.
+
+    Compiling leaves some hundred thousand free pieces between what it keeps. malloc searches them for each buffer of a
+    step, and the devices wait for each other meanwhile. Their pages go back to the kernel and their addresses are never
+    used again.
+    """
+    if libc := _glibc():
+        libc.malloc_trim(0)
+        whole, size = _ask_for_large_pages(libc), MOST_HOLE
+        while whole and size >= LEAST_HOLE:
+            while (piece := libc.malloc(size)) and piece < whole:
+                pass  # and is never freed
+            libc.free(piece)
+            size //= 2
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL) -> int:
+    """Lets the kernel use large pages at the end of the heap, for half of the memory; its address, or 0 if refused."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if start := libc.malloc(size):  # addresses only: no page exists before it is written
+        first = -(-start // LARGE_PAGE) * LARGE_PAGE
+        libc.madvise(first, start + size - first, MADV_HUGEPAGE)  # refused by kernels without them, which is no harm
+        libc.free(start)
+    return start or 0
+
+
+def _glibc() -> ctypes.CDLL | None:
+    accelerators = importlib.util.find_spec("libtpu") or importlib.metadata.entry_points(group="jax_plugins")
+    if (accelerators and os.environ.get("JAX_PLATFORMS") != "cpu") or os.name != "posix":
+        return None
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
