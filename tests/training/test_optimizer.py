@@ -15,6 +15,7 @@ import pytest
 from configs import common
 from tests import tiny_run
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.sharding.mesh import make_mesh
 from tghmoe_jax.training import optimizer
 
 MOE = "vision/block_1/moe/experts/fc1/kernel"
@@ -171,7 +172,7 @@ def muon_is_that_of_optax():
     grads = [{p: rng.standard_normal(s).astype(np.float32) for p, s in shapes.items()} for _ in range(2)]
     ours = optimizer.scale_by_muon_and_adam(config(), list(shapes))
     theirs = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
-    with jax.set_mesh(jax.make_mesh((jax.device_count(),), ("data",))):
+    with jax.set_mesh(make_mesh()):
         states = [tx.init(grads[0]) for tx in (ours, theirs)]
         for grad in grads:
             done = [jax.jit(tx.update)(grad, s) for tx, s in zip((ours, theirs), states, strict=True)]
