@@ -4,6 +4,8 @@ import sys
 
 from tghmoe_jax.errors import run_command
 from tghmoe_jax.studies.ablate import main
+from tghmoe_jax.training import heap
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     sys.exit(run_command(main))

@@ -177,7 +177,6 @@ def main(argv: list[str]) -> int:
     if args.command == "run" and bool(args.base) != bool(args.protocol):
         parser.error("--base and --protocol slices belong together")
     if args.command == "run":
-        heap.keep_freed_memory()
         compile_cache.keep()
         run_again(args.run, args.items, args.to, args.base)
     elif args.command == "pack":
@@ -188,4 +187,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     sys.exit(run_command(main))

@@ -14,15 +14,17 @@ import sys
 import traceback
 
 from tghmoe_jax.errors import PREEMPTED, Stopped, UserError, end_at_once, of_disk, run_command
+from tghmoe_jax.training import heap
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     end_at_once(PREEMPTED)  # while modules are imported
 # The C++ logs of XLA would drown the progress line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tghmoe_jax import terminal
 from tghmoe_jax.sharding.mesh import simulate_devices
-from tghmoe_jax.training import compile_cache, heap, hosts
+from tghmoe_jax.training import compile_cache, hosts
 from tghmoe_jax.training.command_line import define_flags, parse, take
 
 _PLACE = {
@@ -44,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     workdir = "the run's folder"
     try:
         argv, place = _place(argv)
-        heap.keep_freed_memory()
         simulate_devices()
         compile_cache.keep()
         hosts.start(place)  # before all that can fail, so that a fault is reported once

@@ -11,7 +11,7 @@ from benchmarks.torch_peers import Tower, load
 from tghmoe_jax.bases.phi3v import CLIP_L_336, CLIP_MEAN, CLIP_STD
 
 SLICES = 8
-BOUNDS = {"2D": 1.0, "mixed 2D/3D": 0.9}
+BOUNDS = {"2D": 1.0, "mixed 2D/3D": 1.0}
 # Of the largest difference over the spread of the features; in bf16, whose tail is long, of the typical one.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 

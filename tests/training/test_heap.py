@@ -48,6 +48,16 @@ print(sum(" hg" in line for line in flags))
 """
 
 
+# A command, and what malloc says of its heaps at the end.
+HEAPS = """
+import atexit, ctypes, runpy, sys
+libc = ctypes.CDLL(None)
+atexit.register(lambda: libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stderr")))
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
 def printed(code: str, *call: str) -> list[int]:
     own = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny_run.ROOT)}
     done = subprocess.run([sys.executable, "-c", code, *call], env=own, capture_output=True, text=True)
@@ -59,6 +69,15 @@ def printed(code: str, *call: str) -> list[int]:
 def test_memory_that_a_step_frees_is_kept_for_the_next():
     [kept], [given_back] = printed(STEPS, "keep_freed_memory"), printed(STEPS)
     assert kept < given_back / 2
+
+
+@glibc
+@pytest.mark.parametrize("module", ["main", "evaluate", "ablate"])
+def test_the_threads_of_a_command_have_no_heaps_of_their_own(module):
+    own = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny_run.ROOT)}
+    code = [sys.executable, "-c", HEAPS, f"tghmoe_jax.{module}", "--help"]
+    done = subprocess.run(code, env=own, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("<heap nr=") == 1, done.stderr[-2000:]
 
 
 @glibc

@@ -30,7 +30,7 @@ from tghmoe_jax.errors import CommandParser, UserError, command
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.models.config import current
 from tghmoe_jax.sharding.mesh import simulate_devices
-from tghmoe_jax.training import compile_cache, heap, reporting, run_folder
+from tghmoe_jax.training import compile_cache, reporting, run_folder
 from tghmoe_jax.training.command_line import experiment, parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
@@ -288,7 +288,6 @@ def main(argv: list[str]) -> int:
     if args.table:
         write_table(table, rows, args.seeds)
         return 0
-    heap.keep_freed_memory()
     simulate_devices()
     compile_cache.keep()
     for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):

@@ -4,6 +4,7 @@ All of it is about glibc's malloc, and nothing is done without it. docs/speed.md
 """
 
 import ctypes
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -15,11 +16,12 @@ MOST_HOLE, LEAST_HOLE = 1 << 30, 1 << 10  # bytes; smaller free pieces have list
 
 
 def keep_freed_memory() -> None:
-    """What XLA frees on the host stays with the process, for the next step; called before jax starts its threads.
+    """What XLA frees on the host stays with the process, for the next step.
 
-    glibc hands a freed buffer of a large program back to the kernel, which zeroes it page by page when the next step
-    asks for as much; threads with heaps of their own add to it. Nothing is done where an accelerator could do the work,
-    whose host rather needs its heaps.
+    Called before the process starts any thread: the first one that allocates gets a heap of its own, and no option of
+    malloc takes it away. glibc hands large buffers of such heaps back to the kernel, which zeroes them page by page
+    when the next step asks for as much. Nothing is done where an accelerator could do the work, whose host rather needs
+    its heaps.
     """
     if libc := _glibc():
         for option, value in {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}.items():
@@ -35,6 +37,7 @@ def leave_fragments() -> None:
     used again.
     """
     if libc := _glibc():
+        gc.collect()
         libc.malloc_trim(0)
         whole, size = _ask_for_large_pages(libc), MOST_HOLE
         while whole and size >= LEAST_HOLE:
