@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import resource
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 MADV_HUGEPAGE = 14  # of Linux's mman.h
@@ -34,27 +35,31 @@ def leave_fragments() -> None:
 
     Compiling leaves some hundred thousand free pieces between what it keeps. malloc searches them for each buffer of a
     step, and the devices wait for each other meanwhile. Their pages go back to the kernel and their addresses are never
-    used again.
+    used again. Nothing is done in a process that did not begin with `keep_freed_memory`.
     """
     if libc := _glibc():
         gc.collect()
         libc.malloc_trim(0)
         whole, size = _ask_for_large_pages(libc), MOST_HOLE
+        left = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # what is free now was once used
         while whole and size >= LEAST_HOLE:
-            while (piece := libc.malloc(size)) and piece < whole:
-                pass  # and is never freed
+            while (piece := libc.malloc(size)) and piece < whole and left > 0:
+                left -= size  # the piece is never freed
             libc.free(piece)
             size //= 2
 
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> int:
-    """Lets the kernel use large pages at the end of the heap, for half of the memory; its address, or 0 if refused."""
+    """Lets the kernel use large pages at the end of the heap, for half of the memory; its address, or 0 if there is no
+    such end: the kernel refused, or malloc maps large buffers one by one."""
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    if start := libc.malloc(size):  # addresses only: no page exists before it is written
+    start = libc.malloc(size) or 0  # addresses only: no page exists before it is written
+    in_heap = 0 < start and start + size <= libc.sbrk(0)
+    if in_heap:
         first = -(-start // LARGE_PAGE) * LARGE_PAGE
-        libc.madvise(first, start + size - first, MADV_HUGEPAGE)  # refused by kernels without them, which is no harm
-        libc.free(start)
-    return start or 0
+        libc.madvise(first, start + size - first, MADV_HUGEPAGE)  # kernels without them refuse, which is no harm
+    libc.free(start)
+    return start if in_heap else 0
 
 
 def _glibc() -> ctypes.CDLL | None:
@@ -66,5 +71,6 @@ def _glibc() -> ctypes.CDLL | None:
         return None
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
