@@ -13,8 +13,6 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation.router_tests import task_by_keyword
 from tghmoe_jax.training import run_folder
 
-# Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
-SYNTHETIC = {"phantom": "drawn phantoms", "patients": "drawn patients", "scenes": "drawn 2D pictures"}
 ENOUGH = 10_000
 
 
@@ -22,7 +20,7 @@ def of(manifest: Mapping[str, Any], config: Mapping[str, Any], step: int) -> str
     """The domain of a run at a step, from what it recorded: `phantom`, `m3d`, or `phantom+m3d`."""
     own = manifest.get("domain") or config["data"]["name"]
     origin = _origin(own, manifest, config, step)
-    return own if origin is None or own in SYNTHETIC else f"{origin['domain']}+{own}"
+    return own if origin is None or own in run_folder.SYNTHETIC else f"{origin['domain']}+{own}"
 
 
 def _origin(own: str, manifest: Mapping[str, Any], config: Mapping[str, Any], step: int) -> dict[str, Any] | None:
@@ -30,7 +28,7 @@ def _origin(own: str, manifest: Mapping[str, Any], config: Mapping[str, Any], st
 
     Runs of earlier versions recorded no origin.
     """
-    if own in SYNTHETIC:
+    if own in run_folder.SYNTHETIC:
         return {"domain": own, "real_samples": 0}
     if not (before := manifest.get("origin")):
         return None
@@ -48,13 +46,14 @@ def inherited(folder: epath.PathLike, step: int) -> dict[str, Any]:
 
 def synthetic(domain: str) -> bool:
     """Whether a checkpoint of this domain has seen too few patients to report on one."""
-    return domain.partition("+")[0] in SYNTHETIC
+    return domain.partition("+")[0] in run_folder.SYNTHETIC
 
 
 def seen(domain: str) -> str:
     """What a checkpoint of a synthetic domain has seen."""
     drawn, _, real = domain.partition("+")
-    return f"{SYNTHETIC[drawn]} and " + (f"fewer than {ENOUGH:,} samples of {real}" if real else "no scan of a patient")
+    patients = f"fewer than {ENOUGH:,} samples of {real}" if real else "no scan of a patient"
+    return f"{run_folder.SYNTHETIC[drawn]} and {patients}"
 
 
 def warning(name: str, domain: str) -> str:

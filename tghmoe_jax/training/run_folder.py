@@ -24,6 +24,8 @@ from tghmoe_jax.training.selection import LOSS
 from tghmoe_jax.weights import storage
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "reader"
+# Data sets that are drawn: what a checkpoint has seen of them says little about a scan of a patient.
+SYNTHETIC = {"phantom": "drawn phantoms", "patients": "drawn patients", "scenes": "drawn 2D pictures"}
 CALIBRATION = "calibration.json"  # of an evaluation
 MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be read without its base
 _OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
@@ -95,7 +97,7 @@ def check_config(config: ConfigDict) -> None:
     for key in ("mesh.data", "mesh.fsdp", "mesh.expert"):
         if flat[key] < 1 and flat[key] != -1:
             raise UserError(f"--config.{key}={flat[key]} is too small; give 1 or more, or -1 for all that is left.")
-    drawn = flat["data.name"] in ("phantom", "patients", "scenes")
+    drawn = flat["data.name"] in SYNTHETIC
     for key in ("data.augment.intensity", "data.augment.shift"):
         if flat.get(key) and drawn:
             raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn.")
