@@ -163,14 +163,17 @@ def beside_scores(metrics: Mapping[str, object], run: Run | None = None) -> dict
 
 
 def table(metrics: Mapping[str, object], run: Run | None = None) -> str:
-    """A terminal table: each score, its 95% interval and the same score under each control.
+    """A terminal table: each score that there is, its 95% interval and the same score under each control.
 
     Without `run` only the controls that `metrics` holds are filled; with it every row is.
     """
     beside = beside_scores(metrics, run)
     rows = [["score", "value", "95% interval", "shuffled", "in section", "blind", "wrong group"]]
     for key in scores_of(metrics):
-        controls = [number(beside[control].get(key)) for control in CONTROLS]
+        known = [metrics[key], *(beside[control].get(key) for control in CONTROLS)]
+        if all(value is None for value in known):
+            continue
+        controls = [number(value) for value in known[1:]]
         rows.append([key, number(metrics[key]), interval(metrics.get(f"{key}_ci95")), *controls])
     lines = text_table.table(rows, left=(0, 2))
     lines.insert(1, "  ".join("-" * max(map(len, column)) for column in zip(*rows, strict=True)))
