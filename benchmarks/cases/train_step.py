@@ -66,7 +66,6 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
         config.model.depth_rope.rotary_dim = 8
     if not experts:
         config.model.tgh.layers = ()
-    heap.keep_freed_memory()
     simulate_devices()
     origin = train.load_origin(config)
     origin = dataclasses.replace(origin, new=(*origin.new, r"aux_head/.+"))  # which the embedded reader has no more
@@ -84,6 +83,7 @@ def prepared(stage: int, experts: bool, small: bool, volumes: str) -> Training:
 
 
 def run(small: bool, runs: int) -> list[Row]:
+    heap.keep_freed_memory()  # before torch starts threads
     prepare_torch(small)
     rows = []
     with tempfile.TemporaryDirectory() as volumes:

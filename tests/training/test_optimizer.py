@@ -164,15 +164,15 @@ def test_muon_makes_every_matrix_of_an_update_nearly_orthogonal_with_the_size_of
         assert all(np.sum(u * g) < 0 for u, g in zip(update, grad, strict=True)), f"{path} goes against the gradient"
 
 
-def muon_is_that_of_optax():
-    """On all devices of the process."""
+def muon_is_that_of_optax(**mesh):
+    """On all devices of the process, in a mesh of these sizes."""
     rng = np.random.default_rng(1)
     shapes = {path: shape for path, (shape, _, _) in MATRICES.items()}
     axes = {p: next(found for pattern, found in optimizer.MATRICES if re.fullmatch(pattern, p)) for p in shapes}
     grads = [{p: rng.standard_normal(s).astype(np.float32) for p, s in shapes.items()} for _ in range(2)]
     ours = optimizer.scale_by_muon_and_adam(config(), list(shapes))
     theirs = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
-    with jax.set_mesh(make_mesh()):
+    with jax.set_mesh(make_mesh(**mesh)):
         states = [tx.init(grads[0]) for tx in (ours, theirs)]
         for grad in grads:
             done = [jax.jit(tx.update)(grad, s) for tx, s in zip((ours, theirs), states, strict=True)]
@@ -188,7 +188,8 @@ def test_muon_is_that_of_optax():
 
 
 def test_devices_that_share_the_work_of_muon_give_that_of_optax():
-    code = "import jax, tests.training.test_optimizer as t; assert jax.device_count() == 3; t.muon_is_that_of_optax()"
+    code = "import jax, tests.training.test_optimizer as t; assert jax.device_count() == 3\n"
+    code += "t.muon_is_that_of_optax(); t.muon_is_that_of_optax(data=1, fsdp=3)"
     own = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": str(tiny_run.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

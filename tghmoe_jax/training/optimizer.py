@@ -24,7 +24,8 @@ MATRICES = (
     (r".*/attn/out/kernel", MuonDimensionNumbers((-3, -2), -1)),
     (r".*/(fc1|fc2|gate|up|down)/kernel", MuonDimensionNumbers(-2, -1)),
 )
-NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of x, x^3 and x^5, as in optax
+# What Muon does to matrices (N, R, C) after their momentum.
+ITERATIONS = scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=MuonDimensionNumbers(1, 2))
 ADAM_RMS = 0.2  # scales Muon's updates to the size of Adam's (arXiv 2502.16982), so that one rate serves both
 
 
@@ -63,7 +64,6 @@ def adam(cfg) -> optax.GradientTransformation:
 def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformation:
     """Muon on the leaves of MATRICES, Adam on the others."""
     axes = {p: next((found for pattern, found in MATRICES if leaf_names.matches(pattern, p)), None) for p in paths}
-
     matrices = [path for path in paths if axes[path]]
 
     def of(updates):
@@ -77,21 +77,25 @@ def scale_by_muon_and_adam(cfg, paths: list[str]) -> optax.GradientTransformatio
 def orthogonal(updates: Mapping[str, tuple[jax.Array, MuonDimensionNumbers]]) -> Flat:
     """{path: (update, its axes)} -> {path: nearly orthogonal matrices}, of the size of Adam's updates.
 
-    optax's `orthogonalize_via_newton_schulz` of each leaf. Here matrices of one shape are stacked, and every device
-    makes its part of the stack, where optax's devices make all of them.
+    The iterations of optax's Muon. Where every device holds all parameters, matrices of one shape are stacked and each
+    device makes its part of the stack: leaf by leaf, each would make all of them. On a mesh that splits parameters a
+    leaf stays alone, where its parts lie.
     """
-    stacks: dict[tuple[int, int], list] = collections.defaultdict(list)
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and mesh.size > mesh.shape["data"]
+    stacks: dict[tuple, list] = collections.defaultdict(list)
     for path, (update, axes) in updates.items():
         ins, outs = (tuple(a % update.ndim for a in np.atleast_1d(side)) for side in axes)
         order = (*(a for a in range(update.ndim) if a not in ins + outs), *ins, *outs)
         turned = update.transpose(order)
         rows, columns = (math.prod(update.shape[a] for a in side) for side in (ins, outs))
         flat = turned.reshape(-1, rows, columns)
-        stacks[min(rows, columns), max(rows, columns)].append((path, flat, rows > columns, turned.shape, order))
+        key = (min(rows, columns), max(rows, columns), path if split else None)
+        stacks[key].append((path, flat, rows > columns, turned.shape, order))
     result = {}
-    for (_, most), stack in stacks.items():
+    for (_, most, _), stack in stacks.items():
         x = jnp.concatenate([flat.swapaxes(1, 2) if tall else flat for _, flat, tall, _, _ in stack])
-        x = _newton_schulz(x) * (ADAM_RMS * math.sqrt(most))
+        x = _iterated(x, 1 if split or mesh.empty else mesh.size) * (ADAM_RMS * math.sqrt(most))
         ends = np.cumsum([len(flat) for _, flat, _, _, _ in stack])
         for (path, _, tall, shape, order), part in zip(stack, jnp.split(x, ends[:-1]), strict=True):
             part = part.swapaxes(1, 2) if tall else part
@@ -99,20 +103,14 @@ def orthogonal(updates: Mapping[str, tuple[jax.Array, MuonDimensionNumbers]]) ->
     return result
 
 
-def _newton_schulz(x: jax.Array) -> jax.Array:
-    """x (N, R, C) with R <= C, each matrix of norm 1 -> singular values near 1, spread over the mesh meanwhile."""
-    mesh = jax.sharding.get_abstract_mesh()
-    count, parts = len(x), 1 if mesh.empty else mesh.size
-    x = jnp.pad(x, [(0, -count % parts), (0, 0), (0, 0)])
-    if parts > 1:
-        x = jax.lax.with_sharding_constraint(x, jax.P(mesh.axis_names))
-    first, third, fifth = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.swapaxes(1, 2)
-        x = first * x + (third * square + fifth * (square @ square)) @ x
-    if parts > 1:
-        x = jax.lax.with_sharding_constraint(x, jax.P())
-    return x[:count]
+def _iterated(x: jax.Array, devices: int) -> jax.Array:
+    """x (N, R, C) -> its matrices made nearly orthogonal, shared by so many devices and then held by all."""
+    if devices == 1:
+        return ITERATIONS.update(x, ITERATIONS.init(x))[0]
+    axes = jax.sharding.get_abstract_mesh().axis_names
+    place = jax.lax.with_sharding_constraint
+    whole = place(jnp.pad(x, [(0, -len(x) % devices), (0, 0), (0, 0)]), jax.P())  # or the momentum is split as well
+    return place(_iterated(place(whole, jax.P(axes)), 1), jax.P())[: len(x)]
 
 
 def leaf_path(key_path) -> str | None:
