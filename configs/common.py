@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     c.data.augment.intensity = 0.0  # data on disk: largest change of brightness and contrast, as a share
     c.data.augment.shift = 0.0  # data on disk: largest shift within the plane, as a share of the size
     c.data.volumes = 6000  # number of volumes that are drawn for training (phantom, patients)
+    c.data.share = 1.0  # share of the training cases that is used: of drawn volumes, or of the patients of data on disk
     c.data.slices = 16  # slices of the model's input
     c.data.size = 64  # pixels of a side of a slice
     c.data.channels = "windows3"  # windows3 | medgemma | repeat:<window>

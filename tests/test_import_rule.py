@@ -23,7 +23,7 @@ LEVELS = (
     {"reader"},
     {"app", "evaluate", "predict", "convert", "prepare", "verify", "tools", "studies"},
     {"train"},
-    {"studies.ablate"},
+    {"studies.ablate", "studies.deciding"},
     {"__main__", "ablate", "aot", "main", "selfcheck"},
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

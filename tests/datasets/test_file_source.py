@@ -118,6 +118,14 @@ def test_sides_are_named_only_where_the_orientation_is_stated(make, monkeypatch,
     assert FileSource(make(count=1, raw=raw), "train").sides(0) == sides
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_share_of_the_training_cases_is_part_of_every_larger_share(make, raw):
+    data = make(raw=raw)
+    used = [{key for _, key in FileSource(data | {"share": share}, "train").volumes} for share in (1e-6, 0.3, 0.5, 1.0)]
+    assert [len(one) for one in used] == [1, 3, 4, 7] and all(a < b for a, b in itertools.pairwise(used))
+    assert len(FileSource(data | {"share": 0.3}, "test")) == 4
+
+
 def test_a_changed_voxel_or_word_changes_the_digest(make):
     data = make()
     one, other = FileSource(data, "train"), FileSource(data, "train")

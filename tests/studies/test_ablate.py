@@ -12,6 +12,7 @@ import pytest
 
 from configs import ablations
 from tests import tiny_run
+from tghmoe_jax import ablate as command
 from tghmoe_jax import train
 from tghmoe_jax.bases import phi3v
 from tghmoe_jax.bases.base import EMBEDDED, save_base, tokenizer_of
@@ -104,7 +105,7 @@ def test_finished_runs_are_tabulated_and_never_trained_again(
     monkeypatch.setattr(ablate.evaluate, "run_again", lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     for _ in range(2):  # the second time from what is kept of the runs
-        assert ablate.main(argv) == 0
+        assert command.main(argv) == 0
         full, wrong = json.loads((tmp_path / "table.json").read_text())
         shutil.rmtree(table.last_run("full", 0), ignore_errors=True)
     metrics = tiny_run.metrics(tiny_stage2)
@@ -114,7 +115,7 @@ def test_finished_runs_are_tabulated_and_never_trained_again(
     )
     assert wrong["score_difference"] == pytest.approx(wrong["score"] - full["score"]) and "verdict" not in wrong
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + 2
-    assert ablate.main([*argv, "--config.eval.seed=5"]) == 2  # the result was made by another config
+    assert command.main([*argv, "--config.eval.seed=5"]) == 2  # the result was made by another config
 
 
 @pytest.mark.slow
@@ -164,13 +165,13 @@ def test_a_result_of_another_config_is_refused(rows, flags, capsys):
     """... or a table would pair runs that were trained or asked differently."""
     argv = ["--rows=full", "--seeds=1", f"--workdir={rows.workdir}", f"--config={rows.file}", *flags]
     for extra in (["--table"], []):
-        assert ablate.main([*argv, "--config.eval.items=5", *extra]) == 2
+        assert command.main([*argv, "--config.eval.items=5", *extra]) == 2
         assert "full-seed0.json was made with another config, which differs in eval.items" in capsys.readouterr().err
-    assert ablate.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
+    assert command.main([*argv, "--config.eval.batch=2", "--config.data.root=elsewhere", "--table"]) == 0
     bare = rows.workdir.parent / "bare"
     (bare / "results").mkdir(parents=True)
     (bare / "results" / "full-seed0.json").write_text("{}")
-    assert ablate.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={rows.file}", "--table"]) == 2
+    assert command.main(["--rows=full", "--seeds=1", f"--workdir={bare}", f"--config={rows.file}", "--table"]) == 2
     assert "does not name the config it was made with" in capsys.readouterr().err
 
 
@@ -178,7 +179,7 @@ def test_the_results_of_the_docs_still_give_the_table_of_the_docs(tmp_path):
     """Their configs are those of the version that made them."""
     docs = tiny_run.ROOT / "docs" / "ablations"
     shutil.copytree(docs / "results", tmp_path / "results")
-    assert ablate.main([f"--config={ablations.__file__}", f"--workdir={tmp_path}", "--table"]) == 0
+    assert command.main([f"--config={ablations.__file__}", f"--workdir={tmp_path}", "--table"]) == 0
     found, kept = (json.loads((folder / "table.json").read_text()) for folder in (tmp_path, docs))
     assert [row["row"] for row in found] == [row["row"] for row in kept]
     for one, other in zip(found, kept, strict=True):
@@ -212,7 +213,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(rows, flags, capsys):
     small = rows
     argv = ["--rows=guidance=none", "--seeds=1", f"--workdir={small.workdir}", f"--config={small.file}", "--table"]
     argv += flags
-    assert ablate.main(argv) == 0
+    assert command.main(argv) == 0
     records = {one["row"]: one for one in json.loads((small.workdir / "table.json").read_text())}
     assert list(records) == ["full", "guidance=wrong", "guidance=none"]
     none, full = (ablate.values_of(small.result(row, 0)) for row in ("guidance=none", "full"))
@@ -236,7 +237,7 @@ def test_the_table_pairs_seeds_with_the_full_recipe(rows, flags, capsys):
 )
 def test_a_wrong_command_line_is_one_sentence(argv, said, capsys, monkeypatch):
     monkeypatch.chdir(tiny_run.ROOT)
-    assert ablate.main(argv) == 2
+    assert command.main(argv) == 2
     assert said in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ Axis legend: D slices of the model, S pixels.
 import functools
 import hashlib
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -68,8 +69,9 @@ class FileSource:
             index: dict[str, int] = {}
             # What chooses a checkpoint shares no patient with what scores it; published splits may go by volume.
             apart = {item.case for item in given if item.split == "test"} if split == "validation" else ()
+            used = _share(given, data.get("share", 1.0)) if split == "train" else None
             for item in given:
-                if item.split != split or item.case in apart:
+                if item.split != split or item.case in apart or (used is not None and item.case not in used):
                     continue
                 if (split, item.volume) in gone:
                     left.append(f"{number} {item.volume}")
@@ -210,6 +212,13 @@ def _open(
         )
     dataset = open_dataset(data)
     return dataset.items, functools.partial(_read_raw, dataset.read, data["slices"], data["size"]), {}, set()
+
+
+def _share(given: Iterable[Item], share: float) -> set[str]:
+    """The training cases that `data.share` leaves, at least one: a smaller share holds cases of a larger one alone."""
+    cases = {item.case for item in given if item.split == "train"}
+    order = sorted(cases, key=lambda case: hashlib.sha256(case.encode()).digest())
+    return set(order[: math.ceil(share * len(order))])
 
 
 def _read_raw(read: Callable[[str], Volume], slices: int, size: int, key: str) -> Grid:

@@ -1,5 +1,6 @@
 """The data set that a config names."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from tghmoe_jax.datasets.file_source import FileSource
@@ -20,11 +21,13 @@ HARD_WORDINGS = tuple(ADVERSARIAL)  # of a phantom: ways of asking that training
 
 
 def make_source(data: Mapping, split: str, count: int, wording: str = "seen", style: str = "first") -> Source:
-    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`. UserError for an unknown name.
+    """`count` volumes of a split (`train`, `validation`, `test`) of `data.name`; of training, `data.share` of them.
 
     `style` is how a phantom is drawn; no other data set has more than one. A data set of files gives all the volumes it
-    has, in its own words.
+    has (of training, those of `data.share` of its cases), in its own words. UserError for an unknown name.
     """
+    if split == "train":
+        count = math.ceil(count * data.get("share", 1.0))
     if data["name"] in DRAWN_CT:
         grid, channels = (data["slices"], data["size"], data["size"]), data["channels"]
         source = DRAWN_CT[data["name"]]

@@ -1,21 +1,15 @@
 """Trains and scores the rows of configs/ablations.py and tabulates them against the full recipe.
 
-    python -m tghmoe_jax.ablate [--rows full,guidance=image] [--seeds N] [--workdir runs/ablations] [--config.KEY=VALUE]
-
-Rows whose stage 1 is the same share its run. A killed command resumes where it stopped; the table of what is finished
-is printed, and written to <workdir>/table.md and table.json, after every row. What the table is made from is kept in
-<workdir>/results, one small file a row and seed: a row with a result there no longer needs its runs. `--table` only
-rewrites the table. Two commands may share a workdir if rows with the same first stage are left to one of them.
-Axis legend: S seeds, N items.
+Rows whose stage 1 is the same share its run. What the table is made from is kept in <workdir>/results, one small file a
+row and seed: a row with a result there no longer needs its runs. Axis legend: S seeds, N items.
 """
 
 import dataclasses
 import json
-import os
 import runpy
 import statistics as plain
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +20,10 @@ from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.datasets.sources import DRAWN
-from tghmoe_jax.errors import CommandParser, UserError, command
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
 from tghmoe_jax.models.config import current
-from tghmoe_jax.sharding.mesh import simulate_devices
-from tghmoe_jax.training import compile_cache, reporting, run_folder
+from tghmoe_jax.training import reporting, run_folder
 from tghmoe_jax.training.command_line import experiment, parse
 
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
@@ -248,50 +241,3 @@ def write_table(table: Ablation, rows: Sequence[str], seeds: int | None) -> None
     outputs.write_json(table.workdir / "table.json", records)
     writing.write(table.workdir / "table.md", markdown(records) + "\n")
     print(markdown(records), flush=True)
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def chosen(known: Iterable[str], names: str) -> list[str]:
-    """The rows of a comma-separated list, in the order of the table. UserError names an unknown one."""
-    wanted = list(known) if names == "all" else [name for name in names.split(",") if name]
-    if unknown := [name for name in wanted if name not in known]:
-        raise UserError(f"--rows {unknown[0]} is unknown; use all or some of {', '.join(known)}.")
-    if not wanted:
-        raise UserError(f"--rows is empty; use all or some of {', '.join(known)}.")
-    return [name for name in known if name in wanted]
-
-
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 an error of the user (one sentence on stderr)."""
-    parser = CommandParser(prog="python -m tghmoe_jax.ablate", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--rows", default="all", help="comma-separated rows of the config file; default all")
-    parser.add_argument("--seeds", type=int, help="seeds of every row; default as the row says")
-    parser.add_argument("--workdir", default="runs/ablations", help="folder of the runs and of the table")
-    parser.add_argument("--config", default="configs/ablations.py", help="the rows; --config.KEY=VALUE changes all")
-    parser.add_argument("--table", action="store_true", help="train nothing; tabulate the finished runs")
-    flags = [one for one in argv if one.startswith("--config.")]
-    args = parser.parse_args([one for one in argv if one not in flags])
-    table = Ablation.of(args.config, args.workdir, flags)
-    rows = chosen(table.rows, args.rows)
-    if args.seeds is not None and args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds} is too small; give 1 or more.")
-    if bare := [one for one in flags if "=" not in one]:
-        raise UserError(f"{bare[0]} has no value; write {bare[0]}=VALUE.")
-    try:
-        table.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir {args.workdir} cannot be created ({error.strerror}); name another.") from error
-    writing.refuse_links(table.workdir, os.listdir(table.workdir), "--workdir")
-    if args.table:
-        write_table(table, rows, args.seeds)
-        return 0
-    simulate_devices()
-    compile_cache.keep()
-    for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
-        for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
-            table.run(row, seed)
-            write_table(table, rows, args.seeds)
-    return 0

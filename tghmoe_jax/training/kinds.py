@@ -23,7 +23,7 @@ _FLAT: dict[str, Any] = {
          "eval.adversarial",
          "mesh.data", "mesh.fsdp", "mesh.expert"), int),
     **dict.fromkeys(
-        ("max_bad_fraction", "data.augment.intensity", "data.augment.shift", "model.depth_rope.base",
+        ("max_bad_fraction", "data.augment.intensity", "data.augment.shift", "data.share", "model.depth_rope.base",
          "model.depth_rope.reference_mm", "model.depth_rope.scale", "model.depth_rope.scale_init",
          "model.tgh.capacity_factor", "model.lora.alpha", "loss.first_token", "loss.balance", "loss.z", "loss.router",
          "loss.aux", "optimizer.rate", "optimizer.warmup", "optimizer.final", "optimizer.b1", "optimizer.b2",

@@ -31,6 +31,7 @@ MODEL = "model"  # the 2D base's config.json and tokeniser, so that a run can be
 _OF_BASE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")  # copied where the base has them
 _SEAL = "sealed"
 _AGAIN = "copy the run again, or delete it and train again"
+_ADDED = {"data.share": 1.0}  # keys that configs of earlier versions lack, with what these versions did
 _MAY_CHANGE = ("train.steps", "train.bad_steps", "checkpoint.", "eval.", "mesh.", "model.tgh.transport")
 
 
@@ -101,6 +102,8 @@ def check_config(config: ConfigDict) -> None:
     for key in ("data.augment.intensity", "data.augment.shift"):
         if flat.get(key) and drawn:
             raise UserError(f"--config.{key}={flat[key]} needs a data set of files; {flat['data.name']} is drawn.")
+    if not 0 < flat.get("data.share", 1.0) <= 1:
+        raise UserError(f"--config.data.share={flat['data.share']} is no share; give more than 0 and at most 1.")
     if not 0 <= flat["max_bad_fraction"] <= 1:
         raise UserError(f"--config.max_bad_fraction={flat['max_bad_fraction']} is not a share; give 0 to 1.")
     if len(flat["loss.task"]) != len(flat["model.tasks"]):
@@ -169,6 +172,7 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
 
 def differing(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...]) -> list[str]:
     """The keys of two flat configs that differ, but for those that begin with one of `free`."""
+    old, new = _ADDED | old, _ADDED | new
     keys = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
     return [key for key in keys if not key.startswith(free)]
 
