@@ -1,28 +1,21 @@
-"""Questions about one's own data: the two sides, what a plan can see, the interval, the verdict, and planted answers."""
+"""Questions about one's own data: the two sides, the plan, the verdict, and sets whose answer is planted."""
 
-import itertools
 import json
-import math
 import re
 
 import jax
 import numpy as np
 import pytest
-import scipy
 
-from configs import common
 from tests import tiny_run
 from tests.studies import planted
 from tghmoe_jax import ablate as command
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation.protocols import Prediction
-from tghmoe_jax.samples.questions import Question
 from tghmoe_jax.studies import deciding
-from tghmoe_jax.studies.deciding import QUESTIONS, SHUFFLED, Experiment
+from tghmoe_jax.studies.deciding import QUESTIONS, Experiment
 from tghmoe_jax.training import run_folder
 
 CONFIG = str(tiny_run.ROOT / "configs" / "stage1.py")
-KNOWN = ("left", "right")
 
 
 def experiment(name: str, tmp_path, *flags: str) -> Experiment:
@@ -37,7 +30,7 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
     asked = experiment(name, tmp_path)
     usual, others = asked.arms()
     plain = run_folder.flatten(asked.config(usual, 0))
-    assert bool(others) != bool(asked.question.control)
+    assert others and all(arm.name != usual.name or arm.shows for arm in others)
     seen = {}
     for arm in others:
         config = asked.config(arm, 0)
@@ -45,7 +38,7 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
         changed = run_folder.flatten(config)
         assert {key for key in plain if plain[key] != changed[key]} == {
             "volumes": {"data.share"}, "base": {"fresh"}, "experts": {"model.tgh.experts", "model.tgh.top_k"},
-            "slices": {"model.patch_depth", "model.depth_pool", "model.attn3d_layers"},
+            "slices": {"model.patch_depth", "model.depth_pool", "model.attn3d_layers"}, "scan": set(), "order": set(),
         }.get(name, {key for key in plain if key.startswith("data.mixture.") and plain[key] != changed[key]}
               | {"train.batch"})  # fmt: skip
         seen[arm.task] = config
@@ -56,6 +49,38 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
         assert {config.train.steps for config in seen.values()} == {whole.train.steps}
     second_seed = run_folder.flatten(asked.config(usual, 1))
     assert {key for key in plain if plain[key] != second_seed[key]} == {"train.seed"}
+
+
+class Stack:
+    """Six volumes of three cases, whose slices hold their own number; the last slices are padding."""
+
+    weights = made_up = counts = item = key = digest = slice_spacing = question = aux = aux_cells = input_ranges = None
+    group = sides = findings = aux_names = None
+
+    def __len__(self):
+        return 6
+
+    def case(self, index):
+        return index // 2
+
+    def slices(self, index):
+        levels = np.zeros((8, 2, 2, 3), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None] + 10 * index
+        return levels, np.arange(8) < 8 - index % 3
+
+
+def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
+    source = Stack()
+    others = deciding.Shown(source, deciding.SHOWS["others"](source, 3))
+    assert isinstance(others, deciding.ItemSource) and len(others) == 6
+    shown = [int(others.slices(i)[0][0, 0, 0, 0]) // 10 for i in range(6)]
+    assert sorted(shown) == list(range(6)) and all(a // 2 != i // 2 for i, a in enumerate(shown))
+    disordered = deciding.Shown(source, deciding.SHOWS["disordered"](source, 3))
+    for i in range(6):
+        levels, mask = disordered.slices(i)
+        own, own_mask = source.slices(i)
+        assert np.array_equal(mask, own_mask) and np.array_equal(levels[~mask], own[~mask])
+        assert not np.array_equal(levels, own) and np.array_equal(np.sort(levels[mask, 0, 0, 0]), own[mask, 0, 0, 0])
+        assert np.array_equal(levels, disordered.slices(i)[0])
 
 
 @pytest.mark.parametrize(
@@ -95,86 +120,7 @@ def test_a_wrong_command_line_is_one_sentence(argv, said, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-# ---- what a plan can see
-
-
-@pytest.mark.parametrize("seeds, items", [(3, 200), (5, 1000), (8, 400)])
-def test_an_effect_of_the_size_that_a_plan_names_is_found_as_often_as_it_says(seeds, items):
-    """Simulated: seeds differ by SEED_SPREAD, and items, the same for all seeds, by ITEM_VARIANCE."""
-    rng, runs = np.random.default_rng(0), 20_000
-    variance = deciding.planned_variance({"closed": items})
-    effect = deciding.smallest_seen(seeds, variance)
-    of_seeds = rng.normal(0, deciding.SEED_SPREAD, (runs, seeds))
-    means = effect + of_seeds.mean(1) + rng.normal(0, math.sqrt(variance), runs)
-    error = np.sqrt(of_seeds.var(1, ddof=1) / seeds + variance)
-    found = (means > scipy.stats.t.ppf(0.975, seeds - 1) * error).mean()
-    # The items' variance is known and not estimated, so the t quantile asks for a little more than is needed.
-    assert deciding.POWER - 0.02 <= found <= 0.97
-
-
-def test_more_seeds_and_more_items_see_smaller_differences():
-    seen = [[deciding.smallest_seen(s, 0.3 / n) for n in (100, 1000, 10_000)] for s in (2, 3, 5, 20)]
-    assert all(a > b for row in seen for a, b in itertools.pairwise(row))
-    assert all(a > b for row in zip(*seen, strict=True) for a, b in itertools.pairwise(row))
-    assert deciding.smallest_seen(1, 0.0) == math.inf
-    for variance, spread in ((0.3 / 100, 0.02), (0.3 / 5000, 0.02), (0.0, 0.001), (0.3 / 50, 0.03)):
-        seeds, times = deciding.enough(variance, spread)
-        assert deciding.smallest_seen(seeds, variance / times, spread) <= 0.02
-        if times == 1 and seeds > 3:
-            assert deciding.smallest_seen(seeds - 1, variance, spread) > 0.02
-    assert deciding.enough(0.0, 1.0) is None
-
-
-# ---- the interval and the verdict
-
-
-def answers(rights, ranked: bool = True, offset: int = 0) -> list[Prediction]:
-    """A closed question of each of a row of volumes, answered right or wrong."""
-    made = []
-    for number, right in enumerate(rights):
-        question = Question("vqa", "closed", "side", f"Which side, {number}?", KNOWN, KNOWN[number % 2])
-        letter = "AB"[(number + (not right)) % 2]
-        text = f"{letter}. {KNOWN['AB'.index(letter)]}"
-        made.append(Prediction.of(number + offset, question, text, ranked=letter if ranked else None))
-    return made
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.1])
-def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
-    rng, seeds, items = np.random.default_rng(1), 4, 300
-    base = rng.random(items)
-    found = []
-    for _ in range(seeds):
-        shift = 0.15 + rng.normal(0, spread)
-        own, other = base < 0.5, base < np.clip(0.5 + shift, 0, 1)
-        found.append({"closed": (answers(own), answers(other))})
-    result = deciding.difference(found)
-    gaps = np.array([np.mean([b.ranked == b.letter for b in s["closed"][1]])
-                     - np.mean([a.ranked == a.letter for a in s["closed"][0]]) for s in found])  # fmt: skip
-    assert result["seeds"] == pytest.approx(gaps) and result["difference"] == pytest.approx(gaps.mean())
-    each = np.mean([[(b.ranked == b.letter) - (a.ranked == a.letter) for a, b in zip(*s["closed"], strict=True)]
-                    for s in found], axis=0)  # fmt: skip
-    assert result["item_variance"] == pytest.approx(each.var() / items, rel=0.15)
-    half = scipy.stats.t.ppf(0.975, seeds - 1) * math.sqrt(gaps.var(ddof=1) / seeds + result["item_variance"])
-    assert result["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half])
-
-
-def test_kinds_count_alike_and_a_control_is_judged_by_what_it_has():
-    one = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1], ranked=False))}
-    result = deciding.difference([one])
-    assert result["score"] == {"closed": "accuracy"} or result["score"] == {"closed": "accuracy_strict"}
-    assert (result["first"], result["second"], result["ci95"]) == (0.5, 1.0, None)
-    alone = deciding.difference([{"closed": (answers([1] * 8), answers([1] * 7 + [0]))}])
-    both = deciding.difference(
-        [{"closed": (answers([1] * 8), answers([1] * 7 + [0])), "open": (opened([1, 1]), opened([0, 0]))}]
-    )
-    assert alone["difference"] == pytest.approx(-1 / 8) and both["difference"] == pytest.approx((-1 / 8 - 1) / 2)
-
-
-def opened(rights) -> list[Prediction]:
-    questions = [Question("vqa", "open", "side", f"Side {i}?", (), "left") for i in range(len(rights))]
-    return [Prediction.of(i, q, "left" if right else "no", ranked=None) for i, (q, right) in
-            enumerate(zip(questions, rights, strict=True))]  # fmt: skip
+# ---- the verdict
 
 
 @pytest.mark.parametrize(
@@ -187,7 +133,7 @@ def opened(rights) -> list[Prediction]:
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_verdict_follows_the_interval(name, gap, low_high, said):
     question = QUESTIONS[name]
-    result = {"score": {"closed": "ranked_accuracy"}, "first": 0.6, "second": 0.6 + gap, "difference": gap,
+    result = {"first": 0.6, "second": 0.6 + gap, "difference": gap,
               "seeds": [gap] * 3, "ci95": list(low_high), "item_variance": 1e-5, "seed_spread": 0.01, "items": 300,
               "units": 100}  # fmt: skip
     text = deciding.verdict(question, result)
@@ -207,6 +153,8 @@ def test_a_plan_trains_nothing(tiny_folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "see a difference of" in said and "6 trainings, 6 of them not finished" in said and "H100" in said
     assert "To see 0.02" in said and not list(tmp_path.iterdir())
+    assert command.main([argv[1], argv[2], "--question=order", "--plan", *tiny_run.options(tiny_folder)]) == 0
+    assert "3 trainings, 3 of them not finished" in capsys.readouterr().out
 
 
 def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path, capsys, monkeypatch):
@@ -218,7 +166,7 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     said = capsys.readouterr().out
     assert "No verdict: it needs 2 more seeds" in said
     kept = json.loads((tmp_path / "scan.json").read_text())
-    assert set(kept["score"]) == {"closed", "report"} and len(kept["seeds"]) == 1
+    assert set(kept["kinds"]) == {"closed", "report"} and len(kept["seeds"]) == 1
     monkeypatch.setattr(deciding.ablate.train, "run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(deciding.examination, "examine", lambda *_: pytest.fail("asked again"))
     assert command.main(argv) == 0

@@ -1,45 +1,37 @@
 """Small paired experiments that answer one question about the data of a config: `ablate --question` (docs/deciding.md).
 
 Two sides differ in one thing. Both are trained with the same seeds and asked the validation split, never the test
-split. What a plan of so many seeds and items can see is said before anything is trained.
-Axis legend: S seeds, N items, R resamples.
+split. What a plan of so many seeds and items can see is said before anything is trained
+(`evaluation/paired_seeds.py`).
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.bases.base import tokenizer_of
 from tghmoe_jax.datasets.sources import aux_names, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, statistics
+from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, statistics, text_table
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader import examination
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.samples import pipeline
-from tghmoe_jax.samples.questions import ItemSource
+from tghmoe_jax.samples.questions import ItemSource, Source
 from tghmoe_jax.samples.tasks import TASK_OF
 from tghmoe_jax.studies import ablate
 from tghmoe_jax.training import program, run_folder
 from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.training.loading import load_run
 
-POWER = 0.8  # chance that a difference of the size a plan can see is found
-# Until a question's own runs say more (docs/ablations.md): how a difference of scores varies from seed to seed, and the
-# variance of one item's difference, which is the share of items that the two sides answer differently.
-SEED_SPREAD, ITEM_VARIANCE = 0.02, 0.3
-MOST_SEEDS = 50
-SHUFFLED = "shuffled"
 USUAL = "as_configured"
 # A step takes about so many times the useful products at the rate of a large one (docs/speed.md, train_step).
 STEP_OVER_PRODUCTS = 5
@@ -48,17 +40,19 @@ H100_FLOPS, H100_LEAST_STEP = 0.3 * 989e12, 0.02  # a third of its peak; a step 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One training. `changes` {config key: value}; `task`: of a specialist, the one task whose score it gives."""
+    """One training, and how it is asked. `changes` {config key: value}; `task`: of a specialist, the one task whose
+    score it gives; `shows` a key of SHOWS, what is seen in place of each volume."""
 
     name: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
+    shows: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """`other` gives the arms of the second side; the first is the config as it is. `control`: the second side is the
-    first one's run, asked under this control. `sides` name both; `first`, `second`, `equal` are the verdicts."""
+    """`other` gives the arms of the second side; the first is the config as it is. `sides` name both; `first`, `second`
+    and `equal` are the verdicts."""
 
     asks: str
     sides: tuple[str, str]
@@ -66,8 +60,48 @@ class Question:
     first: str
     second: str
     equal: str
-    control: str = ""
     from_base: bool = False  # changes what only a training from a 2D base may change
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+Slices = tuple[np.ndarray, np.ndarray]  # uint8 (D, S, S, 3) and the mask bool (D,), as of `samples.Source.slices`
+
+
+class Shown:
+    """A source whose volumes are seen as `see` (index -> Slices) shows them; questions and answers stay."""
+
+    def __init__(self, source: Source, see: Callable[[int], Slices]):
+        self.source, self.slices = source, see
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+def _others(source: Source, seed: int) -> Callable[[int], Slices]:
+    """Another case's volume. UserError where one case holds more than half of them."""
+    if isinstance(source, ItemSource):
+        order, moved = statistics.derangement_across([source.case(i) for i in range(len(source))], seed)
+        if not moved.all():
+            raise UserError("one case has more than half of the validation volumes, so no other can stand for it.")
+    else:
+        order = statistics.derangement(len(source), seed)
+    return lambda index: source.slices(int(order[index]))
+
+
+def _disordered(source: Source, seed: int) -> Callable[[int], Slices]:
+    """The volume's own slices in random order; what is no slice stays where it is."""
+
+    def see(index: int) -> Slices:
+        levels, mask = source.slices(index)
+        real, levels = np.flatnonzero(mask), levels.copy()
+        levels[real] = levels[np.random.default_rng([seed, index]).permutation(real)]
+        return levels, mask
+
+    return see
+
+
+SHOWS = {"others": _others, "disordered": _disordered}
 
 
 # ---- the questions --------------------------------------------------------------------------------------------------
@@ -149,48 +183,24 @@ QUESTIONS = {
         from_base=True,
     ),
     "scan": Question(
-        "Does the answer come from the scan?", ("the own scan", "another patient's scan"), lambda config: [],
+        "Does the answer come from the scan?", ("the own scan", "another patient's scan"),
+        lambda config: [Arm(USUAL, shows="others")],
         "The answers come from the scan: with another patient's they are worse.",
         "The answers are better with another patient's scan, which cannot be: look for mixed-up scans.",
         "The answers do not come from the scan: another patient's gives the same score. The words of the questions "
         "are enough, or the model has not learned to look.",
-        control=SHUFFLED,
+    ),
+    "order": Question(
+        "Does the order of the slices matter?", ("the scan", "its slices in random order"),
+        lambda config: [Arm(USUAL, shows="disordered")],
+        "The answers use what lies along the depth: with the slices in random order they are worse.",
+        "The answers are better in random order, which cannot be: look for stacks that are stored in a wrong order.",
+        "The answers do not depend on the order of the slices, so nothing along the depth is used.",
     ),
 }  # fmt: skip
 
 
-# ---- what a plan can see --------------------------------------------------------------------------------------------
-
-
-def smallest_seen(seeds: int, item_variance: float, seed_spread: float = SEED_SPREAD) -> float:
-    """The difference of scores that is found in `POWER` of such experiments, by a two-sided t test at 5 %.
-
-    item_variance: of the mean difference, from the choice of items alone; seed_spread: the standard deviation of the
-    difference from seed to seed. Infinite for fewer than two seeds.
-    """
-    if seeds < 2:
-        return math.inf
-    t = scipy.stats.t
-    both = t.ppf(0.975, seeds - 1) + t.ppf(POWER, seeds - 1)
-    return float(both * math.sqrt(seed_spread**2 / seeds + item_variance))
-
-
-def planned_variance(items: Mapping[str, int], item_variance: float = ITEM_VARIANCE) -> float:
-    """Of the mean over kinds of the mean difference of so many items each."""
-    return sum(item_variance / count for count in items.values()) / len(items) ** 2
-
-
-def enough(variance: float, spread: float = SEED_SPREAD, least: int = ablate.LEAST_SEEDS) -> tuple[int, float] | None:
-    """The fewest seeds that see `ablate.EFFECT`, and by how much the items must be multiplied for it; None without.
-
-    More seeds come before more items, up to eight; items may then grow up to a thousandfold.
-    """
-    for times in (1, 2, 3, 5, 10, 20, 50, 100, 1000):
-        most = 8 if times < 1000 else MOST_SEEDS
-        for seeds in range(least, most + 1):
-            if smallest_seen(seeds, variance / times, spread) <= ablate.EFFECT:
-                return seeds, times
-    return None
+# ---- what a plan costs ----------------------------------------------------------------------------------------------
 
 
 def seconds_of_runs(config: ConfigDict) -> tuple[float, float]:
@@ -232,7 +242,7 @@ class Experiment:
         """UserError for an unknown flag, or where the config cannot be asked this question."""
         config = parse(["ablate", f"--config={self.file}", *self.flags])[0]
         config.train.seed += seed
-        config.update_from_flattened_dict({"eval.every": 0, "eval.calibration": 0, "eval.controls": (SHUFFLED,)})
+        config.update_from_flattened_dict({"eval.every": 0, "eval.calibration": 0, "eval.controls": ()})
         config.update_from_flattened_dict(dict(arm.changes))
         return config
 
@@ -240,6 +250,7 @@ class Experiment:
         config = self.config(Arm(USUAL), 0)
         if config.mode != "train":
             raise UserError(f"--config {self.file} does not train; name one that does, such as configs/stage1.py.")
+        run_folder.check_config(config)
         if self.question.from_base and config.init_from:
             raise UserError(
                 f"--question {self.name} needs a training from a 2D base, and --config.init_from={config.init_from}; "
@@ -253,12 +264,14 @@ class Experiment:
     def asked(self, arm: Arm, seed: int) -> Path:
         """The folder of the answers to so many validation items."""
         items = self.config(arm, seed).eval["items"]
-        return self.folder(arm, seed) / "validation" / f"{items}_items"
+        return self.folder(arm, seed) / "validation" / "-".join(filter(None, [f"{items}_items", arm.shows]))
+
+    def finished(self, arm: Arm, seed: int) -> bool:
+        return (self.folder(arm, seed) / "checkpoints" / str(self.config(arm, seed).train.steps)).is_dir()
 
     def run(self, arm: Arm, seed: int) -> None:
         """Trains what is missing and asks the validation split; a stopped command resumes."""
         config, folder = self.config(arm, seed), self.folder(arm, seed)
-        run_folder.check_config(config)
         run_folder.check_workdir(config, str(folder))
         ablate.train_stage(config, folder)
         target = self.asked(arm, seed)
@@ -270,8 +283,10 @@ class Experiment:
         source = make_source(config.data, "validation", config.eval["items"], "seen")
         if not len(source):
             raise UserError(f"--config.data.root={config.data.root} has no validation volume; give some that split.")
+        if arm.shows:
+            source = Shown(source, SHOWS[arm.shows](source, config.eval.seed))
         examination.examine(reader, source, source, config, target, lambda text: None)
-        print(f"{folder.name}: asked the validation split", flush=True)
+        print(f"{folder.name}: asked the validation split ({target.name})", flush=True)
         jax.clear_caches()
 
     def items(self) -> dict[str, int]:
@@ -286,37 +301,32 @@ class Experiment:
 
 def plan(experiment: Experiment, seeds: int) -> str:
     """What so many seeds can see, what the smallest difference that counts would need, and what that costs."""
-    usual, others = experiment.arms()
-    items = experiment.items()
-    variance = planned_variance(items)
-    runs = [(usual, seed) for seed in range(seeds)] + [(arm, seed) for arm in others for seed in range(seeds)]
-    left = [one for one in runs if not (experiment.asked(*one) / "metrics.json").is_file()]
-    here, there = (sum(parts) for parts in zip(*map(seconds_of_runs, _configs(experiment, (usual, *others))),
-                                               strict=True))  # fmt: skip
+    question, (usual, others), items = experiment.question, experiment.arms(), experiment.items()
+    arms = list({arm.name: arm for arm in (*others, usual)}.values())  # trained once, however often they are asked
+    variance = paired_seeds.planned_variance(items)
+    sees = paired_seeds.smallest_seen(seeds, variance)
+    left = sum(not experiment.finished(arm, seed) for arm in arms for seed in range(seeds))
+    costs = [seconds_of_runs(experiment.config(arm, 0)) for arm in arms]
+    here, there = (sum(side) for side in zip(*costs, strict=True))
     asked = ", ".join(f"{count} {kind}" for kind, count in items.items())
     lines = [
-        f"{experiment.question.asks} {experiment.question.sides[0].capitalize()} against "
-        f"{experiment.question.sides[1]}.",
-        f"{seeds} seeds and the validation split ({asked}) see a difference of {smallest_seen(seeds, variance):.3f} or "
-        f"more in {POWER:.0%} of such experiments: {len(runs)} trainings, {len(left)} of them not finished, about "
-        f"{_hours(here * seeds)} of this machine (by FLOPs, within a factor of two; asking comes on top), or "
-        f"{_hours(there * seeds)} of one H100.",
+        f"{question.asks} {question.sides[0].capitalize()} against {question.sides[1]}.",
+        f"{seeds} seeds and the validation split ({asked}) see a difference of {sees:.3f} or more in "
+        f"{paired_seeds.POWER:.0%} of such experiments."
+        if seeds > 1
+        else "One seed sees no difference, however large: seeds alone differ.",
+        f"They take {len(arms) * seeds} trainings, {left} of them not finished: about {_hours(here * seeds)} of this "
+        f"machine (by FLOPs, within a factor of two; asking comes on top), or {_hours(there * seeds)} of one H100.",
     ]
-    need = enough(variance)
-    if need is None:
-        lines.append(f"No plan of up to {MOST_SEEDS} seeds sees {ablate.EFFECT}, the smallest that counts.")
-    elif smallest_seen(seeds, variance) > ablate.EFFECT:
+    need = paired_seeds.enough(variance, ablate.EFFECT)
+    if sees > ablate.EFFECT and need:
         more, times = need
+        with_items = f" and {times} times the items" if times > 1 else ""
         lines.append(
-            f"To see {ablate.EFFECT}, the smallest that counts, takes {more} seeds"
-            + (f" and {times} times the items" if times > 1 else "")
-            + f": {_hours(here * more)} of this machine, or {_hours(there * more)} of one H100."
+            f"To see {ablate.EFFECT}, the smallest difference that counts, takes {more} seeds{with_items}: "
+            f"{_hours(here * more)} of this machine, or {_hours(there * more)} of one H100."
         )
     return "\n".join(lines)
-
-
-def _configs(experiment: Experiment, arms: Sequence[Arm]) -> list[ConfigDict]:
-    return [experiment.config(arm, 0) for arm in arms]
 
 
 def _hours(seconds: float) -> str:
@@ -330,9 +340,6 @@ def pairs(experiment: Experiment, seed: int) -> dict[str, tuple[list[Prediction]
     """{kind: answers of both sides to the same items} of one seed."""
     usual, others = experiment.arms()
     own = files.read_run(experiment.asked(usual, seed))
-    if experiment.question.control:
-        first, second = comparison.beside_control(own, experiment.question.control)
-        return {kind: (first[kind], second[kind]) for kind in first}
     second: dict[str, list[Prediction]] = {}
     for arm in others:
         run = files.read_run(experiment.asked(arm, seed))
@@ -341,84 +348,44 @@ def pairs(experiment: Experiment, seed: int) -> dict[str, tuple[list[Prediction]
     return {kind: comparison.paired(own[kind], second[kind], kind) for kind in kinds}
 
 
-def difference(found: Sequence[Mapping[str, tuple[list[Prediction], list[Prediction]]]]) -> dict[str, Any]:
-    """The second side's score minus the first one's, from `pairs` of each seed.
-
-    score: {kind: its metric}; first, second: the mean over kinds of the score, over seeds; seeds: the difference of
-    each; ci95: of their mean, None for one seed; item_variance, seed_spread: what it rests on. The interval adds the
-    variance between seeds to that between items, which are the same for all seeds.
-    """
-    scores, columns, units = {}, [], []
-    for kind in found[0]:
-        sides = [[comparison.columns(kind, ones, judged=True) for ones in seed[kind]] for seed in found]
-        # Ranking the options is the finer of the two rules for closed questions; controls have only the other.
-        known = [name for name in sides[0][0] if all(name in side for seed in sides for side in seed)]
-        if not known:
-            continue
-        scores[kind] = name = "ranked_accuracy" if "ranked_accuracy" in known else known[0]
-        columns.append(np.stack([np.stack(side[name], -1) for seed in sides for side in seed], 1))  # (N, 2 S, 2)
-        units += [one.unit for one in found[0][kind][0]]
-    if not scores:
-        raise UserError(
-            "the validation split has no item that is right or wrong; give it some, or look at metrics.json."
-        )
-    whole = np.zeros((len(units), len(columns), 2 * len(found), 2))
-    start = 0
-    for number, one in enumerate(columns):
-        whole[start : start + len(one), number] = one
-        start += len(one)
-
-    def values(sums: np.ndarray) -> np.ndarray:
-        """Sums (..., kinds, 2 S, 2) -> the score (..., S, 2 sides)."""
-        ratio = (sums[..., 0] / np.maximum(sums[..., 1], 1e-9)).mean(-2)
-        return ratio.reshape(*ratio.shape[:-1], len(found), 2)
-
-    each = values(whole.sum(0))
-    gaps = each[:, 1] - each[:, 0]
-    sums = statistics.resampled_sums(whole.reshape(len(units), -1), units)
-    if sums is None:
-        raise UserError("the validation split has one volume, which nothing can be compared on; give it more.")
-    again = values(sums.reshape(-1, *whole.shape[1:]))
-    variance = float((again[..., 1] - again[..., 0]).mean(-1).var())
-    spread = float(np.std(gaps, ddof=1)) if len(found) > 1 else None
-    low_high = None
-    if spread is not None:
-        half = scipy.stats.t.ppf(0.975, len(found) - 1) * math.sqrt(spread**2 / len(found) + variance)
-        low_high = [float(gaps.mean() - half), float(gaps.mean() + half)]
-    return {
-        "score": scores, "first": float(each[:, 0].mean()), "second": float(each[:, 1].mean()),
-        "difference": float(gaps.mean()), "seeds": gaps.tolist(), "ci95": low_high, "item_variance": variance,
-        "seed_spread": spread, "items": len(units), "units": len(set(units)),
-    }  # fmt: skip
-
-
 def verdict(question: Question, result: Mapping[str, Any]) -> str:
-    """One paragraph: the scores, the difference with its interval, and what to do, by the rule of docs/ablations.md."""
+    """One paragraph: the scores, the difference with its interval, and what to do, by the rule of docs/ablations.md.
+
+    result: of `paired_seeds.difference`.
+    """
     seeds, gap = len(result["seeds"]), result["difference"]
-    kinds = ", ".join(f"{kind} {name.replace('_', ' ')}" for kind, name in result["score"].items())
-    lines = [
+    began = (
         f"{question.asks} {question.sides[0].capitalize()}: {result['first']:.3f}; {question.sides[1]}: "
-        f"{result['second']:.3f} (mean of {kinds}; {seeds} seeds, {result['items']} items about {result['units']} "
-        "units of the validation split)."
-    ]
+        f"{result['second']:.3f} ({seeds} {'seed' if seeds == 1 else 'seeds'}, {result['items']} items about "
+        f"{result['units']} cases or volumes of the validation split). "
+    )
     if result["ci95"] is None or seeds < ablate.LEAST_SEEDS:
-        more = f"{ablate.LEAST_SEEDS - seeds} more {'seed' if ablate.LEAST_SEEDS - seeds == 1 else 'seeds'}"
-        return f"{lines[0]} The difference is {gap:+.3f}. No verdict: it needs {more}, since seeds alone differ."
+        more = ablate.LEAST_SEEDS - seeds
+        needs = f"{more} more {'seed' if more == 1 else 'seeds'}"
+        return f"{began}The difference is {gap:+.3f}. No verdict: it needs {needs}, because seeds alone differ."
     low, high = result["ci95"]
-    state = ablate.verdict(gap, (low, high))
-    said = {
-        "full better": question.first, "row better": question.second, "none that counts": question.equal,
-        "not shown": _undecided(result),
-    }  # fmt: skip
-    if state == "row better" and gap < ablate.EFFECT:
-        state = "none that counts" if high < ablate.EFFECT else "not shown"
-    return f"{lines[0]} The difference is {gap:+.3f} [{low:+.3f}, {high:+.3f}]. {said[state]}"
+    if low > 0 and gap >= ablate.EFFECT:
+        said = question.second
+    elif high < 0 and gap <= -ablate.EFFECT:
+        said = question.first
+    else:
+        said = question.equal if -ablate.EFFECT < low and high < ablate.EFFECT else _undecided(result)
+    return f"{began}The difference is {gap:+.3f} {text_table.interval((low, high), '+')}. {said}"
+
+
+def by_kind(question: Question, result: Mapping[str, Any]) -> str:
+    """A table of the score of each kind."""
+    rows = [["kind", "score", *question.sides, "difference", "95% interval"]]
+    for kind, one in result["kinds"].items():
+        numbers = [f"{one['first']:.3f}", f"{one['second']:.3f}", f"{one['difference']:+.3f}"]
+        rows.append([kind, one["score"].replace("_", " "), *numbers, text_table.interval(one["ci95"], "+")])
+    return "\n".join(text_table.table(rows, left=range(6)))
 
 
 def _undecided(result: Mapping[str, Any]) -> str:
-    need = enough(result["item_variance"], result["seed_spread"])
+    need = paired_seeds.enough(result["item_variance"], ablate.EFFECT, result["seed_spread"])
     if need is None:
-        return f"Undecided, and no plan of up to {MOST_SEEDS} seeds would see {ablate.EFFECT} here."
+        return f"Undecided, and no plan of up to {paired_seeds.MOST_SEEDS} seeds would see {ablate.EFFECT} here."
     seeds, times = need
     items = f" and {times} times the items" if times > 1 else ""
     return f"Undecided: by these runs, {seeds} seeds{items} would see {ablate.EFFECT}, the smallest that counts."
@@ -435,9 +402,10 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
         for arm in (usual, *others):
             experiment.run(arm, seed)
         done.append(pairs(experiment, seed))
-        result = difference(done)
+        result = paired_seeds.difference(done)
         said = verdict(experiment.question, result)
         outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said})
+        said = f"{by_kind(experiment.question, result)}\n\n{said}"
         writing.write(experiment.workdir / f"{experiment.name}.txt", said + "\n")
     print(f"\n{said}", flush=True)
     return 0
