@@ -166,12 +166,16 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     said = capsys.readouterr().out
     assert "No verdict: it needs 2 more seeds" in said
     kept = json.loads((tmp_path / "scan.json").read_text())
-    assert set(kept["kinds"]) == {"closed", "report"} and len(kept["seeds"]) == 1
+    made = kept.pop("made")
+    assert {"closed", "report"} <= set(kept["kinds"]) and len(kept["seeds"]) == 1
+    assert made["config"]["train.steps"] == tiny_run.STEPS and made["minutes"][deciding.USUAL] > 0
     monkeypatch.setattr(deciding.ablate.train, "run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(deciding.examination, "examine", lambda *_: pytest.fail("asked again"))
     assert command.main(argv) == 0
-    assert json.loads((tmp_path / "scan.json").read_text()) == kept
-    assert (tmp_path / f"{deciding.USUAL}-seed0" / "validation" / f"{tiny_run.ITEMS}_items").is_dir()
+    again = json.loads((tmp_path / "scan.json").read_text())
+    assert {key: again[key] for key in kept} == kept
+    asked = tmp_path / f"{deciding.USUAL}-seed0" / "validation"
+    assert {folder.name for folder in asked.iterdir()} == {f"{tiny_run.ITEMS}_items{end}" for end in ("", "-others")}
 
 
 @pytest.mark.slow

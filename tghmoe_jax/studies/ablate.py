@@ -141,15 +141,18 @@ def result_of(first: Path, last: Path) -> dict:
         number: dict[Any, int] = {}
         units = [number.setdefault(one.unit, len(number)) for one in run[kind]]
         items[name] = [top.astype(int).tolist(), bottom.astype(int).tolist(), units]
-    manifest, seconds = run_folder.read_manifest(last), 0.0
-    for folder in dict.fromkeys([first, last]):
-        steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(folder / "metrics.jsonl")]
-        seconds += plain.median(steps) * len(steps)
+    manifest = run_folder.read_manifest(last)
     return {
         "metrics": json.loads(file.read_text()), "items": items,
         "manifest": {key: manifest.get(key) for key in ("git", "seeds", "base", "devices", "parameters")},
-        "minutes": seconds / 60,
+        "minutes": sum(minutes_of(folder) for folder in dict.fromkeys([first, last])),
     }  # fmt: skip
+
+
+def minutes_of(run: Path) -> float:
+    """All training steps of a run at their median."""
+    steps = [one["timing"]["step_seconds"] for one in reporting.read_metrics(run / "metrics.jsonl")]
+    return plain.median(steps) * len(steps) / 60
 
 
 def values_of(result: dict, wrong_group: bool = False) -> dict[str, float | None]:

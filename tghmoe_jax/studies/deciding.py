@@ -20,7 +20,7 @@ from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.bases.base import tokenizer_of
 from tghmoe_jax.datasets.sources import aux_names, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, statistics, text_table
+from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, provenance, statistics, text_table
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader import examination
 from tghmoe_jax.reader.opening import load_sharded
@@ -404,7 +404,11 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
         done.append(pairs(experiment, seed))
         result = paired_seeds.difference(done)
         said = verdict(experiment.question, result)
-        outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said})
+        made = {
+            "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
+            "minutes": {arm.name: ablate.minutes_of(experiment.folder(arm, seed)) for arm in (usual, *others)},
+        }  # fmt: skip
+        outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said, "made": made})
         said = f"{by_kind(experiment.question, result)}\n\n{said}"
         writing.write(experiment.workdir / f"{experiment.name}.txt", said + "\n")
     print(f"\n{said}", flush=True)
