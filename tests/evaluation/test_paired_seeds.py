@@ -76,6 +76,7 @@ def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
     assert result["item_variance"] == pytest.approx(each.var() / items, rel=0.15)
     half = scipy.stats.t.ppf(0.975, seeds - 1) * math.sqrt(gaps.var(ddof=1) / seeds + result["item_variance"])
     assert result["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half])
+    assert (result["p"] < 0.05) == (not result["ci95"][0] <= 0 <= result["ci95"][1]) and 0 < result["p"] < 1
 
 
 def test_kinds_count_alike_and_a_control_is_judged_by_what_it_has():

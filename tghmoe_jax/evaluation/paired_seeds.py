@@ -58,7 +58,7 @@ def difference(found: Sequence[Pairs]) -> dict[str, Any]:
     """The second side's score minus the first one's, from {kind: both sides' answers to the same items} of each seed.
 
     first, second: the score, a mean over kinds, over seeds; difference: of these; seeds: of each seed; ci95: 95 %
-    interval of the mean difference, None for one seed; item_variance, seed_spread: what it rests on; kinds {kind: the
+    interval of the mean difference, and p, both None for one seed; item_variance, seed_spread: what it rests on; kinds {kind: the
     same of its own score, named `score`}; items, units: how many. UserError where there is nothing to compare.
     """
     scores, columns, units = {}, [], []
@@ -97,11 +97,13 @@ def _of_score(own: np.ndarray, again: np.ndarray) -> dict[str, Any]:
     gaps = own[:, 1] - own[:, 0]
     variance = float((again[..., 1] - again[..., 0]).mean(-1).var())
     spread = float(np.std(gaps, ddof=1)) if len(gaps) > 1 else None
-    low_high = None
+    low_high = p = None
     if spread is not None:
-        half = scipy.stats.t.ppf(0.975, len(gaps) - 1) * math.sqrt(spread**2 / len(gaps) + variance)
+        error, t = math.sqrt(spread**2 / len(gaps) + variance), scipy.stats.t(len(gaps) - 1)
+        half = t.ppf(0.975) * error
         low_high = [float(gaps.mean() - half), float(gaps.mean() + half)]
+        p = float(2 * t.sf(abs(gaps.mean()) / error)) if error else float(not gaps.mean())
     return {
         "first": float(own[:, 0].mean()), "second": float(own[:, 1].mean()), "difference": float(gaps.mean()),
-        "seeds": gaps.tolist(), "ci95": low_high, "item_variance": variance, "seed_spread": spread,
+        "seeds": gaps.tolist(), "ci95": low_high, "p": p, "item_variance": variance, "seed_spread": spread,
     }  # fmt: skip
