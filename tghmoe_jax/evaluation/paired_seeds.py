@@ -68,7 +68,8 @@ def difference(found: Sequence[Pairs]) -> dict[str, Any]:
         if known:
             # Ranking the options is the finer of the two rules for closed questions; not every system's file has it.
             scores[kind] = name = "ranked_accuracy" if "ranked_accuracy" in known else known[0]
-            columns.append(np.stack([np.stack(side[name], -1) for seed in sides for side in seed], 1))  # (N, 2 S, 2)
+            # (N, 2 S, numerator and denominator)
+            columns.append(np.stack([np.stack(side[name], -1) for seed in sides for side in seed], 1))
             units += [one.unit for one in found[0][kind][0]]
     if not scores:
         raise UserError("the validation split has no item that can be right or wrong; give it closed or open items.")
