@@ -58,8 +58,9 @@ def difference(found: Sequence[Pairs]) -> dict[str, Any]:
     """The second side's score minus the first one's, from {kind: both sides' answers to the same items} of each seed.
 
     first, second: the score, a mean over kinds, over seeds; difference: of these; seeds: of each seed; ci95: 95 %
-    interval of the mean difference, and p, both None for one seed; item_variance, seed_spread: what it rests on; kinds {kind: the
-    same of its own score, named `score`}; items, units: how many. UserError where there is nothing to compare.
+    interval of the mean difference, and p, both None for one seed; item_variance, seed_spread: what it rests on;
+    kinds {kind: the same of its own score, named `score`}; items, units: how many. UserError where there is nothing to
+    compare.
     """
     scores, columns, units = {}, [], []
     for kind in found[0]:
