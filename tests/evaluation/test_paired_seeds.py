@@ -83,6 +83,9 @@ def test_kinds_count_alike_and_a_control_is_judged_by_what_it_has():
     one = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1], ranked=False))}
     result = paired_seeds.difference([one])
     assert result["kinds"]["closed"]["score"] == "accuracy"
+    half = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1]))}
+    chosen = [paired_seeds.difference([half], ranked)["kinds"]["closed"]["score"] for ranked in (True, False)]
+    assert chosen == ["ranked_accuracy", "accuracy_strict"]
     assert (result["first"], result["second"], result["ci95"]) == (0.5, 1.0, None)
     alone = paired_seeds.difference([{"closed": (answers([1] * 8), answers([1] * 7 + [0]))}])
     both = paired_seeds.difference(

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from tests import tiny_run
+from tests.reader.test_examination import Files
 from tests.studies import planted
 from tghmoe_jax import ablate as command
 from tghmoe_jax.errors import UserError
@@ -51,11 +54,8 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
     assert {key for key in plain if plain[key] != second_seed[key]} == {"train.seed"}
 
 
-class Stack:
+class Stack(Files):
     """Six volumes of three cases, whose slices hold their own number; the last slices are padding."""
-
-    weights = made_up = counts = item = key = digest = slice_spacing = question = aux = aux_cells = input_ranges = None
-    group = sides = findings = aux_names = None
 
     def __len__(self):
         return 6
@@ -70,11 +70,11 @@ class Stack:
 
 def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
     source = Stack()
-    others = deciding.Shown(source, deciding.SHOWS["others"](source, 3))
+    others = deciding.shown(source, "others", 3)
     assert isinstance(others, deciding.ItemSource) and len(others) == 6
-    shown = [int(others.slices(i)[0][0, 0, 0, 0]) // 10 for i in range(6)]
-    assert sorted(shown) == list(range(6)) and all(a // 2 != i // 2 for i, a in enumerate(shown))
-    disordered = deciding.Shown(source, deciding.SHOWS["disordered"](source, 3))
+    seen = [int(others.slices(i)[0][0, 0, 0, 0]) // 10 for i in range(6)]
+    assert sorted(seen) == list(range(6)) and all(a // 2 != i // 2 for i, a in enumerate(seen))
+    disordered = deciding.shown(source, "disordered", 3)
     for i in range(6):
         levels, mask = disordered.slices(i)
         own, own_mask = source.slices(i)
@@ -180,11 +180,14 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.ANSWERS)
-def test_a_planted_answer_is_found(name, tmp_path, capsys):
-    """Sets of scans whose answer is known by how they were made: see `planted`."""
+def test_a_planted_answer_is_found(name, tmp_path):
+    """Sets of scans whose answer is known by how they were made (`planted`), asked about by the command itself."""
     question, side = planted.ANSWERS[name]
     flags = planted.write(name, tmp_path / "set")
     argv = [f"--question={question}", f"--config={CONFIG}", f"--workdir={tmp_path / 'runs'}", *flags]
-    assert command.main(argv) == 0
-    said = capsys.readouterr().out.strip()
-    assert said.endswith(getattr(QUESTIONS[question], side)), said[-600:]
+    done = subprocess.run(
+        [sys.executable, "-m", "tghmoe_jax.ablate", *argv], env=tiny_run.environment(), cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(getattr(QUESTIONS[question], side)), done.stdout[-800:]

@@ -54,21 +54,22 @@ def enough(item_variance: float, effect: float, seed_spread: float = SEED_SPREAD
     return None
 
 
-def difference(found: Sequence[Pairs]) -> dict[str, Any]:
+def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
     """The second side's score minus the first one's, from {kind: both sides' answers to the same items} of each seed.
 
     first, second: the score, a mean over kinds, over seeds; difference: of these; seeds: of each seed; ci95: 95 %
     interval of the mean difference, and p, both None for one seed; item_variance, seed_spread: what it rests on;
-    kinds {kind: the same of its own score, named `score`}; items, units: how many. UserError where there is nothing to
-    compare.
+    kinds {kind: the same of its own score, named `score`}; items, units: how many. A closed question counts by the
+    rank of its options where `ranked` (the finer rule, but one asks without showing them, as only training on open
+    questions teaches), else by the answer. UserError where there is nothing to compare.
     """
     scores, columns, units = {}, [], []
     for kind in found[0]:
         sides = [[comparison.columns(kind, ones, judged=True) for ones in seed[kind]] for seed in found]
         known = [name for name in sides[0][0] if all(name in side for seed in sides for side in seed)]
         if known:
-            # Ranking the options is the finer of the two rules for closed questions; not every system's file has it.
-            scores[kind] = name = "ranked_accuracy" if "ranked_accuracy" in known else known[0]
+            first = "ranked_accuracy" if ranked else "accuracy_strict"
+            scores[kind] = name = first if first in known else known[0]
             # (N, 2 S, numerator and denominator)
             columns.append(np.stack([np.stack(side[name], -1) for seed in sides for side in seed], 1))
             units += [one.unit for one in found[0][kind][0]]

@@ -5,6 +5,7 @@ split. What a plan of so many seeds and items can see is said before anything is
 (`evaluation/paired_seeds.py`).
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -50,7 +51,7 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class Decision:
     """`other` gives the arms of the second side; the first is the config as it is. `sides` name both; `first`, `second`
     and `equal` are the verdicts."""
 
@@ -68,14 +69,11 @@ class Question:
 Slices = tuple[np.ndarray, np.ndarray]  # uint8 (D, S, S, 3) and the mask bool (D,), as of `samples.Source.slices`
 
 
-class Shown:
-    """A source whose volumes are seen as `see` (index -> Slices) shows them; questions and answers stay."""
-
-    def __init__(self, source: Source, see: Callable[[int], Slices]):
-        self.source, self.slices = source, see
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+def shown(source: Source, how: str, seed: int) -> Source:
+    """The source with what `how`, a key of SHOWS, lets be seen in place of each volume; questions and answers stay."""
+    other = copy.copy(source)
+    other.slices = SHOWS[how](source, seed)
+    return other
 
 
 def _others(source: Source, seed: int) -> Callable[[int], Slices]:
@@ -148,41 +146,41 @@ def _dense(config: ConfigDict) -> list[Arm]:
 
 
 QUESTIONS = {
-    "volumes": Question(
+    "volumes": Decision(
         "Are there enough volumes?", ("all volumes", "half of them"), _half,
         "There are too few volumes: with half of them the score falls. More of them will probably raise it again.",
         "Half of the volumes do better than all, which no sound set does: look for wrong labels or scans in the rest.",
         "Half of the volumes do as well as all of them. More volumes of this kind will hardly help; look elsewhere.",
     ),
-    "base": Question(
+    "base": Decision(
         "Does the 2D start help?", ("the 2D base", "a random vision tower"), _random_start,
         "The 2D base helps: keep it.",
         "A random tower does better: this base does not fit these scans; try another, or none.",
         "The 2D base makes no difference for the vision tower here; choose it for its decoder, or by its cost.",
         from_base=True,
     ),
-    "slices": Question(
+    "slices": Decision(
         "Slabs in 3D, or single slices?", ("the 3D tower", "single slices, averaged"), _single_slices,
         "Read slabs in 3D: single slices, each seen alone, lose something that the answers need.",
         "Read single slices (model.patch_depth=1, model.attn3d_layers=(), model.depth_pool=...): they do better.",
         "Single slices do as well as the 3D tower; take the one that costs less.",
         from_base=True,
     ),
-    "tasks": Question(
+    "tasks": Decision(
         "Do the tasks conflict?", ("one model of all tasks", "a model for each task"), _specialists,
         "The tasks help each other: train them together.",
         "The tasks conflict: a model for each does better on as many samples. Groups of experts are made for this "
         "(configs/stage2.py); compare them with two models.",
         "The tasks neither help nor hurt each other. One model is enough, and task groups have nothing to win.",
     ),
-    "experts": Question(
+    "experts": Decision(
         "Are experts better than one FFN?", ("experts", "one dense FFN"), _dense,
         "Experts help: keep them.",
         "One dense FFN does better, at less cost: set model.tgh.experts=1 and model.tgh.top_k=1.",
         "Experts make no difference here; one dense FFN (model.tgh.experts=1, model.tgh.top_k=1) costs less.",
         from_base=True,
     ),
-    "scan": Question(
+    "scan": Decision(
         "Does the answer come from the scan?", ("the own scan", "another patient's scan"),
         lambda config: [Arm(USUAL, shows="others")],
         "The answers come from the scan: with another patient's they are worse.",
@@ -190,7 +188,7 @@ QUESTIONS = {
         "The answers do not come from the scan: another patient's gives the same score. The words of the questions "
         "are enough, or the model has not learned to look.",
     ),
-    "order": Question(
+    "order": Decision(
         "Does the order of the slices matter?", ("the scan", "its slices in random order"),
         lambda config: [Arm(USUAL, shows="disordered")],
         "The answers use what lies along the depth: with the slices in random order they are worse.",
@@ -235,7 +233,7 @@ class Experiment:
     flags: tuple[str, ...]
 
     @property
-    def question(self) -> Question:
+    def question(self) -> Decision:
         return QUESTIONS[self.name]
 
     def config(self, arm: Arm, seed: int) -> ConfigDict:
@@ -284,7 +282,7 @@ class Experiment:
         if not len(source):
             raise UserError(f"--config.data.root={config.data.root} has no validation volume; give some that split.")
         if arm.shows:
-            source = Shown(source, SHOWS[arm.shows](source, config.eval.seed))
+            source = shown(source, arm.shows, config.eval.seed)
         examination.examine(reader, source, source, config, target, lambda text: None)
         print(f"{folder.name}: asked the validation split ({target.name})", flush=True)
         jax.clear_caches()
@@ -296,6 +294,8 @@ class Experiment:
         most, found = config.eval["items"], {}
         for kind in examination.kinds_of(source, config.model.tasks):
             found[kind] = min(most, sum(source.counts(kind))) if isinstance(source, ItemSource) else most
+        if not found:
+            raise UserError(f"the validation split has no item of the tasks {', '.join(config.model.tasks)}; add some.")
         return found
 
 
@@ -310,7 +310,7 @@ def plan(experiment: Experiment, seeds: int) -> str:
     here, there = (sum(side) for side in zip(*costs, strict=True))
     asked = ", ".join(f"{count} {kind}" for kind, count in items.items())
     lines = [
-        f"{question.asks} {question.sides[0].capitalize()} against {question.sides[1]}.",
+        f"{question.asks} {_upper(question.sides[0])} against {question.sides[1]}.",
         f"{seeds} seeds and the validation split ({asked}) see a difference of {sees:.3f} or more in "
         f"{paired_seeds.POWER:.0%} of such experiments."
         if seeds > 1
@@ -327,6 +327,10 @@ def plan(experiment: Experiment, seeds: int) -> str:
             f"{_hours(here * more)} of this machine, or {_hours(there * more)} of one H100."
         )
     return "\n".join(lines)
+
+
+def _upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _hours(seconds: float) -> str:
@@ -348,14 +352,14 @@ def pairs(experiment: Experiment, seed: int) -> dict[str, tuple[list[Prediction]
     return {kind: comparison.paired(own[kind], second[kind], kind) for kind in kinds}
 
 
-def verdict(question: Question, result: Mapping[str, Any]) -> str:
+def verdict(question: Decision, result: Mapping[str, Any]) -> str:
     """One paragraph: the scores, the difference with its interval, and what to do, by the rule of docs/ablations.md.
 
     result: of `paired_seeds.difference`.
     """
     seeds, gap = len(result["seeds"]), result["difference"]
     began = (
-        f"{question.asks} {question.sides[0].capitalize()}: {result['first']:.3f}; {question.sides[1]}: "
+        f"{question.asks} {_upper(question.sides[0])}: {result['first']:.3f}; {question.sides[1]}: "
         f"{result['second']:.3f} ({seeds} {'seed' if seeds == 1 else 'seeds'}, {result['items']} items about "
         f"{result['units']} cases or volumes of the validation split). "
     )
@@ -373,7 +377,7 @@ def verdict(question: Question, result: Mapping[str, Any]) -> str:
     return f"{began}The difference is {gap:+.3f} {text_table.interval((low, high), '+')}. {said}"
 
 
-def by_kind(question: Question, result: Mapping[str, Any]) -> str:
+def by_kind(question: Decision, result: Mapping[str, Any]) -> str:
     """A table of the score of each kind."""
     rows = [["kind", "score", *question.sides, "difference", "95% interval"]]
     for kind, one in result["kinds"].items():
@@ -402,7 +406,7 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
         for arm in (usual, *others):
             experiment.run(arm, seed)
         done.append(pairs(experiment, seed))
-        result = paired_seeds.difference(done)
+        result = paired_seeds.difference(done, ranked=bool(experiment.config(usual, seed).data.mixture.open))
         said = verdict(experiment.question, result)
         made = {
             "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
