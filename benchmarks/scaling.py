@@ -19,7 +19,7 @@ from typing import Any
 
 from tghmoe_jax import ablate, writing
 from tghmoe_jax.evaluation.text_table import interval
-from tghmoe_jax.studies.deciding import QUESTIONS
+from tghmoe_jax.studies.decisions import QUESTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "ablations" / "patients"
@@ -59,14 +59,20 @@ def run(volumes: int, question: str, workdir: Path) -> None:
 
 
 def found() -> Cells:
-    return {cell: json.loads(file.read_text()) for cell in cells() if (file := file_of(*cell)).is_file()}
+    """The kept cells. ValueError for one that was made by other settings than FLAGS and SEEDS."""
+    known = {cell: json.loads(file.read_text()) for cell in cells() if (file := file_of(*cell)).is_file()}
+    for (volumes, name), cell in known.items():
+        fixed = FLAGS | {"data.volumes": volumes}
+        if len(cell["seeds"]) != SEEDS or any(cell["made"]["config"][key] != value for key, value in fixed.items()):
+            raise ValueError(f"{file_of(volumes, name)} was made by other settings; delete it.")
+    return known
 
 
 def table(known: Cells) -> str:
-    """A row a cell: ranked accuracy of closed questions, then the score of all kinds and its difference."""
+    """A row a cell: the primary score, which is ranked accuracy; then the mean of all kinds and its verdict."""
     lines = [
-        "| volumes | question | ranked accuracy of the sides | difference | all kinds: difference | verdict |",
-        "|---|---|---|---|---|---|",
+        "| volumes | question | ranked accuracy of the sides | difference | p | all kinds | their verdict |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (volumes, name), cell in sorted(known.items()):
         one = cell["kinds"]["closed"]
@@ -76,7 +82,7 @@ def table(known: Cells) -> str:
             getattr(QUESTIONS[name], word))), "")  # fmt: skip
         words = {"first": f"{QUESTIONS[name].sides[0]} better", "second": f"{QUESTIONS[name].sides[1]} better",
                  "equal": "no difference that counts", "": "undecided"}  # fmt: skip
-        lines.append(f"| {volumes} | `{name}` | {sides} | {' | '.join(differ)} | {words[said]} |")
+        lines.append(f"| {volumes} | `{name}` | {sides} | {differ[0]} | {one['p']:.3f} | {differ[1]} | {words[said]} |")
     return "\n".join(lines)
 
 

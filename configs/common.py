@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     c.base_config = ConfigDict()  # sizes of a model that is initialised at random (`base` and `init_from` empty)
     c.max_bad_fraction = 0.01  # largest share of unusable items; synthetic data have none
     c.trainable = ()  # regexes of the trained parameters, by their canonical names
-    c.fresh = ()  # parameters (as in trainable) that start at random although the base has them
+    c.fresh = ()  # parameters (as in trainable) that start at random although the base or the run has them
 
     c.data = ConfigDict()
     c.data.name = "phantom"  # phantom | patients | scenes | one of the data sets of files, or a list a,b of them

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -277,23 +278,28 @@ def load_origin(config: ConfigDict) -> Origin:
     if config.init_from:
         folder = run_folder.find(config.init_from, "--config.init_from")
         params, _ = stored.load_merged(folder)  # the stage's own low-rank leaves are new
-        config, files = run_folder.read_base_config(folder), run_folder.model_folder(folder)
-        return Origin(params, config, files, adapt.NEW_FROM_STAGE1)
+        base_config, files = run_folder.read_base_config(folder), run_folder.model_folder(folder)
+        return Origin(not_fresh(params, config), base_config, files, (*adapt.NEW_FROM_STAGE1, *config.fresh))
     if config.base:
         base = load_base(config.base, lazy=True)
-        try:
-            fresh = [re.compile(one) for one in config.fresh]
-        except re.error as error:
-            raise UserError(
-                f"--config.fresh holds {error.pattern!r}, which is not a regex ({error.msg}); correct it."
-            ) from error
-        params = {name: leaf for name, leaf in base.params.items() if not any(one.fullmatch(name) for one in fresh)}
-        return Origin(params, base.config, base.folder, (*adapt.NEW_FROM_BASE, *config.fresh))
+        new = (*adapt.NEW_FROM_BASE, *config.fresh)
+        return Origin(not_fresh(base.params, config), base.config, base.folder, new)
     if not config.base_config:
         raise UserError(
             "--config.base is empty and --config.base_config gives no sizes; name the folder of a 2D model."
         )
     return Origin({}, flattened(config.base_config.to_dict()), EMBEDDED, (".+",))
+
+
+def not_fresh(params: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+    """The canonical leaves that `config.fresh` does not name."""
+    try:
+        fresh = [re.compile(one) for one in config.fresh]
+    except re.error as error:
+        raise UserError(
+            f"--config.fresh holds {error.pattern!r}, which is not a regex ({error.msg}); correct it."
+        ) from error
+    return {name: leaf for name, leaf in params.items() if not any(one.fullmatch(name) for one in fresh)}
 
 
 def recorded_origin(workdir: epath.PathLike) -> Origin:

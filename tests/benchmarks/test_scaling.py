@@ -5,13 +5,15 @@ import json
 import pytest
 
 from benchmarks import scaling
-from tghmoe_jax.studies.deciding import QUESTIONS
+from tghmoe_jax.studies.decisions import QUESTIONS
 
 
-def cell(name: str, side: str, gap: float) -> dict:
-    score = {"first": 0.5, "second": 0.5 + gap, "difference": gap, "ci95": [gap - 0.01, gap + 0.01]}
+def cell(name: str, side: str, gap: float, volumes: int = 3200) -> dict:
+    score = {"first": 0.5, "second": 0.5 + gap, "difference": gap, "ci95": [gap - 0.01, gap + 0.01], "p": 0.004}
+    made = {"config": scaling.FLAGS | {"data.volumes": volumes}}
     verdict = f"... {getattr(QUESTIONS[name], side)}" if side else "... Undecided: by these runs, ..."
-    return score | {"kinds": {"closed": score | {"score": "ranked_accuracy"}}, "verdict": verdict}
+    return score | {"kinds": {"closed": score | {"score": "ranked_accuracy"}}, "verdict": verdict,
+                    "seeds": [gap] * 3, "made": made}  # fmt: skip
 
 
 @pytest.fixture
@@ -22,8 +24,8 @@ def kept(tmp_path, monkeypatch):
     (tmp_path / "kept").mkdir()
     for volumes in scaling.VOLUMES:
         for name in scaling.SCALED:
-            scaling.file_of(volumes, name).write_text(json.dumps(cell(name, "first", -0.1)))
-    scaling.file_of(50, "base").write_text(json.dumps(cell("base", "", 0.0)))
+            scaling.file_of(volumes, name).write_text(json.dumps(cell(name, "first", -0.1, volumes)))
+    scaling.file_of(50, "base").write_text(json.dumps(cell("base", "", 0.0, 50)))
     for name, side in zip(scaling.MORE, ("second", "equal", "first"), strict=True):
         scaling.file_of(3200, name).write_text(json.dumps(cell(name, side, 0.1)))
     return tmp_path
@@ -48,7 +50,7 @@ def test_a_missing_cell_is_one_question_at_one_number_of_volumes(kept, monkeypat
     def run(argv):
         asked.append(argv)
         (kept / "runs" / "200").mkdir(parents=True)
-        (kept / "runs" / "200" / "slices.json").write_text(json.dumps(cell("slices", "second", 0.1)))
+        (kept / "runs" / "200" / "slices.json").write_text(json.dumps(cell("slices", "second", 0.1, 200)))
         return 0
 
     monkeypatch.setattr(scaling.ablate, "main", run)
@@ -60,3 +62,9 @@ def test_a_missing_cell_is_one_question_at_one_number_of_volumes(kept, monkeypat
     scaling.file_of(200, "slices").unlink()
     with pytest.raises(SystemExit, match="2"):
         scaling.main([f"--workdir={kept / 'runs'}"])
+
+
+def test_a_cell_of_other_settings_is_refused(kept):
+    scaling.file_of(50, "base").write_text(json.dumps(cell("base", "first", -0.1, 60)))
+    with pytest.raises(ValueError, match="50-base.json was made by other settings"):
+        scaling.main(["--table"])

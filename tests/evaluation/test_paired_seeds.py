@@ -17,34 +17,45 @@ KNOWN = ("left", "right")
 # ---- what a plan can see
 
 
-@pytest.mark.parametrize("seeds, items", [(3, 200), (5, 1000), (8, 400)])
-def test_an_effect_of_the_size_that_a_plan_names_is_found_as_often_as_it_says(seeds, items):
-    """Simulated: seeds differ by SEED_SPREAD, and items, the same for all seeds, by ITEM_VARIANCE."""
+@pytest.mark.parametrize("seeds, units, spread", [(3, 200, 0.02), (5, 1000, 0.02), (8, 400, 0.02), (5, 100_000, 0.05)])
+def test_an_effect_of_the_size_that_a_plan_names_is_found_as_often_as_it_says(seeds, units, spread):
+    """Simulated: seeds differ by `spread`, and items, the same for all seeds, by ITEM_VARIANCE. Without an effect one
+    in twenty is found."""
     rng, runs = np.random.default_rng(0), 20_000
-    variance = paired_seeds.planned_variance({"closed": items})
-    effect = paired_seeds.smallest_seen(seeds, variance)
-    of_seeds = rng.normal(0, paired_seeds.SEED_SPREAD, (runs, seeds))
-    means = effect + of_seeds.mean(1) + rng.normal(0, math.sqrt(variance), runs)
-    error = np.sqrt(of_seeds.var(1, ddof=1) / seeds + variance)
-    found = (means > scipy.stats.t.ppf(0.975, seeds - 1) * error).mean()
-    # The items' variance is known and not estimated, so the t quantile asks for a little more than is needed.
-    assert paired_seeds.POWER - 0.02 <= found <= 0.97
+    variance = paired_seeds.planned_variance({"closed": units})
+    effect = paired_seeds.smallest_seen(seeds, variance, units, spread)
+    of_seeds = rng.normal(0, spread, (runs, seeds))
+    means = of_seeds.mean(1) + rng.normal(0, math.sqrt(variance), runs)
+    tests = [paired_seeds._error(seeds, variance, units, one) for one in of_seeds.std(1, ddof=1)]
+    limits = np.array([scipy.stats.t.ppf(0.975, df) * error for error, df in tests])
+    assert (np.abs(means) > limits).mean() == pytest.approx(0.05, abs=0.02)
+    assert (means + effect > limits).mean() == pytest.approx(paired_seeds.POWER, abs=0.06)
 
 
 def test_more_seeds_and_more_items_see_smaller_differences():
-    seen = [[paired_seeds.smallest_seen(s, 0.3 / n) for n in (100, 1000, 10_000)] for s in (2, 3, 5, 20)]
+    seen = [[paired_seeds.smallest_seen(s, 0.3 / n, n) for n in (100, 1000, 10_000)] for s in (3, 5, 8, 20)]
     assert all(a > b for row in seen for a, b in itertools.pairwise(row))
     assert all(a > b for row in zip(*seen, strict=True) for a, b in itertools.pairwise(row))
-    assert paired_seeds.smallest_seen(1, 0.0) == math.inf
-    for variance, spread in ((0.3 / 100, 0.02), (0.3 / 5000, 0.02), (0.0, 0.001), (0.3 / 50, 0.03)):
-        seeds, times = paired_seeds.enough(variance, 0.02, spread)
-        assert paired_seeds.smallest_seen(seeds, variance / times, spread) <= 0.02
-        if times == 1 and seeds > 3:
-            assert paired_seeds.smallest_seen(seeds - 1, variance, spread) > 0.02
-    assert paired_seeds.enough(0.0, 0.02, 1.0) is None
+    assert paired_seeds.smallest_seen(2, 0.0, 100) == paired_seeds.smallest_seen(3, 0.0, 1) == math.inf
+    for units, spread in ((100, 0.02), (5000, 0.02), (10**6, 0.001), (50, 0.03)):
+        seeds, times = paired_seeds.enough(0.3 / units, units, 0.02, spread)
+        assert paired_seeds.smallest_seen(seeds, 0.3 / units / times, units * times, spread) <= 0.02
+        if seeds > 3:
+            assert paired_seeds.smallest_seen(seeds - 1, 0.3 / units / times, units * times, spread) > 0.02
+    assert paired_seeds.enough(0.0, 100, 0.02, 1.0) is None
 
 
-# ---- the interval and the verdict
+def test_where_nothing_differs_few_units_leave_room_and_a_score_without_items_does_not_count():
+    same = {"closed": (answers([1] * 8), answers([1] * 8))}
+    low, high = paired_seeds.difference([same] * 3)["ci95"]
+    assert low < -0.02 and high > 0.02
+    many = {"closed": (answers([1] * 400), answers([1] * 400))}
+    low, high = paired_seeds.difference([many] * 3)["ci95"]
+    assert -0.02 < low < 0 < high < 0.02
+    report = Question("report", "report", "", "Report.", (), "Alles ohne Befund.")
+    silent = [Prediction.of(i, report, "Nichts.", ranked=None) for i in range(8)]
+    found = paired_seeds.difference([same | {"report": (silent, silent)}] * 3)
+    assert set(found["kinds"]) == {"closed"}
 
 
 def answers(rights, ranked: bool = True, offset: int = 0) -> list[Prediction]:
@@ -74,7 +85,9 @@ def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
     each = np.mean([[(b.ranked == b.letter) - (a.ranked == a.letter) for a, b in zip(*s["closed"], strict=True)]
                     for s in found], axis=0)  # fmt: skip
     assert result["item_variance"] == pytest.approx(each.var() / items, rel=0.15)
-    half = scipy.stats.t.ppf(0.975, seeds - 1) * math.sqrt(gaps.var(ddof=1) / seeds + result["item_variance"])
+    parts = gaps.var(ddof=1) / seeds, result["item_variance"]
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (items - 1))
+    half = scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts))
     assert result["ci95"] == pytest.approx([gaps.mean() - half, gaps.mean() + half])
     assert (result["p"] < 0.05) == (not result["ci95"][0] <= 0 <= result["ci95"][1]) and 0 < result["p"] < 1
 

@@ -14,8 +14,9 @@ from tests.reader.test_examination import Files
 from tests.studies import planted
 from tghmoe_jax import ablate as command
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.studies import deciding
-from tghmoe_jax.studies.deciding import QUESTIONS, Experiment
+from tghmoe_jax.studies import deciding, decisions
+from tghmoe_jax.studies.deciding import Experiment
+from tghmoe_jax.studies.decisions import QUESTIONS
 from tghmoe_jax.training import run_folder
 
 CONFIG = str(tiny_run.ROOT / "configs" / "stage1.py")
@@ -70,11 +71,11 @@ class Stack(Files):
 
 def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
     source = Stack()
-    others = deciding.shown(source, "others", 3)
-    assert isinstance(others, deciding.ItemSource) and len(others) == 6
+    others = decisions.shown(source, "others", 3)
+    assert isinstance(others, decisions.ItemSource) and len(others) == 6
     seen = [int(others.slices(i)[0][0, 0, 0, 0]) // 10 for i in range(6)]
     assert sorted(seen) == list(range(6)) and all(a // 2 != i // 2 for i, a in enumerate(seen))
-    disordered = deciding.shown(source, "disordered", 3)
+    disordered = decisions.shown(source, "disordered", 3)
     for i in range(6):
         levels, mask = disordered.slices(i)
         own, own_mask = source.slices(i)
@@ -91,6 +92,9 @@ def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
         ("slices", ["--config.model.patch_depth=1", "--config.model.attn3d_layers=()"], "reads single slices already"),
         ("experts", ["--config.model.tgh.experts=1"], "has one expert"),
         ("tasks", ["--config.data.mixture.report=0"], "no sample of the task report"),
+        ("tasks", ["--config.model.tgh.groups=2"], "use a config with one group"),
+        ("volumes", ["--config.data.volumes=1"], "as many volumes as all"),
+        ("volumes", ["--config.init_from=embedded"], "was trained on these data"),
         ("scan", ["--config.mode=evaluate"], "does not train"),
     ],
 )  # fmt: skip
@@ -142,6 +146,7 @@ def test_a_verdict_follows_the_interval(name, gap, low_high, said):
     assert "Undecided" in deciding.verdict(question, wide)
     assert "No verdict: it needs 1 more seed" in deciding.verdict(question, result | {"seeds": [gap] * 2})
     assert "No verdict" in deciding.verdict(question, result | {"seeds": [gap], "ci95": None})
+    assert "No verdict: 20 cases or volumes are needed" in deciding.verdict(question, result | {"units": 19})
 
 
 # ---- whole experiments
@@ -151,7 +156,7 @@ def test_a_plan_trains_nothing(tiny_folder, tmp_path, capsys):
     argv = ["--question=slices", f"--config={CONFIG}", f"--workdir={tmp_path}", "--plan"]
     assert command.main([*argv, *tiny_run.options(tiny_folder), "--config.base=embedded"]) == 0
     said = capsys.readouterr().out
-    assert "see a difference of" in said and "6 trainings, 6 of them not finished" in said and "H100" in said
+    assert "So little shows no difference" in said and "6 trainings, 6 of them not finished" in said and "H100" in said
     assert "To see 0.02" in said and not list(tmp_path.iterdir())
     assert command.main([argv[1], argv[2], "--question=order", "--plan", *tiny_run.options(tiny_folder)]) == 0
     assert "3 trainings, 3 of them not finished" in capsys.readouterr().out
@@ -164,18 +169,21 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     assert command.main(argv) == 0
     said = capsys.readouterr().out
-    assert "No verdict: it needs 2 more seeds" in said
+    assert "No verdict: 20 cases or volumes are needed" in said
     kept = json.loads((tmp_path / "scan.json").read_text())
     made = kept.pop("made")
     assert {"closed", "report"} <= set(kept["kinds"]) and len(kept["seeds"]) == 1
-    assert made["config"]["train.steps"] == tiny_run.STEPS and made["minutes"][deciding.USUAL] > 0
+    assert made["config"]["train.steps"] == tiny_run.STEPS and made["minutes"][decisions.USUAL] > 0
     monkeypatch.setattr(deciding.ablate.train, "run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(deciding.examination, "examine", lambda *_: pytest.fail("asked again"))
     assert command.main(argv) == 0
     again = json.loads((tmp_path / "scan.json").read_text())
     assert {key: again[key] for key in kept} == kept
-    asked = tmp_path / f"{deciding.USUAL}-seed0" / "validation"
-    assert {folder.name for folder in asked.iterdir()} == {f"{tiny_run.ITEMS}_items{end}" for end in ("", "-others")}
+    asked = tmp_path / f"{decisions.USUAL}-seed0" / "validation"
+    name, other = sorted(folder.name for folder in asked.iterdir())
+    assert other == f"{name}-others"
+    assert command.main([*argv, "--config.train.steps=3"]) == 2  # the runs there are longer
+    assert "more than --config.train.steps=3" in capsys.readouterr().err
 
 
 @pytest.mark.slow

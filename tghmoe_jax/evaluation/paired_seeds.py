@@ -19,39 +19,47 @@ POWER = 0.8  # chance that a difference of the size a plan can see is found
 # What a plan assumes, from earlier runs (docs/ablations.md): how a difference of scores varies from seed to seed, and
 # the variance of one item's difference, which is the share of items that the two sides answer differently.
 SEED_SPREAD, ITEM_VARIANCE = 0.02, 0.3
-MOST_SEEDS = 50
+LEAST_SEEDS, MOST_SEEDS = 3, 50  # fewer do not show how seeds differ
 
 Pairs = Mapping[str, tuple[Sequence[Prediction], Sequence[Prediction]]]
 
 
-def smallest_seen(seeds: int, item_variance: float, seed_spread: float = SEED_SPREAD) -> float:
-    """The difference of scores that is found in `POWER` of such experiments, by a two-sided t test at 5 %.
+def smallest_seen(seeds: int, item_variance: float, units: int, seed_spread: float = SEED_SPREAD) -> float:
+    """The difference of scores that is found in about `POWER` of such experiments, by a two-sided t test at 5 %.
 
-    item_variance: of the mean difference, from the choice of items alone; seed_spread: the standard deviation of the
-    difference from seed to seed. Infinite for fewer than two seeds.
+    item_variance: of the mean difference, from the choice of `units` cases alone; seed_spread: the standard deviation
+    of the difference from seed to seed. Infinite for fewer than three seeds or two units.
     """
-    if seeds < 2:
+    if seeds < LEAST_SEEDS or units < 2:
         return math.inf
-    t = scipy.stats.t
-    both = t.ppf(0.975, seeds - 1) + t.ppf(POWER, seeds - 1)
-    return float(both * math.sqrt(seed_spread**2 / seeds + item_variance))
+    error, df = _error(seeds, item_variance, units, seed_spread)
+    return float((scipy.stats.t.ppf(0.975, df) + scipy.stats.t.ppf(POWER, df)) * error)
 
 
-def planned_variance(items: Mapping[str, int]) -> float:
-    """`item_variance` of the mean over kinds, of so many items each, by ITEM_VARIANCE."""
-    return sum(ITEM_VARIANCE / count for count in items.values()) / len(items) ** 2
+def _error(seeds: int, item_variance: float, units: int, seed_spread: float) -> tuple[float, float]:
+    """The standard error of a mean difference and its degrees of freedom (Welch and Satterthwaite)."""
+    of_seeds = seed_spread**2 / seeds
+    whole = of_seeds + item_variance
+    parts = of_seeds**2 / (seeds - 1) + item_variance**2 / (units - 1)
+    return math.sqrt(whole), whole**2 / parts if parts else math.inf
 
 
-def enough(item_variance: float, effect: float, seed_spread: float = SEED_SPREAD) -> tuple[int, int] | None:
-    """(seeds, at least three; by how much the items must be multiplied) that see `effect`; None without such a plan.
+def planned_variance(units: Mapping[str, int]) -> float:
+    """`item_variance` of the mean over kinds, each about so many cases, by ITEM_VARIANCE: several items about one case
+    may be right or wrong together, so they count as one."""
+    return sum(ITEM_VARIANCE / count for count in units.values()) / len(units) ** 2
 
-    More seeds come before more items, up to eight; with the most items, which are a thousandfold, up to MOST_SEEDS.
-    """
-    for times in (1, 2, 3, 5, 10, 20, 50, 100, 1000):
-        for seeds in range(3, (8 if times < 1000 else MOST_SEEDS) + 1):
-            if smallest_seen(seeds, item_variance / times, seed_spread) <= effect:
-                return seeds, times
-    return None
+
+def enough(item_variance: float, units: int, effect: float, seed_spread: float = SEED_SPREAD) -> tuple[int, int] | None:
+    """(seeds; by how much the cases must be multiplied) that see `effect` at the least product of both; None without
+    such a plan of up to MOST_SEEDS seeds and a thousandfold cases."""
+    plans = [
+        (seeds * times, seeds, times)
+        for times in (1, 2, 3, 5, 10, 20, 50, 100, 1000)
+        for seeds in range(LEAST_SEEDS, MOST_SEEDS + 1)
+        if smallest_seen(seeds, item_variance / times, units * times, seed_spread) <= effect
+    ]
+    return min(plans)[1:] if plans else None
 
 
 def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
@@ -66,12 +74,14 @@ def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
     scores, columns, units = {}, [], []
     for kind in found[0]:
         sides = [[comparison.columns(kind, ones, judged=True) for ones in seed[kind]] for seed in found]
-        known = [name for name in sides[0][0] if all(name in side for seed in sides for side in seed)]
+        every = [side for seed in sides for side in seed]
+        # A score that rests on no item, as that of findings where no report states one, would pull a mean to 0.
+        known = [name for name in every[0] if all(name in side and side[name][1].any() for side in every)]
         if known:
             first = "ranked_accuracy" if ranked else "accuracy_strict"
             scores[kind] = name = first if first in known else known[0]
             # (N, 2 S, numerator and denominator)
-            columns.append(np.stack([np.stack(side[name], -1) for seed in sides for side in seed], 1))
+            columns.append(np.stack([np.stack(side[name], -1) for side in every], 1))
             units += [one.unit for one in found[0][kind][0]]
     if not scores:
         raise UserError("the validation split has no item that can be right or wrong; give it closed or open items.")
@@ -90,22 +100,26 @@ def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
         return ratio.reshape(*ratio.shape[:-1], len(found), 2)
 
     own, again = values(whole.sum(0)), values(sums.reshape(-1, *whole.shape[1:]))
-    kinds = {kind: {"score": name} | _of_score(own[i], again[:, i]) for i, (kind, name) in enumerate(scores.items())}
-    size = {"items": len(units), "units": len(set(units))}
-    return _of_score(own.mean(0), again.mean(1)) | {"kinds": kinds} | size
+    count = len(set(units))
+    kinds = {k: {"score": name} | _of_score(own[i], again[:, i], count) for i, (k, name) in enumerate(scores.items())}
+    return _of_score(own.mean(0), again.mean(1), count) | {"kinds": kinds, "items": len(units), "units": count}
 
 
-def _of_score(own: np.ndarray, again: np.ndarray) -> dict[str, Any]:
-    """`difference` of one score: own (S, 2) and its resamples (R, S, 2)."""
+def _of_score(own: np.ndarray, again: np.ndarray, units: int) -> dict[str, Any]:
+    """`difference` of one score: own (S, 2) and its resamples (R, S, 2).
+
+    Where no unit differs, resampling shows no variance: then it is that of as many as may differ unseen (Wilson).
+    """
     gaps = own[:, 1] - own[:, 0]
-    variance = float((again[..., 1] - again[..., 0]).mean(-1).var())
+    unseen = statistics.wilson(0, units)[1] / units
+    variance = float((again[..., 1] - again[..., 0]).mean(-1).var()) or unseen
     spread = float(np.std(gaps, ddof=1)) if len(gaps) > 1 else None
     low_high = p = None
     if spread is not None:
-        error, t = math.sqrt(spread**2 / len(gaps) + variance), scipy.stats.t(len(gaps) - 1)
-        half = t.ppf(0.975) * error
+        error, df = _error(len(gaps), variance, units, spread)
+        half = scipy.stats.t.ppf(0.975, df) * error
         low_high = [float(gaps.mean() - half), float(gaps.mean() + half)]
-        p = float(2 * t.sf(abs(gaps.mean()) / error)) if error else float(not gaps.mean())
+        p = float(2 * scipy.stats.t.sf(abs(gaps.mean()) / error, df))
     return {
         "first": float(own[:, 0].mean()), "second": float(own[:, 1].mean()), "difference": float(gaps.mean()),
         "seeds": gaps.tolist(), "ci95": low_high, "p": p, "item_variance": variance, "seed_spread": spread,

@@ -5,16 +5,17 @@ split. What a plan of so many seeds and items can see is said before anything is
 (`evaluation/paired_seeds.py`).
 """
 
-import copy
 import dataclasses
+import functools
+import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from tghmoe_jax import evaluate, train, writing
@@ -25,177 +26,17 @@ from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, prov
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.reader import examination
 from tghmoe_jax.reader.opening import load_sharded
-from tghmoe_jax.samples import pipeline
 from tghmoe_jax.samples.questions import ItemSource, Source
 from tghmoe_jax.samples.tasks import TASK_OF
 from tghmoe_jax.studies import ablate
-from tghmoe_jax.training import program, run_folder
+from tghmoe_jax.studies.decisions import QUESTIONS, USUAL, Arm, Decision, shown
+from tghmoe_jax.training import program, run_folder, stored
 from tghmoe_jax.training.command_line import parse
 from tghmoe_jax.training.loading import load_run
 
-USUAL = "as_configured"
 # A step takes about so many times the useful products at the rate of a large one (docs/speed.md, train_step).
 STEP_OVER_PRODUCTS = 5
 H100_FLOPS, H100_LEAST_STEP = 0.3 * 989e12, 0.02  # a third of its peak; a step of a tiny model is bound by its launches
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One training, and how it is asked. `changes` {config key: value}; `task`: of a specialist, the one task whose
-    score it gives; `shows` a key of SHOWS, what is seen in place of each volume."""
-
-    name: str
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    task: str = ""
-    shows: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """`other` gives the arms of the second side; the first is the config as it is. `sides` name both; `first`, `second`
-    and `equal` are the verdicts."""
-
-    asks: str
-    sides: tuple[str, str]
-    other: Callable[[ConfigDict], list[Arm]]
-    first: str
-    second: str
-    equal: str
-    from_base: bool = False  # changes what only a training from a 2D base may change
-
-
-# ---- what is shown --------------------------------------------------------------------------------------------------
-
-Slices = tuple[np.ndarray, np.ndarray]  # uint8 (D, S, S, 3) and the mask bool (D,), as of `samples.Source.slices`
-
-
-def shown(source: Source, how: str, seed: int) -> Source:
-    """The source with what `how`, a key of SHOWS, lets be seen in place of each volume; questions and answers stay."""
-    other = copy.copy(source)
-    other.slices = SHOWS[how](source, seed)
-    return other
-
-
-def _others(source: Source, seed: int) -> Callable[[int], Slices]:
-    """Another case's volume. UserError where one case holds more than half of them."""
-    if isinstance(source, ItemSource):
-        order, moved = statistics.derangement_across([source.case(i) for i in range(len(source))], seed)
-        if not moved.all():
-            raise UserError("one case has more than half of the validation volumes, so no other can stand for it.")
-    else:
-        order = statistics.derangement(len(source), seed)
-    return lambda index: source.slices(int(order[index]))
-
-
-def _disordered(source: Source, seed: int) -> Callable[[int], Slices]:
-    """The volume's own slices in random order; what is no slice stays where it is."""
-
-    def see(index: int) -> Slices:
-        levels, mask = source.slices(index)
-        real, levels = np.flatnonzero(mask), levels.copy()
-        levels[real] = levels[np.random.default_rng([seed, index]).permutation(real)]
-        return levels, mask
-
-    return see
-
-
-SHOWS = {"others": _others, "disordered": _disordered}
-
-
-# ---- the questions --------------------------------------------------------------------------------------------------
-
-
-def _half(config: ConfigDict) -> list[Arm]:
-    return [Arm("half_of_the_volumes", {"data.share": config.data.share / 2})]
-
-
-def _random_start(config: ConfigDict) -> list[Arm]:
-    if not config.base:
-        raise UserError("--question base needs a base, and --config.base is empty; name the folder of a 2D model.")
-    return [Arm("random_tower", {"fresh": (*config.fresh, r"vision/.+")})]
-
-
-def _single_slices(config: ConfigDict) -> list[Arm]:
-    m = config.model
-    changes = {"model.patch_depth": 1, "model.depth_pool": m.depth_pool * m.patch_depth, "model.attn3d_layers": ()}
-    if m.patch_depth == 1 and not m.attn3d_layers:
-        raise UserError("--question slices: the config reads single slices already; give model.patch_depth above 1.")
-    return [Arm("single_slices", changes)]
-
-
-def _specialists(config: ConfigDict) -> list[Arm]:
-    """One arm a task: as many steps, each with the samples of this task that a usual step has and no others."""
-    mixture = pipeline.mixture_of(config.data.mixture)
-    whole, arms = sum(count for _, count in mixture), []
-    for task in config.model.tasks:
-        own = {kind: count for kind, count in mixture if TASK_OF[kind] == task}
-        if not own:
-            raise UserError(f"--question tasks: data.mixture has no sample of the task {task}; give it some.")
-        changes = {f"data.mixture.{kind}": own.get(kind, 0) for kind, _ in mixture}
-        changes["train.batch"] = config.train.batch * sum(own.values()) // whole
-        arms.append(Arm(f"only_{task}", changes, task))
-    if len(arms) < 2:
-        raise UserError("--question tasks needs two tasks or more, and model.tasks has one.")
-    return arms
-
-
-def _dense(config: ConfigDict) -> list[Arm]:
-    if config.model.tgh.experts == 1:
-        raise UserError("--question experts: the config has one expert; give --config.model.tgh.experts above 1.")
-    return [Arm("dense", {"model.tgh.experts": 1, "model.tgh.top_k": 1, "model.tgh.groups": 1})]
-
-
-QUESTIONS = {
-    "volumes": Decision(
-        "Are there enough volumes?", ("all volumes", "half of them"), _half,
-        "There are too few volumes: with half of them the score falls. More of them will probably raise it again.",
-        "Half of the volumes do better than all, which no sound set does: look for wrong labels or scans in the rest.",
-        "Half of the volumes do as well as all of them. More volumes of this kind will hardly help; look elsewhere.",
-    ),
-    "base": Decision(
-        "Does the 2D start help?", ("the 2D base", "a random vision tower"), _random_start,
-        "The 2D base helps: keep it.",
-        "A random tower does better: this base does not fit these scans; try another, or none.",
-        "The 2D base makes no difference for the vision tower here; choose it for its decoder, or by its cost.",
-        from_base=True,
-    ),
-    "slices": Decision(
-        "Slabs in 3D, or single slices?", ("the 3D tower", "single slices, averaged"), _single_slices,
-        "Read slabs in 3D: single slices, each seen alone, lose something that the answers need.",
-        "Read single slices (model.patch_depth=1, model.attn3d_layers=(), model.depth_pool=...): they do better.",
-        "Single slices do as well as the 3D tower; take the one that costs less.",
-        from_base=True,
-    ),
-    "tasks": Decision(
-        "Do the tasks conflict?", ("one model of all tasks", "a model for each task"), _specialists,
-        "The tasks help each other: train them together.",
-        "The tasks conflict: a model for each does better on as many samples. Groups of experts are made for this "
-        "(configs/stage2.py); compare them with two models.",
-        "The tasks neither help nor hurt each other. One model is enough, and task groups have nothing to win.",
-    ),
-    "experts": Decision(
-        "Are experts better than one FFN?", ("experts", "one dense FFN"), _dense,
-        "Experts help: keep them.",
-        "One dense FFN does better, at less cost: set model.tgh.experts=1 and model.tgh.top_k=1.",
-        "Experts make no difference here; one dense FFN (model.tgh.experts=1, model.tgh.top_k=1) costs less.",
-        from_base=True,
-    ),
-    "scan": Decision(
-        "Does the answer come from the scan?", ("the own scan", "another patient's scan"),
-        lambda config: [Arm(USUAL, shows="others")],
-        "The answers come from the scan: with another patient's they are worse.",
-        "The answers are better with another patient's scan, which cannot be: look for mixed-up scans.",
-        "The answers do not come from the scan: another patient's gives the same score. The words of the questions "
-        "are enough, or the model has not learned to look.",
-    ),
-    "order": Decision(
-        "Does the order of the slices matter?", ("the scan", "its slices in random order"),
-        lambda config: [Arm(USUAL, shows="disordered")],
-        "The answers use what lies along the depth: with the slices in random order they are worse.",
-        "The answers are better in random order, which cannot be: look for stacks that are stored in a wrong order.",
-        "The answers do not depend on the order of the slices, so nothing along the depth is used.",
-    ),
-}  # fmt: skip
 
 
 # ---- what a plan costs ----------------------------------------------------------------------------------------------
@@ -260,9 +101,26 @@ class Experiment:
         return self.workdir / f"{arm.name}-seed{seed}"
 
     def asked(self, arm: Arm, seed: int) -> Path:
-        """The folder of the answers to so many validation items."""
-        items = self.config(arm, seed).eval["items"]
-        return self.folder(arm, seed) / "validation" / "-".join(filter(None, [f"{items}_items", arm.shows]))
+        """The folder of the answers, whose name tells all that they depend on beside the run."""
+        config = self.config(arm, seed)
+        asked = config.eval.to_dict() | {"batch": 0, "steps": config.train.steps, "data": self.digest}
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+        return self.folder(arm, seed) / "validation" / "-".join(filter(None, [digest, arm.shows]))
+
+    @functools.cached_property
+    def validation(self) -> Source:
+        """The validation split. UserError where there is none."""
+        config = self.config(Arm(USUAL), 0)
+        try:
+            source = make_source(config.data, "validation", config.eval["items"], "seen")
+        except UserError as error:
+            raise UserError(f"--question needs a validation split, which is asked: {error}") from error
+        return source
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the validation split; of drawn data, whose config says it all, empty."""
+        return self.validation.digest() if isinstance(self.validation, ItemSource) else ""
 
     def finished(self, arm: Arm, seed: int) -> bool:
         return (self.folder(arm, seed) / "checkpoints" / str(self.config(arm, seed).train.steps)).is_dir()
@@ -270,7 +128,7 @@ class Experiment:
     def run(self, arm: Arm, seed: int) -> None:
         """Trains what is missing and asks the validation split; a stopped command resumes."""
         config, folder = self.config(arm, seed), self.folder(arm, seed)
-        run_folder.check_workdir(config, str(folder))
+        self.check_folder(config, folder)
         ablate.train_stage(config, folder)
         target = self.asked(arm, seed)
         if (target / "metrics.json").is_file():
@@ -278,22 +136,32 @@ class Experiment:
         loaded = load_run(str(folder), "--workdir")
         mesh = evaluate.open_mesh(config, loaded.model.cfg.tgh.experts)
         reader = load_sharded(loaded, config.data.text_length, min(config.eval.batch, config.eval["items"]), mesh)
-        source = make_source(config.data, "validation", config.eval["items"], "seen")
-        if not len(source):
-            raise UserError(f"--config.data.root={config.data.root} has no validation volume; give some that split.")
-        if arm.shows:
-            source = shown(source, arm.shows, config.eval.seed)
+        source = shown(self.validation, arm.shows, config.eval.seed) if arm.shows else self.validation
         examination.examine(reader, source, source, config, target, lambda text: None)
         print(f"{folder.name}: asked the validation split ({target.name})", flush=True)
         jax.clear_caches()
 
-    def items(self) -> dict[str, int]:
-        """{kind: validation items that will be asked}. UserError without a validation split."""
-        config = self.config(Arm(USUAL), 0)
-        source = make_source(config.data, "validation", config.eval["items"], "seen")
-        most, found = config.eval["items"], {}
+    def check_folder(self, config: ConfigDict, folder: Path) -> None:
+        """UserError where the folder holds a run of another config, of more steps, or of data that have changed."""
+        run_folder.check_workdir(config, str(folder))
+        if (newest := max(stored.steps(stored.folder_of(folder)), default=0)) > config.train.steps:
+            raise UserError(
+                f"{folder} was trained for {newest} steps, more than --config.train.steps={config.train.steps}; name "
+                "another --workdir."
+            )
+        before = run_folder.read_manifest(folder).get("data", {}).get("sha256")
+        if before and before != make_source(config.data, "train", config.data.volumes).digest():
+            raise UserError(
+                f"the training data have changed since {folder} was trained on them; name another --workdir."
+            )
+
+    def units(self) -> dict[str, int]:
+        """{kind: the cases (or volumes) that its validation items are about}."""
+        source, config, found = self.validation, self.config(Arm(USUAL), 0), {}
         for kind in examination.kinds_of(source, config.model.tasks):
-            found[kind] = min(most, sum(source.counts(kind))) if isinstance(source, ItemSource) else most
+            asked = examination.questions(source, kind, config.eval["items"], config.eval.seed, ())
+            known = isinstance(source, ItemSource)
+            found[kind] = len({source.case(volume) if known else volume for volume, _ in asked})
         if not found:
             raise UserError(f"the validation split has no item of the tasks {', '.join(config.model.tasks)}; add some.")
         return found
@@ -301,32 +169,36 @@ class Experiment:
 
 def plan(experiment: Experiment, seeds: int) -> str:
     """What so many seeds can see, what the smallest difference that counts would need, and what that costs."""
-    question, (usual, others), items = experiment.question, experiment.arms(), experiment.items()
+    question, (usual, others), units = experiment.question, experiment.arms(), experiment.units()
     arms = list({arm.name: arm for arm in (*others, usual)}.values())  # trained once, however often they are asked
-    variance = paired_seeds.planned_variance(items)
-    sees = paired_seeds.smallest_seen(seeds, variance)
+    variance, cases = paired_seeds.planned_variance(units), max(units.values())
+    sees = paired_seeds.smallest_seen(seeds, variance, cases)
     left = sum(not experiment.finished(arm, seed) for arm in arms for seed in range(seeds))
     costs = [seconds_of_runs(experiment.config(arm, 0)) for arm in arms]
     here, there = (sum(side) for side in zip(*costs, strict=True))
-    asked = ", ".join(f"{count} {kind}" for kind, count in items.items())
+    asked = ", ".join(f"{kind} items about {count}" for kind, count in units.items())
     lines = [
         f"{question.asks} {_upper(question.sides[0])} against {question.sides[1]}.",
-        f"{seeds} seeds and the validation split ({asked}) see a difference of {sees:.3f} or more in "
-        f"{paired_seeds.POWER:.0%} of such experiments."
-        if seeds > 1
-        else "One seed sees no difference, however large: seeds alone differ.",
+        f"{seeds} seeds and the cases or volumes of the validation split ({asked}) see a difference of {sees:.3f} or "
+        f"more in about {paired_seeds.POWER:.0%} of such experiments."
+        if sees < 1 and cases >= statistics.FEW_UNITS
+        else f"So little shows no difference, however large: a verdict takes {paired_seeds.LEAST_SEEDS} seeds and "
+        f"{statistics.FEW_UNITS} cases or volumes.",
         f"They take {len(arms) * seeds} trainings, {left} of them not finished: about {_hours(here * seeds)} of this "
         f"machine (by FLOPs, within a factor of two; asking comes on top), or {_hours(there * seeds)} of one H100.",
     ]
-    need = paired_seeds.enough(variance, ablate.EFFECT)
+    need = paired_seeds.enough(variance, cases, ablate.EFFECT)
     if sees > ablate.EFFECT and need:
-        more, times = need
-        with_items = f" and {times} times the items" if times > 1 else ""
         lines.append(
-            f"To see {ablate.EFFECT}, the smallest difference that counts, takes {more} seeds{with_items}: "
-            f"{_hours(here * more)} of this machine, or {_hours(there * more)} of one H100."
+            f"To see {ablate.EFFECT}, the smallest difference that counts, takes {_needs(need)}: "
+            f"{_hours(here * need[0])} of this machine, or {_hours(there * need[0])} of one H100."
         )
     return "\n".join(lines)
+
+
+def _needs(need: tuple[int, int]) -> str:
+    seeds, times = need
+    return f"{seeds} seeds" + (f" and {times} times the cases" if times > 1 else "")
 
 
 def _upper(words: str) -> str:
@@ -363,8 +235,10 @@ def verdict(question: Decision, result: Mapping[str, Any]) -> str:
         f"{result['second']:.3f} ({seeds} {'seed' if seeds == 1 else 'seeds'}, {result['items']} items about "
         f"{result['units']} cases or volumes of the validation split). "
     )
-    if result["ci95"] is None or seeds < ablate.LEAST_SEEDS:
-        more = ablate.LEAST_SEEDS - seeds
+    if result["units"] < statistics.FEW_UNITS:
+        return f"{began}The difference is {gap:+.3f}. No verdict: {statistics.FEW_UNITS} cases or volumes are needed."
+    if seeds < paired_seeds.LEAST_SEEDS:
+        more = paired_seeds.LEAST_SEEDS - seeds
         needs = f"{more} more {'seed' if more == 1 else 'seeds'}"
         return f"{began}The difference is {gap:+.3f}. No verdict: it needs {needs}, because seeds alone differ."
     low, high = result["ci95"]
@@ -387,12 +261,12 @@ def by_kind(question: Decision, result: Mapping[str, Any]) -> str:
 
 
 def _undecided(result: Mapping[str, Any]) -> str:
-    need = paired_seeds.enough(result["item_variance"], ablate.EFFECT, result["seed_spread"])
+    need = paired_seeds.enough(result["item_variance"], result["units"], ablate.EFFECT, result["seed_spread"])
     if need is None:
         return f"Undecided, and no plan of up to {paired_seeds.MOST_SEEDS} seeds would see {ablate.EFFECT} here."
-    seeds, times = need
-    items = f" and {times} times the items" if times > 1 else ""
-    return f"Undecided: by these runs, {seeds} seeds{items} would see {ablate.EFFECT}, the smallest that counts."
+    if need[0] <= len(result["seeds"]) and need[1] == 1:
+        return f"Undecided: the difference is close to {ablate.EFFECT}, the smallest that counts."
+    return f"Undecided: by these runs, {_needs(need)} would see {ablate.EFFECT}, the smallest that counts."
 
 
 def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
@@ -401,19 +275,18 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
     if only_plan:
         return 0
     usual, others = experiment.arms()
-    done = []
     for seed in range(seeds):
         for arm in (usual, *others):
             experiment.run(arm, seed)
-        done.append(pairs(experiment, seed))
-        result = paired_seeds.difference(done, ranked=bool(experiment.config(usual, seed).data.mixture.open))
-        said = verdict(experiment.question, result)
-        made = {
-            "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
-            "minutes": {arm.name: ablate.minutes_of(experiment.folder(arm, seed)) for arm in (usual, *others)},
-        }  # fmt: skip
-        outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said, "made": made})
-        said = f"{by_kind(experiment.question, result)}\n\n{said}"
-        writing.write(experiment.workdir / f"{experiment.name}.txt", said + "\n")
+    ranked = bool(experiment.config(usual, 0).data.mixture.open)
+    result = paired_seeds.difference([pairs(experiment, seed) for seed in range(seeds)], ranked)
+    said = verdict(experiment.question, result)
+    made = {
+        "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
+        "minutes": {arm.name: ablate.minutes_of(experiment.folder(arm, 0)) for arm in (usual, *others)},
+    }  # fmt: skip
+    outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said, "made": made})
+    said = f"{by_kind(experiment.question, result)}\n\n{said}"
+    writing.write(experiment.workdir / f"{experiment.name}.txt", said + "\n")
     print(f"\n{said}", flush=True)
     return 0
