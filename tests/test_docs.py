@@ -16,7 +16,7 @@ from tghmoe_jax.training.run_folder import check_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options of other programs than `main`, with a value.
-OTHERS = ("--to", "--topology", "--mesh", "--step", "--samples", "--mfu", "--workers")
+OTHERS = ("--to", "--topology", "--mesh", "--step", "--samples", "--mfu", "--workers", "--question")
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def commands() -> list[str]:
 def arguments_of(command: str) -> list[str]:
     """What follows the program, from --config on, without options of other programs than `main`."""
     text = command[command.index("--config configs/") :].partition(" | ")[0].partition(" [")[0]
-    return shlex.split(re.sub(rf"({'|'.join(OTHERS)})[= ]\S+|--json|\.\.\.", "", text))
+    return shlex.split(re.sub(rf"({'|'.join(OTHERS)})[= ]\S+|--json|--plan|\.\.\.", "", text))
 
 
 def devices_of(command: str, mesh: dict[str, int]) -> int:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -152,38 +151,42 @@ def test_a_verdict_follows_the_interval(name, gap, low_high, said):
 # ---- whole experiments
 
 
-def test_a_plan_trains_nothing(tiny_folder, tmp_path, capsys):
-    argv = ["--question=slices", f"--config={CONFIG}", f"--workdir={tmp_path}", "--plan"]
-    assert command.main([*argv, *tiny_run.options(tiny_folder), "--config.base=embedded"]) == 0
-    said = capsys.readouterr().out
-    assert "So little shows no difference" in said and "6 trainings, 6 of them not finished" in said and "H100" in said
-    assert "To see 0.02" in said and not list(tmp_path.iterdir())
-    assert command.main([argv[1], argv[2], "--question=order", "--plan", *tiny_run.options(tiny_folder)]) == 0
-    assert "3 trainings, 3 of them not finished" in capsys.readouterr().out
+def run(*argv: str, folder) -> subprocess.CompletedProcess:
+    """The command itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "tghmoe_jax.ablate", f"--config={CONFIG}", *argv], env=tiny_run.environment(),
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
 
 
-def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path, capsys, monkeypatch):
+def test_a_plan_trains_nothing(tiny_folder, tmp_path):
+    flags = ["--plan", "--workdir=runs", *tiny_run.options(tiny_folder)]
+    done = run("--question=slices", *flags, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "So little shows no difference" in done.stdout and "H100" in done.stdout and "To see 0.02" in done.stdout
+    assert "6 trainings, 6 of them not finished" in done.stdout and not list((tmp_path / "runs").iterdir())
+    assert "3 trainings, 3 of them not finished" in run("--question=order", *flags, folder=tmp_path).stdout
+
+
+def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path):
     """One seed of the question that needs one training, then the same again from what it left."""
-    argv = ["--question=scan", f"--config={CONFIG}", f"--workdir={tmp_path}", "--seeds=1"]
-    argv += tiny_run.options(tiny_folder)
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    assert command.main(argv) == 0
-    said = capsys.readouterr().out
-    assert "No verdict: 20 cases or volumes are needed" in said
-    kept = json.loads((tmp_path / "scan.json").read_text())
+    argv = ["--question=scan", "--workdir=runs", "--seeds=1", *tiny_run.options(tiny_folder)]
+    done = run(*argv, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "No verdict: 20 cases or volumes are needed" in done.stdout
+    kept = json.loads((tmp_path / "runs" / "scan.json").read_text())
     made = kept.pop("made")
     assert {"closed", "report"} <= set(kept["kinds"]) and len(kept["seeds"]) == 1
     assert made["config"]["train.steps"] == tiny_run.STEPS and made["minutes"][decisions.USUAL] > 0
-    monkeypatch.setattr(deciding.ablate.train, "run", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(deciding.examination, "examine", lambda *_: pytest.fail("asked again"))
-    assert command.main(argv) == 0
-    again = json.loads((tmp_path / "scan.json").read_text())
-    assert {key: again[key] for key in kept} == kept
-    asked = tmp_path / f"{decisions.USUAL}-seed0" / "validation"
+    asked = tmp_path / "runs" / f"{decisions.USUAL}-seed0" / "validation"
+    files = {file: file.stat().st_mtime_ns for file in asked.parent.rglob("*") if file.is_file()}
+    again = run(*argv, folder=tmp_path)
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    assert {file: file.stat().st_mtime_ns for file in asked.parent.rglob("*") if file.is_file()} == files
     name, other = sorted(folder.name for folder in asked.iterdir())
     assert other == f"{name}-others"
-    assert command.main([*argv, "--config.train.steps=3"]) == 2  # the runs there are longer
-    assert "more than --config.train.steps=3" in capsys.readouterr().err
+    shorter = run(*argv, "--config.train.steps=3", folder=tmp_path)  # the run there is longer
+    assert shorter.returncode == 2 and "more than --config.train.steps=3" in shorter.stderr
 
 
 @pytest.mark.slow
@@ -192,10 +195,6 @@ def test_a_planted_answer_is_found(name, tmp_path):
     """Sets of scans whose answer is known by how they were made (`planted`), asked about by the command itself."""
     question, side = planted.ANSWERS[name]
     flags = planted.write(name, tmp_path / "set")
-    argv = [f"--question={question}", f"--config={CONFIG}", f"--workdir={tmp_path / 'runs'}", *flags]
-    done = subprocess.run(
-        [sys.executable, "-m", "tghmoe_jax.ablate", *argv], env=tiny_run.environment(), cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run(f"--question={question}", "--workdir=runs", *flags, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith(getattr(QUESTIONS[question], side)), done.stdout[-800:]
