@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tghmoe_jax import writing
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
+from tghmoe_jax.evaluation import paired_seeds
 from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.studies import ablate, deciding
 from tghmoe_jax.training import compile_cache, heap
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
     compile_cache.keep()
     if args.question:
         experiment = deciding.Experiment(args.question, args.config, workdir, tuple(flags))
-        return deciding.decide(experiment, args.seeds or ablate.LEAST_SEEDS, args.plan)
+        return deciding.decide(experiment, args.seeds or paired_seeds.LEAST_SEEDS, args.plan)
     for seed in range(args.seeds or max(table.rows[row].seeds for row in rows)):
         for row in (row for row in rows if seed < (args.seeds or table.rows[row].seeds)):
             table.run(row, seed)

@@ -291,8 +291,10 @@ def load_origin(config: ConfigDict) -> Origin:
     return Origin({}, flattened(config.base_config.to_dict()), EMBEDDED, (".+",))
 
 
-def not_fresh(params: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+def not_fresh(params: Mapping[str, np.ndarray], config: ConfigDict) -> Mapping[str, np.ndarray]:
     """The canonical leaves that `config.fresh` does not name."""
+    if not config.fresh:
+        return params
     try:
         fresh = [re.compile(one) for one in config.fresh]
     except re.error as error:

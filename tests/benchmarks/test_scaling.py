@@ -68,3 +68,9 @@ def test_a_cell_of_other_settings_is_refused(kept):
     scaling.file_of(50, "base").write_text(json.dumps(cell("base", "first", -0.1, 60)))
     with pytest.raises(ValueError, match="50-base.json was made by other settings"):
         scaling.main(["--table"])
+
+
+def test_a_cell_that_the_study_does_not_have_is_refused(kept, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--volumes", "50", "--only", "tasks"])
+    assert "tasks is asked at 3200 volumes alone" in capsys.readouterr().err

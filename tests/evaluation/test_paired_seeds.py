@@ -92,7 +92,7 @@ def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
     assert (result["p"] < 0.05) == (not result["ci95"][0] <= 0 <= result["ci95"][1]) and 0 < result["p"] < 1
 
 
-def test_kinds_count_alike_and_a_control_is_judged_by_what_it_has():
+def test_kinds_count_alike_and_sides_without_ranks_are_judged_by_their_answers():
     one = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1], ranked=False))}
     result = paired_seeds.difference([one])
     assert result["kinds"]["closed"]["score"] == "accuracy"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import ablations
+from configs import ablations, stage2
 from tests import tiny_run
 from tghmoe_jax import ablate as command
 from tghmoe_jax import train
@@ -289,3 +289,13 @@ def test_seeds_that_differ_widen_the_interval_of_a_row():
     (lowest, highest), (low, high) = (statistics.nested_ci95(rows, ones, items) for rows in (apart, alike))
     assert highest - lowest > 1.5 * (high - low)
     assert low < alike.mean() < high
+
+
+def test_parameters_of_a_run_that_are_to_be_fresh_are_left_out(tiny_stage1):
+    config = stage2.get_config()
+    config.init_from = str(tiny_stage1)
+    whole = train.load_origin(config).params
+    config.fresh = (r"aux_head/.+",)
+    part = train.load_origin(config)
+    assert whole.keys() - part.params.keys() == {name for name in whole if name.startswith("aux_head/")} != set()
+    assert config.fresh[0] in part.new

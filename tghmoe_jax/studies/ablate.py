@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.datasets.sources import DRAWN
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, statistics, text_table
+from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, statistics, text_table
 from tghmoe_jax.models.config import current
 from tghmoe_jax.training import reporting, run_folder
 from tghmoe_jax.training.command_line import experiment, parse
@@ -29,7 +29,6 @@ from tghmoe_jax.training.command_line import experiment, parse
 # The two scores that are read; `score`, what a claim is judged by, is their mean (docs/ablations.md).
 SCORES = {"closed": ("closed", "accuracy_strict"), "finding_f1": ("report", "finding_f1")}
 EFFECT = 0.02  # of `score`: a smaller difference does not count (fixed in docs/ablations.md before the runs)
-LEAST_SEEDS = 3  # a verdict needs at least so many
 # What may differ between a result's config and the one asked for: paths, and keys that change no score.
 _MAY_CHANGE = (
     "train.bad_steps", "init_from", "data.workers", "checkpoint.", "eval.batch", "eval.controls",
@@ -201,7 +200,7 @@ def record(table: Ablation, name: str, results: dict[int, dict], reference: dict
             row[f"{key}_difference"] = plain.mean(one[key] for one in pairs)
             row[f"{key}_difference_ci95"] = statistics.student_ci95([one[key] for one in pairs])
         planned = table.rows["full" if wrong else name].seeds
-        if len(pairs) >= max(planned, LEAST_SEEDS):  # only when all seeds are there: no early stop
+        if len(pairs) >= max(planned, paired_seeds.LEAST_SEEDS):  # only when all seeds are there: no early stop
             row["verdict"] = verdict(row["score_difference"], row["score_difference_ci95"])
     return row
 

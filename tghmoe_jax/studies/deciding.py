@@ -225,7 +225,7 @@ def pairs(experiment: Experiment, seed: int) -> dict[str, tuple[list[Prediction]
 
 
 def verdict(question: Decision, result: Mapping[str, Any]) -> str:
-    """One paragraph: the scores, the difference with its interval, and what to do, by the rule of docs/ablations.md.
+    """One paragraph: the scores, the difference with its interval, and what to do, by the rule of docs/deciding.md.
 
     result: of `paired_seeds.difference`.
     """
