@@ -9,6 +9,7 @@ from tghmoe_jax.datasets.sources import make_source
 from tghmoe_jax.models import generation
 from tghmoe_jax.reader import batches as reading
 from tghmoe_jax.reader.examination import questions
+from tghmoe_jax.training import compile_cache
 from tghmoe_jax.training.loading import load_run, param_shapes
 
 LONG = "Look at every slice from the first to the last one and at all organs before you answer. "
@@ -38,6 +39,7 @@ def widths(monkeypatch, name: str) -> list[int]:
 
     spy.lower = function.lower
     monkeypatch.setattr(generation, name, spy)
+    monkeypatch.setattr(compile_cache, "keeps_traced", lambda: False)  # what an earlier process traced calls no spy
     return found
 
 
