@@ -4,6 +4,7 @@
 examples (docs/testing.md).
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -28,7 +29,11 @@ settings.register_profile("full", max_examples=100, deadline=None)
 def pytest_configure(config):
     settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
     if not hasattr(config, "workerinput") and PROGRAMS.is_dir():
-        if sum(file.stat().st_size for file in PROGRAMS.iterdir()) > MAX_BYTES:
+        size = 0
+        for file in PROGRAMS.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another session's, which it has finished meanwhile
+                size += file.stat().st_size
+        if size > MAX_BYTES:
             shutil.rmtree(PROGRAMS)
 
 

@@ -19,6 +19,7 @@ from configs import (
     evaluate,
     finetune,
     pretrain2d,
+    simple,
     stage1,
     stage2,
 )
@@ -28,7 +29,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 CONFIGS = {
     "pretrain2d": (pretrain2d, ""), "stage1": (stage1, ""), "stage2": (stage2, ""), "evaluate": (evaluate, ""),
     "stage1-bench": (stage1, "bench"), "stage2-bench": (stage2, "bench"), "evaluate-bench": (evaluate, "bench"),
-    "evaluate-phi3v": (evaluate, "phi3v"),
+    "evaluate-phi3v": (evaluate, "phi3v"), "simple": (simple, ""), "simple-bench": (simple, "bench"),
     "stage1-phi3v": (stage1, "phi3v"), "stage2-phi3v": (stage2, "phi3v"),
     "finetune": (finetune, ""), "finetune-lora-16": (finetune, "lora=16"), "finetune-phi3v": (finetune, "phi3v"),
     "finetune-phi3v-lora-16-l4-1": (finetune, "phi3v,lora=16,pod=l4-1"),

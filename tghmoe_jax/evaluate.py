@@ -131,6 +131,12 @@ def run_again(source: str, items: int | None, to: str | None, base: str = "") ->
     config = ConfigDict(run_folder.read_config(folder))
     if "eval" not in config or not config.data.get("slices"):
         raise UserError(f"RUN={source} saw no volumes or pictures, so there is nothing to evaluate; name another run.")
+    root = config.data.get("root", "")
+    if config.data.name not in DRAWN and not all(Path(one).is_dir() for one in str(root).split(",")):
+        raise UserError(
+            f"RUN={source} was trained on data in {root}, which is not there; use python -m tghmoe_jax.main --config "
+            f"configs/evaluate.py --config.init_from={source} --config.data.root=DIR with the folder of its data."
+        )
     if items is not None and items < 2:
         raise UserError(f"--items {items} is too small to shuffle volumes; give 2 or more.")
     name = f"{Path(base).resolve().name}-slices" if base else folder.resolve().name

@@ -129,6 +129,8 @@ def run(args: argparse.Namespace) -> str:
         answer.draw_routing(args.routing)
     if args.evidence:
         answer.draw_evidence(args.evidence)
+    if not args.json and (pictures := [path for path in (args.routing, args.evidence) if path]):
+        print(f"wrote {' and '.join(pictures)}", file=sys.stderr)
     answer = dataclasses.replace(answer, seconds=round(time.perf_counter() - begun, 2))
     return json.dumps(answer.to_json(), indent=1, allow_nan=False) if args.json else str(answer)
 

@@ -51,10 +51,11 @@ def main(argv: list[str]) -> int:
     except (KeyboardInterrupt, Stopped) as stopped:
         print("stopped: what is prepared stays, and the same command resumes it.", file=sys.stderr)
         return getattr(stopped, "code", 130)
+    leaks = sum(card["leaks"].values())
     print(
         f"{folder}: {sum(card['volumes'].values())} volumes ({card.get('with_warnings', 0)} with warnings), "
-        f"{card['rejected']} rejected, {sum(card['leaks'].values())} leaks between splits; see card.md, rejected.csv, "
-        "warnings.csv and leaks.csv there"
+        f"{card['rejected']} rejected, {leaks} {'leak' if leaks == 1 else 'leaks'} between splits; see card.md, "
+        "rejected.csv, warnings.csv and leaks.csv there"
     )
     return 0
 

@@ -41,7 +41,11 @@ KEYS = {
     *(f"report/ladder_{step}" for step in ("present", "side", "lobe")),
     "closed/accuracy_strict_macro", "closed/letter_text_disagree", "closed/no_choice",
     "closed/empty", "open/empty", "report/empty", "control/blind_finding_f1",
-    *(f"control/{name}_closed_accuracy_strict" for name in ("shuffled", "section_shuffled", "blind", "wrong_group")),
+    *(
+        f"control/{name}_{score}"
+        for name in ("shuffled", "section_shuffled", "blind", "wrong_group")
+        for score in ("closed_accuracy_strict", "report_bleu1")
+    ),
     *(f"closed/by_type_strict/{type}" for type in ("plane", "phase", "organ", "abnormality", "location")),
     *(
         f"{kind}/{name}"

@@ -121,6 +121,8 @@ def test_diversity_equals_plain_counts():
     assert found["most_frequent"] == pytest.approx(max(map(plain.count, plain)) / 40)
     assert found["all_normal"] == pytest.approx(plain.count("normal chest.") / 40)
     assert found["all_normal_true"] == 0.0
+    for few, share in ((texts[:4], 1 / 2), (["a", "b", "c", "d"], 1 / 4), (["a", "a", "b", "b"], 1 / 2)):
+        assert scores([(RIGHT, text) for text in few])["most_frequent"] == share  # one text, however many tie
 
 
 def test_recall_of_rare_findings_falls_where_reports_collapse_to_the_frequent():

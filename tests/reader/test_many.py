@@ -185,11 +185,12 @@ def test_what_is_not_all_of_one_list_is_not_merged(shards, whole, tmp_path):
 
 
 def test_the_answers_are_scored_as_any_prediction_file(reader, folder, tmp_path, capsys):
-    """... where true answers are known: closed and open questions in one file, the bad scan left out and counted."""
+    """... where true answers are known: closed and open questions in one file; what is left out is counted."""
     lines = ["volume,id,case,question,choices,answer"]
     for i in range(4):
         name, case = f"{ct.SECRET}{i}.npy,scan {i}", f"{ct.SECRET} {i // 2}"
         lines += [f"{name},{case},Which side?,left|right,left", f"{name},{case},What is shown?,,a liver"]
+        lines += [f"{name},{case},Which plane?,,"] * (i == 0)
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     root, scans = read_list(tmp_path / "list.csv", folder)
     to = tmp_path / "answers.csv"
@@ -202,7 +203,8 @@ def test_the_answers_are_scored_as_any_prediction_file(reader, folder, tmp_path,
     assert metrics["closed/accuracy"] == pytest.approx(np.mean(right)) and "open/bleu1" in metrics
     assert "closed/ranked_accuracy" in metrics and "control/blind_closed_accuracy" in metrics
     assert evaluate.main(["score", str(to)]) == 0
-    assert "not scored: 1 rows that say why" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not scored: 1 row with a reason instead of an answer" in said and "1 row without a true answer" in said
 
 
 def test_answers_without_truth_are_not_scored(whole, capsys):

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
         from tghmoe_jax.app import guard
     except ImportError as error:
-        raise UserError(f"the package {error.name} is missing; run pip install 'tghmoe-jax[app]'.") from None
+        raise UserError(f"the package {error.name} is missing; run pip install '.[app]' in the clone.") from None
     users = args.auth_file and guard.read_users(args.auth_file)
     tls = guard.certificate(*args.tls) if args.tls else {}
     listener = guard.listening(args.host, args.port)

@@ -67,7 +67,10 @@ def load_base(folder: str | os.PathLike, lazy: bool = False, flag: str = "--conf
     config, path = load_config(folder, flag), base_folder(folder)
     lost = path == EMBEDDED and not (path / digests.FILE).exists()
     if wrong := [f"{digests.FILE} is missing"] if lost else digests.problems(path):
-        raise UserError(f"{flag}={folder} is damaged ({digests.told(wrong)}); copy it again.")
+        raise UserError(
+            f"{flag}={folder} is damaged ({digests.told(wrong)}); copy it again, or delete its {digests.FILE} if you "
+            "changed it yourself."
+        )
     try:
         tensors = storage.read_tensors(path)
         if config.get(CONVERTED):

@@ -34,7 +34,8 @@ def arguments() -> CommandParser:
     """The flags of the command."""
     parser = CommandParser(prog="python -m tghmoe_jax.drawn.sample", description="Draw a sample scan.")
     parser.add_argument("--to", metavar="FILE", required=True, help="a new file that ends in .nii.gz")
-    parser.add_argument("--number", type=int, metavar="N", default=NUMBER, help=f"which phantom, default {NUMBER}")
+    which = f"which phantom of the test split, from 0; default {NUMBER}"
+    parser.add_argument("--number", type=int, metavar="N", default=NUMBER, help=which)
     return parser
 
 

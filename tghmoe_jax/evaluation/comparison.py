@@ -104,5 +104,5 @@ def table(result: Mapping[str, Mapping]) -> str:
     if "differs" in marks:
         lines.append("differs: the interval leaves out 0; with many scores, some do so by chance.")
     elif any(row["ci95"] is not None and row["units"] >= FEW_UNITS for row in result.values()):
-        lines.append("No score shows a difference: each interval of enough cases or volumes contains 0.")
+        lines.append("No score shows a difference: the interval contains 0 wherever there are enough cases or volumes.")
     return "\n".join(lines)

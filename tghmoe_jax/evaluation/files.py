@@ -96,7 +96,7 @@ def read_file(file: Path) -> list[tuple[Kind, list[Prediction], list[dict[str, s
     """The kinds of a file, each with its predictions in order, and the rows as they are in the file.
 
     The columns tell the kind; a column `Kind` does where rows are of several, as in the answers of `predict --list`.
-    Rows that say why they were not answered are left out.
+    Rows that say why they were not answered, or that hold no true answer, are left out (`left_out`).
     """
     header, rows = read_table(file, str(file))
     columns = set(header)
@@ -125,21 +125,24 @@ def read_file(file: Path) -> list[tuple[Kind, list[Prediction], list[dict[str, s
     only = max(fitting, key=lambda kind: len(COLUMNS[kind].needed))  # a closed file would do as an open one
     stated = [row.get("Kind") for row in rows]
     kinds = stated if set(stated) <= set(fitting) else [only] * len(rows)
-    if not any(row[COLUMNS[kind].truth].strip() for kind, row in zip(kinds, rows, strict=True)):
+    known = [bool(row[COLUMNS[kind].truth].strip()) for kind, row in zip(kinds, rows, strict=True)]
+    if not any(known):
         raise UserError(f"{file} holds no true answer, so nothing can be scored; fill the column of true answers.")
     return [
         (kind, [_prediction(kind, i, named.get(_key(row), i), row, file) for i, row in own], [row for _, row in own])
         for kind in KINDS
-        if (own := [one for one, its in zip(numbered, kinds, strict=True) if its == kind])
+        if (own := [one for one, its, true in zip(numbered, kinds, known, strict=True) if true and its == kind])
     ]
 
 
-def not_answered(path: str | Path) -> int:
-    """The number of rows of a file or folder that say why they were not answered."""
+def left_out(path: str | Path) -> tuple[int, int]:
+    """How many rows of a file or folder say why they were not answered, and how many others hold no true answer."""
     tables = [read_table(file, str(file)) for file in listed(path)]
-    return sum(
+    silent = sum(
         bool(row[header.index(NOT_ANSWERED)]) for header, rows in tables if NOT_ANSWERED in header for row in rows
     )
+    scored = sum(len(ones) for kind, ones in read_run(path).items() if kind in KINDS)
+    return silent, sum(len(rows) for _, rows in tables) - silent - scored
 
 
 def _key(row: Mapping[str, str]) -> str:

@@ -129,21 +129,21 @@ def _ladder(step: int, ones):
     return tuple(counts.T)
 
 
-def _same_text(ones) -> list[int]:
-    """How many reports have the text of each, letter case and white space aside."""
-    texts = [" ".join(one.output.lower().split()) for one in ones]
-    times = collections.Counter(texts)
-    return [times[text] for text in texts]
+def _texts(ones) -> list[str]:
+    """The reports, letter case and white space aside."""
+    return [" ".join(one.output.lower().split()) for one in ones]
 
 
 def _distinct(ones):
     """Distinct reports over reports: the mean of 1 over the number of those with the same text."""
-    return [1 / times for times in _same_text(ones)]
+    times = collections.Counter(texts := _texts(ones))
+    return [1 / times[text] for text in texts]
 
 
 def _most_frequent(ones):
-    times = _same_text(ones)
-    return [count == max(times) for count in times]
+    """Reports that have the most frequent text; of several texts that are equally frequent, one."""
+    ((most, _),) = collections.Counter(texts := _texts(ones)).most_common(1)
+    return [text == most for text in texts]
 
 
 def _all_normal(which: int, ones):

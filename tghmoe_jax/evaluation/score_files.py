@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     if args.command == "compare":
         (a, b), _ = _read(args, args.a, args.b)
         result = comparison.compare(a, b)
-        print(json.dumps(result, indent=1) if args.json else comparison.table(result))
+        print(json.dumps(result, indent=1) if args.json else f"A  {args.a}\nB  {args.b}\n\n{comparison.table(result)}")
     elif args.pred_labels or args.true_labels:
         if args.predictions or not (args.pred_labels and args.true_labels):
             raise UserError("--pred-labels and --true-labels belong together, without predictions; give both.")
@@ -101,8 +101,11 @@ def _score(args: argparse.Namespace) -> None:
         print(f"leaked volumes found: {removed['volumes_found']} of the {removed['volumes']} in {args.leaks}")
         if removed["volumes"] and not removed["volumes_found"]:
             print("no leaked volume occurs: either they were left out before, or the column Key holds other names")
-    if args.truth is None and (count := files.not_answered(args.predictions)):  # not of a JSON file
-        print(f"not scored: {count} rows that say why they were not answered")
+    if args.truth is None:  # not of a JSON file
+        silent, untrue = files.left_out(args.predictions)
+        for count, why in ((silent, "with a reason instead of an answer"), (untrue, "without a true answer")):
+            if count:
+                print(f"not scored: {count} {'row' if count == 1 else 'rows'} {why}")
     print(_told(known, found))
 
 

@@ -124,7 +124,7 @@ def lines(found: Sequence[Verdict], metrics: Mapping[str, object]) -> list[str]:
 
 
 def next_step(found: Sequence[Verdict], run: str, stage1: bool, all_asked: bool = False, own: bool = True) -> str:
-    """What to run next after the evaluation of `run`; `stage1`: its model has one group of experts.
+    """What to run next after the evaluation of `run`; `stage1`: its model has experts, in one group.
 
     all_asked: every item of the test split was asked. own: `evaluate run` asks these items too; False where the config
     of the evaluation may name other data than the run was trained on.

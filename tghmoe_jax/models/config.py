@@ -428,9 +428,12 @@ def check(model: Model) -> None:
     ):  # fmt: skip
         bad = [i for i in layers if not 0 <= i < tower.executed]
         if bad:
+            remedy = "leave the others out"
+            if len(bad) == len(layers):
+                remedy = "name some of these; a full-scale preset such as :phi3v needs a base of full size"
             raise UserError(
-                f"--config.model.{flag} names layers {bad}, but only layers 0 to {tower.executed - 1} are executed; "
-                "leave the others out."
+                f"--config.model.{flag} names layers {bad}, but this base executes only layers 0 to "
+                f"{tower.executed - 1}; {remedy}."
             )
     if tgh.groups not in (1, len(model.tasks)):
         raise UserError(f"--config.model.tgh.groups={tgh.groups} must be 1 or the number of tasks, {len(model.tasks)}.")

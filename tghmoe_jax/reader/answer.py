@@ -142,7 +142,9 @@ class Answer:
         else:
             record["option_likelihoods_are"] = LIKELIHOODS
         if self.confidence:
-            record |= {"confidence": self.confidence.to_json(), "confident_enough": self.confidence.enough}
+            asked = self.confidence.min_accuracy is not None
+            record["confidence"] = self.confidence.to_json()
+            record["confident_enough"] = self.confidence.enough if asked else None
         if self.evidence is not None:
             record["evidence"] = self.evidence.to_json()
         return record

@@ -264,7 +264,8 @@ def examine(
     said.append(f"report   {folder / 'report.html'}; every score: {folder / 'scores.txt'}")
     if name:
         # A reader that was loaded from a run may have been given other data than the run's own.
-        following = verdict.next_step(meaning, name, not routed, all(fewer), own=reader.run is None)
+        stage1 = bool(cfg.tgh.layers) and not routed
+        following = verdict.next_step(meaning, name, stage1, all(fewer), own=reader.run is None)
         said.append(f"next     {following}")
     progress("\n".join([*said, DISCLAIMER]))
     return metrics

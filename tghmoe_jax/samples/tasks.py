@@ -98,7 +98,7 @@ register(
                 order=2,
             )
         },
-        scores={"report/finding_f1": "finding_f1"},
+        scores={"report/finding_f1": "finding_f1", "report/bleu1": "report_bleu1"},
     )
 )
 register(

@@ -43,7 +43,8 @@ def card(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- Parameters: digest {manifest['digest']}, {manifest['dtype']}, step {manifest['step']}, "
         f"code {markdown(commit[:12])}",
         f"- Input seen in training: {_ranges(manifest.get('input_ranges') or {})}", "",
-        "Load it with `tghmoe_jax.load(FOLDER)` or `python -m tghmoe_jax.predict --checkpoint FOLDER`.",
+        "To use it, run `pip install .` in a clone of tghmoe_jax once. Then `tghmoe_jax.load(FOLDER)` loads it, and "
+        "`python -m tghmoe_jax.predict --checkpoint FOLDER --help` says how to ask it.",
     ]  # fmt: skip
     for name, metrics in manifest.get("scores", {}).items():
         if name.endswith("metrics.json"):

@@ -1,0 +1,17 @@
+"""The recipe that this project's measurements favour at the size of the embedded default (docs/ablations.md).
+
+    python -m tghmoe_jax.main --config configs/simple.py
+
+One stage instead of two, and one FFN instead of experts; everything trains for as many steps as both stages take. The
+3D tower, the carried-over 2D parameters and the questions are those of stage 1. `:bench` is the longer training.
+"""
+
+from configs import common, stage1
+
+
+def get_config(arg: str | None = None):
+    preset = common.parse_arg(arg, ("bench",))["preset"]
+    c = stage1.get_config(preset or None)
+    c.model.tgh.layers = ()
+    c.train.steps *= 2
+    return c
