@@ -1,25 +1,34 @@
 """The paper's claims against the number of training volumes, on drawn patients: table and plot of docs/ablations.md.
 
-    python -m benchmarks.scaling                        # trains what is missing; then table and plot
-    python -m benchmarks.scaling --volumes 50 --only base    # one cell: six trainings
-    python -m benchmarks.scaling --table                # trains nothing
+    python -m benchmarks.scaling                                  # trains what is missing; then table and plot
+    python -m benchmarks.scaling --volumes 50 --only base --seeds 1     # two trainings
+    python -m benchmarks.scaling --volumes 50 --only base --seeds 1 --remake    # trains them again, beside what is kept
+    python -m benchmarks.scaling --table                          # trains nothing
 
-A cell is one question of `tghmoe_jax.ablate --question` at one number of volumes. What it found is kept in
-docs/ablations/patients, one small file each; a cell with a file there is not run again. The runs lie in --workdir,
-where a stopped command resumes.
+A cell is one question of `tghmoe_jax.ablate --question` at one number of volumes. The answers of each training are kept
+in docs/ablations/patients, graded, one small file each; what has a file there is not trained again. The runs lie in
+--workdir, where a stopped command resumes.
 """
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tghmoe_jax import ablate, writing
+import numpy as np
+
+from tghmoe_jax import writing
+from tghmoe_jax.evaluation import outputs, paired_seeds, provenance
+from tghmoe_jax.evaluation.paired_seeds import Graded
 from tghmoe_jax.evaluation.text_table import interval
-from tghmoe_jax.studies.decisions import QUESTIONS
+from tghmoe_jax.samples.questions import FAMILIES
+from tghmoe_jax.sharding.mesh import simulate_devices
+from tghmoe_jax.studies import ablate
+from tghmoe_jax.studies.deciding import Experiment, answers, pairs
+from tghmoe_jax.studies.decisions import QUESTIONS, Arm
+from tghmoe_jax.training import compile_cache, heap, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "ablations" / "patients"
@@ -43,47 +52,97 @@ def cells() -> list[tuple[int, str]]:
     return [(VOLUMES[-1], name) for name in (*SCALED, *MORE)] + [(n, q) for n in VOLUMES[-2::-1] for q in SCALED]
 
 
-def file_of(volumes: int, question: str) -> Path:
-    return KEPT / f"{volumes}-{question}.json"
-
-
-def run(volumes: int, question: str, workdir: Path) -> None:
-    """Trains and asks one cell, and keeps what it found."""
+def experiment(volumes: int, question: str, workdir: Path) -> Experiment:
     flags = [f"--config.{key}={value}" for key, value in (FLAGS | {"data.volumes": volumes}).items()]
-    folder = workdir / str(volumes)
-    argv = ["--config=configs/stage1.py", f"--question={question}", f"--seeds={SEEDS}", f"--workdir={folder}", *flags]
-    if code := ablate.main(argv):
-        sys.exit(code)
+    return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags))
+
+
+def file_of(volumes: int, arm: Arm, seed: int) -> Path:
+    return KEPT / f"{volumes}-{'-'.join(filter(None, [arm.name, arm.shows]))}-seed{seed}.json"
+
+
+def train(one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> None:
+    """One training whose answers are kept, or with `remake` shown beside what is kept."""
+    file = file_of(volumes, arm, seed)
+    if file.is_file() and not remake:
+        return
+    one.run(arm, seed)
+    found = answers(one, arm, seed)
+    if file.is_file():
+        before = {kind: share(run, primary(run)) for kind, run in kept(volumes, arm, seed).items()}
+        for kind, run in found.items():
+            print(f"{file.stem} {kind}: {share(run, primary(run)):.3f}, kept {before[kind]:.3f}", flush=True)
+        return
+    made = {
+        "config": run_folder.flatten(one.config(arm, seed)), **provenance.made_by(),
+        "minutes": ablate.minutes_of(one.folder(arm, seed)),
+    }  # fmt: skip
     KEPT.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / f"{question}.json", file_of(volumes, question))
+    outputs.write_json(file, {"made": made, "answers": {kind: run.to_json() for kind, run in found.items()}})
 
 
-def found() -> Cells:
-    """The kept cells. ValueError for one that was made by other settings than FLAGS and SEEDS."""
-    known = {cell: json.loads(file.read_text()) for cell in cells() if (file := file_of(*cell)).is_file()}
-    for (volumes, name), cell in known.items():
-        fixed = FLAGS | {"data.volumes": volumes}
-        if len(cell["seeds"]) != SEEDS or any(cell["made"]["config"][key] != value for key, value in fixed.items()):
-            raise ValueError(f"{file_of(volumes, name)} was made by other settings; delete it.")
+def kept(volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
+    """What is kept of one training. ValueError where it was made by other settings than FLAGS."""
+    file = file_of(volumes, arm, seed)
+    record = json.loads(file.read_text())
+    fixed = {key: value for key, value in (FLAGS | {"data.volumes": volumes}).items() if key not in arm.changes}
+    if any(record["made"]["config"][key] != value for key, value in fixed.items()):
+        raise ValueError(f"{file} was made by other settings; delete it.")
+    return {kind: Graded.from_json(run) for kind, run in record["answers"].items()}
+
+
+def primary(run: Graded) -> str:
+    """The score that a kind is judged by, as in `paired_seeds.difference`."""
+    return "ranked_accuracy" if "ranked_accuracy" in run.scores else next(iter(run.scores))
+
+
+def share(run: Graded, score: str, types: tuple[str, ...] | None = None) -> float:
+    """A score of all items, or of those of some question types."""
+    rows = [i for i, type in enumerate(run.types) if types is None or type in types]
+    top, bottom = run.scores[score][rows].sum(0)
+    return float(top / bottom) if bottom else float("nan")
+
+
+def found(workdir: Path) -> Cells:
+    """{cell: `paired_seeds.difference` of its seeds, of which every training is kept, and its arms' runs}."""
+    known = {}
+    for volumes, name in cells():
+        usual, others = experiment(volumes, name, workdir).arms()
+        arms = (usual, *others)
+        seeds = [seed for seed in range(SEEDS) if all(file_of(volumes, arm, seed).is_file() for arm in arms)]
+        if seeds:
+            runs = [(kept(volumes, usual, seed), [(arm, kept(volumes, arm, seed)) for arm in others]) for seed in seeds]
+            known[volumes, name] = paired_seeds.difference([pairs(*run) for run in runs]) | {"runs": runs}
     return known
 
 
 def table(known: Cells) -> str:
-    """A row a cell: the primary score, which is ranked accuracy; then the mean of all kinds and its verdict."""
+    """A row a cell: the primary score, which is ranked accuracy; its families; then the mean of all kinds."""
     lines = [
-        "| volumes | question | ranked accuracy of the sides | difference | p | all kinds | their verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| volumes | question | seeds | ranked accuracy of the sides | difference | p | "
+        f"{' | '.join(FAMILIES)} | all kinds |",
+        "|---" * (7 + len(FAMILIES)) + "|",
     ]
     for (volumes, name), cell in sorted(known.items()):
-        one = cell["kinds"]["closed"]
+        one = cell["kinds"].get("closed", cell)
         sides = f"{QUESTIONS[name].sides[0]} {one['first']:.3f}, {QUESTIONS[name].sides[1]} {one['second']:.3f}"
-        differ = [f"{of['difference']:+.3f} {interval(of['ci95'], '+')}" for of in (one, cell)]
-        said = next((word for word in ("first", "second", "equal") if cell["verdict"].endswith(
-            getattr(QUESTIONS[name], word))), "")  # fmt: skip
-        words = {"first": f"{QUESTIONS[name].sides[0]} better", "second": f"{QUESTIONS[name].sides[1]} better",
-                 "equal": "no difference that counts", "": "undecided"}  # fmt: skip
-        lines.append(f"| {volumes} | `{name}` | {sides} | {differ[0]} | {one['p']:.3f} | {differ[1]} | {words[said]} |")
+        differ = [f"{of['difference']:+.3f} {interval(of['ci95'], '+')}".strip() for of in (one, cell)]
+        families = [f"{gap:+.3f}" for gap in by_family(cell)]
+        p = "-" if one["p"] is None else f"{one['p']:.3f}"
+        lines.append(
+            f"| {volumes} | `{name}` | {len(one['seeds'])} | {sides} | {differ[0]} | {p} | {' | '.join(families)} | "
+            f"{differ[1]} |"
+        )
     return "\n".join(lines)
+
+
+def by_family(cell: Mapping[str, Any]) -> list[float]:
+    """The difference of ranked accuracy in each family of closed questions, the mean of the seeds."""
+    both = [pairs(*run)["closed"] for run in cell["runs"]]
+    return [
+        float(np.mean([share(b, "ranked_accuracy", types) - share(a, "ranked_accuracy", types) for a, b in both]))
+        for types in FAMILIES.values()
+    ]
 
 
 def plot(known: Cells, file: Path) -> None:
@@ -110,16 +169,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--volumes", type=int, choices=VOLUMES, help="only this number of training volumes")
     parser.add_argument("--only", choices=(*SCALED, *MORE), help="only this question")
+    parser.add_argument("--seeds", type=int, default=SEEDS, choices=range(1, SEEDS + 1), help="only the first seeds")
     parser.add_argument("--workdir", type=Path, default=Path("runs/scaling"), help="folder of the runs")
+    parser.add_argument("--remake", action="store_true", help="train what is kept too, and print both scores")
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args(argv)
     wanted = [(v, q) for v, q in cells() if args.volumes in (None, v) and args.only in (None, q)]
     if not wanted:
         parser.error(f"{args.only} is asked at {VOLUMES[-1]} volumes alone")
-    for volumes, question in wanted:
-        if not args.table and not file_of(volumes, question).is_file():
-            run(volumes, question, args.workdir)
-    if known := found():
+    if not args.table:
+        simulate_devices()
+        compile_cache.keep()
+    for volumes, question in wanted if not args.table else ():
+        one = experiment(volumes, question, args.workdir)
+        usual, others = one.arms()
+        for seed in range(args.seeds):
+            for arm in (usual, *others):
+                train(one, volumes, arm, seed, args.remake)
+    if known := found(args.workdir):
         writing.write(KEPT / "table.md", table(known) + "\n")
         plot(known, PLOT)
         print(table(known))
@@ -127,4 +194,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    heap.keep_freed_memory()
     sys.exit(main())

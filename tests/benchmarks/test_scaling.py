@@ -1,76 +1,91 @@
-"""The table and the plot of the scaling study, from cells made by hand."""
+"""The table and the plot of the scaling study, from trainings made by hand."""
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import scaling
-from tghmoe_jax.studies.decisions import QUESTIONS
+from tghmoe_jax.evaluation.paired_seeds import Graded
+from tghmoe_jax.samples.questions import FAMILIES
+from tghmoe_jax.studies.deciding import Experiment
+
+TYPES = [types[0] for types in FAMILIES.values()] * 10
 
 
-def cell(name: str, side: str, gap: float, volumes: int = 3200) -> dict:
-    score = {"first": 0.5, "second": 0.5 + gap, "difference": gap, "ci95": [gap - 0.01, gap + 0.01], "p": 0.004}
-    made = {"config": scaling.FLAGS | {"data.volumes": volumes}}
-    verdict = f"... {getattr(QUESTIONS[name], side)}" if side else "... Undecided: by these runs, ..."
-    return score | {"kinds": {"closed": score | {"score": "ranked_accuracy"}}, "verdict": verdict,
-                    "seeds": [gap] * 3, "made": made}  # fmt: skip
+def graded(right: dict[str, float]) -> dict[str, Graded]:
+    """Closed questions of all families in turn, of each family this share right; and reports that are all alike."""
+    rights = [place // 4 < 10 * right.get(family, right.get("all", 0.0)) for place, family in
+              zip(range(40), list(FAMILIES) * 10, strict=True)]  # fmt: skip
+    closed = np.stack([np.array(rights, float), np.ones(40)], -1)
+    report = Graded({"finding_f1": np.array([[1.0, 2.0]] * 40)}, [(i,) for i in range(40)], [""] * 40, "r")
+    return {"closed": Graded({"ranked_accuracy": closed}, [(i,) for i in range(40)], TYPES, "c"), "report": report}
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch):
+    """Nothing kept, and trainings that answer by what their arm is: `trained` lists them."""
+    trained = []
     monkeypatch.setattr(scaling, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(scaling, "PLOT", tmp_path / "plot.png")
-    monkeypatch.setattr(scaling.ablate, "main", lambda argv: pytest.fail("trained"))
-    (tmp_path / "kept").mkdir()
-    for volumes in scaling.VOLUMES:
-        for name in scaling.SCALED:
-            scaling.file_of(volumes, name).write_text(json.dumps(cell(name, "first", -0.1, volumes)))
-    scaling.file_of(50, "base").write_text(json.dumps(cell("base", "", 0.0, 50)))
-    for name, side in zip(scaling.MORE, ("second", "equal", "first"), strict=True):
-        scaling.file_of(3200, name).write_text(json.dumps(cell(name, side, 0.1)))
-    return tmp_path
+    for name in ("simulate_devices", "compile_cache.keep", "ablate.minutes_of"):
+        monkeypatch.setattr(f"benchmarks.scaling.{name}", lambda *_: 1.5)
+    monkeypatch.setattr(Experiment, "run", lambda self, arm, seed: trained.append((self.workdir.name, arm.name, seed)))
+    rights = {"as_configured": {"all": 0.6}, "random_tower": {"all": 0.4}, "single_slices": {"all": 0.6, "depth": 0.1}}
+
+    def answered(one, arm, seed):
+        if arm.shows == "disordered":
+            return graded({"all": 0.6, "depth": 0.3})
+        return graded(rights.get(arm.name, {"all": 0.5}))
+
+    monkeypatch.setattr(scaling, "answers", answered)
+    return tmp_path, trained
 
 
-def test_kept_cells_are_tabulated_and_plotted_and_not_run_again(kept, capsys):
-    assert scaling.main([]) == 0
+def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(place, capsys):
+    folder, trained = place
+    assert scaling.main([f"--workdir={folder}"]) == 0
     said = capsys.readouterr().out.strip().split("\n")
-    assert len(said) == 2 + len(scaling.cells()) == 2 + 15
-    assert sum("the 2D base better" in line for line in said) == 3 and sum("undecided" in line for line in said) == 1
-    assert "| 3200 | `tasks` |" in said[-1] and said[-1].endswith("| a model for each task better |")
+    assert len(said) == 2 + len(scaling.cells()) == 2 + 15 and (folder / "plot.png").stat().st_size > 10_000
+    assert (folder / "kept" / "table.md").read_text().strip().split("\n") == said
+    # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, two ways
+    # of showing, three seeds each.
+    assert len(list((folder / "kept").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 2)
+    (order,) = (line for line in said if "`order`" in line)
+    assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
+    assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order
+    assert all("random vision tower 0.400 | -0.200 [" in line for line in said if "`base`" in line)
+    (tasks,) = (line for line in said if "`tasks`" in line)
+    assert "a model for each task 0.500 | -0.100 [" in tasks
+    before = len(trained)
+    assert scaling.main([f"--workdir={folder}"]) == 0 and len(trained) == before
+    assert capsys.readouterr().out.strip().split("\n") == said
+
+
+def test_one_training_can_be_made_again_beside_what_is_kept(place, capsys):
+    folder, trained = place
+    asked = [f"--workdir={folder}", "--volumes=50", "--only=base", "--seeds=1"]
+    assert scaling.main(asked) == 0
+    assert trained == [("50", "as_configured", 0), ("50", "random_tower", 0)]
     assert (
-        "+0.100 [+0.090, +0.110]" in said[-1] and (kept / "kept" / "table.md").read_text().strip().split("\n") == said
+        "| 50 | `base` | 1 | the 2D base 0.600, a random vision tower 0.400 | -0.200 | - |" in capsys.readouterr().out
     )
-    assert (kept / "plot.png").stat().st_size > 10_000
+    assert scaling.main([*asked, "--remake"]) == 0 and len(trained) == 4
+    assert "50-random_tower-seed0 closed: 0.400, kept 0.400" in capsys.readouterr().out
 
 
-def test_a_missing_cell_is_one_question_at_one_number_of_volumes(kept, monkeypatch):
-    scaling.file_of(200, "slices").unlink()
-    asked = []
-
-    def run(argv):
-        asked.append(argv)
-        (kept / "runs" / "200").mkdir(parents=True)
-        (kept / "runs" / "200" / "slices.json").write_text(json.dumps(cell("slices", "second", 0.1, 200)))
-        return 0
-
-    monkeypatch.setattr(scaling.ablate, "main", run)
-    assert scaling.main([f"--workdir={kept / 'runs'}"]) == 0
-    (argv,) = asked
-    assert {"--question=slices", "--seeds=3", "--config.data.volumes=200", "--config.data.name=patients"} <= set(argv)
-    assert json.loads(scaling.file_of(200, "slices").read_text())["difference"] == 0.1
-    monkeypatch.setattr(scaling.ablate, "main", lambda argv: 2)
-    scaling.file_of(200, "slices").unlink()
-    with pytest.raises(SystemExit, match="2"):
-        scaling.main([f"--workdir={kept / 'runs'}"])
+def test_answers_of_other_settings_are_refused(place):
+    folder, _ = place
+    assert scaling.main([f"--workdir={folder}", "--volumes=50", "--only=base", "--seeds=1"]) == 0
+    file = folder / "kept" / "50-as_configured-seed0.json"
+    record = json.loads(file.read_text())
+    record["made"]["config"]["train.steps"] = 60
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="50-as_configured-seed0.json was made by other settings"):
+        scaling.main(["--table", f"--workdir={folder}"])
 
 
-def test_a_cell_of_other_settings_is_refused(kept):
-    scaling.file_of(50, "base").write_text(json.dumps(cell("base", "first", -0.1, 60)))
-    with pytest.raises(ValueError, match="50-base.json was made by other settings"):
-        scaling.main(["--table"])
-
-
-def test_a_cell_that_the_study_does_not_have_is_refused(kept, capsys):
+def test_a_cell_that_the_study_does_not_have_is_refused(place, capsys):
     with pytest.raises(SystemExit, match="2"):
         scaling.main(["--volumes", "50", "--only", "tasks"])
     assert "tasks is asked at 3200 volumes alone" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """What two sides that share seeds and items can show, against simulations and plain arithmetic."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 import scipy
 
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import paired_seeds
 from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.samples.questions import Question
@@ -47,15 +49,30 @@ def test_more_seeds_and_more_items_see_smaller_differences():
 
 def test_where_nothing_differs_few_units_leave_room_and_a_score_without_items_does_not_count():
     same = {"closed": (answers([1] * 8), answers([1] * 8))}
-    low, high = paired_seeds.difference([same] * 3)["ci95"]
+    low, high = difference([same] * 3)["ci95"]
     assert low < -0.02 and high > 0.02
     many = {"closed": (answers([1] * 400), answers([1] * 400))}
-    low, high = paired_seeds.difference([many] * 3)["ci95"]
+    low, high = difference([many] * 3)["ci95"]
     assert -0.02 < low < 0 < high < 0.02
     report = Question("report", "report", "", "Report.", (), "Alles ohne Befund.")
     silent = [Prediction.of(i, report, "Nichts.", ranked=None) for i in range(8)]
-    found = paired_seeds.difference([same | {"report": (silent, silent)}] * 3)
+    found = difference([same | {"report": (silent, silent)}] * 3)
     assert set(found["kinds"]) == {"closed"}
+
+
+def difference(found, ranked: bool = True):
+    """Of answers that are not graded yet."""
+    graded = [
+        {kind: tuple(paired_seeds.Graded.of(kind, side) for side in sides) for kind, sides in seed.items()}
+        for seed in found
+    ]
+    again = [
+        {kind: tuple(paired_seeds.Graded.from_json(json.loads(json.dumps(one.to_json()))) for one in sides)
+         for kind, sides in seed.items()} for seed in graded
+    ]  # fmt: skip
+    result = paired_seeds.difference(graded, ranked)
+    assert paired_seeds.difference(again, ranked) == result  # as it is kept in a file
+    return result
 
 
 def answers(rights, ranked: bool = True, offset: int = 0) -> list[Prediction]:
@@ -78,7 +95,7 @@ def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
         shift = 0.15 + rng.normal(0, spread)
         own, other = base < 0.5, base < np.clip(0.5 + shift, 0, 1)
         found.append({"closed": (answers(own), answers(other))})
-    result = paired_seeds.difference(found)
+    result = difference(found)
     gaps = np.array([np.mean([b.ranked == b.letter for b in s["closed"][1]])
                      - np.mean([a.ranked == a.letter for a in s["closed"][0]]) for s in found])  # fmt: skip
     assert result["seeds"] == pytest.approx(gaps) and result["difference"] == pytest.approx(gaps.mean())
@@ -94,14 +111,14 @@ def test_the_interval_is_that_of_the_seeds_and_of_the_items_together(spread):
 
 def test_kinds_count_alike_and_sides_without_ranks_are_judged_by_their_answers():
     one = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1], ranked=False))}
-    result = paired_seeds.difference([one])
+    result = difference([one])
     assert result["kinds"]["closed"]["score"] == "accuracy"
     half = {"closed": (answers([1, 1, 0, 0]), answers([1, 1, 1, 1]))}
-    chosen = [paired_seeds.difference([half], ranked)["kinds"]["closed"]["score"] for ranked in (True, False)]
+    chosen = [difference([half], ranked)["kinds"]["closed"]["score"] for ranked in (True, False)]
     assert chosen == ["ranked_accuracy", "accuracy_strict"]
     assert (result["first"], result["second"], result["ci95"]) == (0.5, 1.0, None)
-    alone = paired_seeds.difference([{"closed": (answers([1] * 8), answers([1] * 7 + [0]))}])
-    both = paired_seeds.difference(
+    alone = difference([{"closed": (answers([1] * 8), answers([1] * 7 + [0]))}])
+    both = difference(
         [{"closed": (answers([1] * 8), answers([1] * 7 + [0])), "open": (opened([1, 1]), opened([0, 0]))}]
     )
     assert alone["difference"] == pytest.approx(-1 / 8) and both["difference"] == pytest.approx((-1 / 8 - 1) / 2)
@@ -111,3 +128,8 @@ def opened(rights) -> list[Prediction]:
     questions = [Question("vqa", "open", "side", f"Side {i}?", (), "left") for i in range(len(rights))]
     return [Prediction.of(i, q, "left" if right else "no", ranked=None) for i, (q, right) in
             enumerate(zip(questions, rights, strict=True))]  # fmt: skip
+
+
+def test_sides_that_were_asked_different_items_are_refused():
+    with pytest.raises(UserError, match="closed: the sides were asked different items"):
+        difference([{"closed": (answers([1] * 8), answers([1] * 8, offset=1))}])

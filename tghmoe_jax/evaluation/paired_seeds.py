@@ -4,6 +4,9 @@ Seeds vary, and so does the choice of the items, which all seeds share: an inter
 Axis legend: S seeds, N items, K kinds, R resamples; the last axis of two is the sides.
 """
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +24,38 @@ POWER = 0.8  # chance that a difference of the size a plan can see is found
 SEED_SPREAD, ITEM_VARIANCE = 0.02, 0.3
 LEAST_SEEDS, MOST_SEEDS = 3, 50  # fewer do not show how seeds differ
 
-Pairs = Mapping[str, tuple[Sequence[Prediction], Sequence[Prediction]]]
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """The answers to the items of one kind, as scores count them.
+
+    scores {name: numerators and denominators, float64 (N, 2)}, the case or volume and the question type of each item,
+    and a digest of the items.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    units: Sequence[tuple]
+    types: Sequence[str]
+    items: str
+
+    @classmethod
+    def of(cls, kind: str, ones: Sequence[Prediction]) -> "Graded":
+        scores = {name: np.stack(pair, -1) for name, pair in comparison.columns(kind, ones, judged=True).items()}
+        asked = json.dumps([(one.key or one.index, one.question, one.choices, one.answer) for one in ones])
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
+        return cls(scores, [one.unit for one in ones], [one.type for one in ones], digest)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Graded":
+        """The inverse of `to_json`."""
+        scores = {name: np.array(pairs, np.float64) for name, pairs in record["scores"].items()}
+        return cls(scores, [tuple(unit) for unit in record["units"]], record["types"], record["items"])
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"scores": {name: pairs.tolist() for name, pairs in self.scores.items()}}
+
+
+Pairs = Mapping[str, tuple[Graded, Graded]]
 
 
 def smallest_seen(seeds: int, item_variance: float, units: int, seed_spread: float = SEED_SPREAD) -> float:
@@ -73,16 +107,21 @@ def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
     """
     scores, columns, units = {}, [], []
     for kind in found[0]:
-        sides = [[comparison.columns(kind, ones, judged=True) for ones in seed[kind]] for seed in found]
-        every = [side for seed in sides for side in seed]
+        every = [side for seed in found for side in seed[kind]]
+        if len({side.items for side in every}) > 1:
+            raise UserError(f"{kind}: the sides were asked different items; ask both again.")
         # A score that rests on no item, as that of findings where no report states one, would pull a mean to 0.
-        known = [name for name in every[0] if all(name in side and side[name][1].any() for side in every)]
+        known = [
+            name
+            for name in every[0].scores
+            if all(name in side.scores and side.scores[name][:, 1].any() for side in every)
+        ]
         if known:
             first = "ranked_accuracy" if ranked else "accuracy_strict"
             scores[kind] = name = first if first in known else known[0]
             # (N, 2 S, numerator and denominator)
-            columns.append(np.stack([np.stack(side[name], -1) for side in every], 1))
-            units += [one.unit for one in found[0][kind][0]]
+            columns.append(np.stack([side.scores[name] for side in every], 1))
+            units += every[0].units
     if not scores:
         raise UserError("the validation split has no item that can be right or wrong; give it closed or open items.")
     whole = np.zeros((len(units), len(columns), 2 * len(found), 2))  # numerators and denominators

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from tghmoe_jax import evaluate, train, writing
 from tghmoe_jax.bases.base import tokenizer_of
 from tghmoe_jax.datasets.sources import aux_names, make_source
 from tghmoe_jax.errors import UserError
-from tghmoe_jax.evaluation import comparison, files, outputs, paired_seeds, provenance, statistics, text_table
-from tghmoe_jax.evaluation.protocols import Prediction
+from tghmoe_jax.evaluation import files, outputs, paired_seeds, provenance, statistics, text_table
+from tghmoe_jax.evaluation.paired_seeds import Graded
 from tghmoe_jax.reader import examination
 from tghmoe_jax.reader.opening import load_sharded
 from tghmoe_jax.samples.questions import ItemSource, Source
@@ -212,16 +212,18 @@ def _hours(seconds: float) -> str:
 # ---- what came out --------------------------------------------------------------------------------------------------
 
 
-def pairs(experiment: Experiment, seed: int) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
-    """{kind: answers of both sides to the same items} of one seed."""
-    usual, others = experiment.arms()
-    own = files.read_run(experiment.asked(usual, seed))
-    second: dict[str, list[Prediction]] = {}
-    for arm in others:
-        run = files.read_run(experiment.asked(arm, seed))
+def answers(experiment: Experiment, arm: Arm, seed: int) -> dict[str, Graded]:
+    """{kind: the graded answers} of one training."""
+    run = files.read_run(experiment.asked(arm, seed))
+    return {kind: Graded.of(kind, ones) for kind, ones in run.items() if "/" not in kind}
+
+
+def pairs(own: Mapping[str, Graded], others: Sequence[tuple[Arm, Mapping[str, Graded]]]) -> dict[str, tuple]:
+    """{kind: answers of both sides} of one seed; of a specialist only the kinds of its task count."""
+    second: dict[str, Graded] = {}
+    for arm, run in others:
         second |= {kind: ones for kind, ones in run.items() if arm.task in ("", TASK_OF.get(kind))}
-    kinds = [kind for kind in own if kind in second and "/" not in kind]
-    return {kind: comparison.paired(own[kind], second[kind], kind) for kind in kinds}
+    return {kind: (own[kind], second[kind]) for kind in own if kind in second}
 
 
 def verdict(question: Decision, result: Mapping[str, Any]) -> str:
@@ -279,7 +281,11 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
         for arm in (usual, *others):
             experiment.run(arm, seed)
     ranked = bool(experiment.config(usual, 0).data.mixture.open)
-    result = paired_seeds.difference([pairs(experiment, seed) for seed in range(seeds)], ranked)
+    found = [
+        pairs(answers(experiment, usual, seed), [(arm, answers(experiment, arm, seed)) for arm in others])
+        for seed in range(seeds)
+    ]
+    result = paired_seeds.difference(found, ranked)
     said = verdict(experiment.question, result)
     made = {
         "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
