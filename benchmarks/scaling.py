@@ -35,7 +35,7 @@ KEPT = ROOT / "docs" / "ablations" / "patients"
 PLOT = ROOT / "docs" / "images" / "scaling.png"
 VOLUMES = (50, 200, 800, 3200)
 SCALED = ("base", "slices", "experts")  # asked at every number of volumes
-MORE = ("tasks", "order", "scan")  # at the largest alone
+MORE = ("steps", "order", "tasks", "scan")  # at the largest alone
 SEEDS = 3
 # What the examination fixes beside the defaults of configs/stage1.py.
 FLAGS = {"data.name": "patients", "data.text_length": 96, "train.steps": 800, "eval.items": 400}

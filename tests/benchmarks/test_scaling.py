@@ -46,11 +46,11 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     folder, trained = place
     assert scaling.main([f"--workdir={folder}"]) == 0
     said = capsys.readouterr().out.strip().split("\n")
-    assert len(said) == 2 + len(scaling.cells()) == 2 + 15 and (folder / "plot.png").stat().st_size > 10_000
+    assert len(said) == 2 + len(scaling.cells()) == 2 + 16 and (folder / "plot.png").stat().st_size > 10_000
     assert (folder / "kept" / "table.md").read_text().strip().split("\n") == said
-    # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, two ways
-    # of showing, three seeds each.
-    assert len(list((folder / "kept").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 2)
+    # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
+    # steps, two ways of showing, three seeds each.
+    assert len(list((folder / "kept").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2)
     (order,) = (line for line in said if "`order`" in line)
     assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
     assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order

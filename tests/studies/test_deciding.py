@@ -40,7 +40,8 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
         run_folder.check_config(config)
         changed = run_folder.flatten(config)
         assert {key for key in plain if plain[key] != changed[key]} == {
-            "volumes": {"data.share"}, "base": {"fresh"}, "experts": {"model.tgh.experts", "model.tgh.top_k"},
+            "volumes": {"data.share"}, "steps": {"train.steps"},
+            "base": {"fresh"}, "experts": {"model.tgh.experts", "model.tgh.top_k"},
             "slices": {"model.patch_depth", "model.depth_pool", "model.attn3d_layers"}, "scan": set(), "order": set(),
         }.get(name, {key for key in plain if key.startswith("data.mixture.") and plain[key] != changed[key]}
               | {"train.batch"})  # fmt: skip

@@ -153,6 +153,15 @@ def _dense(config: ConfigDict) -> list[Arm]:
 
 
 QUESTIONS = {
+    "steps": Decision(
+        "Is the training long enough?", ("as many steps as configured", "twice as many"),
+        lambda config: [Arm("twice_the_steps", {"train.steps": 2 * config.train.steps})],
+        "Twice the steps do worse: the model learns its training cases by heart. Stop earlier (eval.patience), or give "
+        "more cases.",
+        "The training is too short: twice the steps do better. Double train.steps, and ask this again, before you "
+        "compare anything else.",
+        "The training has flattened: twice the steps do as well. Other differences can be judged.",
+    ),
     "volumes": Decision(
         "Are there enough volumes?", ("all volumes", "half of them"), _half,
         "There are too few volumes: with half of them the score falls. More of them will probably raise it again.",
