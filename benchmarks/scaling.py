@@ -11,6 +11,7 @@ in docs/ablations/patients, graded, one small file each; what has a file there i
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tghmoe_jax import writing
-from tghmoe_jax.evaluation import outputs, paired_seeds, provenance
+from tghmoe_jax.evaluation import paired_seeds, provenance
 from tghmoe_jax.evaluation.paired_seeds import Graded
 from tghmoe_jax.evaluation.text_table import interval
 from tghmoe_jax.samples.questions import FAMILIES
@@ -77,8 +78,12 @@ def train(one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> N
         "config": run_folder.flatten(one.config(arm, seed)), **provenance.made_by(),
         "minutes": ablate.minutes_of(one.folder(arm, seed)),
     }  # fmt: skip
+    slim = {
+        kind: dataclasses.replace(run, scores={(name := primary(run)): run.scores[name]}) for kind, run in found.items()
+    }
     KEPT.mkdir(parents=True, exist_ok=True)
-    outputs.write_json(file, {"made": made, "answers": {kind: run.to_json() for kind, run in found.items()}})
+    record = {"made": made, "answers": {kind: run.to_json() for kind, run in slim.items()}}
+    writing.write(file, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def kept(volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
