@@ -30,7 +30,7 @@ INTRO = """# Reference
 This page is made from the code by `python -m benchmarks.reference`, and a test compares them. Do not edit it.
 
 `tghmoe NAME ...` and `python -m tghmoe_jax.NAME ...` are the same command, and `tghmoe train` is
-`python -m tghmoe_jax.main`.
+`python -m tghmoe_jax.main`. Commands with a dot in their names, such as `drawn.sample`, have the second form only.
 """
 
 

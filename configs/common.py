@@ -280,6 +280,8 @@ def full_scale(c: ConfigDict, patch_depth: int, pod: str, pods: dict) -> ConfigD
             raise ValueError(f"pod={pod} is unknown; use one of {', '.join(pods)}")
         c.mesh, c.train.accumulate, c.model.remat = ConfigDict(pods[pod][0]), *pods[pod][1:]
         c.train.update({"steps": 10000, "batch": 256})  # as many samples as above
+        if pod == "l4-1":
+            c.eval.batch = 4  # FULL_EVAL's would take 58 GiB
     return c
 
 

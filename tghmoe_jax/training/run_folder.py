@@ -245,7 +245,8 @@ def find(run: str, flag: str) -> epath.Path:
     parameters = (folder / "checkpoints").is_dir() or (folder / "model.safetensors").is_file()
     if not (folder / "config.json").is_file() or not parameters:
         hint = "python -m tghmoe_jax.main --config configs/stage1.py" if "stage1" in run else "its training"
-        raise UserError(f"{flag}={run} is not a finished run; run {hint} first, or name another run.")
+        what = "" if (folder / "config.json").is_file() else " (it has no config.json)"
+        raise UserError(f"{flag}={run} is not a finished run{what}; run {hint} first, or name another run.")
     if not (folder / "checkpoints").is_dir() and (wrong := damage_of_export(folder)):
         raise UserError(f"{flag}={run} is damaged ({digests.told(wrong)}); copy it again, or name another.")
     return folder
