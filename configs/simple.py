@@ -6,12 +6,15 @@ One stage instead of two, and one FFN instead of experts; everything trains for 
 3D tower, the carried-over 2D parameters and the questions are those of stage 1. `:bench` is the longer training.
 """
 
-from configs import common, stage1
+from configs import common
 
 
 def get_config(arg: str | None = None):
     preset = common.parse_arg(arg, ("bench",))["preset"]
-    c = stage1.get_config(preset or None)
+    c = common.get_config()
+    c.trainable = common.STAGE1_TRAINABLE
+    if preset == "bench":
+        c = common.bench(c)
     c.model.tgh.layers = ()
     c.train.steps *= 2
     return c

@@ -104,7 +104,7 @@ def test_pods_differ_in_where_and_how_a_batch_is_computed_only(preset):
     one, *others = (flatten(stage2.get_config(f"{preset},pod={pod}")) for pod in pods)
     for other in others:
         differ = {key for key in one if one[key] != other[key]}
-        assert differ <= {"mesh.data", "mesh.fsdp", "mesh.expert", "train.accumulate", "model.remat"}
+        assert differ <= {"mesh.data", "mesh.fsdp", "mesh.expert", "train.accumulate", "model.remat", "eval.batch"}
 
 
 def test_fine_tuning_has_as_many_rows_in_a_part_as_a_stage_on_the_pod():
