@@ -109,7 +109,7 @@ def share(run: Graded, score: str, types: tuple[str, ...] | None = None) -> floa
 
 
 def found(workdir: Path) -> Cells:
-    """{cell: `paired_seeds.difference` of its seeds, of which every training is kept, and its arms' runs}."""
+    """{cell: `paired_seeds.difference` of the seeds of which every training is kept, and their `runs`}."""
     known = {}
     for volumes, name in cells():
         usual, others = experiment(volumes, name, workdir).arms()
@@ -191,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(args.seeds):
             for arm in (usual, *others):
                 train(one, volumes, arm, seed, args.remake)
+    print(f"files of answers that are kept: {len(list(KEPT.glob('*-seed*.json')))}")
     if known := found(args.workdir):
         writing.write(KEPT / "table.md", table(known) + "\n")
         plot(known, PLOT)
