@@ -24,7 +24,7 @@ CLIP_L = {key: value for key, value in tiny.CONFIG.items() if key != "vision_con
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"attn3d_layers": (3, 4)}, r"model.attn3d_layers names layers \[4\], .* only layers 0 to 3; leave the others out"),
+        ({"attn3d_layers": (3, 4)}, r"model.attn3d_layers names layers \[4\], .* layers 0 to 3; leave the others out"),
         ({"attn3d_layers": (12, 13)}, r"model.attn3d_layers .* such as :phi3v needs a base of full size"),
         ({"tgh": {"layers": (-1, 2)}}, r"model.tgh.layers names layers \[-1\]"),
         ({"tgh": {"topology": "stacked", "layers": (1,), "task_layers": (9,)}}, "model.tgh.task_layers"),
