@@ -36,7 +36,7 @@ def needs() -> tuple[int, int]:
 @pytest.mark.parametrize("device", [True, False])
 def test_a_program_is_refused_just_where_all_memory_is_too_little(monkeypatch, device):
     whole, more = needs()
-    assert whole >= X.nbytes + 700 * 700 * 4 and more >= 700 * 700 * 4
+    assert whole >= X.nbytes + 600 * 600 * 4 and more >= 600 * 600 * 4  # newer compilers never store the larger product
     programs = 1 if device else 2
     room(monkeypatch, programs * whole, programs * more, device)
     said = []
