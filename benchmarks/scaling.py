@@ -22,7 +22,7 @@ import numpy as np
 
 from tghmoe_jax import writing
 from tghmoe_jax.evaluation import paired_seeds, provenance
-from tghmoe_jax.evaluation.paired_seeds import Graded
+from tghmoe_jax.evaluation.paired_seeds import Graded, primary
 from tghmoe_jax.evaluation.text_table import interval
 from tghmoe_jax.samples.questions import FAMILIES
 from tghmoe_jax.sharding.mesh import simulate_devices
@@ -70,16 +70,17 @@ def train(one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> N
     one.run(arm, seed)
     found = answers(one, arm, seed)
     if file.is_file():
-        before = {kind: share(run, primary(run)) for kind, run in kept(volumes, arm, seed).items()}
+        before = {kind: share(run, primary([*run.scores])) for kind, run in kept(volumes, arm, seed).items()}
         for kind, run in found.items():
-            print(f"{file.stem} {kind}: {share(run, primary(run)):.3f}, kept {before[kind]:.3f}", flush=True)
+            print(f"{file.stem} {kind}: {share(run, primary([*run.scores])):.3f}, kept {before[kind]:.3f}", flush=True)
         return
     made = {
         "config": run_folder.flatten(one.config(arm, seed)), **provenance.made_by(),
         "minutes": ablate.minutes_of(one.folder(arm, seed)),
     }  # fmt: skip
     slim = {
-        kind: dataclasses.replace(run, scores={(name := primary(run)): run.scores[name]}) for kind, run in found.items()
+        kind: dataclasses.replace(run, scores={(name := primary([*run.scores])): run.scores[name]})
+        for kind, run in found.items()
     }
     KEPT.mkdir(parents=True, exist_ok=True)
     record = {"made": made, "answers": {kind: run.to_json() for kind, run in slim.items()}}
@@ -94,11 +95,6 @@ def kept(volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
     if any(record["made"]["config"][key] != value for key, value in fixed.items()):
         raise ValueError(f"{file} was made by other settings; delete it.")
     return {kind: Graded.from_json(run) for kind, run in record["answers"].items()}
-
-
-def primary(run: Graded) -> str:
-    """The score that a kind is judged by, as in `paired_seeds.difference`."""
-    return "ranked_accuracy" if "ranked_accuracy" in run.scores else next(iter(run.scores))
 
 
 def share(run: Graded, score: str, types: tuple[str, ...] | None = None) -> float:

@@ -11,6 +11,7 @@ from tests.evaluation.test_protocols import small_run
 from tghmoe_jax import evaluate
 from tghmoe_jax.datasets import leaks, prepared
 from tghmoe_jax.datasets.leaks import Leak
+from tghmoe_jax.errors import UserError
 from tghmoe_jax.evaluation import bert
 from tghmoe_jax.evaluation.outputs import write_predictions
 from tghmoe_jax.evaluation.protocols import score
@@ -241,3 +242,11 @@ def test_without_the_library_the_command_says_what_to_install(run, tiny_bert, mo
     monkeypatch.setitem(sys.modules, "bert_score", None)
     assert evaluate.main(["score", run, "--bert-model", str(tiny_bert), "--bert-layers", "2"]) == 2
     assert "pip install bert-score torch" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_are_elsewhere_is_asked_by_the_command_that_takes_their_folder(tmp_path, monkeypatch):
+    config = {"eval": {"items": 4}, "data": {"name": "manifest", "root": str(tmp_path / "gone"), "slices": 16}}
+    monkeypatch.setattr(evaluate.run_folder, "find", lambda run, flag: tmp_path)
+    monkeypatch.setattr(evaluate.run_folder, "read_config", lambda folder: config)
+    with pytest.raises(UserError, match="gone, which is not there; .*--config.init_from=model --config.data.root=DIR"):
+        evaluate.run_again("model", None, None)

@@ -58,6 +58,12 @@ class Graded:
 Pairs = Mapping[str, tuple[Graded, Graded]]
 
 
+def primary(scores: Sequence[str], ranked: bool = True) -> str:
+    """The score that a kind with these is judged by."""
+    first = "ranked_accuracy" if ranked else "accuracy_strict"
+    return first if first in scores else scores[0]
+
+
 def smallest_seen(seeds: int, item_variance: float, units: int, seed_spread: float = SEED_SPREAD) -> float:
     """The difference of scores that is found in about `POWER` of such experiments, by a two-sided t test at 5 %.
 
@@ -117,8 +123,7 @@ def difference(found: Sequence[Pairs], ranked: bool = True) -> dict[str, Any]:
             if all(name in side.scores and side.scores[name][:, 1].any() for side in every)
         ]
         if known:
-            first = "ranked_accuracy" if ranked else "accuracy_strict"
-            scores[kind] = name = first if first in known else known[0]
+            scores[kind] = name = primary(known, ranked)
             # (N, 2 S, numerator and denominator)
             columns.append(np.stack([side.scores[name] for side in every], 1))
             units += every[0].units
