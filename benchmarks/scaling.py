@@ -168,8 +168,9 @@ def plot(known: Cells, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--volumes", type=int, nargs="+", default=VOLUMES, choices=VOLUMES, help="only these numbers of volumes")
-    parser.add_argument("--only", nargs="+", default=(*SCALED, *MORE), choices=(*SCALED, *MORE), help="only these questions")
+    asked = (*SCALED, *MORE)
+    parser.add_argument("--volumes", type=int, nargs="+", default=VOLUMES, choices=VOLUMES, help="only so many volumes")
+    parser.add_argument("--only", nargs="+", default=asked, choices=asked, help="only these questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS, help="only these seeds")
     parser.add_argument("--workdir", type=Path, default=Path("runs/scaling"), help="folder of the runs")
     parser.add_argument("--remake", action="store_true", help="train what is kept too, and print both scores")
