@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from tghmoe_jax import writing
 from tghmoe_jax.evaluation import paired_seeds, provenance
 from tghmoe_jax.evaluation.paired_seeds import Graded, primary
 from tghmoe_jax.evaluation.text_table import interval
+from tghmoe_jax.reader import examination
 from tghmoe_jax.samples.questions import FAMILIES
 from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.studies import ablate
 from tghmoe_jax.studies.deciding import Experiment, answers, pairs
-from tghmoe_jax.studies.decisions import QUESTIONS, Arm
+from tghmoe_jax.studies.decisions import QUESTIONS, USUAL, Arm
 from tghmoe_jax.training import compile_cache, heap, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +147,109 @@ def by_family(cell: Mapping[str, Any]) -> list[float]:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper: the cell that tests it (None: its runs are not of this study), and its gate, by the plan.
+
+    `gate` is measured by `measured`, from a bound on a number that must be at least (or, with `below`, less than) it.
+    """
+
+    says: str
+    contrast: tuple[int, str] | None
+    gate: str
+    measured: Callable[[Cells], float | None]
+    bound: float
+    below: bool = False
+
+    def passes(self, number: float) -> bool:
+        return number < self.bound if self.below else number >= self.bound
+
+
+def gap(known: Cells, cell: tuple[int, str], family: str = "") -> float | None:
+    """The second side's ranked accuracy minus the first one's, of all closed questions or of a family."""
+    if cell not in known:
+        return None
+    return by_family(known[cell])[[*FAMILIES].index(family)] if family else known[cell]["kinds"]["closed"]["difference"]
+
+
+def side(known: Cells, cell: tuple[int, str], name: str) -> float | None:
+    """The ranked accuracy of the `first` or `second` side, the mean of the seeds."""
+    return known[cell]["kinds"]["closed"][name] if cell in known else None
+
+
+def scarcity(known: Cells) -> float | None:
+    few, many = (side(known, (volumes, "base"), "second") for volumes in (VOLUMES[0], VOLUMES[-1]))
+    return None if None in (few, many) else many - few
+
+
+def above_guessing(known: Cells) -> float | None:
+    recipe = side(known, (VOLUMES[-1], "experts"), "first")
+    return None if recipe is None else recipe - guessing()
+
+
+def guessing() -> float:
+    """What guessing scores in the closed questions: the mean of 1 / choices."""
+    one = experiment(VOLUMES[-1], "experts", ROOT)
+    asked = examination.questions(
+        one.validation, "closed", FLAGS["eval.items"], one.config(Arm(USUAL), 0).eval.seed, ()
+    )
+    return float(np.mean([1 / len(question.choices) for _, question in asked]))
+
+
+CLAIMS = (
+    Claim("the 2D weights are worth keeping", (200, "base"),
+          "a random tower gains from 50 to 3,200 volumes", scarcity, 0.10),
+    Claim("3D attention above, 2D below", (VOLUMES[-1], "slices"),
+          "slices in random order cost the depth questions",
+          lambda known: None if (one := gap(known, (VOLUMES[-1], "order"), "depth")) is None else -one, 0.10),
+    Claim("token experts and task experts", (VOLUMES[-1], "experts"),
+          "the recipe is above guessing", above_guessing, 0.10),
+    Claim("the prompt should pick the group", None,
+          "a model for each task gains", lambda known: gap(known, (VOLUMES[-1], "tasks")), 0.03),
+    Claim("two stages beat one", None,
+          "twice the steps gain less", lambda known: gap(known, (VOLUMES[-1], "steps")), 0.02, below=True),
+)  # fmt: skip
+
+
+def verdicts(known: Cells) -> str:
+    """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
+    open_gates = [claim.contrast for claim in CLAIMS if (n := claim.measured(known)) is not None and claim.passes(n)]
+    tested = {cell: known[cell]["kinds"]["closed"] for cell in open_gates if cell in known}
+    passed, level = set(), len(CLAIMS)  # Holm: the smallest p value against 0.05 / 5, the next against 0.05 / 4, ...
+    for cell, one in sorted(tested.items(), key=lambda item: np.inf if item[1]["p"] is None else item[1]["p"]):
+        if one["p"] is None or one["p"] > 0.05 / level:
+            break
+        passed.add(cell)
+        level -= 1
+    lines = ["| claim | gate | bound | measured | contrast | difference | p | here |", "|---" * 8 + "|"]
+    for claim in CLAIMS:
+        number, cell, differs, p = claim.measured(known), claim.contrast, "-", "-"
+        if number is not None and claim.passes(number) and cell in known:
+            one = tested[cell]
+            differs = f"{one['difference']:+.3f} {interval(one['ci95'], '+')}".strip()
+            p = "-" if one["p"] is None else f"{one['p']:.3f}"
+        ends = ending(claim, number, tested.get(cell), cell in passed)
+        bound = f"{'< ' if claim.below else ''}{claim.bound:.2f}"
+        asked = f"`{cell[1]}` at {cell[0]:,}" if cell else "-"
+        shown = "-" if number is None else f"{number:+.3f}"
+        lines.append(f"| {claim.says} | {claim.gate} | {bound} | {shown} | {asked} | {differs} | {p} | {ends} |")
+    return "\n".join(lines)
+
+
+def ending(claim: Claim, number: float | None, one: Mapping[str, Any] | None, passed: bool) -> str:
+    """How a claim ends: `number` is its gate's, `one` its contrast, and `passed` what Holm's rule says of it."""
+    if number is None:
+        return "not measured yet"
+    if not claim.passes(number):
+        return "**untestable here**: the gate failed"
+    if one is None or len(one["seeds"]) < paired_seeds.LEAST_SEEDS:
+        return "not tested yet"
+    low, high = one["ci95"]
+    if passed and abs(one["difference"]) >= ablate.EFFECT:
+        return "**holds**" if one["difference"] < 0 else "**fails**"
+    return "**no difference that counts**" if -ablate.EFFECT < low and high < ablate.EFFECT else "**not shown**"
+
+
 def plot(known: Cells, file: Path) -> None:
     """Ranked accuracy of closed questions against the number of volumes, the mean of the seeds."""
     from matplotlib.figure import Figure  # slow to import, and wanted here alone
@@ -190,9 +294,10 @@ def main(argv: list[str] | None = None) -> int:
                 train(one, volumes, arm, seed, args.remake)
     print(f"files of answers that are kept: {len(list(KEPT.glob('*-seed*.json')))}")
     if known := found(args.workdir):
-        writing.write(KEPT / "table.md", table(known) + "\n")
+        said = f"{table(known)}\n\n{verdicts(known)}"
+        writing.write(KEPT / "table.md", said + "\n")
         plot(known, PLOT)
-        print(table(known))
+        print(said)
     return 0
 
 

@@ -28,6 +28,7 @@ def place(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(scaling, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(scaling, "PLOT", tmp_path / "plot.png")
+    monkeypatch.setattr(scaling, "guessing", lambda: 0.3)
     for name in ("simulate_devices", "compile_cache.keep", "ablate.minutes_of"):
         monkeypatch.setattr(f"benchmarks.scaling.{name}", lambda *_: 1.5)
     monkeypatch.setattr(Experiment, "run", lambda self, arm, seed: trained.append((self.workdir.name, arm.name, seed)))
@@ -47,7 +48,7 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     assert scaling.main([f"--workdir={folder}"]) == 0
     first, *said = capsys.readouterr().out.strip().split("\n")
     assert first == "files of answers that are kept: 63"
-    assert len(said) == 2 + len(scaling.cells()) == 2 + 16 and (folder / "plot.png").stat().st_size > 10_000
+    assert len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 26 and (folder / "plot.png").stat().st_size > 10_000
     assert (folder / "kept" / "table.md").read_text().strip().split("\n") == said
     # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
     # steps, two ways of showing, three seeds each.
@@ -55,7 +56,7 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     (order,) = (line for line in said if "`order`" in line)
     assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
     assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order
-    assert all("random vision tower 0.400 | -0.200 [" in line for line in said if "`base`" in line)
+    assert all("random vision tower 0.400 | -0.200 [" in line for line in said if "| `base` |" in line)
     (tasks,) = (line for line in said if "`tasks`" in line)
     assert "a model for each task 0.500 | -0.100 [" in tasks
     before = len(trained)
@@ -90,3 +91,33 @@ def test_a_cell_that_the_study_does_not_have_is_refused(place, capsys):
     with pytest.raises(SystemExit, match="2"):
         scaling.main(["--volumes", "50", "--only", "tasks"])
     assert "tasks: asked at 3200 volumes alone" in capsys.readouterr().err
+
+
+def test_each_claim_ends_by_its_gate_and_then_by_its_contrast(place, monkeypatch, capsys):
+    """With planted gates and differences: Holm's rule refuses the second smallest p value, which alone would pass."""
+    folder, _ = place
+    shares = {"random_tower": {50: 0.2, 200: 0.3, 3200: 0.4}, "dense": {3200: 0.5}, "single_slices": {3200: 0.5},
+              "twice_the_steps": {3200: 0.5}, "only_vqa": {3200: 0.7}}  # fmt: skip
+
+    def answered(one, arm, seed):
+        share = shares.get(arm.name, {}).get(int(one.workdir.name), 0.6)
+        return graded({"all": share, "depth": 0.3} if arm.shows == "disordered" else {"all": share})
+
+    monkeypatch.setattr(scaling, "answers", answered)
+    assert scaling.main([f"--workdir={folder}"]) == 0
+    ends = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.strip().split("\n")[-5:]}
+    weights, slices, experts, prompt, stages = ends.values()
+    assert "| 0.10 | +0.200 | `base` at 200 | -0.300 [" in weights and weights.endswith("| **holds** |")
+    assert "| 0.10 | +0.300 | `slices` at 3,200 | -0.100 [" in slices and slices.endswith("| **not shown** |")
+    assert float(slices.split("|")[7]) < 0.05
+    assert "| 0.10 | +0.300 | `experts` at 3,200 | -0.100 [" in experts and experts.endswith("| **not shown** |")
+    assert "| 0.03 | +0.100 | - | - | - | not tested yet |" in prompt
+    assert "| < 0.02 | -0.100 | - | - | - | not tested yet |" in stages
+
+
+def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
+    folder, _ = place
+    assert scaling.main([f"--workdir={folder}"]) == 0
+    weights, _, _, prompt, _ = capsys.readouterr().out.strip().split("\n")[-5:]
+    assert "| 0.10 | +0.000 | `base` at 200 | - | - | **untestable here**: the gate failed |" in weights
+    assert "| 0.03 | -0.100 | - | - | - | **untestable here**: the gate failed |" in prompt
