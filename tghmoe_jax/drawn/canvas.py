@@ -84,11 +84,18 @@ def empty(box: Box) -> bool:
 class Canvas:
     """A volume being drawn; every shape touches only the voxels of its bounding box."""
 
-    def __init__(self, frame: Frame, pixel_mm: float):
-        """`pixel_mm` is the width of a soft edge."""
+    def __init__(self, frame: Frame, pixel_mm: float, structures: Sequence[str] = ()):
+        """`pixel_mm` is the width of a soft edge.
+
+        With `structures`, `labels` uint8 (D, H, W) holds 1 + the index of the structure that a voxel is part of, 0 for
+        none: shapes that are drawn with a `mark` among them set it. Others leave it, so that what lies within a
+        structure stays part of it.
+        """
         self.frame = frame
         self.soft = float(pixel_mm)
         self.hu = np.full(frame.grid, AIR, np.float32)
+        self.structures = tuple(structures)
+        self.labels = np.zeros(frame.grid, np.uint8) if structures else None
         index = np.ogrid[tuple(slice(0, n) for n in frame.grid)]
         # Each coordinate varies along at most two array axes, so shapes are evaluated on broadcast factors.
         self.xyz = tuple(
@@ -128,10 +135,17 @@ class Canvas:
         """0..1 from the signed depth inside a surface, with an edge one pixel wide."""
         return np.clip(inside_mm * np.float32(1 / self.soft) + np.float32(0.5), 0, 1)
 
-    def blend(self, box: Box | None, weight: np.ndarray, value) -> None:
-        """Moves the voxels of a box (None: all) toward `value` by `weight`."""
+    def blend(self, box: Box | None, weight: np.ndarray, value, mark: str = "") -> None:
+        """Moves the voxels of a box (None: all) toward `value` by `weight`; most of a voxel gives it its `mark`."""
         view = self.hu if box is None else self.hu[box]
         view += weight * (value - view)
+        self.mark(box, weight, mark)
+
+    def mark(self, box: Box | None, weight: np.ndarray, name: str) -> None:
+        """Makes the voxels of a box (None: all) that lie mostly inside part of a structure."""
+        if name and self.labels is not None:
+            labels = self.labels if box is None else self.labels[box]
+            labels[np.broadcast_to(weight, labels.shape) > 0.5] = 1 + self.structures.index(name)
 
     def ellipsoid_weight(self, box: Box, centre: Point, radii: Point, angle: float = 0.0) -> np.ndarray:
         """Soft membership of an ellipsoid whose x and y axes are turned by `angle` (radians) about z."""
@@ -144,16 +158,20 @@ class Canvas:
         q = (x * rx) ** 2 + (y * ry) ** 2 + (z * rz) ** 2
         return self.weight((1 - q) * np.float32(min(radii) / 2))  # 1 - q is twice the relative depth near the surface
 
-    def ellipsoid(self, centre: Point, radii: Point, value, angle: float = 0.0, limit: np.ndarray | None = None):
+    def ellipsoid(
+        self, centre: Point, radii: Point, value, angle: float = 0.0, limit: np.ndarray | None = None, mark: str = ""
+    ) -> None:
         """Draws an ellipsoid; `limit` (D, H, W) in 0..1 confines it."""
         reach = (max(radii[:2]),) * 2 + (radii[2],) if angle else radii
         box = self.box(centre, reach)
         if empty(box):
             return
         w = self.ellipsoid_weight(box, centre, radii, angle)
-        self.blend(box, w if limit is None else w * limit[box], value)
+        self.blend(box, w if limit is None else w * limit[box], value, mark)
 
-    def capsule(self, start: Point, end: Point, radius: float, value, limit: np.ndarray | None = None) -> None:
+    def capsule(
+        self, start: Point, end: Point, radius: float, value, limit: np.ndarray | None = None, mark: str = ""
+    ) -> None:
         """Draws a straight tube with round ends."""
         a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
         box = self.box((a + b) / 2, np.abs(b - a) / 2 + radius)
@@ -164,4 +182,4 @@ class Canvas:
         t = np.clip((x * d[0] + y * d[1] + z * d[2]) * np.float32(1 / max(float(d @ d), 1e-6)), 0, 1)
         gap = (x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2
         w = self.weight((1 - gap * np.float32(1 / radius**2)) * np.float32(radius / 2))
-        self.blend(box, w if limit is None else w * limit[box], value)
+        self.blend(box, w if limit is None else w * limit[box], value, mark)

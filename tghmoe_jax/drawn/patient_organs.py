@@ -7,7 +7,7 @@ import numpy as np
 
 from tghmoe_jax.drawn.canvas import AIR
 from tghmoe_jax.drawn.patient_body import Ball, Patient
-from tghmoe_jax.drawn.patient_trunk import Torso, waves
+from tghmoe_jax.drawn.patient_trunk import SIDE, Torso, waves
 
 # Tubes of the nominal body: points of their axis and radius in mm. `side` is -1 right, 1 left.
 COLON_MM, PARASPINAL_MM = 21.0, 26.0
@@ -68,17 +68,19 @@ def draw_organs(t: Torso) -> None:
 
 def _muscles(t: Torso) -> None:
     p, hu = t.patient, t.patient.hu
-    for side in (-1, 1):
-        t.chain(paraspinal(p, side), PARASPINAL_MM, hu["muscle"], t.trunk)
+    for side, name in SIDE.items():
+        t.chain(paraspinal(p, side), PARASPINAL_MM, hu["muscle"], t.trunk, f"autochthon_{name}")
         t.chain(((side * 26, 88, -190), (side * 24, 84, -50), (side * 26, 96, 160)), 3, hu["fat"] + 30)  # fat between
         t.chain(
-            ((side * 26, 44, 0), (side * 40, 34, -90), (side * 66, 0, -225), (side * 84, -8, -300)), 17, hu["muscle"]
-        )
+            ((side * 26, 44, 0), (side * 40, 34, -90), (side * 66, 0, -225), (side * 84, -8, -300)), 17, hu["muscle"],
+            mark=f"iliopsoas_{name}",
+        )  # fmt: skip
         t.chain(((side * 60, 66, -20), (side * 72, 62, -120)), 12, hu["muscle"])  # quadratus lumborum
         t.canvas.ellipsoid((side * 112, 34, -190), (15, 56, 66), hu["fat"] + 20, side * 0.6, t.trunk)
-        t.canvas.ellipsoid((side * 110, 30, -180), (12, 50, 62), hu["muscle"], side * 0.6, t.trunk)
+        middle = f"gluteus_medius_{name}"
+        t.canvas.ellipsoid((side * 110, 30, -180), (12, 50, 62), hu["muscle"], side * 0.6, t.trunk, middle)
         t.ball(gluteal(p, side), hu["fat"] + 20, 1.12, t.trunk)
-        t.ball(gluteal(p, side), hu["muscle"], limit=t.trunk)
+        t.ball(gluteal(p, side), hu["muscle"], limit=t.trunk, mark=f"gluteus_maximus_{name}")
         t.canvas.ellipsoid((side * 58, 10, -262), (9, 36, 40), hu["muscle"], side * 0.3)  # obturator
 
 
@@ -91,7 +93,7 @@ def _bowel(t: Torso) -> None:
         at = rng.uniform((-74, -72, -185), (74, 4, -50))
         bends = at + np.cumsum(rng.uniform(-34, 34, (3, 3)) * (1, 0.7, 0.7), axis=0)
         radius = rng.uniform(10, 17)
-        t.chain(bends, radius, wall, limit)
+        t.chain(bends, radius, wall, limit, "small_bowel")
         t.chain(bends[1:], radius - 3.5, filling if rng.random() < 0.6 else wall - 10, limit)
         if rng.random() < 0.3:
             t.canvas.ellipsoid(bends[1] - (0, 0.4 * radius, 0), (radius, 0.5 * radius, radius), -850.0, limit=limit)
@@ -120,7 +122,7 @@ def _loops(t: Torso, filling: float) -> None:
     deep = 1 - (x / 112) ** 2 - ((y + 30) / 88) ** 2 - ((z + 115) / 105) ** 2  # less toward the edges
     high += np.minimum(3 * deep, 0) - np.float32(0.2 + 1.1 * t.patient.fat_mm / 50)
     there = canvas.weight(14 * high) * t.cavity[box]
-    canvas.blend(box, there, np.float32(t.patient.hu["bowel"]))
+    canvas.blend(box, there, np.float32(t.patient.hu["bowel"]), "small_bowel")
     canvas.blend(
         box, canvas.weight(14 * (high - 0.5)) * t.cavity[box], np.float32(0.5 * (filling + t.patient.hu["bowel"]))
     )
@@ -130,7 +132,7 @@ def _loops(t: Torso, filling: float) -> None:
 
 def _colon(t: Torso, points, radius: float, gas: float, stool: float) -> None:
     """A tube of pouches that hold stool and, in front of it, gas."""
-    t.chain(points, radius, t.patient.hu["bowel"], t.cavity)
+    t.chain(points, radius, t.patient.hu["bowel"], t.cavity, "colon")
     t.chain(points, radius - 4, stool, t.cavity)
     for start, end in zip(points, points[1:], strict=False):
         for part in (0.2, 0.7):
@@ -143,26 +145,27 @@ def _colon(t: Torso, points, radius: float, gas: float, stool: float) -> None:
 def _upper(t: Torso, below: np.ndarray) -> None:
     p, hu, rng = t.patient, t.patient.hu, t.rng
     stomach = p.ball("stomach", (58, -34, 34), (38, 44, 44), 0.3)
-    t.chain((stomach.centre, (10, -48, -8), (-26, -34, -10)), 17, hu["bowel"], below)
-    t.ball(stomach, hu["bowel"], limit=below)
+    t.chain((stomach.centre, (10, -48, -8), (-26, -34, -10)), 17, hu["bowel"], below, "stomach")
+    t.ball(stomach, hu["bowel"], limit=below, mark="stomach")
     t.ball(stomach, float(rng.choice((10.0, 40.0, 200.0), p=(0.45, 0.45, 0.1))), 0.84, below)
     level = rng.uniform(0.1, 0.5)
     bubble = stomach.radii * (0.7, 0.9 - level, 0.75)
     t.canvas.ellipsoid(stomach.centre - (0, stomach.radii[1] * level, 0), bubble, AIR + 30, limit=below)
-    t.chain(((-30, -34, -12), (-36, -10, -50), (-6, 4, -66), (34, -10, -30)), 11, hu["bowel"], below)  # duodenum
+    t.chain(((-30, -34, -12), (-36, -10, -50), (-6, 4, -66), (34, -10, -30)), 11, hu["bowel"], below, "duodenum")
     gland = [p.moved("pancreas", at) for at in ((-24, -12, -22), (0, -30, -2), (34, -16, 8), (66, 14, 18))]
-    t.chain(gland, 10, (hu["bowel"] + hu["liver"]) / 2, below)
+    t.chain(gland, 10, (hu["bowel"] + hu["liver"]) / 2, below, "pancreas")
     right, left = liver(p)
-    t.ball(right, hu["liver"], limit=below)
-    t.ball(left, hu["liver"], limit=below)
+    t.ball(right, hu["liver"], limit=below, mark="liver")
+    t.ball(left, hu["liver"], limit=below, mark="liver")
     for _ in range(7):  # veins of the liver meet below the heart
         way = rng.uniform((-110, -60, -50), (10, 50, 10))
         t.chain(
             (right.centre + (38, 0, 50), right.centre + (38, 0, 50) + way), rng.uniform(2.5, 5.5), hu["vein"], below
         )
-    t.chain(((16, -6, -30), (-18, -16, 4), (-52, -14, 18), (-84, -6, 22)), 6, hu["vein"], below)  # portal vein
+    portal = ((16, -6, -30), (-18, -16, 4), (-52, -14, 18), (-84, -6, 22))
+    t.chain(portal, 6, hu["vein"], below, "portal_vein_and_splenic_vein")
     pouch = p.ball("gallbladder", (-46, -58, -24), (16, 26, 20))
-    t.ball(pouch, hu["bowel"], 1.1, below)
+    t.ball(pouch, hu["bowel"], 1.1, below, "gallbladder")
     t.ball(pouch, 8.0, 0.95, below)
     pulp, box = spleen(p), None
     reach = np.full(3, max(pulp.radii[:2]))
@@ -173,18 +176,19 @@ def _upper(t: Torso, below: np.ndarray) -> None:
     if hu["artery"] > 3 * hu["vein"]:  # the arterial spleen is striped
         x, y, z = t.canvas.coordinates(box)
         value = value + 35 * np.cos((y + z * 0.6 + x * 0.5) * np.float32(2 * np.pi / 30))
-    t.canvas.blend(box, weight, value)
-    for side in (-1, 1):  # adrenal glands
-        t.chain(((side * 30, 24, 14), (side * 36, 12, 4), (side * 44, 26, -2)), 3.5, hu["bowel"], below)
+    t.canvas.blend(box, weight, value, "spleen")
+    for side, name in SIDE.items():
+        gland = ((side * 30, 24, 14), (side * 36, 12, 4), (side * 44, 26, -2))
+        t.chain(gland, 3.5, hu["bowel"], below, f"adrenal_gland_{name}")
 
 
 def _kidneys(t: Torso) -> None:
     p, hu = t.patient, t.patient.hu
-    for side in (-1, 1):
+    for side, name in SIDE.items():
         body = kidney(p, side)
         bed = Ball(body.centre + (0, 4, -6), body.radii + 0.12 * p.fat_mm + 5, body.angle)
         t.ball(bed, hu["fat"], limit=t.cavity)
-        t.ball(body, hu["cortex"])
+        t.ball(body, hu["cortex"], mark=f"kidney_{name}")
         t.ball(body, hu["medulla"], 0.72)
         hilum = body.centre - (side * 0.6 * body.radii[0], 0, 0)
         t.canvas.ellipsoid(hilum, body.radii * (0.5, 0.3, 0.5), hu["fat"], body.angle)
@@ -195,21 +199,22 @@ def _kidneys(t: Torso) -> None:
 
 def _vessels(t: Torso) -> None:
     hu = t.patient.hu
-    t.chain(((12, 20, 70), (8, 22, -115)), 11, hu["artery"])
-    t.chain(((-22, 24, -118), (-24, 20, -20), (-26, 6, 96)), 12, hu["vein"])
+    t.chain(((12, 20, 70), (8, 22, -115)), 11, hu["artery"], mark="aorta")
+    t.chain(((-22, 24, -118), (-24, 20, -20), (-26, 6, 96)), 12, hu["vein"], mark="inferior_vena_cava")
     t.chain(((8, 12, -20), (6, -20, -30), (4, -24, -120)), 4.5, hu["artery"])
     t.chain(((-6, -22, -24), (-8, -26, -120)), 5.5, hu["vein"])
-    for side in (-1, 1):
-        t.chain(iliac(side), 9, hu["artery"])
+    for side, name in SIDE.items():
+        t.chain(iliac(side), 9, hu["artery"], mark=f"iliac_artery_{name}")
         t.chain((iliac(side)[-1], (side * 84, -52, -420)), 8, hu["artery"])
         t.chain(((side * 46, 16, -170), (side * 40, 44, -230)), 6, hu["artery"])
-        t.chain(((-22, 28, -118), (side * 50, 30, -185), (side * 62, -38, -266), (side * 66, -48, -420)), 9, hu["vein"])
+        vein = ((-22, 28, -118), (side * 50, 30, -185), (side * 62, -38, -266), (side * 66, -48, -420))
+        t.chain(vein, 9, hu["vein"], mark=f"iliac_vena_{name}")
 
 
 def _pelvis(t: Torso) -> None:
     p, hu, rng = t.patient, t.patient.hu, t.rng
     rectum = [p.moved("rectum", at) for at in ((4, 42, -185), (0, 50, -240), (0, 40, -320))]
-    t.chain(rectum, 17, hu["bowel"])
+    t.chain(rectum, 17, hu["bowel"], mark="colon")
     t.chain(rectum[:2], 11, AIR + 150 if rng.random() < 0.5 else -20.0)
     if p.sex == "female":
         womb = p.ball("womb", (0, 14, -222), (26, 22, 30))
@@ -218,8 +223,8 @@ def _pelvis(t: Torso) -> None:
         for side in (-1, 1):
             t.ball(ovary(p, side), 32.0)
     else:
-        t.canvas.ellipsoid((0, 4, -296), (24, 19, 22), hu["bowel"] * 1.05)  # prostate
+        t.canvas.ellipsoid((0, 4, -296), (24, 19, 22), hu["bowel"] * 1.05, mark="prostate")
         t.canvas.ellipsoid((0, 20, -272), (30, 8, 11), hu["muscle"] - 10)
     sac = bladder(p)
-    t.ball(sac, hu["muscle"])
+    t.ball(sac, hu["muscle"], mark="urinary_bladder")
     t.ball(Ball(sac.centre, sac.radii - 4, sac.angle), hu["urine"])

@@ -10,6 +10,12 @@ import numpy as np
 from tghmoe_jax.drawn.canvas import AIR, Canvas
 from tghmoe_jax.drawn.patient_body import RIB_DEPTH, RIB_MM, RIB_SLOPE, SPINE, Ball, Patient, breast_of, heart_of
 
+SIDE = {-1: "right", 1: "left"}
+FISSURE = 0.9  # mm that the fissure between two lobes of a lung rises toward the back, for each mm
+# Vertebral bodies are VERTEBRA_MM high, all alike; the lowest lumbar one begins at LOWEST_MM. T2 is above all scans.
+VERTEBRAE = (*(f"vertebrae_L{n}" for n in range(5, 0, -1)), *(f"vertebrae_T{n}" for n in range(12, 2, -1)))
+VERTEBRA_MM, LOWEST_MM = 36.0, -180.0
+
 
 def waves(xyz, length_mm: tuple[float, float], count: int, rng: np.random.Generator) -> np.ndarray:
     """float32: a sum of sine waves along random directions."""
@@ -38,14 +44,14 @@ class Torso:
         """The abdomen: the cavity without the lungs."""
         return self.cavity * (1 - self.lung)
 
-    def ball(self, ball: Ball, value, part: float = 1.0, limit: np.ndarray | None = None) -> None:
+    def ball(self, ball: Ball, value, part: float = 1.0, limit: np.ndarray | None = None, mark: str = "") -> None:
         """Draws an ellipsoid, or the inner `part` of it."""
-        self.canvas.ellipsoid(ball.centre, ball.radii * part, value, ball.angle, limit)
+        self.canvas.ellipsoid(ball.centre, ball.radii * part, value, ball.angle, limit, mark)
 
-    def chain(self, points, radius: float, value, limit: np.ndarray | None = None) -> None:
+    def chain(self, points, radius: float, value, limit: np.ndarray | None = None, mark: str = "") -> None:
         """Draws a tube along a chain of points."""
         for start, end in zip(points, points[1:], strict=False):
-            self.canvas.capsule(start, end, radius, value, limit)
+            self.canvas.capsule(start, end, radius, value, limit, mark)
 
     def bone(self, hu: float) -> float:
         """HU of bone in this patient."""
@@ -81,7 +87,7 @@ def _wall(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Torso:
             shoulder, hand = (side * (172 + fat), 20, 270), (side * (196 + fat), 10, -330)
             canvas.capsule(shoulder, hand, 40, hu["fat"])
             canvas.capsule(shoulder, hand, 34 - 0.2 * fat, hu["muscle"])
-            canvas.capsule(shoulder, hand, 12, hu["cortical"] * patient.bone)
+            canvas.capsule(shoulder, hand, 12, hu["cortical"] * patient.bone, mark=f"humerus_{SIDE[side]}")
             canvas.capsule(shoulder, hand, 7, 60.0)
     if patient.sex == "female":
         for side in (-1, 1):
@@ -106,6 +112,7 @@ def _wall(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Torso:
         shell = np.clip(1.4 - np.abs(inside + np.float32(RIB_DEPTH)) * np.float32(1 / 4), 0, 1)
         bone = np.where(y > -48, np.float32(0.75 * hu["cortical"] * patient.bone), np.float32(hu["cartilage"]))
         canvas.blend(None, shell * band, bone)
+        canvas.mark(None, shell * band * (y <= -48), "costal_cartilages")
     return Torso(canvas, patient, rng, np.zeros_like(cavity), cavity, trunk)
 
 
@@ -115,7 +122,12 @@ def _lungs(t: Torso) -> None:
         lung = patient.lung(side)
         box = canvas.box(lung.centre, lung.radii)
         depth = patient.lung_depth(side, *canvas.coordinates(box))
-        t.lung[box] = np.maximum(t.lung[box], canvas.weight(depth) * t.cavity[box])
+        inside = canvas.weight(depth) * t.cavity[box]
+        t.lung[box] = np.maximum(t.lung[box], inside)
+        _, y, z = canvas.coordinates(box)
+        low = z - lung.centre[2] < np.float32(FISSURE) * y
+        for lobe, part in (("lower", low), ("upper", ~low)):
+            canvas.mark(box, inside * part, f"lung_{lobe}_lobe_{SIDE[side]}")
     if not t.lung.any():
         return
     y = canvas.xyz[1]
@@ -148,7 +160,11 @@ def _spine(t: Torso) -> None:
     for depth, part in ((wings, cross), (spine, arch), (ring, 0.5 + 0.5 * arch)):
         canvas.blend(box, canvas.weight(depth) * part * t.trunk[box], np.float32(0.6 * cortical + 0.4 * marrow))
     canal = (1 - (x * np.float32(1 / 10)) ** 2 - ((y - 27) * np.float32(1 / 9)) ** 2) * np.float32(4)
-    canvas.blend(box, canvas.weight(canal), 22.0)
+    column = np.maximum(canvas.weight(body) * canvas.weight(z + 230), canvas.weight(ring) * arch)
+    number = np.floor((z - np.float32(LOWEST_MM)) * np.float32(1 / VERTEBRA_MM))
+    for index, name in enumerate(VERTEBRAE if canvas.structures else ()):
+        canvas.mark(box, column * (number == index), name)
+    canvas.blend(box, canvas.weight(canal), 22.0, "spinal_cord")
 
 
 def _girdles(t: Torso) -> None:
@@ -156,26 +172,26 @@ def _girdles(t: Torso) -> None:
     canvas, hard = t.canvas, t.bone(t.patient.hu["cortical"])
     marrow = t.patient.hu["marrow"] * t.patient.bone
     ball, rod = canvas.ellipsoid, canvas.capsule
-    ball((0, -82, 170), (17, 7, 75), 0.5 * hard)
-    ball((0, 68, -200), (46, 19, 52), 0.5 * hard)
+    ball((0, -82, 170), (17, 7, 75), 0.5 * hard, mark="sternum")
+    ball((0, 68, -200), (46, 19, 52), 0.5 * hard, mark="sacrum")
     ball((0, 68, -200), (40, 13, 46), marrow)
-    for side in (-1, 1):
-        ball((side * 105, 82, 205), (38, 6, 62), hard, side * -0.6, t.trunk)
-        rod((side * 20, -70, 255), (side * 130, -20, 278), 7, hard)
-        rod((side * 140, 4, 262), (side * 150, 6, 200), 19, 0.7 * hard)
+    for side, name in SIDE.items():
+        ball((side * 105, 82, 205), (38, 6, 62), hard, side * -0.6, t.trunk, f"scapula_{name}")
+        rod((side * 20, -70, 255), (side * 130, -20, 278), 7, hard, mark=f"clavicula_{name}")
+        rod((side * 140, 4, 262), (side * 150, 6, 200), 19, 0.7 * hard, mark=f"humerus_{name}")
         rod((side * 140, 4, 262), (side * 150, 6, 200), 14, marrow)
-        ball((side * 88, 22, -165), (11, 58, 68), hard, side * 0.62)
+        ball((side * 88, 22, -165), (11, 58, 68), hard, side * 0.62, mark=f"hip_{name}")
         ball((side * 88, 22, -165), (6, 50, 60), marrow, side * 0.62)
-        ball((side * 90, 6, -258), (34, 34, 34), 0.8 * hard)
-        ball((side * 96, 4, -260), (28, 27, 27), 60.0)
+        ball((side * 90, 6, -258), (34, 34, 34), 0.8 * hard, mark=f"hip_{name}")
+        ball((side * 96, 4, -260), (28, 27, 27), 60.0, mark=f"femur_{name}")
         ball((side * 96, 4, -260), (23, 23, 23), 0.7 * hard)
         ball((side * 96, 4, -260), (19, 19, 19), marrow + 120)
-        rod((side * 96, 4, -260), (side * 128, 12, -292), 14, 0.7 * hard)
-        rod((side * 130, 12, -290), (side * 120, 10, -460), 15, hard)
+        rod((side * 96, 4, -260), (side * 128, 12, -292), 14, 0.7 * hard, mark=f"femur_{name}")
+        rod((side * 130, 12, -290), (side * 120, 10, -460), 15, hard, mark=f"femur_{name}")
         rod((side * 130, 12, -300), (side * 120, 10, -460), 8, 40.0)
-        rod((side * 12, -62, -292), (side * 72, -20, -268), 10, 0.8 * hard)
-        rod((side * 72, 36, -265), (side * 56, 42, -325), 13, 0.7 * hard)
-        rod((side * 56, 42, -325), (side * 16, -50, -318), 8, 0.8 * hard)
+        rod((side * 12, -62, -292), (side * 72, -20, -268), 10, 0.8 * hard, mark=f"hip_{name}")
+        rod((side * 72, 36, -265), (side * 56, 42, -325), 13, 0.7 * hard, mark=f"hip_{name}")
+        rod((side * 56, 42, -325), (side * 16, -50, -318), 8, 0.8 * hard, mark=f"hip_{name}")
 
 
 def _chest(t: Torso) -> None:
@@ -192,7 +208,7 @@ def _chest(t: Torso) -> None:
     muscle, blood = hu["myocardium"], hu["heart"]
     heart = heart_of(patient)
     t.ball(heart, hu["fat"] + 10, 1.07)
-    t.ball(heart, muscle)
+    t.ball(heart, muscle, mark="heart")
     for centre, radii, value in (
         ((44, -20, 104), (28, 26, 32), blood),
         ((-6, -40, 112), (30, 30, 36), (blood + hu["vein"]) / 2),
@@ -200,15 +216,16 @@ def _chest(t: Torso) -> None:
     ):
         t.ball(patient.ball("heart", centre, radii), value)
     root = patient.moved("heart", (-6, -24, 140))
-    t.chain((root, (-6, -22, 205), (8, 0, 216), (22, 26, 205), (22, 28, 60), (10, 22, -115)), 13, hu["artery"])
+    arch = (root, (-6, -22, 205), (8, 0, 216), (22, 26, 205), (22, 28, 60), (10, 22, -115))
+    t.chain(arch, 13, hu["artery"], mark="aorta")
     t.chain((patient.moved("heart", (24, -34, 145)), (20, -14, 172), (-42, 2, 164)), 12, mixed)
     t.chain(((20, -10, 170), (50, 8, 168)), 11, mixed)
-    t.chain(((-26, -8, 130), (-24, -12, 240), (-40, -20, 300)), 10, hu["vein"] * 1.1)
-    t.chain(((12, 24, 330), (10, 26, 200), (12, 22, 80)), 8, hu["bowel"])  # gullet
+    t.chain(((-26, -8, 130), (-24, -12, 240), (-40, -20, 300)), 10, hu["vein"] * 1.1, mark="superior_vena_cava")
+    t.chain(((12, 24, 330), (10, 26, 200), (12, 22, 80)), 8, hu["bowel"], mark="esophagus")
     t.chain(((10, 8, 218), (26, -6, 300)), 6, hu["artery"])
     t.chain(((-8, -6, 214), (-26, -6, 300)), 6, hu["artery"])
-    t.chain(((0, 14, 178), (0, 4, 420)), 12, 60.0)
+    t.chain(((0, 14, 178), (0, 4, 420)), 12, 60.0, mark="trachea")
     t.chain(((0, 14, 178), (0, 4, 420)), 9, AIR)
     for side in (-1, 1):
-        t.chain(((0, 14, 180), (side * 42, 12, 152)), 9, 40.0)
+        t.chain(((0, 14, 180), (side * 42, 12, 152)), 9, 40.0, mark="trachea")
         t.chain(((0, 14, 180), (side * 42, 12, 152)), 7, AIR + 40)

@@ -7,6 +7,7 @@ shows. Everything of a volume but its voxels is planned first, which is cheap.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -81,10 +82,11 @@ class PatientPlan:
     placed: list[tuple[Lesion, np.ndarray]]
 
 
-def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> PatientPlan:
-    """Everything of one seed's volume but its voxels."""
+def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64), plane: str = "") -> PatientPlan:
+    """Everything of one seed's volume but its voxels; without a `plane` it is drawn too."""
     rng = _stream(seed, 0)
-    section, plane, phase = (pick(rng, names) for names in (SECTIONS, PLANES, PHASES))
+    section, drawn, phase = (pick(rng, names) for names in (SECTIONS, PLANES, PHASES))
+    plane = plane or drawn
     patient, scanner, frame, spacing, view = _setting(section, plane, phase, grid, rng)
     rng = _stream(seed, 1)  # what follows does not depend on how often a field was drawn
     placed = _place(patient, frame, view, spacing, rng)
@@ -96,11 +98,16 @@ def plan(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> PatientPlan:
     return PatientPlan(dataclasses.replace(truth, pairs=pairs), patient, scanner, frame, placed)
 
 
-def draw(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> Phantom:
-    """Draws the volume of one seed; the same seed and grid always give the same volume."""
-    planned = plan(seed, grid)
+def draw(
+    seed: int, grid: tuple[int, int, int] = (16, 64, 64), plane: str = "", structures: Sequence[str] = ()
+) -> Phantom:
+    """Draws the volume of one seed; the same seed, grid and plane always give the same volume.
+
+    `structures` are those that its labels name, all that the drawing marks (`labelled.STRUCTURES`), or none.
+    """
+    planned = plan(seed, grid, plane)
     truth, scanner = planned.truth, planned.scanner
-    canvas = Canvas(planned.frame, truth.spacing_mm[1])
+    canvas = Canvas(planned.frame, truth.spacing_mm[1], structures)
     torso = draw_trunk(canvas, planned.patient, _stream(seed, 3))
     draw_organs(torso)
     for number, (lesion, centre) in enumerate(planned.placed):
@@ -111,7 +118,7 @@ def draw(seed: int, grid: tuple[int, int, int] = (16, 64, 64)) -> Phantom:
     canvas.hu = blurred(canvas.hu, scanner.thick, (0,))
     if truth.drain:
         draw_drain(canvas, truth.drain, truth.spacing_mm[1], rng)
-    return Phantom(scan(canvas.hu, scanner, _stream(seed, 5)), truth)
+    return Phantom(scan(canvas.hu, scanner, _stream(seed, 5)), truth, canvas.labels)
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:

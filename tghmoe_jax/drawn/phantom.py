@@ -62,10 +62,11 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class Phantom:
-    """A volume int16 (D, H, W) in HU and its truth."""
+    """A volume int16 (D, H, W) in HU and its truth; `labels` uint8 (D, H, W) as of `Canvas`, where they were asked."""
 
     hu: np.ndarray
     truth: Truth
+    labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Drawn scans with masks: labels that fit the picture, sides that are the patient's, and a data set that is read."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from tghmoe_jax.datasets.labelmap import open_labelmap
+from tghmoe_jax.drawn import labelled, patients
+
+GRID = (24, 48, 48)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [labelled.draw(seed, GRID) for seed in range(40)]
+
+
+def inside(one, name):
+    return one.labels == 1 + labelled.STRUCTURES.index(name)
+
+
+def test_labels_change_no_voxel():
+    plain = patients.draw(3, GRID, "axial")
+    assert plain.labels is None
+    with_labels = labelled.draw(3, GRID)
+    np.testing.assert_array_equal(with_labels.hu, plain.hu)
+    assert with_labels.truth == plain.truth and with_labels.truth.plane == "axial"
+    assert with_labels.labels.shape == GRID and with_labels.labels.dtype == np.uint8
+
+
+def test_every_structure_is_found_in_some_patient():
+    seen = np.unique(np.concatenate([np.unique(labelled.draw(seed, (16, 40, 40)).labels) for seed in range(120)]))
+    missing = [name for n, name in enumerate(labelled.STRUCTURES, 1) if n not in seen]
+    assert missing == [] and seen.max() <= len(labelled.STRUCTURES)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("liver", 0, 160), ("lung_lower_lobe_left", -950, -400), ("lung_upper_lobe_right", -950, -400),
+     ("kidney_left", 0, 250), ("urinary_bladder", -20, 400), ("hip_right", 100, 900), ("autochthon_right", -20, 90),
+     ("spinal_cord", -40, 120)],
+)  # fmt: skip
+def test_what_a_mask_covers_has_the_hu_of_its_tissue(drawn, name, low, high):
+    medians = [np.median(one.hu[inside(one, name)]) for one in drawn if inside(one, name).sum() > 60]
+    assert len(medians) >= 4
+    assert low < np.median(medians) < high
+
+
+def test_sides_are_the_patients(drawn):
+    """Columns run toward the patient's left, and slices toward the head."""
+    pairs = 0
+    for one in drawn:
+        for name in labelled.PAIRED:
+            left, right = (inside(one, f"{name}_{side}") for side in ("left", "right"))
+            if min(left.sum(), right.sum()) > 30:
+                pairs += 1
+                assert np.argwhere(left)[:, 2].mean() > np.argwhere(right)[:, 2].mean(), name
+        column = [np.argwhere(found)[:, 0].mean() for name in labelled.VERTEBRAE if (found := inside(one, name)).any()]
+        assert column == sorted(column)
+    assert pairs > 60
+
+
+def test_the_command_writes_a_data_set_that_is_read_without_a_rejection(tmp_path, capsys):
+    folder = tmp_path / "set"
+    sizes = ["--volumes", "10", "--parts", "3", "--grid", *map(str, GRID)]
+    assert labelled.main(["--to", str(folder), *sizes]) == 0
+    assert f"{folder}: 10 scans with masks; next: python -m tghmoe_jax.prepare" in capsys.readouterr().out
+    data = open_labelmap(folder, str(folder / labelled.INDEX))
+    assert not data.rejected
+    splits = {split: {item.case for item in data.items if item.split == split} for split in labelled.SPLITS}
+    assert {split: len(cases) for split, cases in splits.items()} == {"train": 8, "validation": 1, "test": 1}
+    assert {item.type for item in data.items if item.split == "train" and item.choices} >= {"organ", "side", "location"}
+    first = json.loads((folder / labelled.INDEX).read_text())[0]
+    scan, mask = (nibabel.load(folder / first[key]) for key in ("volume", "mask"))
+    drawn = labelled.draw(0, GRID)
+    np.testing.assert_array_equal(np.asarray(scan.dataobj), drawn.hu.transpose(2, 1, 0))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), drawn.labels.transpose(2, 1, 0))
+    np.testing.assert_array_equal(scan.affine, mask.affine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--volumes", "9"], "--volumes 9 must be 10 to"), (["--grid", "8", "48", "48"], "each must be 16 to 512"),
+     (["--parts", "-1"], "--parts -1 must be 0 to 1000")],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused(tmp_path, capsys, flags, said):
+    assert labelled.main(["--to", str(tmp_path / "set"), *flags]) == 2
+    assert said in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_exists_stays_as_it_is(tmp_path, capsys):
+    (tmp_path / "kept").write_text("kept")
+    assert labelled.main(["--to", str(tmp_path)]) == 2
+    assert "exists and is never overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
