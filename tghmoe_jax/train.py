@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str, hold: owner.Hold | None) -> int:
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = batch_spec(config, mesh)
-    names = aux_names(config.data.name)
+    names = aux_names(config.data)
     model = build_model(config, origin.config, names, tokenizer, spec.task_shares)
     program = build(config, model, spec, mesh)  # before data are drawn or read: here a wrong config ends
     source = make_source(config.data, "train", config.data.volumes)

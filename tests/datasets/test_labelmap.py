@@ -6,15 +6,20 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.datasets import dataset_fixtures as fixtures
 from tests.scans.ct_fixtures import ORIGIN, REAL, axes_of, needs_real, turned, write_dicom, write_nifti
+from tghmoe_jax.datasets import preparing
+from tghmoe_jax.datasets.file_source import FileSource
 from tghmoe_jax.datasets.labelmap import LEAST_ML, spoken
 from tghmoe_jax.datasets.masks import read_labels, read_mask
 from tghmoe_jax.datasets.parts import PLANES, part_of, split_key
 from tghmoe_jax.datasets.preparing import source_digest
 from tghmoe_jax.datasets.registry import open_dataset
+from tghmoe_jax.datasets.sources import aux_names
 from tghmoe_jax.errors import UserError
+from tghmoe_jax.scans.slices import nearest
 from tghmoe_jax.scans.volume import Volume
 
 AXES = axes_of(fixtures.LABEL_SPACING)
@@ -371,3 +376,87 @@ def test_masks_are_read_without_interpolation(tmp_path):
         expected = next(v for v, n in fixtures.STRUCTURES.items() if n == name)
         np.testing.assert_array_equal(mask.array == value, stored == expected)
     assert data["manifest"] == "" and mask.spacing_mm == fixtures.LABEL_SPACING
+
+
+# ---- auxiliary labels -----------------------------------------------------------------------------------------------
+
+
+def prepared_source(data, folder, split="train"):
+    preparing.prepare(data | {"slices": 16, "size": 64, "channels": "windows3"}, folder, say=lambda _: None)
+    return FileSource(data | {"root": str(folder), "slices": 16, "size": 64, "channels": "windows3"}, split)
+
+
+def test_labels_are_those_of_the_voxels_that_are_read(tmp_path):
+    """The scan's HU tell the structures: of parts in every plane, and of the grid that the model sees."""
+    data = fixtures.write_labelmap_index(tmp_path / "raw", 3, 6)
+    dataset = open_dataset(data)
+    value_of = {spoken(name): value for value, name in fixtures.STRUCTURES.items()}
+    values = np.array([0, *(value_of[name] for name in dataset.structures)])
+    keys = sorted({item.volume for item in dataset.items})
+    for key in keys:
+        labels, unknown = dataset.labels(key)
+        array = dataset.read(key).array
+        assert labels.dtype == np.uint16 and labels.shape == array.shape and unknown == ()
+        np.testing.assert_array_equal(np.where(labels, 100 * values[labels], 0), np.where(array > 0, array, 0))
+    source = prepared_source(data, tmp_path / "set", "test")
+    assert source.aux_names == tuple(f"structure:{name}" for name in dataset.structures) and len(keys) > 12
+    cell, planes, inside = (4, 8, 8), set(), 0
+    for index, (_, key) in enumerate(source.volumes):
+        grid = source._grid(index)
+        planes.add(grid.orientation)
+        # Where neighbours have one HU, nothing was mixed, and the label must be that of the structure with these HU.
+        within = ndimage.minimum_filter(grid.values, 3) == ndimage.maximum_filter(grid.values, 3)
+        within &= np.isin(grid.values, 100 * values[1:])
+        inside += within.sum()
+        np.testing.assert_array_equal(100 * values[grid.labels[within]], grid.values[within], key)
+        aux, cells = source.aux(index), source.aux_cells(index, cell)
+        assert cells.shape == (4, 8, 8, len(values) - 1) and cells.dtype == bool
+        for number in range(len(values) - 1):
+            places = np.argwhere(grid.labels == number + 1)
+            assert aux[number] == float(len(places) > 0)
+            touched = {tuple(place // cell) for place in places}
+            assert not touched or touched == set(map(tuple, np.argwhere(cells[..., number])))
+            assert touched or cells[..., number].all()
+    assert len(planes) == 3 and inside > 1000
+
+
+def test_a_structure_that_a_mask_does_not_name_is_unknown(tmp_path):
+    """Two scans with other tables of names: what one does not name may lie in it all the same."""
+    data = fixtures.write_labelmap_index(tmp_path / "raw", 2, 2)
+    index = json.loads((tmp_path / "raw" / "index.json").read_text())
+    root = tmp_path / "raw"
+    names = json.loads((root / index[1]["labels"]).read_text())
+    (root / "fewer.json").write_text(json.dumps({**names, "200": "spare"}))
+    index[1]["labels"] = "fewer.json"
+    for entry in index:
+        entry["split"] = "train"
+    (root / "index.json").write_text(json.dumps(index))
+    source = prepared_source(data, tmp_path / "set")
+    place = source.aux_names.index("structure:spare")
+    for number, (_, key) in enumerate(source.volumes):
+        with_spare = key.startswith(index[1]["volume"])
+        assert source.aux(number)[place] == (0 if with_spare else -1)
+        assert source.aux_cells(number, (4, 8, 8))[..., place].all()
+
+
+def test_labels_are_taken_at_the_centre_of_each_voxel_of_the_grid():
+    """Against coordinates: a label that counts voxels of one axis says where each voxel of the grid came from."""
+    shape, spacing = (30, 40, 50), (3.0, 2.0, 1.5)
+    for axis in range(3):
+        counted = np.moveaxis(np.broadcast_to(np.arange(1, shape[axis] + 1, dtype=np.uint16),
+                                              (*np.delete(shape, axis), shape[axis])), -1, axis)  # fmt: skip
+        grid = nearest(np.ascontiguousarray(counted), spacing, 10, 32)
+        assert grid.shape == (10, 32, 32)
+        side = (shape[axis] * spacing[0], 80.0, 80.0)[axis]  # mm: 40 rows of 2 mm are the longer side of the square
+        steps = (10, 32, 32)[axis]
+        centres = (np.arange(steps) + 0.5) * side / steps - (side - shape[axis] * spacing[axis]) / 2
+        wanted = np.floor(centres / spacing[axis]).astype(int) + 1
+        wanted[(centres < 0) | (centres >= shape[axis] * spacing[axis])] = 0
+        line = np.moveaxis(grid, axis, -1).reshape(-1, steps).max(0)
+        np.testing.assert_array_equal(line, wanted)
+
+
+def test_sets_without_masks_have_no_auxiliary_labels(tmp_path):
+    source = prepared_source(fixtures.write_manifest(tmp_path / "raw"), tmp_path / "set")
+    assert source.aux_names == () == aux_names(source.data) and source._grid(0).labels is None
+    assert source.aux(0).shape == (0,) and source.aux_cells(0, (4, 8, 8)).shape == (4, 8, 8, 0)

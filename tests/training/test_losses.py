@@ -130,6 +130,11 @@ def test_router_and_auxiliary_terms_are_added_with_their_weights():
     assert parts["router"] == pytest.approx((3 * right + wrong) / 4, rel=1e-5) and parts["router_accuracy"] == 0.75
     assert parts["aux"] == pytest.approx(np.log(2), rel=1e-5)
     assert value == pytest.approx(float(parts["lm"] + 0.5 * parts["router"] + 2.0 * parts["aux"]), rel=1e-6)
+    # A label that is not known adds nothing, whatever is stated of it.
+    unknown = {**batch, "aux": np.where(np.arange(3) == 1, -1, batch["aux"])}
+    stated = aux + np.array([0, 40, 0], np.float32)
+    _, parts = losses.loss(output(unknown, logits, None, stated), unknown, weights, PREFIX, total(batch), 1)
+    assert parts["aux"] == pytest.approx(np.log(2) * 2 / 3, rel=1e-5)
     _, parts = losses.loss(output(batch, logits, None, aux), batch, PLAIN, PREFIX, total(batch), 1)
     assert "aux" not in parts and "router" not in parts
 

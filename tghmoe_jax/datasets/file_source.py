@@ -22,7 +22,7 @@ from tghmoe_jax.datasets.prepared import PreparedSet
 from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples.prompts import REPORT_REQUESTS
-from tghmoe_jax.samples.questions import Kind, Question
+from tghmoe_jax.samples.questions import Kind, Question, cell_grid
 from tghmoe_jax.samples.tasks import TASKS, kinds_of_items
 from tghmoe_jax.scans.scan import low_high
 from tghmoe_jax.scans.slices import Grid, to_grid
@@ -41,8 +41,6 @@ class FileSource:
     flag where the split holds nothing.
     """
 
-    aux_names = ()
-
     def __init__(
         self, data: Mapping[str, Any], split: str, made_up: Mapping[str, Callable[..., Question]] = MappingProxyType({})
     ):
@@ -57,6 +55,7 @@ class FileSource:
         if any(weight < 1 for weight in self.weights):
             raise UserError(f"--config.data.weights={self.weights} holds a number below 1; leave that data set out.")
         self.data, self.split, self.made_up = data, split, dict(made_up)
+        self.aux_names = aux_names_of(data)
         parts = [_open(data, name, root, alone=len(names) == 1) for name, root in zip(names, roots, strict=True)]
         self._read = [part[1] for part in parts]
         self.rows: list[Mapping[str, Any]] = []  # index rows of this split's volumes, where the sets are prepared
@@ -155,12 +154,23 @@ class FileSource:
         return self.made_up[kind](rng)
 
     def aux(self, index: int) -> np.ndarray:
-        """float32 (0,)."""
-        return np.zeros(0, np.float32)
+        """float32 (A,): 1 for a structure that the model's grid shows, -1 for one that the mask does not tell of."""
+        shown = np.zeros(len(self.aux_names), np.float32)
+        if self.aux_names:
+            labels = self._grid(index).labels
+            shown[np.unique(labels[labels > 0]) - 1] = 1
+            shown[self.rows[index]["unknown"]] = -1
+        return shown
 
     def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
-        """No labels, so no cells."""
-        return np.zeros((0, 0, 0, 0), bool)
+        """bool (V, R, C, A): a structure is read off the cells that hold a voxel of it (see `samples.Source`)."""
+        size = self.data["size"]
+        cells = np.zeros((*cell_grid((self.data["slices"], size, size), cell), len(self.aux_names)), bool)
+        if self.aux_names:
+            labels = self._grid(index).labels
+            places = np.nonzero(labels)
+            cells[(*(at // c for at, c in zip(places, cell, strict=True)), labels[places] - 1)] = True
+        return cells | ~cells.any((0, 1, 2))
 
     def input_ranges(self) -> dict:
         """See `samples.Source`; empty for a raw data set, whose volumes nobody has measured."""
@@ -190,6 +200,14 @@ class FileSource:
     def findings(self, index: int) -> frozenset[tuple[str, str, str]]:
         """None known."""
         return frozenset()
+
+
+def aux_names_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The auxiliary labels of the data set in `data`: the structures of a prepared set with masks; else none."""
+    if "," in data["name"]:
+        return ()
+    found = prepared.read_parameters(data["root"])
+    return tuple(f"structure:{name}" for name in (found or {}).get("structures", ()))
 
 
 def _open(

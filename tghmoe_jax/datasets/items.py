@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from tghmoe_jax.samples.questions import Question
 from tghmoe_jax.samples.tasks import kind_of
 from tghmoe_jax.scans.volume import Volume
@@ -50,10 +52,17 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set as it lies on disk. `read` gives the canonical volume of a key and raises UserError for a bad one."""
+    """A data set as it lies on disk. `read` gives the canonical volume of a key and raises UserError for a bad one.
+
+    Where it has segmentation masks, `structures` are their names, and `labels` gives of a key uint16 (D, H, W) on the
+    grid of the canonical volume, 1 + the index of the structure of each voxel, 0 for none; and the indices of the
+    structures that the mask does not tell of, whether they are there or not.
+    """
 
     name: str
     root: Path
     items: tuple[Item, ...]
     rejected: tuple[Rejected, ...]
     read: Callable[[str], Volume]
+    structures: tuple[str, ...] = ()
+    labels: Callable[[str], tuple[np.ndarray, tuple[int, ...]]] | None = None

@@ -20,7 +20,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from tghmoe_jax.datasets.index_files import (
 )
 from tghmoe_jax.datasets.items import SPLITS, Dataset, Item
 from tghmoe_jax.datasets.masks import LabelMap, read_mask
-from tghmoe_jax.datasets.parts import PLANES, Part, draw_parts, part_of, split_key
+from tghmoe_jax.datasets.parts import PLANES, Part, cut, draw_parts, part_of, split_key
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
 from tghmoe_jax.scans.reading import read_volume
@@ -80,6 +80,7 @@ def open_labelmap(root: Path, manifest: str = "") -> Dataset:
     scans = list(_listed(gathered, index_file(root, manifest)) if manifest else _folders(gathered))
     reports: list[Item] = []
     asked: list[Item] = []
+    named: set[str] = set()
     # Threads: reading masks is unpacking, for which Python leaves the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for scan, found in zip(scans, pool.map(functools.partial(_items, root), scans), strict=True):
@@ -88,13 +89,18 @@ def open_labelmap(root: Path, manifest: str = "") -> Dataset:
             else:
                 reports += found[0]
                 asked += found[1]
+                named |= found[2]
     closed = balanced(asked)
     gathered.items = [*reports, *closed, *(dataclasses.replace(item, choices=()) for item in closed)]
-    return gathered.dataset(functools.partial(read_labelmap, root))
+    names, masks = tuple(sorted(named)), {scan.volume: (scan.mask, scan.labels) for scan in scans}
+    return dataclasses.replace(
+        gathered.dataset(functools.partial(read_labelmap, root)),
+        structures=tuple(map(spoken, names)), labels=functools.partial(read_labels_of, root, masks, names),
+    )  # fmt: skip
 
 
-def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item]] | UserError:
-    """The reports and the closed questions, not yet balanced, of a scan and its parts."""
+def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item], set[str]] | UserError:
+    """The reports and the closed questions, not yet balanced, of a scan and its parts; and what its mask names."""
     try:
         paths = (inside(root, scan.volume), inside(root, scan.mask), scan.labels and inside(root, scan.labels))
         mask = read_mask(*paths)
@@ -116,7 +122,7 @@ def _items(root: Path, scan: _Scan) -> tuple[list[Item], list[Item]] | UserError
             dataclasses.replace(report, task="vqa", type=type_, question=question, answer=answer, choices=choices)
             for type_, question, answer, choices in shown.questions()
         ]
-    return reports, asked
+    return reports, asked, set(mask.names.values())
 
 
 def read_labelmap(root: Path, key: str) -> Volume:
@@ -124,6 +130,22 @@ def read_labelmap(root: Path, key: str) -> Volume:
     path, fragment = split_key(key)
     volume = read_volume(inside(root, path))
     return part_of(volume, fragment, key) if fragment else volume
+
+
+def read_labels_of(
+    root: Path, masks: Mapping[str, tuple[str, str | None]], names: Sequence[str], key: str
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The labels of a key as of `Dataset.labels`: `names` are the structures, `masks` {scan: its mask and table}."""
+    path, fragment = split_key(key)
+    mask, table = masks[path]
+    read = read_mask(inside(root, path), inside(root, mask), table and inside(root, table))
+    places = {name: number for number, name in enumerate(names, 1)}
+    turned = np.zeros(max(read.names) + 1, np.uint16)
+    for value, name in read.names.items():
+        turned[value] = places[name]
+    array = turned[read.array]
+    unknown = tuple(number - 1 for name, number in places.items() if name not in read.names.values())
+    return (cut(array, fragment, key)[0] if fragment else array), unknown
 
 
 def balanced(items: Sequence[Item]) -> list[Item]:

@@ -14,6 +14,7 @@ from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.volume import Volume, check_canonical_shape
 
 PLANES = ("axial", "coronal", "sagittal")
+ORDERS = {"coronal": (1, 0, 2), "sagittal": (2, 0, 1)}  # of the canonical axes
 _FRAGMENT = re.compile(r"#((?:[zyx]=\d{1,5}:\d{1,5}|plane=[a-z]+)(?:;(?:[zyx]=\d{1,5}:\d{1,5}|plane=[a-z]+))*)$")
 
 
@@ -37,35 +38,43 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def part_of(volume: Volume, fragment: str, name: str) -> Volume:
-    """A part of a volume, its voxels unchanged. An axis that the fragment leaves out stays whole.
+    """A part of a volume, its voxels unchanged, as of `cut`."""
+    array, box, plane = cut(volume.array, fragment, name)
+    spacing = volume.spacing_mm
+    if plane != "axial":
+        spacing = spacing and tuple(spacing[axis] for axis in ORDERS[plane])
+    check_canonical_shape(array.shape, name)
+    note = "part " + ", ".join(f"{axis} {s.start}:{s.stop}" for axis, s in zip("zyx", box, strict=True))
+    return dataclasses.replace(
+        volume,
+        array=array,
+        spacing_mm=spacing,
+        orientation=volume.orientation if plane == "axial" else f"{plane} slices of {volume.orientation}",
+        history=(*volume.history, f"{note}, {plane} slices"),
+    )
 
-    Coronal slices run toward Posterior with rows toward Inferior and columns toward Left; sagittal ones toward Left
-    with rows toward Inferior and columns toward Posterior. UserError for a box that does not lie in the volume.
+
+def cut(array: np.ndarray, fragment: str, name: str) -> tuple[np.ndarray, tuple[slice, slice, slice], str]:
+    """The part of a canonical array (D, H, W) that a fragment names, its box, and its plane.
+
+    An axis that the fragment leaves out stays whole. Coronal slices run toward Posterior with rows toward Inferior and
+    columns toward Left; sagittal ones toward Left with rows toward Inferior and columns toward Posterior. UserError for
+    a box that does not lie in the array.
     """
     said = dict(field.split("=") for field in fragment.split(";"))
     plane = said.pop("plane", "axial")
     if plane not in PLANES:
         raise UserError(f"{name} asks for the plane {plane}: use one of {', '.join(PLANES)}.")
     box = []
-    for axis, size in zip("zyx", volume.array.shape, strict=True):
+    for axis, size in zip("zyx", array.shape, strict=True):
         low, high = (int(value) for value in said[axis].split(":")) if axis in said else (0, size)
         if not 0 <= low < high <= size:
             raise UserError(f"{name} asks for {axis}={low}:{high} of {size} voxels: name a range inside the scan.")
         box.append(slice(low, high))
-    array, spacing = volume.array[tuple(box)], volume.spacing_mm
+    part = array[tuple(box)]
     if plane != "axial":
-        order = (1, 0, 2) if plane == "coronal" else (2, 0, 1)
-        array = array.transpose(order)[:, ::-1]
-        spacing = spacing and tuple(spacing[axis] for axis in order)
-    check_canonical_shape(array.shape, name)
-    note = "part " + ", ".join(f"{axis} {s.start}:{s.stop}" for axis, s in zip("zyx", box, strict=True))
-    return dataclasses.replace(
-        volume,
-        array=np.ascontiguousarray(array),
-        spacing_mm=spacing,
-        orientation=volume.orientation if plane == "axial" else f"{plane} slices of {volume.orientation}",
-        history=(*volume.history, f"{note}, {plane} slices"),
-    )
+        part = part.transpose(ORDERS[plane])[:, ::-1]
+    return np.ascontiguousarray(part), tuple(box), plane
 
 
 def draw_parts(shape: Sequence[int], count: int, seed: str) -> list[Part]:

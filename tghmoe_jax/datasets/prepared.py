@@ -10,7 +10,8 @@
 
 When a set is opened, its small files are compared with their digests and every file has to be there; a volume is
 compared with the checksum in its index whenever it is read. HU are stored as int16 and windowed when read, so that one
-set serves every window; values of a unit interval as uint8.
+set serves every window; values of a unit interval as uint8. Where the data set has masks, a record holds the labels on
+the same grid too, uint16 behind the values, and prepare.json names the `structures`.
 """
 
 import contextlib
@@ -43,12 +44,13 @@ _PARAMETERS = {
     "format": int, "data.name": str, "data.root": str, "data.manifest": str, "data.slices": range(1, 1 << 13),
     "data.size": range(1, 1 << 13), "items": str, "volumes": range(1 << 31), "shards": range(1 << 24), "shard": int,
 }  # fmt: skip
+_OF_MASKS = {"structures": [str]}  # of sets with masks alone
 ROW = {
     "volume": str, "rejected": str, "place": (range(1 << 31), None), "shape": [range(1, 1 << 13)] * 3, "unit": str,
     "crc32": int, "sha256": str, "spacing_mm": ([float] * 3, None), "hu_range": ([float, float], None),
-    "history": [str],
+    "history": [str], "unknown": [range(1 << 12)],
 }  # fmt: skip
-_NEEDED = ROW.keys() - {"rejected"}
+_NEEDED = ROW.keys() - {"rejected", "unknown"}
 DTYPES = {"HU": np.int16, "unit-interval": np.uint8}
 WRITE = "group_size:1,zstd:1"  # one record is read at a time; level 1 halves a CT and reads at 0.8 GB/s a core
 READ = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -121,7 +123,7 @@ def read_parameters(folder: epath.PathLike) -> dict[str, Any] | None:
     """What a folder was prepared with; None where it is not a prepared set. UserError where that has gone."""
     file = epath.Path(folder) / "prepare.json"
     if file.is_file():
-        return (read_lines(file, _PARAMETERS) or [{}])[0]
+        return (read_lines(file, _PARAMETERS | _OF_MASKS) or [{}])[0]
     if (file.parent / "volumes").is_dir() and (file.parent / digests.FILE).is_file():
         raise UserError(damaged(folder, [f"{file.name} is missing"]))
     return None
@@ -202,6 +204,7 @@ class PreparedSet:
                     f"{folder} was prepared with data.{key}={found} and --config.data.{key}={wanted}; "
                     "prepare it again into another folder, or change the flag."
                 )
+        self.structures = tuple(self.parameters.get("structures", ()))
         self.items = _items(self.folder / "items.jsonl")
         self.rows: dict[str, dict[str, Any]] = {}
         for shard in range(self.parameters["shards"]):
@@ -228,14 +231,17 @@ class PreparedSet:
             fault = type(error).__name__
         else:
             shape, dtype = tuple(row["shape"]), np.dtype(DTYPES[row["unit"]])
-            if len(record) != dtype.itemsize * int(np.prod(shape)) or zlib.crc32(record) != row["crc32"]:
+            end = dtype.itemsize * int(np.prod(shape))
+            whole = end + (2 * int(np.prod(shape)) if self.structures else 0)
+            if len(record) != whole or zlib.crc32(record) != row["crc32"]:
                 fault = "its checksum differs"
         if fault:
             file = shard_file(self.folder, row["shard"], ".array_record").relative_to(self.folder)
             raise UserError(damaged(self.folder, [f"volume {key} in {file}: {fault}"]))
-        values = np.frombuffer(record, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+        values = np.frombuffer(record[:end], dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+        labels = np.frombuffer(record[end:], "<u2").reshape(shape) if self.structures else None
         spacing = row["spacing_mm"] and tuple(row["spacing_mm"])
-        return Grid(values, spacing, tuple(row["history"]), str(row.get("orientation")))
+        return Grid(values, spacing, tuple(row["history"]), str(row.get("orientation")), labels)
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         if shard not in self._readers:

@@ -29,7 +29,7 @@ from tghmoe_jax.datasets.registry import open_dataset
 from tghmoe_jax.datasets.workers import Progress, as_completed
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.scans.paths import inside
-from tghmoe_jax.scans.slices import Grid, to_grid
+from tghmoe_jax.scans.slices import Grid, nearest, to_grid
 from tghmoe_jax.scans.volume import Volume
 from tghmoe_jax.writing import refuse_links, write
 
@@ -56,7 +56,7 @@ def prepare(
         **{f"data.{key}": data[key] for key in ("name", "root", "manifest", "slices", "size")},
         "items": hashlib.sha256(prepared.lines(map(prepared.item_row, dataset.items))).hexdigest(),
         "volumes": len(keys), "shards": -(-len(keys) // prepared.SHARD), "shard": prepared.SHARD,
-    }  # fmt: skip
+    } | ({"structures": list(dataset.structures)} if dataset.labels else {})  # fmt: skip
     refuse_links(folder, ("volumes", WORK, LOCK), "--to")
     try:
         _claim(folder, parameters)
@@ -191,6 +191,10 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         grid = to_grid(volume, slices, size)
         record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
         row |= _provenance(dataset.root, key, volume, grid, record)
+        if dataset.labels:
+            labels, unknown = dataset.labels(key)
+            record += nearest(labels, volume.spacing_mm, slices, size).astype("<u2").tobytes()
+            row |= {"unknown": list(unknown), "crc32": zlib.crc32(record)}
         content = leaks.signature(grid.values).tobytes() + record
     except MemoryError:
         raise UserError(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
-from tghmoe_jax.datasets.file_source import FileSource
+from tghmoe_jax.datasets.file_source import FileSource, aux_names_of
 from tghmoe_jax.datasets.registry import DATASETS
 from tghmoe_jax.drawn import binding
 from tghmoe_jax.drawn.patient_source import PatientSource
@@ -43,9 +43,9 @@ def make_source(data: Mapping, split: str, count: int, wording: str = "seen", st
     )
 
 
-def aux_names(name: str) -> tuple[str, ...]:
-    """The auxiliary labels of the data set `name`, before anything of it is drawn or read."""
-    return DRAWN.get(name, FileSource).aux_names
+def aux_names(data: Mapping) -> tuple[str, ...]:
+    """The auxiliary labels of the data set that a config's `data` section names, before a volume is drawn or read."""
+    return DRAWN[data["name"]].aux_names if data["name"] in DRAWN else aux_names_of(data)
 
 
 def finding_parser(name: str) -> Callable[[str], frozenset[tuple[str, str, str]]] | None:

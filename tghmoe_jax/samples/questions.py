@@ -77,7 +77,7 @@ class Source(Protocol):
         """A question about volume `index`; `type` fixes the question type, otherwise `rng` draws it."""
 
     def aux(self, index: int) -> np.ndarray:
-        """float32 (A,) in 0..1."""
+        """float32 (A,) in 0..1, or -1 where a label is not known."""
 
     def aux_cells(self, index: int, cell: tuple[int, int, int]) -> np.ndarray:
         """bool (V, R, C, A) over cells of `cell` voxels (slices, rows, columns): where each label is to be read off,

@@ -123,6 +123,19 @@ def resample(volume: Volume, slices: int, size: int) -> Volume:
     return dataclasses.replace(volume, array=array, spacing_mm=spacing, history=history, affine=None)
 
 
+def nearest(array: np.ndarray, spacing_mm: tuple[float, float, float] | None, slices: int, size: int) -> np.ndarray:
+    """Labels (N, H, W) on the grid that `resample` gives a volume of this spacing: each the label of the voxel at its
+    centre, 0 in the padding. Labels are never interpolated."""
+    for axis, (target, length) in enumerate(target_axes(array.shape, spacing_mm, slices, size)):
+        source = array.shape[axis]
+        place = np.floor((np.arange(target) + 0.5) * length / target - (length - source) / 2).astype(int)
+        taken = np.take(array, np.clip(place, 0, source - 1), axis)
+        beyond = (place < 0) | (place >= source)
+        taken[(slice(None),) * axis + (beyond,)] = 0
+        array = taken
+    return array
+
+
 def target_axes(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None, slices: int, size: int
 ) -> list[tuple[int, float]]:
@@ -196,13 +209,15 @@ def _weights(source: int, target: int, length: float) -> np.ndarray:
 class Grid:
     """A volume on the model's grid: values (N, S, S), int16 HU or uint8 of the unit interval.
 
-    spacing_mm is (z, y, x), None where the source states none; history and orientation as in Volume.
+    spacing_mm is (z, y, x), None where the source states none; history and orientation as in Volume. `labels` uint16
+    (N, S, S) are those of its mask, None where the data set has none.
     """
 
     values: np.ndarray
     spacing_mm: tuple[float, float, float] | None
     history: tuple[str, ...]
     orientation: str = "as stored"
+    labels: np.ndarray | None = None
 
     @property
     def hu_range(self) -> tuple[int, int] | None:

@@ -48,7 +48,7 @@ def seconds_of_runs(config: ConfigDict) -> tuple[float, float]:
     tokenizer = tokenizer_of(origin.tokenizer, origin.config)
     mesh = evaluate.open_mesh(config, config.model.tgh.experts)
     spec = program.batch_spec(config, mesh)
-    model = program.build_model(config, origin.config, aux_names(config.data.name), tokenizer, spec.task_shares)
+    model = program.build_model(config, origin.config, aux_names(config.data), tokenizer, spec.task_shares)
     flops = train.useful_flops(program.build(config, model, spec, mesh), config)
     a = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda x: x @ x)

@@ -115,7 +115,7 @@ def examine(config: ConfigDict, topology: str, step: str, samples: int, mfu: flo
         raise UserError(f"--mesh: {error} of {topology}; change data, fsdp or expert.") from error
     base, tokenizer = base_of(config)
     spec = program.batch_spec(config, mesh)
-    aux = aux_names(config.data.name) if config.model.aux_findings else ()
+    aux = aux_names(config.data) if config.model.aux_findings else ()
     model = program.build_model(config, base, aux, tokenizer, spec.task_shares)
     whole = program.build(config, model, spec, mesh)
     # Abstract: the mesh names the chips to compile for; no array is placed on them.

@@ -70,7 +70,7 @@ def loss(
     if output.aux_logits is not None and weights.aux:
         logits, labels = output.aux_logits, batch["aux"]
         bce = jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-        parts["aux"] = jnp.mean(bce) / shares
+        parts["aux"] = jnp.mean(jnp.where(labels < 0, 0.0, bce)) / shares  # -1: not known
         total = total + weights.aux * parts["aux"]
     return total, parts
 
