@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     print(
         f"{folder}: {len(cases)} scans with masks; next: python -m tghmoe_jax.prepare "
         f"--config configs/data_manifest.py --config.data.name=labelmap --config.data.root={folder} "
-        f"--config.data.manifest={folder / INDEX} --to NEW"
+        f"--config.data.manifest={INDEX} --config.data.slices=16 --config.data.size=64 --to NEW"
     )
     return 0
 
