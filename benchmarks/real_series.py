@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from tghmoe_jax import evaluate, prepare
-from tghmoe_jax.evaluation import DISCLAIMER, files
+from tghmoe_jax.evaluation import DISCLAIMER, comparison, files
 from tghmoe_jax.evaluation.closed import contains_letter
+from tghmoe_jax.evaluation.protocols import Prediction
 from tghmoe_jax.training.command_line import parse
 
 SERIES = (
@@ -54,26 +55,36 @@ def markdown(folder: Path) -> str:
     """The scores of `folder`, each beside its controls and what guessing among the choices gives."""
     metrics = json.loads((folder / "metrics.json").read_text())
     with open(folder / "predictions_closed.csv", encoding="utf-8", newline="") as lines:
-        controls = [{name: row[f"Control {name}"] for name in CONTROLS} for row in csv.DictReader(lines)]
+        controls = [{name: row.get(f"Control {name}") for name in CONTROLS} for row in csv.DictReader(lines)]
     asked = files.read_run(folder)
     closed = list(zip(asked["closed"], controls, strict=True))
     count = f"{len(closed)} closed, {len(asked['open'])} open, {len(asked['report'])} reports"
+    scans = len({one.unit for one, _ in closed})
     lines = [
-        f"| {count}; {len({one.unit for one, _ in closed})} scans | score | {' | '.join(CONTROLS)} | guessing |",
-        "|---" * (3 + len(CONTROLS)) + "|",
+        f"| {count}; {scans} scans | score | ranked | {' | '.join(CONTROLS)} | guessing |",
+        "|---" * (4 + len(CONTROLS)) + "|",
     ]
     for name in ("", *dict.fromkeys(one.type for one, _ in closed)):
         own = [(one, text) for one, text in closed if name in ("", one.type)]
         beside = [score(metrics, f"control/{c}_closed_accuracy") for c in CONTROLS]
         if name:
-            beside = [f"{np.mean([contains_letter(text[c], one.letter) for one, text in own]):.3f}" for c in CONTROLS]
+            beside = [said(own, c) for c in CONTROLS]
+        ranked = comparison.columns("closed", [one for one, _ in own], judged=True)["ranked_accuracy"]
         guess = np.mean([1 / len(one.choices) for one, _ in own])
         key = f"closed/by_type/{name}" if name else "closed/accuracy"
-        cells = [score(metrics, key), *beside, f"{guess:.3f}"]
+        cells = [score(metrics, key), f"{ranked[0].sum() / ranked[1].sum():.3f}", *beside, f"{guess:.3f}"]
         lines.append(f"| `{key}` ({len(own)}) | {' | '.join(cells)} |")
     for key in ("closed/ranked_accuracy", "open/bleu1", "report/bleu1"):
-        lines.append(f"| `{key}` | {score(metrics, key)} |" + " - |" * (1 + len(CONTROLS)))
+        lines.append(f"| `{key}` | {score(metrics, key)} |" + " - |" * (2 + len(CONTROLS)))
     return "\n".join([*lines, "", DISCLAIMER])
+
+
+def said(own: Sequence[tuple[Prediction, Mapping[str, str | None]]], control: str) -> str:
+    """The accuracy of some questions under a control; a model with one group of experts has no wrong one."""
+    texts = [text[control] for _, text in own]
+    if None in texts:
+        return "-"
+    return f"{np.mean([contains_letter(text, one.letter) for (one, _), text in zip(own, texts, strict=True)]):.3f}"
 
 
 def score(metrics: Mapping[str, object], key: str) -> str:

@@ -41,6 +41,7 @@ def test_the_embedded_reader_is_scored_on_parts_of_labelled_scans_by_scan(tmp_pa
         assert metrics[f"control/{control}_closed_accuracy"] is not None
     assert "whole cases are drawn, of which there are 2" in (folder / "scores.txt").read_text()
     assert (
-        "| `closed/accuracy` (24) |" in done.stdout and "| shuffled | blind | wrong_group | guessing |" in done.stdout
+        "| `closed/accuracy` (24) |" in done.stdout
+        and "| score | ranked | shuffled | blind | wrong_group | guessing |" in done.stdout
     )
     assert "not for clinical use" in done.stdout.splitlines()[-1]
