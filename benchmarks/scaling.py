@@ -1,12 +1,13 @@
-"""The paper's claims against the number of training volumes, on drawn patients: table and plot of docs/ablations.md.
+"""The paper's claims against the number of training volumes, on drawn scans: tables and plots of docs/ablations.md.
 
     python -m benchmarks.scaling                                  # trains what is missing; then table and plot
+    python -m benchmarks.scaling --study phantom                  # the same on the phantom, not on synthetic patients
     python -m benchmarks.scaling --volumes 50 --only base --seeds 0     # two trainings
     python -m benchmarks.scaling --volumes 50 --only base --seeds 0 --remake    # trains them again, beside what is kept
     python -m benchmarks.scaling --table                          # trains nothing
 
 A cell is one question of `tghmoe_jax.ablate --question` at one number of volumes. The answers of each training are kept
-in docs/ablations/patients, graded, one small file each; what has a file there is not trained again. The runs lie in
+in docs/ablations/STUDY, graded, one small file each; what has a file there is not trained again. The runs lie in
 --workdir, where a stopped command resumes.
 """
 
@@ -25,7 +26,7 @@ from tghmoe_jax.evaluation import paired_seeds, provenance
 from tghmoe_jax.evaluation.paired_seeds import Graded, primary
 from tghmoe_jax.evaluation.text_table import interval
 from tghmoe_jax.reader import examination
-from tghmoe_jax.samples.questions import FAMILIES
+from tghmoe_jax.samples.questions import FAMILIES, TYPES
 from tghmoe_jax.sharding.mesh import simulate_devices
 from tghmoe_jax.studies import ablate
 from tghmoe_jax.studies.deciding import Experiment, answers, pairs
@@ -33,14 +34,11 @@ from tghmoe_jax.studies.decisions import QUESTIONS, USUAL, Arm
 from tghmoe_jax.training import compile_cache, heap, run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "docs" / "ablations" / "patients"
-PLOT = ROOT / "docs" / "images" / "scaling.png"
+KEPT, PLOTS = ROOT / "docs" / "ablations", ROOT / "docs" / "images"
 VOLUMES = (50, 200, 800, 3200)
 SCALED = ("base", "slices", "experts")  # asked at every number of volumes
 MORE = ("steps", "order", "tasks", "scan")  # at the largest alone
-SEEDS = (0, 1, 2)
-# What the examination fixes beside the defaults of configs/stage1.py.
-FLAGS = {"data.name": "patients", "data.text_length": 96, "train.steps": 800, "eval.items": 400}
+FIXED = {"train.steps": 800, "eval.items": 400}  # beside the defaults of configs/stage1.py, in every study
 LINES = {  # question -> the side that its line shows, and its colour; the first side is the same run for all
     "": ("the recipe (stage 1)", "#1f5fa8"), "base": ("random vision tower", "#d98c3f"),
     "slices": ("single slices", "#3b8f4f"), "experts": ("one dense FFN", "#7a4fa3"),
@@ -49,29 +47,63 @@ LINES = {  # question -> the side that its line shows, and its colour; the first
 Cells = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The same cells on one kind of drawn scans.
+
+    `flags` are its config keys, `families` {name: question types} the columns of its table, and `ordered` the family
+    whose answers need the slices in order.
+    """
+
+    name: str
+    flags: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    families: Mapping[str, tuple[str, ...]]
+    ordered: str
+
+    @property
+    def kept(self) -> Path:
+        return KEPT / self.name
+
+    @property
+    def plot(self) -> Path:
+        return PLOTS / f"scaling-{self.name}.png"
+
+    def fixed(self, volumes: int) -> dict[str, Any]:
+        return FIXED | {"data.name": self.name, "data.volumes": volumes, **self.flags}
+
+    def experiment(self, volumes: int, question: str, workdir: Path) -> Experiment:
+        flags = [f"--config.{key}={value}" for key, value in self.fixed(volumes).items()]
+        return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags))
+
+    def file_of(self, volumes: int, arm: Arm, seed: int) -> Path:
+        return self.kept / f"{volumes}-{'-'.join(filter(None, [arm.name, arm.shows]))}-seed{seed}.json"
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study("patients", {"data.text_length": 96}, (0, 1, 2), FAMILIES, "depth"),
+        # Seeds 0 to 4 are those of the first table, by which this study was planned.
+        Study("phantom", {}, (5, 6, 7), {type: (type,) for type in TYPES}, "location"),
+    )
+}
+
+
 def cells() -> list[tuple[int, str]]:
     """(volumes, question) in the order in which they are run: the largest number first, since it says most."""
     return [(VOLUMES[-1], name) for name in (*SCALED, *MORE)] + [(n, q) for n in VOLUMES[-2::-1] for q in SCALED]
 
 
-def experiment(volumes: int, question: str, workdir: Path) -> Experiment:
-    flags = [f"--config.{key}={value}" for key, value in (FLAGS | {"data.volumes": volumes}).items()]
-    return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags))
-
-
-def file_of(volumes: int, arm: Arm, seed: int) -> Path:
-    return KEPT / f"{volumes}-{'-'.join(filter(None, [arm.name, arm.shows]))}-seed{seed}.json"
-
-
-def train(one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> None:
+def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> None:
     """One training whose answers are kept, or with `remake` shown beside what is kept."""
-    file = file_of(volumes, arm, seed)
+    file = study.file_of(volumes, arm, seed)
     if file.is_file() and not remake:
         return
     one.run(arm, seed)
     found = answers(one, arm, seed)
     if file.is_file():
-        before = {kind: share(run, primary([*run.scores])) for kind, run in kept(volumes, arm, seed).items()}
+        before = {kind: share(run, primary([*run.scores])) for kind, run in kept(study, volumes, arm, seed).items()}
         for kind, run in found.items():
             print(f"{file.stem} {kind}: {share(run, primary([*run.scores])):.3f}, kept {before[kind]:.3f}", flush=True)
         return
@@ -83,16 +115,16 @@ def train(one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> N
         kind: dataclasses.replace(run, scores={(name := primary([*run.scores])): run.scores[name]})
         for kind, run in found.items()
     }
-    KEPT.mkdir(parents=True, exist_ok=True)
+    study.kept.mkdir(parents=True, exist_ok=True)
     record = {"made": made, "answers": {kind: run.to_json() for kind, run in slim.items()}}
     writing.write(file, json.dumps(record, separators=(",", ":")) + "\n")
 
 
-def kept(volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
-    """What is kept of one training. ValueError where it was made by other settings than FLAGS."""
-    file = file_of(volumes, arm, seed)
+def kept(study: Study, volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
+    """What is kept of one training. ValueError where it was made by other settings than the study's."""
+    file = study.file_of(volumes, arm, seed)
     record = json.loads(file.read_text())
-    fixed = {key: value for key, value in (FLAGS | {"data.volumes": volumes}).items() if key not in arm.changes}
+    fixed = {key: value for key, value in study.fixed(volumes).items() if key not in arm.changes}
     if any(record["made"]["config"][key] != value for key, value in fixed.items()):
         raise ValueError(f"{file} was made by other settings; delete it.")
     return {kind: Graded.from_json(run) for kind, run in record["answers"].items()}
@@ -105,31 +137,34 @@ def share(run: Graded, score: str, types: tuple[str, ...] | None = None) -> floa
     return float(top / bottom) if bottom else float("nan")
 
 
-def found(workdir: Path) -> Cells:
+def found(study: Study, workdir: Path) -> Cells:
     """{cell: `paired_seeds.difference` of the seeds of which every training is kept, and their `runs`}."""
     known = {}
     for volumes, name in cells():
-        usual, others = experiment(volumes, name, workdir).arms()
+        usual, others = study.experiment(volumes, name, workdir).arms()
         arms = (usual, *others)
-        seeds = [seed for seed in SEEDS if all(file_of(volumes, arm, seed).is_file() for arm in arms)]
+        seeds = [seed for seed in study.seeds if all(study.file_of(volumes, arm, seed).is_file() for arm in arms)]
         if seeds:
-            runs = [(kept(volumes, usual, seed), [(arm, kept(volumes, arm, seed)) for arm in others]) for seed in seeds]
+            runs = [
+                (kept(study, volumes, usual, seed), [(arm, kept(study, volumes, arm, seed)) for arm in others])
+                for seed in seeds
+            ]
             known[volumes, name] = paired_seeds.difference([pairs(*run) for run in runs]) | {"runs": runs}
     return known
 
 
-def table(known: Cells) -> str:
+def table(study: Study, known: Cells) -> str:
     """A row a cell: the primary score, which is ranked accuracy; its families; then the mean of all kinds."""
     lines = [
         "| volumes | question | seeds | ranked accuracy of the sides | difference | p | "
-        f"{' | '.join(FAMILIES)} | all kinds |",
-        "|---" * (7 + len(FAMILIES)) + "|",
+        f"{' | '.join(study.families)} | all kinds |",
+        "|---" * (7 + len(study.families)) + "|",
     ]
     for (volumes, name), cell in sorted(known.items()):
         one = cell["kinds"].get("closed", cell)
         sides = f"{QUESTIONS[name].sides[0]} {one['first']:.3f}, {QUESTIONS[name].sides[1]} {one['second']:.3f}"
         differ = [f"{of['difference']:+.3f} {interval(of['ci95'], '+')}".strip() for of in (one, cell)]
-        families = [f"{gap:+.3f}" for gap in by_family(cell)]
+        families = [f"{gap:+.3f}" for gap in by_family(study, cell)]
         p = "-" if one["p"] is None else f"{one['p']:.3f}"
         lines.append(
             f"| {volumes} | `{name}` | {len(one['seeds'])} | {sides} | {differ[0]} | {p} | {' | '.join(families)} | "
@@ -138,12 +173,12 @@ def table(known: Cells) -> str:
     return "\n".join(lines)
 
 
-def by_family(cell: Mapping[str, Any]) -> list[float]:
+def by_family(study: Study, cell: Mapping[str, Any]) -> list[float]:
     """The difference of ranked accuracy in each family of closed questions, the mean of the seeds."""
     both = [pairs(*run)["closed"] for run in cell["runs"]]
     return [
         float(np.mean([share(b, "ranked_accuracy", types) - share(a, "ranked_accuracy", types) for a, b in both]))
-        for types in FAMILIES.values()
+        for types in study.families.values()
     ]
 
 
@@ -157,7 +192,7 @@ class Claim:
     says: str
     contrast: tuple[int, str] | None
     gate: str
-    measured: Callable[[Cells], float | None]
+    measured: Callable[[Study, Cells], float | None]
     bound: float
     below: bool = False
 
@@ -165,11 +200,9 @@ class Claim:
         return number < self.bound if self.below else number >= self.bound
 
 
-def gap(known: Cells, cell: tuple[int, str], family: str = "") -> float | None:
-    """The second side's ranked accuracy minus the first one's, of all closed questions or of a family."""
-    if cell not in known:
-        return None
-    return by_family(known[cell])[[*FAMILIES].index(family)] if family else known[cell]["kinds"]["closed"]["difference"]
+def gap(known: Cells, cell: tuple[int, str]) -> float | None:
+    """The second side's ranked accuracy minus the first one's."""
+    return known[cell]["kinds"]["closed"]["difference"] if cell in known else None
 
 
 def side(known: Cells, cell: tuple[int, str], name: str) -> float | None:
@@ -177,22 +210,26 @@ def side(known: Cells, cell: tuple[int, str], name: str) -> float | None:
     return known[cell]["kinds"]["closed"][name] if cell in known else None
 
 
-def scarcity(known: Cells) -> float | None:
+def scarcity(study: Study, known: Cells) -> float | None:
     few, many = (side(known, (volumes, "base"), "second") for volumes in (VOLUMES[0], VOLUMES[-1]))
     return None if None in (few, many) else many - few
 
 
-def above_guessing(known: Cells) -> float | None:
+def cost_of_disorder(study: Study, known: Cells) -> float | None:
+    cell = known.get((VOLUMES[-1], "order"))
+    return -by_family(study, cell)[[*study.families].index(study.ordered)] if cell else None
+
+
+def above_guessing(study: Study, known: Cells) -> float | None:
     recipe = side(known, (VOLUMES[-1], "experts"), "first")
-    return None if recipe is None else recipe - guessing()
+    return None if recipe is None else recipe - guessing(study)
 
 
-def guessing() -> float:
+def guessing(study: Study) -> float:
     """What guessing scores in the closed questions: the mean of 1 / choices."""
-    one = experiment(VOLUMES[-1], "experts", ROOT)
-    asked = examination.questions(
-        one.validation, "closed", FLAGS["eval.items"], one.config(Arm(USUAL), 0).eval.seed, ()
-    )
+    one = study.experiment(VOLUMES[-1], "experts", ROOT)
+    e = one.config(Arm(USUAL), 0).eval
+    asked = examination.questions(one.validation, "closed", e["items"], e.seed, ())
     return float(np.mean([1 / len(question.choices) for _, question in asked]))
 
 
@@ -200,20 +237,20 @@ CLAIMS = (
     Claim("the 2D weights are worth keeping", (200, "base"),
           "a random tower gains from 50 to 3,200 volumes", scarcity, 0.10),
     Claim("3D attention above, 2D below", (VOLUMES[-1], "slices"),
-          "slices in random order cost the depth questions",
-          lambda known: None if (one := gap(known, (VOLUMES[-1], "order"), "depth")) is None else -one, 0.10),
+          "slices in random order cost the questions that need it", cost_of_disorder, 0.10),
     Claim("token experts and task experts", (VOLUMES[-1], "experts"),
           "the recipe is above guessing", above_guessing, 0.10),
     Claim("the prompt should pick the group", None,
-          "a model for each task gains", lambda known: gap(known, (VOLUMES[-1], "tasks")), 0.03),
+          "a model for each task gains", lambda study, known: gap(known, (VOLUMES[-1], "tasks")), 0.03),
     Claim("two stages beat one", None,
-          "twice the steps gain less", lambda known: gap(known, (VOLUMES[-1], "steps")), 0.02, below=True),
+          "twice the steps gain less", lambda study, known: gap(known, (VOLUMES[-1], "steps")), 0.02, below=True),
 )  # fmt: skip
 
 
-def verdicts(known: Cells) -> str:
+def verdicts(study: Study, known: Cells) -> str:
     """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
-    open_gates = [claim.contrast for claim in CLAIMS if (n := claim.measured(known)) is not None and claim.passes(n)]
+    numbers = {claim: claim.measured(study, known) for claim in CLAIMS}
+    open_gates = [claim.contrast for claim, n in numbers.items() if n is not None and claim.passes(n)]
     tested = {cell: known[cell]["kinds"]["closed"] for cell in open_gates if cell in known}
     passed, level = set(), len(CLAIMS)  # Holm: the smallest p value against 0.05 / 5, the next against 0.05 / 4, ...
     for cell, one in sorted(tested.items(), key=lambda item: np.inf if item[1]["p"] is None else item[1]["p"]):
@@ -223,7 +260,7 @@ def verdicts(known: Cells) -> str:
         level -= 1
     lines = ["| claim | gate | bound | measured | contrast | difference | p | here |", "|---" * 8 + "|"]
     for claim in CLAIMS:
-        number, cell, differs, p = claim.measured(known), claim.contrast, "-", "-"
+        number, cell, differs, p = numbers[claim], claim.contrast, "-", "-"
         if number is not None and claim.passes(number) and cell in known:
             one = tested[cell]
             differs = f"{one['difference']:+.3f} {interval(one['ci95'], '+')}".strip()
@@ -275,11 +312,15 @@ def main(argv: list[str] | None = None) -> int:
     asked = (*SCALED, *MORE)
     parser.add_argument("--volumes", type=int, nargs="+", default=VOLUMES, choices=VOLUMES, help="only so many volumes")
     parser.add_argument("--only", nargs="+", default=asked, choices=asked, help="only these questions")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS, help="only these seeds")
+    parser.add_argument("--study", default="patients", choices=STUDIES, help="the scans; default patients")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--workdir", type=Path, default=Path("runs/scaling"), help="folder of the runs")
     parser.add_argument("--remake", action="store_true", help="train what is kept too, and print both scores")
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args(argv)
+    study = STUDIES[args.study]
+    if unknown := {*(args.seeds or ())} - {*study.seeds}:
+        parser.error(f"the study {study.name} has the seeds {study.seeds} and not {unknown}")
     wanted = [(v, q) for v, q in cells() if v in args.volumes and q in args.only]
     if not wanted:
         parser.error(f"{', '.join(args.only)}: asked at {VOLUMES[-1]} volumes alone")
@@ -287,16 +328,16 @@ def main(argv: list[str] | None = None) -> int:
         simulate_devices()
         compile_cache.keep()
     for volumes, question in wanted if not args.table else ():
-        one = experiment(volumes, question, args.workdir)
+        one = study.experiment(volumes, question, args.workdir)
         usual, others = one.arms()
-        for seed in args.seeds:
+        for seed in args.seeds or study.seeds:
             for arm in (usual, *others):
-                train(one, volumes, arm, seed, args.remake)
-    print(f"files of answers that are kept: {len(list(KEPT.glob('*-seed*.json')))}")
-    if known := found(args.workdir):
-        said = f"{table(known)}\n\n{verdicts(known)}"
-        writing.write(KEPT / "table.md", said + "\n")
-        plot(known, PLOT)
+                train(study, one, volumes, arm, seed, args.remake)
+    print(f"files of answers that are kept: {len(list(study.kept.glob('*-seed*.json')))}")
+    if known := found(study, args.workdir):
+        said = f"{table(study, known)}\n\n{verdicts(study, known)}"
+        writing.write(study.kept / "table.md", said + "\n")
+        plot(known, study.plot)
         print(said)
     return 0
 

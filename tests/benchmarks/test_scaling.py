@@ -27,8 +27,8 @@ def place(tmp_path, monkeypatch):
     """Nothing kept, and trainings that answer by what their arm is: `trained` lists them."""
     trained = []
     monkeypatch.setattr(scaling, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(scaling, "PLOT", tmp_path / "plot.png")
-    monkeypatch.setattr(scaling, "guessing", lambda: 0.3)
+    monkeypatch.setattr(scaling, "PLOTS", tmp_path)
+    monkeypatch.setattr(scaling, "guessing", lambda study: 0.3)
     for name in ("simulate_devices", "compile_cache.keep", "ablate.minutes_of"):
         monkeypatch.setattr(f"benchmarks.scaling.{name}", lambda *_: 1.5)
     monkeypatch.setattr(Experiment, "run", lambda self, arm, seed: trained.append((self.workdir.name, arm.name, seed)))
@@ -48,11 +48,14 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     assert scaling.main([f"--workdir={folder}"]) == 0
     first, *said = capsys.readouterr().out.strip().split("\n")
     assert first == "files of answers that are kept: 63"
-    assert len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 26 and (folder / "plot.png").stat().st_size > 10_000
-    assert (folder / "kept" / "table.md").read_text().strip().split("\n") == said
+    assert (
+        len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 26
+        and (folder / "scaling-patients.png").stat().st_size > 10_000
+    )
+    assert (folder / "kept" / "patients" / "table.md").read_text().strip().split("\n") == said
     # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
     # steps, two ways of showing, three seeds each.
-    assert len(list((folder / "kept").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2)
+    assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2)
     (order,) = (line for line in said if "`order`" in line)
     assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
     assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order
@@ -79,7 +82,7 @@ def test_one_training_can_be_made_again_beside_what_is_kept(place, capsys):
 def test_answers_of_other_settings_are_refused(place):
     folder, _ = place
     assert scaling.main([f"--workdir={folder}", "--volumes=50", "--only=base", "--seeds=0"]) == 0
-    file = folder / "kept" / "50-as_configured-seed0.json"
+    file = folder / "kept" / "patients" / "50-as_configured-seed0.json"
     record = json.loads(file.read_text())
     record["made"]["config"]["train.steps"] = 60
     file.write_text(json.dumps(record))
@@ -121,3 +124,24 @@ def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
     weights, _, _, prompt, _ = capsys.readouterr().out.strip().split("\n")[-5:]
     assert "| 0.10 | +0.000 | `base` at 200 | - | - | **untestable here**: the gate failed |" in weights
     assert "| 0.03 | -0.100 | - | - | - | **untestable here**: the gate failed |" in prompt
+
+
+def test_guessing_is_the_mean_of_the_shares_of_each_options(monkeypatch, tmp_path):
+    """Of the phantom, whose closed questions have four options."""
+    monkeypatch.setattr(scaling, "ROOT", tmp_path)
+    monkeypatch.setitem(scaling.FIXED, "eval.items", 12)
+    study = scaling.STUDIES["phantom"]
+    monkeypatch.setattr(scaling.Study, "fixed", lambda self, volumes: {
+        **scaling.FIXED, "data.name": self.name, "data.volumes": volumes, "data.root": str(tmp_path)})  # fmt: skip
+    assert scaling.guessing(study) == 0.25
+
+
+def test_the_studies_share_no_seed_with_the_runs_that_they_were_planned_by():
+    first = {int(file.stem.rpartition("seed")[2]) for file in (scaling.KEPT / "results").glob("*seed*.json")}
+    assert len(first) >= 5 and not first & {*scaling.STUDIES["phantom"].seeds}
+
+
+def test_a_seed_that_the_study_does_not_have_is_refused(place, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--study", "phantom", "--seeds", "0"])
+    assert "the study phantom has the seeds (5, 6, 7)" in capsys.readouterr().err
