@@ -8,6 +8,7 @@ import pytest
 
 from tghmoe_jax.datasets.labelmap import open_labelmap
 from tghmoe_jax.drawn import labelled, patients
+from tghmoe_jax.drawn.patient_trunk import RIBS
 
 GRID = (24, 48, 48)
 
@@ -38,28 +39,36 @@ def test_every_structure_is_found_in_some_patient():
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("liver", 0, 160), ("lung_lower_lobe_left", -950, -400), ("lung_upper_lobe_right", -950, -400),
+    [("liver", 0, 160), ("lung_lower_lobe_left", -950, -400), ("rib_left_9", 80, 700),
      ("kidney_left", 0, 250), ("urinary_bladder", -20, 400), ("hip_right", 100, 900), ("autochthon_right", -20, 90),
      ("spinal_cord", -40, 120)],
 )  # fmt: skip
 def test_what_a_mask_covers_has_the_hu_of_its_tissue(drawn, name, low, high):
-    medians = [np.median(one.hu[inside(one, name)]) for one in drawn if inside(one, name).sum() > 60]
+    medians = [np.median(one.hu[inside(one, name)]) for one in drawn if inside(one, name).sum() > 30]
     assert len(medians) >= 4
     assert low < np.median(medians) < high
 
 
 def test_sides_are_the_patients(drawn):
     """Columns run toward the patient's left, and slices toward the head."""
-    pairs = 0
+    pairs, levels = 0, []
     for one in drawn:
         for name in labelled.PAIRED:
             left, right = (inside(one, f"{name}_{side}") for side in ("left", "right"))
             if min(left.sum(), right.sum()) > 30:
                 pairs += 1
                 assert np.argwhere(left)[:, 2].mean() > np.argwhere(right)[:, 2].mean(), name
+        for side in ("left", "right"):  # each rib begins at the vertebra of its number
+            for number in range(12, 12 - RIBS, -1):
+                rib, bone = inside(one, f"rib_{side}_{number}"), inside(one, f"vertebrae_T{number}")
+                if rib.sum() > 20 and bone.sum() > 20:
+                    places = np.argwhere(rib)
+                    back = places[places[:, 1] >= np.percentile(places[:, 1], 80)]
+                    levels.append((back[:, 0].mean() - np.argwhere(bone)[:, 0].mean()) * one.truth.spacing_mm[0])
         column = [np.argwhere(found)[:, 0].mean() for name in labelled.VERTEBRAE if (found := inside(one, name)).any()]
         assert column == sorted(column)
-    assert pairs > 60
+    assert pairs > 60 and len(levels) > 20
+    assert abs(np.median(levels)) < 18, "half a vertebra"
 
 
 def test_the_command_writes_a_data_set_that_is_read_without_a_rejection(tmp_path, capsys):

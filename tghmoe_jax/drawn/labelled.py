@@ -1,6 +1,6 @@
 """Draws a data set of CT with segmentation masks: `python -m tghmoe_jax.drawn.labelled --to DIR`.
 
-Each volume is a synthetic patient (docs/volumes.md) in axial slices, with a mask of 66 structures under the names
+Each volume is a synthetic patient (docs/volumes.md) in axial slices, with a mask of 82 structures under the names
 of TotalSegmentator. An index tells the data set `labelmap` what to ask of them (docs/data-sets.md).
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from tghmoe_jax.datasets.labelmap import MAX_PARTS
 from tghmoe_jax.drawn import patients, phantom
 from tghmoe_jax.drawn.cache import SPLIT_SEEDS, SPLITS, seeds_of
-from tghmoe_jax.drawn.patient_trunk import VERTEBRAE
+from tghmoe_jax.drawn.patient_trunk import RIBS, VERTEBRAE
 from tghmoe_jax.drawn.sample import nifti
 from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 
@@ -32,7 +32,8 @@ SINGLE = (
     "liver", "pancreas", "portal_vein_and_splenic_vein", "prostate", "sacrum", "small_bowel", "spinal_cord", "spleen",
     "sternum", "stomach", "superior_vena_cava", "trachea", "urinary_bladder",
 )  # fmt: skip
-STRUCTURES = (*SINGLE, *VERTEBRAE, *(f"{name}_{side}" for name in PAIRED for side in ("left", "right")))
+RIB_NAMES = tuple(f"rib_{side}_{12 - above}" for side in ("left", "right") for above in range(RIBS))
+STRUCTURES = (*SINGLE, *VERTEBRAE, *RIB_NAMES, *(f"{name}_{side}" for name in PAIRED for side in ("left", "right")))
 GRID = (40, 96, 96)
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 INDEX, NAMES = "index.json", "label_names.json"

@@ -4,6 +4,7 @@ Coordinates and axis legend as in `patient_body`.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from tghmoe_jax.drawn.canvas import AIR, Canvas
 from tghmoe_jax.drawn.patient_body import RIB_DEPTH, RIB_MM, RIB_SLOPE, SPINE, Ball, Patient, breast_of, heart_of
 
 SIDE = {-1: "right", 1: "left"}
+RIBS = 8  # the lowest ones, down to 12: each begins at the vertebra of its number
 FISSURE = 0.9  # mm that the fissure between two lobes of a lung rises toward the back, for each mm
 # Vertebral bodies are VERTEBRA_MM high, all alike; the lowest lumbar one begins at LOWEST_MM. T2 is above all scans.
 VERTEBRAE = (*(f"vertebrae_L{n}" for n in range(5, 0, -1)), *(f"vertebrae_T{n}" for n in range(12, 2, -1)))
@@ -113,6 +115,10 @@ def _wall(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Torso:
         bone = np.where(y > -48, np.float32(0.75 * hu["cortical"] * patient.bone), np.float32(hu["cartilage"]))
         canvas.blend(None, shell * band, bone)
         canvas.mark(None, shell * band * (y <= -48), "costal_cartilages")
+        number = np.round((z - np.float32(RIB_SLOPE) * y) * np.float32(1 / RIB_MM))
+        for above, side in itertools.product(range(RIBS if canvas.structures else 0), SIDE):
+            here = (y > -48) & (number == above) & (side * x > 0)
+            canvas.mark(None, shell * band * here, f"rib_{SIDE[side]}_{12 - above}")
     return Torso(canvas, patient, rng, np.zeros_like(cavity), cavity, trunk)
 
 
