@@ -40,6 +40,7 @@ def test_every_structure_is_found_in_some_patient():
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [("liver", 0, 160), ("lung_lower_lobe_left", -950, -400), ("rib_left_9", 80, 700),
+     ("lung_upper_lobe_right", -950, -400),
      ("kidney_left", 0, 250), ("urinary_bladder", -20, 400), ("hip_right", 100, 900), ("autochthon_right", -20, 90),
      ("spinal_cord", -40, 120)],
 )  # fmt: skip
