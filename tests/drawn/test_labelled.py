@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tghmoe_jax.datasets.labelmap import open_labelmap
+from tghmoe_jax.datasets.labelmap import MAX_PARTS, open_labelmap
 from tghmoe_jax.drawn import labelled, patients
 from tghmoe_jax.drawn.patient_trunk import RIBS
 
@@ -102,6 +102,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, capsys, flags, said):
 
 
 def test_a_folder_that_exists_stays_as_it_is(tmp_path, capsys):
+    assert labelled.MAX_PARTS == MAX_PARTS
     (tmp_path / "kept").write_text("kept")
     assert labelled.main(["--to", str(tmp_path)]) == 2
     assert "exists and is never overwritten" in capsys.readouterr().err

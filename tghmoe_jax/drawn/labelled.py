@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tghmoe_jax.datasets.labelmap import MAX_PARTS
 from tghmoe_jax.drawn import patients, phantom
 from tghmoe_jax.drawn.cache import SPLIT_SEEDS, SPLITS, seeds_of
 from tghmoe_jax.drawn.patient_trunk import RIBS, VERTEBRAE
@@ -35,6 +34,7 @@ SINGLE = (
 RIB_NAMES = tuple(f"rib_{side}_{12 - above}" for side in ("left", "right") for above in range(RIBS))
 STRUCTURES = (*SINGLE, *VERTEBRAE, *RIB_NAMES, *(f"{name}_{side}" for name in PAIRED for side in ("left", "right")))
 GRID = (40, 96, 96)
+MAX_PARTS = 1000  # that the data set labelmap takes
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 INDEX, NAMES = "index.json", "label_names.json"
 
