@@ -28,7 +28,8 @@ pytestmark = pytest.mark.slow
 
 ELSEWHERE = re.compile(  # the last one is made by tests/conftest.py
     r"(pip|npm|mkdir|export|sbatch|launch/\S+|python launch/\S+|TGHMOE_\w+=\S+ python -m pytest) "
-    + r"|python -m benchmarks\.|.*(tghmoe_jax\.(aot|ablate|app|selfcheck|drawn\.labelled|studies\.)|:phi3v|medgemma|runs/adapted)"
+    + r"|python -m (benchmarks\.|tghmoe_jax\.drawn\.labelled)"
+    + r"|.*(tghmoe_jax\.(aot|ablate|app|selfcheck|studies\.)|:phi3v|medgemma|runs/adapted)"
     + r"|.*(:bench|ablations|pretrain2d|data_m3d|labelmap|llava)"
     + r"|python -m tghmoe_jax\.main --config configs/stage[12]\.py$"
 )
