@@ -126,6 +126,14 @@ def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
     assert "| 0.03 | -0.100 | - | - | - | **untestable here**: the gate failed |" in prompt
 
 
+def test_a_gate_waits_for_all_seeds_once_the_first_has_met_it(place, capsys):
+    """Two seeds of three decide nothing, and lines of the plot are of one seed."""
+    folder, _ = place
+    for seeds, end in (("0", "the gate failed"), ("1", "not measured yet"), ("2", "the gate failed")):
+        assert scaling.main([f"--workdir={folder}", "--volumes", "3200", "--only", "tasks", "--seeds", seeds]) == 0
+        assert end in capsys.readouterr().out.strip().split("\n")[-2]
+
+
 def test_guessing_is_the_mean_of_the_shares_of_each_options(monkeypatch, tmp_path):
     """Of the phantom, whose closed questions have four options."""
     monkeypatch.setattr(scaling, "ROOT", tmp_path)

@@ -439,6 +439,69 @@ def test_a_structure_that_a_mask_does_not_name_is_unknown(tmp_path):
         assert source.aux_cells(number, (4, 8, 8))[..., place].all()
 
 
+def test_a_structure_between_the_centres_of_the_grid_is_unknown_and_not_absent(tmp_path):
+    """It is in the picture, which is an average, so that the label 0 would teach what is wrong."""
+    data = fixtures.write_labelmap_index(tmp_path / "raw", 1, 0, "train")
+    root = tmp_path / "raw"
+    hu, mask = fixtures.segmented(0)
+    mask[mask == 3] = 0
+    mask[11, 21, 23] = 3  # one voxel; of 24 slices the model takes every third
+    write_nifti(root / "mask0.nii.gz", mask, AXES)
+    preparing.prepare(data | {"slices": 8, "size": 16}, tmp_path / "set", say=lambda _: None)
+    source = FileSource(
+        data | {"root": str(tmp_path / "set"), "slices": 8, "size": 16, "channels": "windows3"}, "train"
+    )
+    place = source.aux_names.index(f"structure:{spoken(fixtures.STRUCTURES[3])}")
+    assert not (source._grid(0).labels == place + 1).any() and source.aux(0)[place] == -1
+    known = {source.aux_names.index(f"structure:{spoken(fixtures.STRUCTURES[v])}") for v in np.unique(mask) if v}
+    assert any(source.aux(0)[number] == 1 for number in known)
+
+
+def test_an_index_that_does_not_fit_the_structures_is_refused(tmp_path):
+    data = fixtures.write_labelmap_index(tmp_path / "raw", 1, 0, "train")
+    source = prepared_source(data, folder := tmp_path / "set")
+    file = folder / "volumes" / "00000.jsonl"
+    whole, row = file.read_text(), json.loads(file.read_text())
+    parameters = (folder / "prepare.json").read_text()
+    (folder / "digests.json").unlink()
+    card = json.loads((folder / "card.json").read_text())
+    card.pop("digests")
+    (folder / "card.json").write_text(json.dumps(card))
+    for wrong in ({"unknown": [77]}, {"unknown": [-1]}, {"unknown": None}):
+        file.write_text(json.dumps(row | wrong) + "\n")
+        with pytest.raises(UserError, match="prepare the set again"):
+            FileSource(source.data, "train")
+    file.write_text(json.dumps({key: row[key] for key in row if key != "unknown"}) + "\n")
+    with pytest.raises(UserError, match="does not say what its volumes are"):
+        FileSource(source.data, "train")
+    file.write_text(whole)
+    found = json.loads(parameters)
+    (folder / "prepare.json").write_text(json.dumps(found | {"structures": found["structures"][:1]}) + "\n")
+    with pytest.raises(UserError, match="does not name; prepare the set again"):
+        FileSource(source.data, "train").aux(0)
+
+
+def test_another_mask_is_other_data_and_a_set_of_an_earlier_version_stays_without(tmp_path):
+    data = fixtures.write_labelmap_index(tmp_path / "raw", 1, 0, "train")
+    first = prepared_source(data, tmp_path / "a")
+    _, mask = fixtures.segmented(0)
+    moved = mask.copy()
+    moved[12, 20, 22] = 0 if mask[12, 20, 22] else mask.max()  # too little to change a question
+    write_nifti(tmp_path / "raw" / "mask0.nii.gz", moved, AXES)
+    rows = prepared_source(data, tmp_path / "b").rows
+    assert rows[0]["sha256"] == first.rows[0]["sha256"]
+    write_nifti(tmp_path / "raw" / "mask0.nii.gz", mask, AXES)
+    file = tmp_path / "a" / "prepare.json"
+    old = json.loads(file.read_text())
+    old.pop("structures")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "volumes").mkdir()
+    (tmp_path / "old" / "prepare.json").write_text(json.dumps(old) + "\n")
+    again = prepared_source(data, tmp_path / "old")
+    assert again.aux_names == () and again._grid(0).labels is None
+    np.testing.assert_array_equal(again._grid(0).values, first._grid(0).values)
+
+
 def test_labels_are_taken_at_the_centre_of_each_voxel_of_the_grid():
     """Against coordinates: a label that counts voxels of one axis says where each voxel of the grid came from."""
     shape, spacing = (30, 40, 50), (3.0, 2.0, 1.5)

@@ -8,6 +8,8 @@ import pytest
 
 from tghmoe_jax.datasets.labelmap import MAX_PARTS, open_labelmap
 from tghmoe_jax.drawn import labelled, patients
+from tghmoe_jax.drawn.canvas import NOTHING, Canvas, Frame
+from tghmoe_jax.drawn.patient_scanner import field_of
 from tghmoe_jax.drawn.patient_trunk import RIBS
 
 GRID = (24, 48, 48)
@@ -48,6 +50,29 @@ def test_what_a_mask_covers_has_the_hu_of_its_tissue(drawn, name, low, high):
     medians = [np.median(one.hu[inside(one, name)]) for one in drawn if inside(one, name).sum() > 30]
     assert len(medians) >= 4
     assert low < np.median(medians) < high
+
+
+def test_what_was_not_scanned_has_no_label():
+    """A round field, and rows that were left out, are padding: a structure there is not in the picture."""
+    cut = 0
+    for seed in range(60):
+        scanner = patients.plan(seed, GRID, "axial").scanner
+        if scanner.circle or scanner.high < 1:
+            outside = ~field_of(scanner, GRID[1:])
+            one = labelled.draw(seed, GRID)
+            assert outside.any() and not one.labels[:, outside].any() and (one.hu[:, outside] == -1024).all()
+            cut += 1
+    assert cut >= 5
+
+
+def test_what_is_drawn_over_a_structure_leaves_takes_or_ends_its_label():
+    frame = Frame((4, 20, 20), np.zeros(3), np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float), np.ones(3))
+    canvas = Canvas(frame, 1.0, ("organ", "vessel"))
+    canvas.ellipsoid((10, 10, 2), (9, 9, 9), 50.0, mark="organ")
+    for at, mark, label in ((6, "", 1), (10, "vessel", 2), (14, NOTHING, 0)):
+        canvas.ellipsoid((at, 10, 2), (2, 2, 9), 100.0, mark=mark)
+        assert canvas.labels[2, 10, at] == label and canvas.hu[2, 10, at] == 100
+    assert canvas.labels[2, 4, 10] == 1 and canvas.labels[2, 0, 0] == 0
 
 
 def test_sides_are_the_patients(drawn):

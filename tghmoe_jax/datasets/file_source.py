@@ -129,7 +129,7 @@ class FileSource:
         result = hashlib.sha256()
         for listed in self._items.values():
             result.update(prepared.lines(prepared.item_row(item) for _, item in listed))
-        result.update("".join(row["sha256"] for row in self.rows).encode())
+        result.update("".join(row["sha256"] + row.get("labels_sha256", "") for row in self.rows).encode())
         return result.hexdigest()
 
     def slices(self, index: int) -> tuple[np.ndarray, np.ndarray]:

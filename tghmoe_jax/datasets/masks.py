@@ -69,7 +69,7 @@ def read_mask(scan: Path, mask: Path, labels: Path | None) -> LabelMap:
             raise UserError(f"{mask} has no table of label names: name one as its labels.")
         names = read_labels(labels)
         array, spacing = _canonical(*_stored(mask, scan, frame), mask)
-        unknown = sorted(set(np.flatnonzero(np.bincount(array.ravel())).tolist()) - {0, *names})
+        unknown = sorted({value for plane in array for value in np.unique(plane).tolist()} - {0, *names})
         if unknown:
             raise UserError(f"{mask} holds the label {unknown[0]}, which {labels} does not name: add it to the table.")
         return LabelMap(array, spacing, names)

@@ -45,12 +45,14 @@ _PARAMETERS = {
     "data.size": range(1, 1 << 13), "items": str, "volumes": range(1 << 31), "shards": range(1 << 24), "shard": int,
 }  # fmt: skip
 _OF_MASKS = {"structures": [str]}  # of sets with masks alone
+MAX_STRUCTURES = 1024  # the auxiliary head has an output for each
 ROW = {
     "volume": str, "rejected": str, "place": (range(1 << 31), None), "shape": [range(1, 1 << 13)] * 3, "unit": str,
     "crc32": int, "sha256": str, "spacing_mm": ([float] * 3, None), "hu_range": ([float, float], None),
-    "history": [str], "unknown": [range(1 << 12)],
+    "history": [str], "unknown": [range(MAX_STRUCTURES)], "labels_sha256": str,
 }  # fmt: skip
-_NEEDED = ROW.keys() - {"rejected", "unknown"}
+_OF_LABELS = {"unknown", "labels_sha256"}
+_NEEDED = ROW.keys() - {"rejected"} - _OF_LABELS
 DTYPES = {"HU": np.int16, "unit-interval": np.uint8}
 WRITE = "group_size:1,zstd:1"  # one record is read at a time; level 1 halves a CT and reads at 0.8 GB/s a core
 READ = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -205,13 +207,17 @@ class PreparedSet:
                     "prepare it again into another folder, or change the flag."
                 )
         self.structures = tuple(self.parameters.get("structures", ()))
+        if len(self.structures) > MAX_STRUCTURES:
+            raise UserError(f"{self.folder / 'prepare.json'} names too many structures; prepare the set again.")
+        needed = _NEEDED | (_OF_LABELS if self.structures else set())
         self.items = _items(self.folder / "items.jsonl")
         self.rows: dict[str, dict[str, Any]] = {}
         for shard in range(self.parameters["shards"]):
             for row in read_lines(file := shard_file(self.folder, shard, ".jsonl"), ROW):
                 if "rejected" in row:
                     continue
-                if not row.keys() >= _NEEDED or row["unit"] not in DTYPES:
+                known = max(row.get("unknown", ()), default=-1) < max(len(self.structures), 1)
+                if not row.keys() >= needed or row["unit"] not in DTYPES or not known:
                     raise UserError(f"{file} does not say what its volumes are; prepare the set again.")
                 self.rows[row["volume"]] = row | {"shard": shard}
         if lost := next((item.volume for item in self.items if item.volume not in self.rows), None):
@@ -240,6 +246,10 @@ class PreparedSet:
             raise UserError(damaged(self.folder, [f"volume {key} in {file}: {fault}"]))
         values = np.frombuffer(record[:end], dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
         labels = np.frombuffer(record[end:], "<u2").reshape(shape) if self.structures else None
+        if labels is not None and labels.max() > len(self.structures):
+            raise UserError(
+                f"{self.folder} has labels of {key} that prepare.json does not name; prepare the set again."
+            )
         spacing = row["spacing_mm"] and tuple(row["spacing_mm"])
         return Grid(values, spacing, tuple(row["history"]), str(row.get("orientation")), labels)
 

@@ -6,6 +6,7 @@ when a process was killed shows in it.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -48,6 +49,13 @@ def prepare(
     """
     begun = time.monotonic()
     dataset = dataset or open_dataset(data)
+    if dataset.labels and "structures" not in (prepared.read_parameters(folder) or {"structures": ()}):
+        dataset = dataclasses.replace(dataset, structures=(), labels=None)  # of an earlier version, which kept no masks
+    if len(dataset.structures) > prepared.MAX_STRUCTURES:
+        raise UserError(
+            f"the masks of {dataset.root} name {len(dataset.structures)} structures, more than "
+            f"{prepared.MAX_STRUCTURES}; give all scans the same names."
+        )
     keys = list(dict.fromkeys(item.volume for item in dataset.items))
     if not keys:
         raise UserError(f"{dataset.root} holds no usable item of the data set {dataset.name}; see what was rejected.")
@@ -192,9 +200,17 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         record = grid.values.astype(grid.values.dtype.newbyteorder("<")).tobytes()
         row |= _provenance(dataset.root, key, volume, grid, record)
         if dataset.labels:
+            spacing = volume.spacing_mm
+            del volume  # as large as the labels
             labels, unknown = dataset.labels(key)
-            record += nearest(labels, volume.spacing_mm, slices, size).astype("<u2").tobytes()
-            row |= {"unknown": list(unknown), "crc32": zlib.crc32(record)}
+            seen = nearest(labels, spacing, slices, size)
+            lost = {*_values(labels)} - {*_values(seen)}  # too small for the grid's centres, and yet in the picture
+            packed = seen.astype("<u2").tobytes()
+            record += packed
+            row |= {
+                "unknown": sorted({*unknown, *lost}), "crc32": zlib.crc32(record),
+                "labels_sha256": hashlib.sha256(packed).hexdigest(),
+            }  # fmt: skip
         content = leaks.signature(grid.values).tobytes() + record
     except MemoryError:
         raise UserError(
@@ -207,6 +223,14 @@ def _one(dataset: Dataset, work: Path, slices: int, size: int, number: int, key:
         row["rejected"] = f"it cannot be read ({type(error).__name__})."
     write(work / f"{number:08d}", prepared.lines([row]) + content)
     return number, "rejected" in row, time.monotonic() - begun
+
+
+def _values(labels: np.ndarray) -> list[int]:
+    """The indices of the structures that occur."""
+    found = np.zeros(1 << 16, bool)
+    for plane in labels:
+        found[plane.ravel()] = True
+    return np.flatnonzero(found[1:]).tolist()
 
 
 def _provenance(root: Path, key: str, volume: Volume, grid: Grid, record: bytes) -> dict:

@@ -14,6 +14,7 @@ Box = tuple[slice, slice, slice]
 Point = Sequence[float]
 
 AIR = -1000.0  # HU of an empty volume
+NOTHING = "nothing"  # the mark of what is part of no structure, whatever it is drawn over
 WARP_ROUNDS = 4  # of the search for the point that a warp takes to a given one: within 0.1 mm
 
 
@@ -145,7 +146,8 @@ class Canvas:
         """Makes the voxels of a box (None: all) that lie mostly inside part of a structure."""
         if name and self.labels is not None:
             labels = self.labels if box is None else self.labels[box]
-            labels[np.broadcast_to(weight, labels.shape) > 0.5] = 1 + self.structures.index(name)
+            value = 0 if name == NOTHING else 1 + self.structures.index(name)
+            labels[np.broadcast_to(weight, labels.shape) > 0.5] = value
 
     def ellipsoid_weight(self, box: Box, centre: Point, radii: Point, angle: float = 0.0) -> np.ndarray:
         """Soft membership of an ellipsoid whose x and y axes are turned by `angle` (radians) about z."""

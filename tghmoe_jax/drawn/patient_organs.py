@@ -5,7 +5,7 @@ Coordinates and axis legend as in `patient_body`.
 
 import numpy as np
 
-from tghmoe_jax.drawn.canvas import AIR
+from tghmoe_jax.drawn.canvas import AIR, NOTHING
 from tghmoe_jax.drawn.patient_body import Ball, Patient
 from tghmoe_jax.drawn.patient_trunk import SIDE, Torso, waves
 
@@ -187,7 +187,7 @@ def _kidneys(t: Torso) -> None:
     for side, name in SIDE.items():
         body = kidney(p, side)
         bed = Ball(body.centre + (0, 4, -6), body.radii + 0.12 * p.fat_mm + 5, body.angle)
-        t.ball(bed, hu["fat"], limit=t.cavity)
+        t.ball(bed, hu["fat"], limit=t.cavity, mark=NOTHING)
         t.ball(body, hu["cortex"], mark=f"kidney_{name}")
         t.ball(body, hu["medulla"], 0.72)
         hilum = body.centre - (side * 0.6 * body.radii[0], 0, 0)

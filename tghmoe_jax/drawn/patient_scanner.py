@@ -99,9 +99,15 @@ def scan(hu: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np.ndarr
         rows = rng.standard_normal(hu.shape[:2], dtype=np.float32)[:, :, None]
         hu = hu + np.float32(scanner.streaks_hu) * rows * (hu > -800).mean(axis=2, keepdims=True)
     hu = np.clip(hu + np.float32(scanner.offset_hu), PADDING, MOST_HU)
-    rows, columns = (np.arange(n) - (n - 1) / 2 for n in hu.shape[1:])
+    return np.rint(np.where(field_of(scanner, hu.shape[1:]), hu, PADDING)).astype(np.int16)
+
+
+def field_of(scanner: Scanner, shape: tuple[int, int]) -> np.ndarray:
+    """bool (H, W): the pixels of a slice that were scanned; outside is padding."""
+    rows, columns = (np.arange(n) - (n - 1) / 2 for n in shape)
+    field = np.ones(shape, bool)
     if scanner.circle:
-        hu = np.where(np.hypot(rows[:, None], columns) < scanner.circle, hu, PADDING)
+        field &= np.hypot(rows[:, None], columns) < scanner.circle
     if scanner.high < 1:
-        hu = np.where(np.abs(rows)[:, None] < scanner.high * hu.shape[1] / 2, hu, PADDING)
-    return np.rint(hu).astype(np.int16)
+        field &= np.abs(rows)[:, None] < scanner.high * shape[0] / 2
+    return field

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from tghmoe_jax.drawn.canvas import AIR, Canvas
+from tghmoe_jax.drawn.canvas import AIR, NOTHING, Canvas
 from tghmoe_jax.drawn.patient_body import RIB_DEPTH, RIB_MM, RIB_SLOPE, SPINE, Ball, Patient, breast_of, heart_of
 
 SIDE = {-1: "right", 1: "left"}
@@ -210,10 +210,10 @@ def _chest(t: Torso) -> None:
             t.chain(((side * 34, 6, 158), fork), 3.6, mixed, t.lung)
             for _ in range(2):
                 t.chain((fork, fork + 0.5 * way + t.rng.uniform(-22, 22, 3)), 2.4, mixed - 40, t.lung)
-    canvas.ellipsoid((0, 2, 190), (28, 46, 85), hu["fat"] + 15)  # mediastinum
+    canvas.ellipsoid((0, 2, 190), (28, 46, 85), hu["fat"] + 15, mark=NOTHING)  # mediastinum
     muscle, blood = hu["myocardium"], hu["heart"]
     heart = heart_of(patient)
-    t.ball(heart, hu["fat"] + 10, 1.07)
+    t.ball(heart, hu["fat"] + 10, 1.07, mark=NOTHING)
     t.ball(heart, muscle, mark="heart")
     for centre, radii, value in (
         ((44, -20, 104), (28, 26, 32), blood),

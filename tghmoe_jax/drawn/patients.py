@@ -26,7 +26,7 @@ from tghmoe_jax.drawn.patient_pairs import (
     phrases_of,
 )
 from tghmoe_jax.drawn.patient_places import View, view_of
-from tghmoe_jax.drawn.patient_scanner import Scanner, blurred, lay_on_table, make_scanner, scan, seen
+from tghmoe_jax.drawn.patient_scanner import Scanner, blurred, field_of, lay_on_table, make_scanner, scan, seen
 from tghmoe_jax.drawn.patient_trunk import draw_trunk
 from tghmoe_jax.drawn.phantom import DIRECTIONS, PLANES, Phantom, Truth
 from tghmoe_jax.drawn.phantom_anatomy import PHASES
@@ -118,6 +118,8 @@ def draw(
     canvas.hu = blurred(canvas.hu, scanner.thick, (0,))
     if truth.drain:
         draw_drain(canvas, truth.drain, truth.spacing_mm[1], rng)
+    if canvas.labels is not None:
+        canvas.labels[:, ~field_of(scanner, grid[1:])] = 0
     return Phantom(scan(canvas.hu, scanner, _stream(seed, 5)), truth, canvas.labels)
 
 

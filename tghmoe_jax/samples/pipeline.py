@@ -120,7 +120,8 @@ class TrainBatches:
                 self.augment(flat["slices"][row], flat["slice_mask"][row], question, rng)
         if self.cell:
             flat["aux"] = np.stack([self.source.aux(row[0]) for row in rows])
-            flat["aux_cells"] = np.stack([self.source.aux_cells(row[0], self.cell) for row in rows])
+            cells = np.stack([self.source.aux_cells(row[0], self.cell) for row in rows])
+            flat["aux_cells"] = np.ones_like(cells) if self.augment.shift else cells  # a shifted picture has others
         micro = self.spec.microbatches
         batch = {key: value.reshape(micro, len(rows) // micro, *value.shape[1:]) for key, value in flat.items()}
         return batch | ({"skipped": skipped} if isinstance(self.source, ItemSource) else {})
