@@ -11,6 +11,7 @@ from tghmoe_jax.bases.phi3v import CHAT
 from tghmoe_jax.drawn import binding
 from tghmoe_jax.errors import UserError
 from tghmoe_jax.samples import pipeline, prompts
+from tghmoe_jax.samples.augment import Augment
 from tghmoe_jax.samples.questions import Question
 from tghmoe_jax.samples.tokenizer import Tokenizer
 
@@ -92,6 +93,13 @@ def test_a_batch_holds_the_keys_that_the_model_reads(tokenizer):
         answer = tokenizer.decode(batch["tokens"][place][batch["loss_mask"][place]])
         assert answer == ("A. yes" if "closed" in asked else "yes")
         assert batch["task"][place] == TASKS.index("report" if "report" in asked else "vqa")
+
+
+def test_labels_of_a_picture_that_is_shifted_have_no_place(tokenizer):
+    given = (Numbers(20), tokenizer, spec(), 3, range(8), (1, 4, 4))
+    still, moved = (pipeline.TrainBatches(*given, augment).map(0) for augment in (Augment(0.1), Augment(shift=0.1)))
+    assert not still["aux_cells"].all() and moved["aux_cells"].all()
+    np.testing.assert_array_equal(still["aux"], moved["aux"])
 
 
 def test_the_order_is_a_function_of_seed_and_step(tokenizer):
