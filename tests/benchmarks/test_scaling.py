@@ -126,10 +126,14 @@ def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
     assert "| 0.03 | -0.100 | - | - | - | **untestable here**: the gate failed |" in prompt
 
 
-def test_a_gate_waits_for_all_seeds_once_the_first_has_met_it(place, capsys):
-    """Two seeds of three decide nothing, and lines of the plot are of one seed."""
+def test_a_gate_waits_for_all_seeds_once_the_first_has_met_it(place, monkeypatch, capsys):
+    """The first seed may end a claim; once it has met the gate, two seeds of three decide nothing."""
     folder, _ = place
-    for seeds, end in (("0", "the gate failed"), ("1", "not measured yet"), ("2", "the gate failed")):
+    monkeypatch.setattr(
+        scaling, "answers",
+        lambda one, arm, seed: graded({"all": (0.9 if seed == 0 else 0.1) if arm.name == "only_vqa" else 0.5}),
+    )  # fmt: skip
+    for seeds, end in (("0", "not measured yet"), ("1", "not measured yet"), ("2", "the gate failed")):
         assert scaling.main([f"--workdir={folder}", "--volumes", "3200", "--only", "tasks", "--seeds", seeds]) == 0
         assert end in capsys.readouterr().out.strip().split("\n")[-2]
 
