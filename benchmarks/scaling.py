@@ -220,11 +220,6 @@ def gap(known: Cells, cell: tuple[int, str]) -> float | None:
     return known[cell]["kinds"]["closed"]["difference"] if cell in known else None
 
 
-def side(known: Cells, cell: tuple[int, str], name: str) -> float | None:
-    """The ranked accuracy of the `first` or `second` side, the mean of the seeds."""
-    return known[cell]["kinds"]["closed"][name] if cell in known else None
-
-
 def scarcity(study: Study, known: Cells) -> float | None:
     ends = [known.get((volumes, "base")) for volumes in (VOLUMES[0], VOLUMES[-1])]
     if None in ends:
@@ -245,8 +240,8 @@ def cost_of_disorder(study: Study, known: Cells) -> float | None:
 
 
 def above_guessing(study: Study, known: Cells) -> float | None:
-    recipe = side(known, (VOLUMES[-1], "experts"), "first")
-    return None if recipe is None else recipe - guessing(study)
+    cell = known.get((VOLUMES[-1], "experts"))
+    return cell["kinds"]["closed"]["first"] - guessing(study) if cell else None
 
 
 def guessing(study: Study) -> float:

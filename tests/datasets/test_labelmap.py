@@ -488,8 +488,9 @@ def test_another_mask_is_other_data_and_a_set_of_an_earlier_version_stays_withou
     moved = mask.copy()
     moved[12, 20, 22] = 0 if mask[12, 20, 22] else mask.max()  # too little to change a question
     write_nifti(tmp_path / "raw" / "mask0.nii.gz", moved, AXES)
-    rows = prepared_source(data, tmp_path / "b").rows
-    assert rows[0]["sha256"] == first.rows[0]["sha256"]
+    second = prepared_source(data, tmp_path / "b")
+    assert second.rows[0]["sha256"] == first.rows[0]["sha256"] and second.digest() != first.digest()
+    assert second.rows[0]["labels_sha256"] != first.rows[0]["labels_sha256"]
     write_nifti(tmp_path / "raw" / "mask0.nii.gz", mask, AXES)
     file = tmp_path / "a" / "prepare.json"
     old = json.loads(file.read_text())
