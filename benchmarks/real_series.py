@@ -1,34 +1,52 @@
-"""A reader asked about two real labelled series: crops and re-slicings, with the blind and the shuffled control.
+"""A reader asked about real example series: crops and re-slicings, with the blind and the shuffled control.
 
     python -m benchmarks.real_series ROOT [--run embedded] [--parts 60] [--items 300] [--to runs/real-series]
+    python -m benchmarks.real_series ROOT --run runs/patients --section --items 400 --to runs/real-sections
 
-ROOT holds the two labelled example series of TotalSegmentator under the names of SERIES; `--index FILE` names other
-scans and masks below it (docs/data-sets.md, labelmap). What is asked is prepared by `tghmoe_jax.prepare` and scored by
-`tghmoe_jax.main --config configs/evaluate.py`, so this file holds no rule of its own; it prints a table of
-docs/results.md.
+ROOT holds the example series of TotalSegmentator. The first command asks what the masks of the two labelled ones
+answer; `--index FILE` names other scans and masks below ROOT (docs/data-sets.md, labelmap). The second asks which
+section of the body crops of all three show, as the text of `--config.data.name=patients` does. What is asked is
+prepared by `tghmoe_jax.prepare` and scored by `tghmoe_jax.main --config configs/evaluate.py`; this file holds no other
+rule than REGIONS, and prints a table of docs/results.md.
 
-A sanity check of the path from a file to an answer and no benchmark: parts of one scan are not independent, so the
-intervals draw whole scans. Of two scans that interval is their own two scores, and says nothing of a third.
+A sanity check of the path from a file to an answer and no benchmark. An interval by scans draws whole scans: of two
+scans it is their own two scores, and says nothing of a third. An interval by parts draws the parts as if they were
+independent, which parts of one scan are not: it says what the choice of parts changes, and nothing of other patients.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
 from tghmoe_jax import evaluate, prepare
+from tghmoe_jax.datasets.parts import draw_parts
+from tghmoe_jax.drawn.patient_text import WORDINGS
+from tghmoe_jax.drawn.phantom_lesions import SECTIONS
+from tghmoe_jax.drawn.sample import nifti
 from tghmoe_jax.evaluation import DISCLAIMER, comparison, files
 from tghmoe_jax.evaluation.closed import contains_letter
 from tghmoe_jax.evaluation.protocols import Prediction
+from tghmoe_jax.evaluation.statistics import ratio_ci95
+from tghmoe_jax.evaluation.text_table import interval
+from tghmoe_jax.scans.reading import read_volume
 from tghmoe_jax.training.command_line import parse
 
 SERIES = (
     ("dicom_abdomen", "dicom_abdomen_labels.nii.gz"),
     ("abdomen_slab_3mm.nii.gz", "abdomen_slab_3mm_labels.nii.gz"),
+)
+# (series, first and end slice counted from the feet, what the middle of any part of them shows), by looking at them:
+# abdomen_pelvis is the pelvis up to the iliac crests, and the abdomen above them. What lies between is left out.
+REGIONS = (
+    ("abdomen_pelvis_3mm.nii.gz", 0, 45, "pelvis"),
+    ("abdomen_pelvis_3mm.nii.gz", 60, 112, "abdomen"),
+    ("abdomen_slab_3mm.nii.gz", 0, 30, "abdomen"),
+    ("dicom_abdomen", 0, 20, "abdomen"),
 )
 CONTROLS = ("shuffled", "blind", "wrong_group")
 SIZES = ("--config.data.slices=16", "--config.data.size=64")  # of the embedded reader
@@ -51,40 +69,64 @@ def index(parts: int) -> str:
     )
 
 
+def crops(root: Path, to: Path, items: int) -> str:
+    """A manifest of `items` questions about crops of REGIONS, each answer as often; the crops go to `to`.
+
+    A crop has four to ten tenths of each axis. Its slices are axial, as those of every file are.
+    """
+    asked = WORDINGS["seen"].questions["section"][1]
+    lines = []
+    for section in sorted({region[-1] for region in REGIONS}):
+        regions = [region for region in REGIONS if region[-1] == section]
+        for number, (name, first, end, _) in enumerate(regions):
+            volume = read_volume(root / name)
+            region = volume.array[first:end]
+            count = items // 2 // len(regions) + (number < items // 2 % len(regions))
+            for part in dict.fromkeys(draw_parts(region.shape, count, f"{name} {section}")):
+                box = tuple(slice(low, high) for low, high in part.box)
+                file = f"{section}-{len(lines):04}.nii.gz"
+                nibabel.save(nifti(region[box].astype(np.int16), volume.spacing_mm), to / file)
+                row = {"volume": file, "question": asked, "answer": section, "choices": SECTIONS, "case": name}
+                lines.append(json.dumps(row | {"type": "section", "split": "test"}))
+    return "\n".join(lines)
+
+
 def markdown(folder: Path) -> str:
     """The scores of `folder`, each beside its controls and what guessing among the choices gives."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    with open(folder / "predictions_closed.csv", encoding="utf-8", newline="") as lines:
-        controls = [{name: row.get(f"Control {name}") for name in CONTROLS} for row in csv.DictReader(lines)]
     asked = files.read_run(folder)
-    closed = list(zip(asked["closed"], controls, strict=True))
-    count = f"{len(closed)} closed, {len(asked['open'])} open, {len(asked['report'])} reports"
-    scans = len({one.unit for one, _ in closed})
+    closed = asked["closed"]
+    counts = {"closed": "closed", "open": "open", "report": "reports"}
+    count = ", ".join(f"{len(asked[kind])} {name}" for kind, name in counts.items() if asked.get(kind))
+    scans = len({one.unit for one in closed})
     lines = [
-        f"| {count}; {scans} scans | score | ranked | {' | '.join(CONTROLS)} | guessing |",
-        "|---" * (4 + len(CONTROLS)) + "|",
+        f"| {count}; {scans} scans | score, by scans | ranked, by scans | by parts "
+        f"| {' | '.join(CONTROLS)} | guessing |",
+        "|---" * (5 + len(CONTROLS)) + "|",
     ]
-    for name in ("", *dict.fromkeys(one.type for one, _ in closed)):
-        own = [(one, text) for one, text in closed if name in ("", one.type)]
+    for name in ("", *dict.fromkeys(one.type for one in closed)):
+        own = [one for one in closed if name in ("", one.type)]
         beside = [score(metrics, f"control/{c}_closed_accuracy") for c in CONTROLS]
         if name:
-            beside = [said(own, c) for c in CONTROLS]
-        ranked = comparison.columns("closed", [one for one, _ in own], judged=True)["ranked_accuracy"]
-        guess = np.mean([1 / len(one.choices) for one, _ in own])
+            beside = [
+                right([one for one in asked.get(f"control/{c}_closed", ()) if one.type == name]) for c in CONTROLS
+            ]
+        ranked = comparison.columns("closed", own, judged=True)["ranked_accuracy"]
+        guess = np.mean([1 / len(one.choices) for one in own])
         key = f"closed/by_type/{name}" if name else "closed/accuracy"
-        cells = [score(metrics, key), f"{ranked[0].sum() / ranked[1].sum():.3f}", *beside, f"{guess:.3f}"]
+        units = [one.unit for one in own], [one.key for one in own]
+        by_scans, by_parts = (interval(ratio_ci95(*(column[:, None] for column in ranked), of)) for of in units)
+        share = f"{ranked[0].sum() / ranked[1].sum():.3f}"
+        cells = [score(metrics, key), f"{share} {by_scans}", by_parts, *beside, f"{guess:.3f}"]
         lines.append(f"| `{key}` ({len(own)}) | {' | '.join(cells)} |")
-    for key in ("closed/ranked_accuracy", "open/bleu1", "report/bleu1"):
-        lines.append(f"| `{key}` | {score(metrics, key)} |" + " - |" * (2 + len(CONTROLS)))
+    for kind in (kind for kind in ("open", "report") if kind in asked):
+        lines.append(f"| `{kind}/bleu1` | {score(metrics, f'{kind}/bleu1')} |" + " - |" * (3 + len(CONTROLS)))
     return "\n".join([*lines, "", DISCLAIMER])
 
 
-def said(own: Sequence[tuple[Prediction, Mapping[str, str | None]]], control: str) -> str:
-    """The accuracy of some questions under a control; a model with one group of experts has no wrong one."""
-    texts = [text[control] for _, text in own]
-    if None in texts:
-        return "-"
-    return f"{np.mean([contains_letter(text, one.letter) for (one, _), text in zip(own, texts, strict=True)]):.3f}"
+def right(ones: Sequence[Prediction]) -> str:
+    """The accuracy of closed questions; nothing to say where none was asked."""
+    return f"{np.mean([contains_letter(one.output, one.letter) for one in ones]):.3f}" if ones else "-"
 
 
 def score(metrics: Mapping[str, object], key: str) -> str:
@@ -102,24 +144,28 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=60, help="crops and re-slicings of each series of SERIES")
     parser.add_argument("--items", type=int, default=300, help="most questions of a kind")
     parser.add_argument("--to", type=Path, default=Path("runs/real-series"))
+    parser.add_argument("--section", action="store_true", help="ask for the section of the body instead")
     args = parser.parse_args(argv)
-    args.to.mkdir(parents=True, exist_ok=True)
+    root, name = args.root, "labelmap"
     manifest = args.index or args.to / "index.json"
-    if not args.index:
+    if args.section:
+        root, name = args.to / "crops", "manifest"
+        manifest = root / "manifest.jsonl"
+        root.mkdir(parents=True)
+        manifest.write_text(crops(args.root, root, args.items) + "\n")
+    elif not args.index:
+        args.to.mkdir(parents=True, exist_ok=True)
         manifest.write_text(index(args.parts) + "\n")
-    data = (
-        "--config.data.name=labelmap",
-        f"--config.data.root={args.root}",
-        f"--config.data.manifest={manifest.resolve()}",
-    )
+    data = f"--config.data.name={name}"
+    where = f"--config.data.root={root}", f"--config.data.manifest={manifest.resolve()}"
     prepared = args.to / "prepared"
-    code = prepare.main(["--config", "configs/data_manifest.py", *data, *SIZES, "--to", str(prepared)])
+    code = prepare.main(["--config", "configs/data_manifest.py", data, *where, *SIZES, "--to", str(prepared)])
     if code:
         return code
     config, _ = parse(
         [
             "real_series", "--config=configs/evaluate.py", f"--config.init_from={args.run}",
-            "--config.data.name=labelmap", f"--config.data.root={prepared}", f"--config.eval.items={args.items}",
+            data, f"--config.data.root={prepared}", f"--config.eval.items={args.items}",
         ]
     )  # fmt: skip
     evaluate.run(config, args.to)

@@ -5,10 +5,14 @@ import json
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
 import pytest
 
+from benchmarks import real_series
 from tests import tiny_run
 from tests.datasets.dataset_fixtures import write_labelmap_index
+from tghmoe_jax.scans.reading import read_volume
 
 
 @pytest.mark.slow
@@ -40,8 +44,25 @@ def test_the_embedded_reader_is_scored_on_parts_of_labelled_scans_by_scan(tmp_pa
     for control in ("shuffled", "blind"):
         assert metrics[f"control/{control}_closed_accuracy"] is not None
     assert "whole cases are drawn, of which there are 2" in (folder / "scores.txt").read_text()
-    assert (
-        "| `closed/accuracy` (24) |" in done.stdout
-        and "| score | ranked | shuffled | blind | wrong_group | guessing |" in done.stdout
-    )
+    assert "| `closed/accuracy` (24) |" in done.stdout
+    assert "| score, by scans | ranked, by scans | by parts | " in done.stdout
     assert "not for clinical use" in done.stdout.splitlines()[-1]
+
+
+def test_crops_of_a_section_lie_in_it_and_keep_the_patients_axes(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_series, "REGIONS", (("a.nii.gz", 0, 20, "pelvis"), ("a.nii.gz", 24, 44, "abdomen")))
+    z, y, x = np.meshgrid(*map(np.arange, (44, 20, 24)), indexing="ij")  # toward the head, the back and the left
+    place = (500 * z + 20 * y + x).astype(np.int16) - 1000
+    stored = nibabel.Nifti1Image(place.transpose(2, 1, 0)[::-1], np.diag([2.0, -2.0, 3.0, 1.0]))  # x runs to the right
+    nibabel.save(stored, tmp_path / "a.nii.gz")
+    rows = [json.loads(line) for line in real_series.crops(tmp_path, tmp_path, 40).splitlines()]
+    answers = [row["answer"] for row in rows]
+    assert len(rows) >= 36 and abs(answers.count("pelvis") - answers.count("abdomen")) <= 4
+    assert {row["case"] for row in rows} == {"a.nii.gz"} and all("pelvis" in row["choices"] for row in rows)
+    for row in rows:
+        volume = read_volume(tmp_path / row["volume"], assume_hu=True)
+        slices = (volume.array.astype(int) + 1000) // 500
+        first, end = (0, 20) if row["answer"] == "pelvis" else (24, 44)
+        assert first <= slices.min() and slices.max() < end
+        assert volume.spacing_mm == pytest.approx((3.0, 2.0, 2.0))
+        assert [np.unique(np.diff(volume.array, axis=axis)).tolist() for axis in range(3)] == [[500], [20], [1]]

@@ -48,7 +48,7 @@ def write_case(folder: str, name: str, seed: int, grid: tuple[int, int, int]) ->
     """<name>.nii.gz and <name>_mask.nii.gz in a folder."""
     drawn = draw(seed, grid)
     for suffix, array in (("", drawn.hu), ("_mask", drawn.labels.astype(np.int16))):
-        image = nifti(phantom.Phantom(array, drawn.truth))
+        image = nifti(array, drawn.truth.spacing_mm)
         (Path(folder) / f"{name}{suffix}.nii.gz").write_bytes(gzip.compress(image.to_bytes(), 3, mtime=0))
 
 

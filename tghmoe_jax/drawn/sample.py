@@ -19,12 +19,15 @@ from tghmoe_jax.errors import CommandParser, UserError, command, run_command
 NUMBER = 49
 
 
-def nifti(drawn: phantom.Phantom) -> nibabel.Nifti1Image:
-    """The volume as int16 HU, placed in mm about its middle. NIfTI counts toward the right, the front and the head."""
-    dz, dy, dx = drawn.truth.spacing_mm
+def nifti(array: np.ndarray, spacing_mm: tuple[float, float, float]) -> nibabel.Nifti1Image:
+    """A canonical int16 array (D, H, W) with its spacing (z, y, x), placed in mm about its middle.
+
+    NIfTI counts toward the right, the front and the head.
+    """
+    dz, dy, dx = spacing_mm
     affine = np.diag([-dx, -dy, dz, 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ (np.array(drawn.hu.shape[::-1]) - 1) / 2
-    image = nibabel.Nifti1Image(drawn.hu.transpose(2, 1, 0), affine)
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(array.shape[::-1]) - 1) / 2
+    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(image.affine, code=1)
     return image
@@ -56,7 +59,7 @@ def main(argv: list[str]) -> int:
     truth = drawn.truth
     lesions = ", ".join(f"{one.kind} ({one.place}, {one.size_mm:.0f} mm)" for one in truth.lesions) or "no lesion"
     with writing.renamed(file) as part:
-        part.write_bytes(gzip.compress(nifti(drawn).to_bytes(), mtime=0))
+        part.write_bytes(gzip.compress(nifti(drawn.hu, truth.spacing_mm).to_bytes(), mtime=0))
     print(f"{file}: a drawn {truth.section}, {truth.phase}, {truth.plane} slices; {lesions}")
     return 0
 
