@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT, PLOTS = ROOT / "docs" / "ablations", ROOT / "docs" / "images"
 VOLUMES = (50, 200, 800, 3200)
 SCALED = ("base", "slices", "experts")  # asked at every number of volumes
-MORE = ("steps", "order", "tasks", "scan")  # at the largest alone
+MORE = ("steps", "order", "tasks", "scan", "stages", "groups")  # at the largest alone
 FIXED = {"train.steps": 800, "eval.items": 400}  # beside the defaults of configs/stage1.py, in every study
 LINES = {  # question -> the side that its line shows, and its colour; the first side is the same run for all
     "": ("the recipe (stage 1)", "#1f5fa8"), "base": ("random vision tower", "#d98c3f"),
@@ -142,12 +142,12 @@ def found(study: Study, workdir: Path, most: int | None = None) -> Cells:
     `runs` and `numbers`}."""
     known = {}
     for volumes, name in cells():
-        usual, others = study.experiment(volumes, name, workdir).arms()
-        arms = (usual, *others)
+        own, others = study.experiment(volumes, name, workdir).arms()
+        arms = (own, *others)
         seeds = [seed for seed in study.seeds if all(study.file_of(volumes, arm, seed).is_file() for arm in arms)]
         if seeds := seeds[:most]:
             runs = [
-                (kept(study, volumes, usual, seed), [(arm, kept(study, volumes, arm, seed)) for arm in others])
+                (kept(study, volumes, own, seed), [(arm, kept(study, volumes, arm, seed)) for arm in others])
                 for seed in seeds
             ]
             known[volumes, name] = paired_seeds.difference([pairs(*run) for run in runs]) | {
@@ -187,13 +187,13 @@ def by_family(study: Study, cell: Mapping[str, Any]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: the cell that tests it (None: its runs are not of this study), and its gate, by the plan.
+    """A claim of the paper: the cell that tests it, and its gate, by the plan.
 
     `gate` is what `measured` gives, of the cells `of`: it must be at least `bound` (or, with `below`, less than it).
     """
 
     says: str
-    contrast: tuple[int, str] | None
+    contrast: tuple[int, str]
     gate: str
     of: tuple[tuple[int, str], ...]
     measured: Callable[[Study, Cells], float | None]
@@ -260,10 +260,10 @@ CLAIMS = (
           "slices in random order cost the questions that need it", ((VOLUMES[-1], "order"),), cost_of_disorder, 0.10),
     Claim("token experts and task experts", (VOLUMES[-1], "experts"),
           "the recipe is above guessing", ((VOLUMES[-1], "experts"),), above_guessing, 0.10),
-    Claim("the prompt should pick the group", None,
+    Claim("the prompt should pick the group", (VOLUMES[-1], "groups"),
           "a model for each task gains", ((VOLUMES[-1], "tasks"),),
           lambda study, known: gap(known, (VOLUMES[-1], "tasks")), 0.03),
-    Claim("two stages beat one", None,
+    Claim("two stages beat one", (VOLUMES[-1], "stages"),
           "twice the steps gain less", ((VOLUMES[-1], "steps"),),
           lambda study, known: gap(known, (VOLUMES[-1], "steps")), 0.02, below=True),
 )  # fmt: skip
@@ -289,7 +289,7 @@ def verdicts(study: Study, known: Cells, first: Cells) -> str:
             p = "-" if one["p"] is None else f"{one['p']:.3f}"
         ends = ending(claim, number, tested.get(cell), cell in passed)
         bound = f"{'< ' if claim.below else ''}{claim.bound:.2f}"
-        asked = f"`{cell[1]}` at {cell[0]:,}" if cell else "-"
+        asked = f"`{cell[1]}` at {cell[0]:,}"
         shown = "-" if number is None else f"{number:+.3f}"
         lines.append(f"| {claim.says} | {claim.gate} | {bound} | {shown} | {asked} | {differs} | {p} | {ends} |")
     return "\n".join(lines)
@@ -356,9 +356,9 @@ def main(argv: list[str] | None = None) -> int:
         compile_cache.keep()
     for volumes, question in wanted if not args.table else ():
         one = study.experiment(volumes, question, args.workdir)
-        usual, others = one.arms()
+        own, others = one.arms()
         for seed in args.seeds or study.seeds:
-            for arm in (usual, *others):
+            for arm in (own, *others):
                 train(study, one, volumes, arm, seed, args.remake)
     print(f"files of answers that are kept: {len(list(study.kept.glob('*-seed*.json')))}")
     if known := found(study, args.workdir):

@@ -47,15 +47,15 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     folder, trained = place
     assert scaling.main([f"--workdir={folder}"]) == 0
     first, *said = capsys.readouterr().out.strip().split("\n")
-    assert first == "files of answers that are kept: 63"
+    assert first == "files of answers that are kept: 72"
     assert (
-        len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 26
+        len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 28
         and (folder / "scaling-patients.png").stat().st_size > 10_000
     )
     assert (folder / "kept" / "patients" / "table.md").read_text().strip().split("\n") == said
     # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
-    # steps, two ways of showing, three seeds each.
-    assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2)
+    # steps, two ways of showing, two stages, one stage and one group, three seeds each.
+    assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2 + 3)
     (order,) = (line for line in said if "`order`" in line)
     assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
     assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order
@@ -100,7 +100,7 @@ def test_each_claim_ends_by_its_gate_and_then_by_its_contrast(place, monkeypatch
     """With planted gates and differences: Holm's rule refuses the second smallest p value, which alone would pass."""
     folder, _ = place
     shares = {"random_tower": {50: 0.2, 200: 0.3, 3200: 0.4}, "dense": {3200: 0.5}, "single_slices": {3200: 0.5},
-              "twice_the_steps": {3200: 0.5}, "only_vqa": {3200: 0.7}}  # fmt: skip
+              "twice_the_steps": {3200: 0.5}, "only_vqa": {3200: 0.7}, "one_stage": {3200: 0.7}}  # fmt: skip
 
     def answered(one, arm, seed):
         share = shares.get(arm.name, {}).get(int(one.workdir.name), 0.6)
@@ -114,8 +114,8 @@ def test_each_claim_ends_by_its_gate_and_then_by_its_contrast(place, monkeypatch
     assert "| 0.10 | +0.300 | `slices` at 3,200 | -0.100 [" in slices and slices.endswith("| **not shown** |")
     assert float(slices.split("|")[7]) < 0.05
     assert "| 0.10 | +0.300 | `experts` at 3,200 | -0.100 [" in experts and experts.endswith("| **not shown** |")
-    assert "| 0.03 | +0.100 | - | - | - | not tested yet |" in prompt
-    assert "| < 0.02 | -0.100 | - | - | - | not tested yet |" in stages
+    assert "| 0.03 | +0.100 | `groups` at 3,200 | +0.000 [" in prompt and prompt.endswith("| **not shown** |")
+    assert "| < 0.02 | -0.100 | `stages` at 3,200 | +0.100 [" in stages and stages.endswith("| **not shown** |")
 
 
 def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
@@ -123,7 +123,7 @@ def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
     assert scaling.main([f"--workdir={folder}"]) == 0
     weights, _, _, prompt, _ = capsys.readouterr().out.strip().split("\n")[-5:]
     assert "| 0.10 | +0.000 | `base` at 200 | - | - | **untestable here**: the gate failed |" in weights
-    assert "| 0.03 | -0.100 | - | - | - | **untestable here**: the gate failed |" in prompt
+    assert "| 0.03 | -0.100 | `groups` at 3,200 | - | - | **untestable here**: the gate failed |" in prompt
 
 
 def test_a_gate_waits_for_all_seeds_once_the_first_has_met_it(place, monkeypatch, capsys):

@@ -31,9 +31,9 @@ def experiment(name: str, tmp_path, *flags: str) -> Experiment:
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
     asked = experiment(name, tmp_path)
-    usual, others = asked.arms()
-    plain = run_folder.flatten(asked.config(usual, 0))
-    assert others and all(arm.name != usual.name or arm.shows for arm in others)
+    own, others = asked.arms()
+    plain = run_folder.flatten(asked.config(own, 0))
+    assert others and all(arm.name != own.name or arm.shows for arm in others)
     seen = {}
     for arm in others:
         config = asked.config(arm, 0)
@@ -43,16 +43,29 @@ def test_the_sides_of_a_question_differ_in_what_it_asks_about(name, tmp_path):
             "volumes": {"data.share"}, "steps": {"train.steps"},
             "base": {"fresh"}, "experts": {"model.tgh.experts", "model.tgh.top_k"},
             "slices": {"model.patch_depth", "model.depth_pool", "model.attn3d_layers"}, "scan": set(), "order": set(),
+            "stages": {"init_from", "trainable", "train.steps", "train.seed"}, "groups": {"model.tgh.groups"},
         }.get(name, {key for key in plain if key.startswith("data.mixture.") and plain[key] != changed[key]}
               | {"train.batch"})  # fmt: skip
         seen[arm.task] = config
     if name == "tasks":  # a step of a specialist has the samples of its task that a usual step has
-        whole = asked.config(usual, 0)
+        whole = asked.config(own, 0)
         assert set(seen) == set(whole.model.tasks)
         assert sum(config.train.batch for config in seen.values()) == whole.train.batch
         assert {config.train.steps for config in seen.values()} == {whole.train.steps}
-    second_seed = run_folder.flatten(asked.config(usual, 1))
-    assert {key for key in plain if plain[key] != second_seed[key]} == {"train.seed"}
+    second_seed = run_folder.flatten(asked.config(own, 1))
+    assert {key for key in plain if plain[key] != second_seed[key]} - {"init_from"} == {"train.seed"}
+
+
+def test_two_stages_take_as_many_steps_as_one_and_the_second_follows_the_first_of_its_seed(tmp_path):
+    asked = experiment("stages", tmp_path, "--config.fresh=('aux_head/.+',)")
+    own, (one,) = asked.arms()
+    first, second, alone = (asked.config(arm, 2) for arm in (decisions.Arm(decisions.USUAL), own, one))
+    assert second.init_from == str(asked.folder(decisions.Arm(decisions.USUAL), 2)) and not second.fresh
+    assert first.train.steps + second.train.steps == alone.train.steps
+    assert first.train.seed == alone.train.seed != second.train.seed
+    assert second.model.tgh.groups == alone.model.tgh.groups == 2 and first.model.tgh.groups == 1
+    assert {*first.trainable} < {*alone.trainable} and {*second.trainable} != {*first.trainable}
+    assert [arm.name for arm in asked.trained()] == [decisions.USUAL, "one_stage", "two_stages"]
 
 
 class Stack(Files):
@@ -96,11 +109,21 @@ def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
         ("volumes", ["--config.data.volumes=1"], "as many volumes as all"),
         ("volumes", ["--config.init_from=embedded"], "was trained on these data"),
         ("scan", ["--config.mode=evaluate"], "does not train"),
+        ("stages", ["--config.model.tasks=('vqa',)", "--config.data.mixture.report=0", "--config.loss.task=(1.0,)"],
+         "needs two tasks"),
+        ("groups", ["--config.model.tgh.groups=2"], "give one group"),
+        ("stages", ["--config.init_from=embedded"], "needs a training from a 2D base"),
     ],
 )  # fmt: skip
 def test_a_question_that_the_config_cannot_be_asked_is_one_sentence(name, flags, said, tmp_path):
     with pytest.raises(UserError, match=re.escape(said)):
         experiment(name, tmp_path, *flags).arms()
+
+
+def test_a_config_without_a_second_stage_is_not_asked_about_it(tmp_path):
+    simple = str(tiny_run.ROOT / "configs" / "simple.py")
+    with pytest.raises(UserError, match="the stage 2 that follows it"):
+        Experiment("stages", simple, tmp_path, ()).arms()
 
 
 @pytest.mark.parametrize(
@@ -188,6 +211,22 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     assert other == f"{name}-others"
     shorter = run(*argv, "--config.train.steps=3", folder=tmp_path)  # the run there is longer
     assert shorter.returncode == 2 and "more than --config.train.steps=3" in shorter.stderr
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_question_about_stage_2_start_from_one_stage_1(tiny_folder, tmp_path):
+    argv = ["--question=groups", "--workdir=runs", "--seeds=1", *tiny_run.options(tiny_folder)]
+    assert "3 trainings, 3 of them not finished" in run(*argv, "--plan", folder=tmp_path).stdout
+    done = run(*argv, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    minutes = json.loads((tmp_path / "runs" / "groups.json").read_text())["made"]["minutes"]
+    assert set(minutes) == {decisions.USUAL, "two_stages", "one_group"}
+    groups = {}
+    for name in ("two_stages", "one_group"):
+        config = run_folder.read_config(tmp_path / "runs" / f"{name}-seed0")
+        assert config["init_from"].endswith(f"{decisions.USUAL}-seed0")
+        groups[name] = config["model"]["tgh"]["groups"]
+    assert groups == {"two_stages": 2, "one_group": 1}
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from tghmoe_jax.training.loading import load_run
 
 # A step takes about so many times the useful products at the rate of a large one (docs/speed.md, train_step).
 STEP_OVER_PRODUCTS = 5
+STAGE2_SEED = 1000  # added in a second stage, which visits the volumes in an order of its own (configs/ablations.py)
 H100_FLOPS, H100_LEAST_STEP = 0.3 * 989e12, 0.02  # a third of its peak; a step of a tiny model is bound by its launches
 
 
@@ -79,11 +80,26 @@ class Experiment:
 
     def config(self, arm: Arm, seed: int) -> ConfigDict:
         """UserError for an unknown flag, or where the config cannot be asked this question."""
-        config = parse(["ablate", f"--config={self.file}", *self.flags])[0]
+        file = self.second_file() if arm.second else self.file
+        config = parse(["ablate", f"--config={file}", *self.flags])[0]
         config.train.seed += seed
         config.update_from_flattened_dict({"eval.every": 0, "eval.calibration": 0, "eval.controls": ()})
+        if arm.second:
+            first = str(self.folder(Arm(USUAL), seed))
+            config.update({"init_from": first, "fresh": ()})
+            config.train.seed += STAGE2_SEED
         config.update_from_flattened_dict(dict(arm.changes))
         return config
+
+    def second_file(self) -> str:
+        """The config of the stage 2 that follows. UserError where none is known."""
+        path, colon, argument = self.file.partition(":")
+        if Path(path).name != "stage1.py":
+            raise UserError(
+                f"--question {self.name} asks about configs/stage1.py and the stage 2 that follows it, and --config "
+                f"{self.file} has none; use configs/stage1.py."
+            )
+        return f"{Path(path).with_name('stage2.py')}{colon}{argument}"
 
     def arms(self) -> tuple[Arm, list[Arm]]:
         config = self.config(Arm(USUAL), 0)
@@ -95,7 +111,15 @@ class Experiment:
                 f"--question {self.name} needs a training from a 2D base, and --config.init_from={config.init_from}; "
                 "use configs/stage1.py."
             )
-        return Arm(USUAL), self.question.other(config)
+        if self.question.own.second:
+            self.second_file()
+        return self.question.own, self.question.other(config)
+
+    def trained(self) -> list[Arm]:
+        """Every arm that is trained, once however often it is asked, and after what it starts from."""
+        own, others = self.arms()
+        first = [Arm(USUAL)] if own.second else []
+        return [*{arm.name: arm for arm in (*first, *others, own)}.values()]
 
     def folder(self, arm: Arm, seed: int) -> Path:
         return self.workdir / f"{arm.name}-seed{seed}"
@@ -127,9 +151,10 @@ class Experiment:
 
     def run(self, arm: Arm, seed: int) -> None:
         """Trains what is missing and asks the validation split; a stopped command resumes."""
-        config, folder = self.config(arm, seed), self.folder(arm, seed)
-        self.check_folder(config, folder)
-        ablate.train_stage(config, folder)
+        for one in [Arm(USUAL), arm] if arm.second else [arm]:
+            config, folder = self.config(one, seed), self.folder(one, seed)
+            self.check_folder(config, folder)
+            ablate.train_stage(config, folder)
         target = self.asked(arm, seed)
         if (target / "metrics.json").is_file():
             return
@@ -169,12 +194,12 @@ class Experiment:
 
 def plan(experiment: Experiment, seeds: int) -> str:
     """What so many seeds can see, what the smallest difference that counts would need, and what that costs."""
-    question, (usual, others), units = experiment.question, experiment.arms(), experiment.units()
-    arms = list({arm.name: arm for arm in (*others, usual)}.values())  # trained once, however often they are asked
+    question, arms, units = experiment.question, experiment.trained(), experiment.units()
     variance, cases = paired_seeds.planned_variance(units), max(units.values())
     sees = paired_seeds.smallest_seen(seeds, variance, cases)
     left = sum(not experiment.finished(arm, seed) for arm in arms for seed in range(seeds))
-    costs = [seconds_of_runs(experiment.config(arm, 0)) for arm in arms]
+    # A stage 2 takes about as long as the stage that it follows.
+    costs = [seconds_of_runs(experiment.config(Arm(USUAL) if arm.second else arm, 0)) for arm in arms]
     here, there = (sum(side) for side in zip(*costs, strict=True))
     asked = ", ".join(f"{kind} items about {count}" for kind, count in units.items())
     lines = [
@@ -276,20 +301,20 @@ def decide(experiment: Experiment, seeds: int, only_plan: bool) -> int:
     print(plan(experiment, seeds), flush=True)
     if only_plan:
         return 0
-    usual, others = experiment.arms()
+    own, others = experiment.arms()
     for seed in range(seeds):
-        for arm in (usual, *others):
+        for arm in (own, *others):
             experiment.run(arm, seed)
-    ranked = bool(experiment.config(usual, 0).data.mixture.open)
+    ranked = bool(experiment.config(own, 0).data.mixture.open)
     found = [
-        pairs(answers(experiment, usual, seed), [(arm, answers(experiment, arm, seed)) for arm in others])
+        pairs(answers(experiment, own, seed), [(arm, answers(experiment, arm, seed)) for arm in others])
         for seed in range(seeds)
     ]
     result = paired_seeds.difference(found, ranked)
     said = verdict(experiment.question, result)
     made = {
-        "config": run_folder.flatten(experiment.config(usual, 0)), **provenance.made_by(),
-        "minutes": {arm.name: ablate.minutes_of(experiment.folder(arm, 0)) for arm in (usual, *others)},
+        "config": run_folder.flatten(experiment.config(own, 0)), **provenance.made_by(),
+        "minutes": {arm.name: ablate.minutes_of(experiment.folder(arm, 0)) for arm in experiment.trained()},
     }  # fmt: skip
     outputs.write_json(experiment.workdir / f"{experiment.name}.json", result | {"verdict": said, "made": made})
     said = f"{by_kind(experiment.question, result)}\n\n{said}"

@@ -23,18 +23,20 @@ USUAL = "as_configured"
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One training, and how it is asked. `changes` {config key: value}; `task`: of a specialist, the one task whose
-    score it gives; `shows` a key of SHOWS, what is seen in place of each volume."""
+    score it gives; `shows` a key of SHOWS, what is seen in place of each volume; `second`: it is the stage 2 that
+    follows the config as it is, with the same seed."""
 
     name: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
     shows: str = ""
+    second: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """`other` gives the arms of the second side; the first is the config as it is. `sides` name both; `first`, `second`
-    and `equal` are the verdicts."""
+    """`other` gives the arms of the second side; `own` is the first, mostly the config as it is. `sides` name both;
+    `first`, `second` and `equal` are the verdicts."""
 
     asks: str
     sides: tuple[str, str]
@@ -43,6 +45,7 @@ class Decision:
     second: str
     equal: str
     from_base: bool = False  # changes what only a training from a 2D base may change
+    own: Arm = Arm(USUAL)
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------
@@ -146,6 +149,33 @@ def _specialists(config: ConfigDict) -> list[Arm]:
     return arms
 
 
+TWO_STAGES = Arm("two_stages", second=True)
+
+
+def _one_stage(config: ConfigDict) -> list[Arm]:
+    """Task groups and routing from the first step on, for the steps of both stages (configs/ablations.py)."""
+    _check_groups("stages", config)
+    changes = {
+        "model.tgh.groups": len(config.model.tasks), "trainable": (*config.trainable, r"task_router/.*"),
+        "train.steps": 2 * config.train.steps,
+    }  # fmt: skip
+    return [Arm("one_stage", changes)]
+
+
+def _one_group(config: ConfigDict) -> list[Arm]:
+    _check_groups("groups", config)
+    return [Arm("one_group", {"model.tgh.groups": 1}, second=True)]
+
+
+def _check_groups(question: str, config: ConfigDict) -> None:
+    if len(config.model.tasks) < 2:
+        raise UserError(f"--question {question} needs two tasks or more, and model.tasks has one.")
+    if config.model.tgh.groups > 1:
+        raise UserError(
+            f"--question {question} asks about a first stage, whose experts all tasks share; give one group."
+        )
+
+
 def _dense(config: ConfigDict) -> list[Arm]:
     if config.model.tgh.experts == 1:
         raise UserError("--question experts: the config has one expert; give --config.model.tgh.experts above 1.")
@@ -195,6 +225,21 @@ QUESTIONS = {
         "One dense FFN does better, at less cost: set model.tgh.experts=1 and model.tgh.top_k=1.",
         "Experts make no difference here; one dense FFN (model.tgh.experts=1, model.tgh.top_k=1) costs less.",
         from_base=True,
+    ),
+    "stages": Decision(
+        "Two stages or one?", ("two stages", "one stage with as many steps"), _one_stage,
+        "Two stages help: train configs/stage1.py and then configs/stage2.py.",
+        "One stage does better: train it for as many steps as both stages together (configs/simple.py).",
+        "One stage does as well as two of as many steps together; it is simpler (configs/simple.py).",
+        from_base=True, own=TWO_STAGES,
+    ),
+    "groups": Decision(
+        "Should the prompt pick the experts?", ("a group of experts for each task", "one group for all tasks"),
+        _one_group,
+        "Groups help: keep a group of experts for each task, which the prompt picks (configs/stage2.py).",
+        "One group does better: set --config.model.tgh.groups=1 in stage 2.",
+        "One group does as well as a group for each task, with fewer parameters.",
+        from_base=True, own=TWO_STAGES,
     ),
     "scan": Decision(
         "Does the answer come from the scan?", ("the own scan", "another patient's scan"),
