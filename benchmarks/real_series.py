@@ -17,7 +17,7 @@ independent, which parts of one scan are not: it says what the choice of parts c
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -100,39 +100,36 @@ def markdown(folder: Path) -> str:
     count = ", ".join(f"{len(asked[kind])} {name}" for kind, name in counts.items() if asked.get(kind))
     scans = len({one.unit for one in closed})
     lines = [
-        f"| {count}; {scans} scans | score, by scans | ranked, by scans | by parts "
+        f"| {count}; {scans} scans | answered | by scans | by parts | ranked | by scans | by parts "
         f"| {' | '.join(CONTROLS)} | guessing |",
-        "|---" * (5 + len(CONTROLS)) + "|",
+        "|---" * (8 + len(CONTROLS)) + "|",
     ]
     for name in ("", *dict.fromkeys(one.type for one in closed)):
-        own = [one for one in closed if name in ("", one.type)]
-        beside = [score(metrics, f"control/{c}_closed_accuracy") for c in CONTROLS]
-        if name:
-            beside = [
-                right([one for one in asked.get(f"control/{c}_closed", ()) if one.type == name]) for c in CONTROLS
-            ]
-        ranked = comparison.columns("closed", own, judged=True)["ranked_accuracy"]
+        own, *under = (
+            [one for one in ones if name in ("", one.type)]
+            for ones in (closed, *(asked.get(f"control/{control}_closed", ()) for control in CONTROLS))
+        )
+        columns = comparison.columns("closed", own, judged=True)
+        cells = [cell for score in ("accuracy", "ranked_accuracy") for cell in shares(columns[score], own)]
         guess = np.mean([1 / len(one.choices) for one in own])
-        key = f"closed/by_type/{name}" if name else "closed/accuracy"
-        units = [one.unit for one in own], [one.key for one in own]
-        by_scans, by_parts = (interval(ratio_ci95(*(column[:, None] for column in ranked), of)) for of in units)
-        share = f"{ranked[0].sum() / ranked[1].sum():.3f}"
-        cells = [score(metrics, key), f"{share} {by_scans}", by_parts, *beside, f"{guess:.3f}"]
-        lines.append(f"| `{key}` ({len(own)}) | {' | '.join(cells)} |")
+        beside = [right(ones) for ones in under]
+        lines.append(f"| {name or 'all'} ({len(own)}) | {' | '.join([*cells, *beside])} | {guess:.3f} |")
     for kind in (kind for kind in ("open", "report") if kind in asked):
-        lines.append(f"| `{kind}/bleu1` | {score(metrics, f'{kind}/bleu1')} |" + " - |" * (3 + len(CONTROLS)))
+        value = metrics[f"{kind}/bleu1"]
+        lines.append(f"| `{kind}/bleu1` | {value:.3f} | {interval(metrics[f'{kind}/bleu1_ci95'])} |" + " - |" * 8)
     return "\n".join([*lines, "", DISCLAIMER])
+
+
+def shares(column: tuple[np.ndarray, np.ndarray], ones: Sequence[Prediction]) -> tuple[str, str, str]:
+    """A score of some questions (numerators and denominators), and its intervals by scans and by parts."""
+    units = [one.unit for one in ones], [one.key for one in ones]
+    intervals = (interval(ratio_ci95(*(side[:, None] for side in column), of)) for of in units)
+    return f"{column[0].sum() / column[1].sum():.3f}", *intervals
 
 
 def right(ones: Sequence[Prediction]) -> str:
     """The accuracy of closed questions; nothing to say where none was asked."""
     return f"{np.mean([contains_letter(one.output, one.letter) for one in ones]):.3f}" if ones else "-"
-
-
-def score(metrics: Mapping[str, object], key: str) -> str:
-    """The value with its interval, where there are any."""
-    value, pair = metrics[key], metrics[f"{key}_ci95"]
-    return ("-" if value is None else f"{value:.3f}") + (f" [{pair[0]:.3f}, {pair[1]:.3f}]" if pair else "")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -44,8 +44,9 @@ def test_the_embedded_reader_is_scored_on_parts_of_labelled_scans_by_scan(tmp_pa
     for control in ("shuffled", "blind"):
         assert metrics[f"control/{control}_closed_accuracy"] is not None
     assert "whole cases are drawn, of which there are 2" in (folder / "scores.txt").read_text()
-    assert "| `closed/accuracy` (24) |" in done.stdout
-    assert "| score, by scans | ranked, by scans | by parts | " in done.stdout
+    assert "| answered | by scans | by parts | ranked | by scans | by parts | shuffled | " in done.stdout
+    accuracy, (low, high) = metrics["closed/accuracy"], low_high
+    assert f"| all (24) | {accuracy:.3f} | [{low:.3f}, {high:.3f}] | [" in done.stdout
     assert "not for clinical use" in done.stdout.splitlines()[-1]
 
 
