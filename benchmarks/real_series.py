@@ -5,7 +5,7 @@
 
 ROOT holds the example series of TotalSegmentator. The first command asks what the masks of the two labelled ones
 answer; `--index FILE` names other scans and masks below ROOT (docs/data-sets.md, labelmap). The second asks which
-section of the body crops of all three show, as the text of `--config.data.name=patients` does. What is asked is
+section of the body crops of two scans show, as the text of `--config.data.name=patients` does. What is asked is
 prepared by `tghmoe_jax.prepare` and scored by `tghmoe_jax.main --config configs/evaluate.py`; this file holds no other
 rule than REGIONS, and prints a table of docs/results.md.
 
@@ -28,6 +28,7 @@ from tghmoe_jax.datasets.parts import draw_parts
 from tghmoe_jax.drawn.patient_text import WORDINGS
 from tghmoe_jax.drawn.phantom_lesions import SECTIONS
 from tghmoe_jax.drawn.sample import nifti
+from tghmoe_jax.errors import command, run_command
 from tghmoe_jax.evaluation import DISCLAIMER, comparison, files
 from tghmoe_jax.evaluation.closed import contains_letter
 from tghmoe_jax.evaluation.protocols import Prediction
@@ -41,11 +42,11 @@ SERIES = (
     ("abdomen_slab_3mm.nii.gz", "abdomen_slab_3mm_labels.nii.gz"),
 )
 # (series, first and end slice counted from the feet, what the middle of any part of them shows), by looking at them:
-# abdomen_pelvis is the pelvis up to the iliac crests, and the abdomen above them. What lies between is left out.
+# abdomen_pelvis is the pelvis up to the iliac crests, and the abdomen above them. What lies between is left out. The
+# slab is no third scan: it is a part of abdomen_pelvis.
 REGIONS = (
     ("abdomen_pelvis_3mm.nii.gz", 0, 45, "pelvis"),
     ("abdomen_pelvis_3mm.nii.gz", 60, 112, "abdomen"),
-    ("abdomen_slab_3mm.nii.gz", 0, 30, "abdomen"),
     ("dicom_abdomen", 0, 20, "abdomen"),
 )
 CONTROLS = ("shuffled", "blind", "wrong_group")
@@ -72,7 +73,8 @@ def index(parts: int) -> str:
 def crops(root: Path, to: Path, items: int) -> str:
     """A manifest of `items` questions about crops of REGIONS, each answer as often; the crops go to `to`.
 
-    A crop has four to ten tenths of each axis. Its slices are axial, as those of every file are.
+    A crop has four to ten tenths of each axis, and 16 voxels at least. Its slices are axial, as those of every file
+    are. The type of a question names section and scan, so that the table has a row for each region.
     """
     asked = WORDINGS["seen"].questions["section"][1]
     lines = []
@@ -87,7 +89,7 @@ def crops(root: Path, to: Path, items: int) -> str:
                 file = f"{section}-{len(lines):04}.nii.gz"
                 nibabel.save(nifti(region[box].astype(np.int16), volume.spacing_mm), to / file)
                 row = {"volume": file, "question": asked, "answer": section, "choices": SECTIONS, "case": name}
-                lines.append(json.dumps(row | {"type": "section", "split": "test"}))
+                lines.append(json.dumps(row | {"type": f"{section}, {name.partition('.')[0]}", "split": "test"}))
     return "\n".join(lines)
 
 
@@ -132,7 +134,8 @@ def right(ones: Sequence[Prediction]) -> str:
     return f"{np.mean([contains_letter(one.output, one.letter) for one in ones]):.3f}" if ones else "-"
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+@command
+def run(argv: Sequence[str]) -> int:
     """Prepares, asks and prints; returns the exit code of the command that failed, or 0."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder of the scans and masks")
@@ -143,15 +146,17 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("runs/real-series"))
     parser.add_argument("--section", action="store_true", help="ask for the section of the body instead")
     args = parser.parse_args(argv)
+    if args.section and args.index:
+        parser.error("--section asks about the series of REGIONS, and --index names others; leave one out")
+    args.to.mkdir(parents=True, exist_ok=True)
     root, name = args.root, "labelmap"
     manifest = args.index or args.to / "index.json"
     if args.section:
         root, name = args.to / "crops", "manifest"
         manifest = root / "manifest.jsonl"
-        root.mkdir(parents=True)
+        root.mkdir(exist_ok=True)
         manifest.write_text(crops(args.root, root, args.items) + "\n")
     elif not args.index:
-        args.to.mkdir(parents=True, exist_ok=True)
         manifest.write_text(index(args.parts) + "\n")
     data = f"--config.data.name={name}"
     where = f"--config.data.root={root}", f"--config.data.manifest={manifest.resolve()}"
@@ -172,4 +177,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_command(run))

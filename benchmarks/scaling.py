@@ -273,20 +273,23 @@ def verdicts(study: Study, known: Cells, first: Cells) -> str:
     """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
     numbers = {claim: claim.number(study, known, first) for claim in CLAIMS}
     open_gates = [claim.contrast for claim, n in numbers.items() if n is not None and claim.passes(n)]
-    tested = {cell: known[cell]["kinds"]["closed"] for cell in open_gates if cell in known}
+    tested = {
+        cell: one
+        for cell in open_gates
+        if cell in known and len((one := known[cell]["kinds"]["closed"])["seeds"]) >= paired_seeds.LEAST_SEEDS
+    }
     passed, level = set(), len(CLAIMS)  # Holm: the smallest p value against 0.05 / 5, the next against 0.05 / 4, ...
-    for cell, one in sorted(tested.items(), key=lambda item: np.inf if item[1]["p"] is None else item[1]["p"]):
-        if one["p"] is None or one["p"] > 0.05 / level:
+    for cell, one in sorted(tested.items(), key=lambda item: item[1]["p"]):
+        if one["p"] > 0.05 / level:
             break
         passed.add(cell)
         level -= 1
     lines = ["| claim | gate | bound | measured | contrast | difference | p | here |", "|---" * 8 + "|"]
     for claim in CLAIMS:
         number, cell, differs, p = numbers[claim], claim.contrast, "-", "-"
-        if number is not None and claim.passes(number) and cell in known:
-            one = tested[cell]
+        if one := tested.get(cell):
             differs = f"{one['difference']:+.3f} {interval(one['ci95'], '+')}".strip()
-            p = "-" if one["p"] is None else f"{one['p']:.3f}"
+            p = f"{one['p']:.3f}"
         ends = ending(claim, number, tested.get(cell), cell in passed)
         bound = f"{'< ' if claim.below else ''}{claim.bound:.2f}"
         asked = f"`{cell[1]}` at {cell[0]:,}"
@@ -301,7 +304,7 @@ def ending(claim: Claim, number: float | None, one: Mapping[str, Any] | None, pa
         return "not measured yet"
     if not claim.passes(number):
         return "**untestable here**: the gate failed"
-    if one is None or len(one["seeds"]) < paired_seeds.LEAST_SEEDS:
+    if one is None:
         return "not tested yet"
     low, high = one["ci95"]
     if passed and abs(one["difference"]) >= ablate.EFFECT:

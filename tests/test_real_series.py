@@ -59,6 +59,7 @@ def test_crops_of_a_section_lie_in_it_and_keep_the_patients_axes(tmp_path, monke
     rows = [json.loads(line) for line in real_series.crops(tmp_path, tmp_path, 40).splitlines()]
     answers = [row["answer"] for row in rows]
     assert len(rows) >= 36 and abs(answers.count("pelvis") - answers.count("abdomen")) <= 4
+    assert {row["type"] for row in rows} == {"pelvis, a", "abdomen, a"}
     assert {row["case"] for row in rows} == {"a.nii.gz"} and all("pelvis" in row["choices"] for row in rows)
     for row in rows:
         volume = read_volume(tmp_path / row["volume"], assume_hu=True)
@@ -67,3 +68,9 @@ def test_crops_of_a_section_lie_in_it_and_keep_the_patients_axes(tmp_path, monke
         assert first <= slices.min() and slices.max() < end
         assert volume.spacing_mm == pytest.approx((3.0, 2.0, 2.0))
         assert [np.unique(np.diff(volume.array, axis=axis)).tolist() for axis in range(3)] == [[500], [20], [1]]
+
+
+def test_a_folder_without_the_series_is_one_sentence_and_may_be_tried_again(tmp_path, capsys):
+    for _ in range(2):
+        assert real_series.run([str(tmp_path), "--section", "--to", str(tmp_path / "to")]) == 2
+        assert capsys.readouterr().err.startswith("error: ")

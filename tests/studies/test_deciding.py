@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,9 @@ def test_another_case_is_shown_and_the_own_slices_are_shown_in_another_order():
         ("stages", ["--config.model.tasks=('vqa',)", "--config.data.mixture.report=0", "--config.loss.task=(1.0,)"],
          "needs two tasks"),
         ("groups", ["--config.model.tgh.groups=2"], "give one group"),
+        ("groups", ["--config.model.tgh.experts=1", "--config.model.tgh.top_k=1"], "asks about experts"),
+        ("stages", ["--config.model.tgh.layers=()"], "asks about experts"),
+        ("stages", ["--config.trainable=('decoder/.*',)"], "leave out --config.trainable"),
         ("stages", ["--config.init_from=embedded"], "needs a training from a 2D base"),
     ],
 )  # fmt: skip
@@ -120,10 +124,34 @@ def test_a_question_that_the_config_cannot_be_asked_is_one_sentence(name, flags,
         experiment(name, tmp_path, *flags).arms()
 
 
-def test_a_config_without_a_second_stage_is_not_asked_about_it(tmp_path):
+def test_a_config_without_a_second_stage_is_not_asked_about_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a config's folder goes there
     simple = str(tiny_run.ROOT / "configs" / "simple.py")
-    with pytest.raises(UserError, match="the stage 2 that follows it"):
-        Experiment("stages", simple, tmp_path, ()).arms()
+    alone = tmp_path / "configs" / "stage1.py"
+    alone.parent.mkdir()
+    alone.write_text(Path(CONFIG).read_text())
+    for file in (simple, str(alone)):
+        with pytest.raises(UserError, match="the stage2.py in the same folder"):
+            Experiment("stages", file, tmp_path, ()).arms()
+    for name in ("stage1", "stage1:bench"):
+        assert Experiment("stages", name, tmp_path, ()).second_file().endswith(f"stage2.py{name[6:]}")
+
+
+def test_a_stage_2_is_not_resumed_after_another_length_of_stage_1(tmp_path):
+    asked = experiment("groups", tmp_path)
+    own, (other,) = asked.arms()
+    folder = asked.folder(own, 0)
+    folder.mkdir()
+    shorter = experiment("groups", tmp_path, "--config.train.steps=400")
+    (folder / "config.json").write_text(json.dumps(shorter.config(own, 0).to_dict()))
+    shorter.check_folder(own, shorter.config(own, 0), folder)
+    with pytest.raises(UserError, match="began with a stage 1 of 400 steps"):
+        asked.check_folder(own, asked.config(own, 0), folder)
+    own_groups, other_groups = (
+        experiment("groups", tmp_path, "--config.model.tgh.groups=1").config(arm, 0).model.tgh.groups
+        for arm in (own, other)
+    )
+    assert (own_groups, other_groups) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,7 @@ from tghmoe_jax.samples.questions import ItemSource, Source
 from tghmoe_jax.samples.tasks import TASK_OF
 from tghmoe_jax.studies import ablate
 from tghmoe_jax.studies.decisions import QUESTIONS, USUAL, Arm, Decision, shown
-from tghmoe_jax.training import program, run_folder, stored
-from tghmoe_jax.training.command_line import parse
+from tghmoe_jax.training import command_line, program, run_folder, stored
 from tghmoe_jax.training.loading import load_run
 
 # A step takes about so many times the useful products at the rate of a large one (docs/speed.md, train_step).
@@ -81,25 +80,32 @@ class Experiment:
     def config(self, arm: Arm, seed: int) -> ConfigDict:
         """UserError for an unknown flag, or where the config cannot be asked this question."""
         file = self.second_file() if arm.second else self.file
-        config = parse(["ablate", f"--config={file}", *self.flags])[0]
+        config = command_line.parse(["ablate", f"--config={file}", *self.flags])[0]
         config.train.seed += seed
         config.update_from_flattened_dict({"eval.every": 0, "eval.calibration": 0, "eval.controls": ()})
-        if arm.second:
-            first = str(self.folder(Arm(USUAL), seed))
-            config.update({"init_from": first, "fresh": ()})
+        if arm.second:  # flags of these keys are meant for stage 1
+            config.update({"init_from": str(self.folder(Arm(USUAL), seed)), "fresh": ()})
+            config.model.tgh.groups = len(config.model.tasks)
             config.train.seed += STAGE2_SEED
         config.update_from_flattened_dict(dict(arm.changes))
         return config
 
     def second_file(self) -> str:
         """The config of the stage 2 that follows. UserError where none is known."""
-        path, colon, argument = self.file.partition(":")
-        if Path(path).name != "stage1.py":
+        name, colon, argument = self.file.partition(":")
+        path = Path(command_line.experiment(name))
+        second = path.with_name("stage2.py")
+        if path.name != "stage1.py" or not second.is_file():
             raise UserError(
-                f"--question {self.name} asks about configs/stage1.py and the stage 2 that follows it, and --config "
-                f"{self.file} has none; use configs/stage1.py."
+                f"--question {self.name} asks about a stage1.py and the stage2.py in the same folder, and --config "
+                f"{self.file} is not such a stage 1; use configs/stage1.py."
             )
-        return f"{Path(path).with_name('stage2.py')}{colon}{argument}"
+        if any(flag.startswith("--config.trainable") for flag in self.flags):
+            raise UserError(
+                f"--question {self.name} compares what the two stages train, as their configs say; leave out "
+                "--config.trainable."
+            )
+        return f"{second}{colon}{argument}"
 
     def arms(self) -> tuple[Arm, list[Arm]]:
         config = self.config(Arm(USUAL), 0)
@@ -153,7 +159,7 @@ class Experiment:
         """Trains what is missing and asks the validation split; a stopped command resumes."""
         for one in [Arm(USUAL), arm] if arm.second else [arm]:
             config, folder = self.config(one, seed), self.folder(one, seed)
-            self.check_folder(config, folder)
+            self.check_folder(one, config, folder)
             ablate.train_stage(config, folder)
         target = self.asked(arm, seed)
         if (target / "metrics.json").is_file():
@@ -166,9 +172,15 @@ class Experiment:
         print(f"{folder.name}: asked the validation split ({target.name})", flush=True)
         jax.clear_caches()
 
-    def check_folder(self, config: ConfigDict, folder: Path) -> None:
+    def check_folder(self, arm: Arm, config: ConfigDict, folder: Path) -> None:
         """UserError where the folder holds a run of another config, of more steps, or of data that have changed."""
         run_folder.check_workdir(config, str(folder))
+        known = (folder / "config.json").is_file()
+        if arm.second and known and (had := run_folder.read_config(folder)["train"]["steps"]) != config.train.steps:
+            raise UserError(
+                f"{folder} began with a stage 1 of {had} steps, and --config.train.steps={config.train.steps}; name "
+                "another --workdir."
+            )
         if (newest := max(stored.steps(stored.folder_of(folder)), default=0)) > config.train.steps:
             raise UserError(
                 f"{folder} was trained for {newest} steps, more than --config.train.steps={config.train.steps}; name "

@@ -170,9 +170,12 @@ def _one_group(config: ConfigDict) -> list[Arm]:
 def _check_groups(question: str, config: ConfigDict) -> None:
     if len(config.model.tasks) < 2:
         raise UserError(f"--question {question} needs two tasks or more, and model.tasks has one.")
-    if config.model.tgh.groups > 1:
+    t = config.model.tgh
+    if t.groups > 1:
+        raise UserError(f"--question {question} asks about a stage 1, whose experts all tasks share; give one group.")
+    if t.experts == 1 or not t.layers:
         raise UserError(
-            f"--question {question} asks about a first stage, whose experts all tasks share; give one group."
+            f"--question {question} asks about experts; give model.tgh.experts above 1, and model.tgh.layers."
         )
 
 
@@ -229,8 +232,9 @@ QUESTIONS = {
     "stages": Decision(
         "Two stages or one?", ("two stages", "one stage with as many steps"), _one_stage,
         "Two stages help: train configs/stage1.py and then configs/stage2.py.",
-        "One stage does better: train it for as many steps as both stages together (configs/simple.py).",
-        "One stage does as well as two of as many steps together; it is simpler (configs/simple.py).",
+        "One stage does better: train a group of experts for each task from the first step on (model.tgh.groups, and "
+        "task_router/.* among trainable), for as many steps as both stages together.",
+        "One stage, with a group of experts for each task from the first step on, does as well as two stages.",
         from_base=True, own=TWO_STAGES,
     ),
     "groups": Decision(
