@@ -107,8 +107,11 @@ def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, rema
         for kind, run in found.items():
             print(f"{file.stem} {kind}: {share(run, primary([*run.scores])):.3f}, kept {before[kind]:.3f}", flush=True)
         return
+    # Without paths of this machine: the command is told by the file's name, and a stage 1 by its folder's.
+    by, config = provenance.made_by(), run_folder.flatten(one.config(arm, seed))
+    config["init_from"] = Path(config["init_from"]).name
     made = {
-        "config": run_folder.flatten(one.config(arm, seed)), **provenance.made_by(),
+        "config": config, "date": by["date"], "code": by["code"],
         "minutes": ablate.minutes_of(one.folder(arm, seed)),
     }  # fmt: skip
     slim = {

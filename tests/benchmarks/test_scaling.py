@@ -56,6 +56,8 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
     # steps, two ways of showing, two stages, one stage and one group, three seeds each.
     assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2 + 3)
+    files = (folder / "kept" / "patients").glob("*.json")
+    assert not [file for file in files if str(folder) in file.read_text()]  # no path of the machine
     (order,) = (line for line in said if "`order`" in line)
     assert "| 3 | the scan 0.600, its slices in random order 0.525 | -0.075 [" in order
     assert "| +0.000 | +0.000 | -0.300 | +0.000 |" in order
