@@ -132,6 +132,14 @@ def test_a_scan_without_air_is_read_with_a_warning(tmp_path):
     assert any("shows no air" in text for text in volume.warnings)
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_the_range_of_tissue_are_read_with_a_warning():
+    rng = np.random.default_rng(0)
+    hu = np.where(rng.random((20, 40, 40)) < 0.6, 5_000, 20_000) + rng.normal(0, 300, (20, 40, 40))
+    hu[0, 0] = -1000
+    assert any("shows no air" in text for text in check_hu(hu.astype(np.float32), "scan"))
+
+
 @needs_real
 @pytest.mark.parametrize("name", ["abdomen_pelvis_3mm.nii.gz", "abdomen_slab_3mm.nii.gz", SLOW])
 def test_real_scans_are_read_silently_and_told_when_handled_wrongly(name):

@@ -69,13 +69,18 @@ def _share(values: np.ndarray, low: float, high: float) -> float:
 
 
 def _lowest_mode(values: np.ndarray) -> float:
-    """The mean of the lowest peak of the histogram that holds half a percent of the values."""
+    """The mean of the lowest peak of the histogram that holds half a percent of the values; without one the median.
+
+    No peak is found where most values pass 4,000: bone and soft tissue lie below.
+    """
     counts, edges = np.histogram(values, np.arange(LOWEST, 4000, _BIN))
     near = np.convolve(counts, np.ones(_WINDOW // _BIN), "valid")  # near[i]: from edges[i] on
     reach = _WINDOW // _BIN
     around = np.lib.stride_tricks.sliding_window_view(np.pad(near, reach), 2 * reach + 1).max(axis=1)
     peaks = np.flatnonzero((near == around) & (near >= 0.005 * values.size))
-    first = edges[peaks[0]] if peaks.size else values.mean() - _WINDOW / 2
+    if not peaks.size:
+        return float(np.median(values))
+    first = edges[peaks[0]]
     return float(values[(values >= first) & (values < first + _WINDOW)].mean())
 
 
