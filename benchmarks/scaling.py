@@ -6,16 +6,16 @@
     python -m benchmarks.scaling --volumes 50 --only base --seeds 0 --remake    # trains them again, beside what is kept
     python -m benchmarks.scaling --table                          # trains nothing
 
-A cell is one question of `tghmoe_jax.ablate --question` at one number of volumes. The answers of each training are kept
-in docs/ablations/STUDY, graded, one small file each; what has a file there is not trained again. The runs lie in
---workdir, where a stopped command resumes.
+A cell is one question of `tghmoe_jax.ablate --question` at one number of volumes. The contrast of a claim whose gate is
+met is asked more items. The answers of each training are kept in docs/ablations/STUDY, graded, one small file each;
+what has a file there is not trained again. The runs lie in --workdir, where a stopped command resumes.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ KEPT, PLOTS = ROOT / "docs" / "ablations", ROOT / "docs" / "images"
 VOLUMES = (50, 200, 800, 3200)
 SCALED = ("base", "slices", "experts")  # asked at every number of volumes
 MORE = ("steps", "order", "tasks", "scan", "stages", "groups")  # at the largest alone
-FIXED = {"train.steps": 800, "eval.items": 400}  # beside the defaults of configs/stage1.py, in every study
+STEPS, ITEMS = 800, 400  # beside the defaults of configs/stage1.py, in every study
+MORE_ITEMS = 2_000  # of a claim's contrast, of whose files only closed questions are kept: they alone are tested
 LINES = {  # question -> the side that its line shows, and its colour; the first side is the same run for all
     "": ("the recipe (stage 1)", "#1f5fa8"), "base": ("random vision tower", "#d98c3f"),
     "slices": ("single slices", "#3b8f4f"), "experts": ("one dense FFN", "#7a4fa3"),
@@ -69,15 +70,17 @@ class Study:
     def plot(self) -> Path:
         return PLOTS / f"scaling-{self.name}.png"
 
-    def fixed(self, volumes: int) -> dict[str, Any]:
-        return FIXED | {"data.name": self.name, "data.volumes": volumes, **self.flags}
+    def fixed(self, volumes: int, items: int = ITEMS) -> dict[str, Any]:
+        cell = {"data.name": self.name, "data.volumes": volumes, "train.steps": STEPS, "eval.items": items}
+        return cell | dict(self.flags)
 
-    def experiment(self, volumes: int, question: str, workdir: Path) -> Experiment:
-        flags = [f"--config.{key}={value}" for key, value in self.fixed(volumes).items()]
+    def experiment(self, volumes: int, question: str, workdir: Path, items: int = ITEMS) -> Experiment:
+        flags = [f"--config.{key}={value}" for key, value in self.fixed(volumes, items).items()]
         return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags))
 
-    def file_of(self, volumes: int, arm: Arm, seed: int) -> Path:
-        return self.kept / f"{volumes}-{'-'.join(filter(None, [arm.name, arm.shows]))}-seed{seed}.json"
+    def file_of(self, volumes: int, arm: Arm, seed: int, items: int = ITEMS) -> Path:
+        of = (str(volumes), arm.name, arm.shows, f"{items}_items" if items != ITEMS else "", f"seed{seed}")
+        return self.kept / f"{'-'.join(filter(None, of))}.json"
 
 
 STUDIES = {
@@ -95,15 +98,25 @@ def cells() -> list[tuple[int, str]]:
     return [(VOLUMES[-1], name) for name in (*SCALED, *MORE)] + [(n, q) for n in VOLUMES[-2::-1] for q in SCALED]
 
 
-def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, remake: bool) -> None:
+def ask(study: Study, cell: tuple[int, str], workdir: Path, seeds: Sequence[int], items: int, remake: bool) -> None:
+    """All trainings of a cell, what is kept left out."""
+    one = study.experiment(*cell, workdir, items)
+    own, others = one.arms()
+    for seed in seeds:
+        for arm in (own, *others):
+            train(study, one, cell[0], arm, seed, items, remake)
+
+
+def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, items: int, remake: bool) -> None:
     """One training whose answers are kept, or with `remake` shown beside what is kept."""
-    file = study.file_of(volumes, arm, seed)
+    file = study.file_of(volumes, arm, seed, items)
     if file.is_file() and not remake:
         return
     one.run(arm, seed)
     found = answers(one, arm, seed)
     if file.is_file():
-        before = {kind: share(run, primary([*run.scores])) for kind, run in kept(study, volumes, arm, seed).items()}
+        known = kept(study, volumes, arm, seed, items)
+        before = {kind: share(run, primary([*run.scores])) for kind, run in known.items()}
         for kind, run in found.items():
             print(f"{file.stem} {kind}: {share(run, primary([*run.scores])):.3f}, kept {before[kind]:.3f}", flush=True)
         return
@@ -117,17 +130,18 @@ def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, rema
     slim = {
         kind: dataclasses.replace(run, scores={(name := primary([*run.scores])): run.scores[name]})
         for kind, run in found.items()
+        if items == ITEMS or kind == "closed"
     }
     study.kept.mkdir(parents=True, exist_ok=True)
     record = {"made": made, "answers": {kind: run.to_json() for kind, run in slim.items()}}
     writing.write(file, json.dumps(record, separators=(",", ":")) + "\n")
 
 
-def kept(study: Study, volumes: int, arm: Arm, seed: int) -> dict[str, Graded]:
+def kept(study: Study, volumes: int, arm: Arm, seed: int, items: int = ITEMS) -> dict[str, Graded]:
     """What is kept of one training. ValueError where it was made by other settings than the study's."""
-    file = study.file_of(volumes, arm, seed)
+    file = study.file_of(volumes, arm, seed, items)
     record = json.loads(file.read_text())
-    fixed = {key: value for key, value in study.fixed(volumes).items() if key not in arm.changes}
+    fixed = {key: value for key, value in study.fixed(volumes, items).items() if key not in arm.changes}
     if any(record["made"]["config"][key] != value for key, value in fixed.items()):
         raise ValueError(f"{file} was made by other settings; delete it.")
     return {kind: Graded.from_json(run) for kind, run in record["answers"].items()}
@@ -140,17 +154,20 @@ def share(run: Graded, score: str, types: tuple[str, ...] | None = None) -> floa
     return float(top / bottom) if bottom else float("nan")
 
 
-def found(study: Study, workdir: Path, most: int | None = None) -> Cells:
+def found(study: Study, workdir: Path, most: int | None = None, items: int = ITEMS) -> Cells:
     """{cell: `paired_seeds.difference` of the seeds (at `most` so many) of which every training is kept, with their
-    `runs` and `numbers`}."""
+    `runs` and `numbers`}, by files of so many items."""
     known = {}
     for volumes, name in cells():
         own, others = study.experiment(volumes, name, workdir).arms()
         arms = (own, *others)
-        seeds = [seed for seed in study.seeds if all(study.file_of(volumes, arm, seed).is_file() for arm in arms)]
+        seeds = [s for s in study.seeds if all(study.file_of(volumes, arm, s, items).is_file() for arm in arms)]
         if seeds := seeds[:most]:
             runs = [
-                (kept(study, volumes, own, seed), [(arm, kept(study, volumes, arm, seed)) for arm in others])
+                (
+                    kept(study, volumes, own, seed, items),
+                    [(arm, kept(study, volumes, arm, seed, items)) for arm in others],
+                )
                 for seed in seeds
             ]
             known[volumes, name] = paired_seeds.difference([pairs(*run) for run in runs]) | {
@@ -272,14 +289,19 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def verdicts(study: Study, known: Cells, first: Cells) -> str:
-    """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
+def gates(study: Study, known: Cells, first: Cells) -> tuple[dict[Claim, float | None], list[tuple[int, str]]]:
+    """What the gate of each claim measures, and the contrasts of those whose gate is met."""
     numbers = {claim: claim.number(study, known, first) for claim in CLAIMS}
-    open_gates = [claim.contrast for claim, n in numbers.items() if n is not None and claim.passes(n)]
+    return numbers, [claim.contrast for claim, n in numbers.items() if n is not None and claim.passes(n)]
+
+
+def verdicts(study: Study, known: Cells, first: Cells, contrasts: Cells) -> str:
+    """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
+    numbers, open_gates = gates(study, known, first)
     tested = {
         cell: one
         for cell in open_gates
-        if cell in known and len((one := known[cell]["kinds"]["closed"])["seeds"]) >= paired_seeds.LEAST_SEEDS
+        if cell in contrasts and len((one := contrasts[cell]["kinds"]["closed"])["seeds"]) >= paired_seeds.LEAST_SEEDS
     }
     passed, level = set(), len(CLAIMS)  # Holm: the smallest p value against 0.05 / 5, the next against 0.05 / 4, ...
     for cell, one in sorted(tested.items(), key=lambda item: item[1]["p"]):
@@ -287,7 +309,8 @@ def verdicts(study: Study, known: Cells, first: Cells) -> str:
             break
         passed.add(cell)
         level -= 1
-    lines = ["| claim | gate | bound | measured | contrast | difference | p | here |", "|---" * 8 + "|"]
+    heads = ["claim", "gate", "bound", "measured", f"contrast, {MORE_ITEMS:,} items", "difference", "p", "here"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for claim in CLAIMS:
         number, cell, differs, p = numbers[claim], claim.contrast, "-", "-"
         if one := tested.get(cell):
@@ -360,15 +383,17 @@ def main(argv: list[str] | None = None) -> int:
     if not args.table:
         simulate_devices()
         compile_cache.keep()
-    for volumes, question in wanted if not args.table else ():
-        one = study.experiment(volumes, question, args.workdir)
-        own, others = one.arms()
-        for seed in args.seeds or study.seeds:
-            for arm in (own, *others):
-                train(study, one, volumes, arm, seed, args.remake)
+    seeds = args.seeds or study.seeds
+    for cell in wanted if not args.table else ():
+        ask(study, cell, args.workdir, seeds, ITEMS, args.remake)
+    known, first = found(study, args.workdir), found(study, args.workdir, most=1)
+    for cell in gates(study, known, first)[1] if not args.table else ():
+        if cell in wanted:
+            ask(study, cell, args.workdir, seeds, MORE_ITEMS, args.remake)
     print(f"files of answers that are kept: {len(list(study.kept.glob('*-seed*.json')))}")
-    if known := found(study, args.workdir):
-        said = f"{table(study, known)}\n\n{verdicts(study, known, found(study, args.workdir, 1))}"
+    if known:
+        contrasts = found(study, args.workdir, items=MORE_ITEMS)
+        said = f"{table(study, known)}\n\n{verdicts(study, known, first, contrasts)}"
         writing.write(study.kept / "table.md", said + "\n")
         plot(study, known, study.plot)
         print(said)

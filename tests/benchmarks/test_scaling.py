@@ -47,15 +47,16 @@ def test_all_trainings_are_kept_tabulated_and_plotted_and_none_is_made_twice(pla
     folder, trained = place
     assert scaling.main([f"--workdir={folder}"]) == 0
     first, *said = capsys.readouterr().out.strip().split("\n")
-    assert first == "files of answers that are kept: 72"
+    assert first == "files of answers that are kept: 87"
     assert (
         len(said) == 2 + len(scaling.cells()) + 1 + 2 + 5 == 28
         and (folder / "scaling-patients.png").stat().st_size > 10_000
     )
     assert (folder / "kept" / "patients" / "table.md").read_text().strip().split("\n") == said
     # The recipe is one training of all questions; three sides at four numbers of volumes, two specialists, twice the
-    # steps, two ways of showing, two stages, one stage and one group, three seeds each.
-    assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2 + 3)
+    # steps, two ways of showing, two stages, one stage and one group, three seeds each. The contrasts whose gates are
+    # met ask five of them more: the recipe, single slices, one dense FFN, two stages and one stage.
+    assert len(list((folder / "kept" / "patients").glob("*.json"))) == 3 * (4 * (1 + 3) + 2 + 1 + 2 + 3 + 5)
     files = (folder / "kept" / "patients").glob("*.json")
     assert not [file for file in files if str(folder) in file.read_text()]  # no path of the machine
     (order,) = (line for line in said if "`order`" in line)
@@ -120,6 +121,31 @@ def test_each_claim_ends_by_its_gate_and_then_by_its_contrast(place, monkeypatch
     assert "| < 0.02 | -0.100 | `stages` at 3,200 | +0.100 [" in stages and stages.endswith("| **not shown** |")
 
 
+def test_a_contrast_is_asked_more_items_than_its_gate(place, monkeypatch, capsys):
+    """The gate of `experts` rests on few items, as the table does; its verdict rests on many."""
+    folder, trained = place
+
+    def answered(one, arm, seed):
+        many = "--config.eval.items=2000" in one.flags
+        return graded({"all": 0.2 if many and arm.name == "dense" else 0.6})
+
+    monkeypatch.setattr(scaling, "answers", answered)
+    asked = [f"--workdir={folder}", "--volumes=3200", "--only=experts"]
+    for seed in (0, 1):
+        assert scaling.main([*asked, f"--seeds={seed}"]) == 0
+        assert "not measured yet" in capsys.readouterr().out.strip().split("\n")[-3]
+    assert len(trained) == 4  # the gate waits for its last seed
+    assert scaling.main(asked) == 0
+    (cell,) = (line for line in (said := capsys.readouterr().out).split("\n") if "| `experts` |" in line)
+    assert "experts 0.600, one dense FFN 0.600 | +0.000" in cell
+    claim = said.strip().split("\n")[-3]
+    assert "| +0.300 | `experts` at 3,200 | -0.400 [" in claim and claim.endswith("| **holds** |")
+    kinds = {
+        file.stem: {*json.loads(file.read_text())["answers"]} for file in (folder / "kept/patients").glob("*.json")
+    }
+    assert kinds["3200-dense-2000_items-seed1"] == {"closed"} and kinds["3200-dense-seed1"] == {"closed", "report"}
+
+
 def test_a_claim_whose_gate_failed_is_not_tested(place, capsys):
     folder, _ = place
     assert scaling.main([f"--workdir={folder}"]) == 0
@@ -143,10 +169,9 @@ def test_a_gate_waits_for_all_seeds_once_the_first_has_met_it(place, monkeypatch
 def test_guessing_is_the_mean_of_the_shares_of_each_options(monkeypatch, tmp_path):
     """Of the phantom, whose closed questions have four options."""
     monkeypatch.setattr(scaling, "ROOT", tmp_path)
-    monkeypatch.setitem(scaling.FIXED, "eval.items", 12)
     study = scaling.STUDIES["phantom"]
-    monkeypatch.setattr(scaling.Study, "fixed", lambda self, volumes: {
-        **scaling.FIXED, "data.name": self.name, "data.volumes": volumes, "data.root": str(tmp_path)})  # fmt: skip
+    monkeypatch.setattr(scaling.Study, "fixed", lambda self, volumes, items: {
+        "eval.items": 12, "data.name": self.name, "data.volumes": volumes, "data.root": str(tmp_path)})  # fmt: skip
     assert scaling.guessing(study) == 0.25
 
 
