@@ -136,13 +136,12 @@ def test_a_contrast_is_asked_more_items_than_its_gate(place, monkeypatch, capsys
         assert "not measured yet" in capsys.readouterr().out.strip().split("\n")[-3]
     assert len(trained) == 4  # the gate waits for its last seed
     assert scaling.main(asked) == 0
-    (cell,) = (line for line in (said := capsys.readouterr().out).split("\n") if "| `experts` |" in line)
+    said = capsys.readouterr().out.strip().split("\n")
+    (cell,) = (line for line in said if "| `experts` |" in line)
     assert "experts 0.600, one dense FFN 0.600 | +0.000" in cell
-    claim = said.strip().split("\n")[-3]
-    assert "| +0.300 | `experts` at 3,200 | -0.400 [" in claim and claim.endswith("| **holds** |")
-    kinds = {
-        file.stem: {*json.loads(file.read_text())["answers"]} for file in (folder / "kept/patients").glob("*.json")
-    }
+    assert "| +0.300 | `experts` at 3,200 | -0.400 [" in said[-3] and said[-3].endswith("| **holds** |")
+    files = (folder / "kept" / "patients").glob("*.json")
+    kinds = {file.stem: {*json.loads(file.read_text())["answers"]} for file in files}
     assert kinds["3200-dense-2000_items-seed1"] == {"closed"} and kinds["3200-dense-seed1"] == {"closed", "report"}
 
 
