@@ -163,13 +163,8 @@ def found(study: Study, workdir: Path, most: int | None = None, items: int = ITE
         arms = (own, *others)
         seeds = [s for s in study.seeds if all(study.file_of(volumes, arm, s, items).is_file() for arm in arms)]
         if seeds := seeds[:most]:
-            runs = [
-                (
-                    kept(study, volumes, own, seed, items),
-                    [(arm, kept(study, volumes, arm, seed, items)) for arm in others],
-                )
-                for seed in seeds
-            ]
+            every = ([kept(study, volumes, arm, seed, items) for arm in arms] for seed in seeds)
+            runs = [(first, list(zip(others, rest, strict=True))) for first, *rest in every]
             known[volumes, name] = paired_seeds.difference([pairs(*run) for run in runs]) | {
                 "runs": runs, "numbers": seeds,
             }  # fmt: skip
@@ -226,13 +221,13 @@ class Claim:
         first: the cells with their first seed alone.
         """
         number = self.measured(study, first)
-        if number is None or not self.passes(number):
+        if not self.passes(number):
             return number
         whole = all(len(known[cell]["numbers"]) == len(study.seeds) for cell in self.of)
         return self.measured(study, known) if whole else None
 
-    def passes(self, number: float) -> bool:
-        return number < self.bound if self.below else number >= self.bound
+    def passes(self, number: float | None) -> bool:
+        return number is not None and (number < self.bound if self.below else number >= self.bound)
 
 
 def gap(known: Cells, cell: tuple[int, str]) -> float | None:
@@ -289,18 +284,14 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def gates(study: Study, known: Cells, first: Cells) -> tuple[dict[Claim, float | None], list[tuple[int, str]]]:
-    """What the gate of each claim measures, and the contrasts of those whose gate is met."""
-    numbers = {claim: claim.number(study, known, first) for claim in CLAIMS}
-    return numbers, [claim.contrast for claim, n in numbers.items() if n is not None and claim.passes(n)]
+def verdicts(numbers: Mapping[Claim, float | None], contrasts: Cells) -> str:
+    """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md.
 
-
-def verdicts(study: Study, known: Cells, first: Cells, contrasts: Cells) -> str:
-    """A row a claim: its gate, its contrast and how it ends, by the rules of docs/ablations.md."""
-    numbers, open_gates = gates(study, known, first)
+    numbers: what the gate of each claim measures.
+    """
     tested = {
         cell: one
-        for cell in open_gates
+        for cell in (claim.contrast for claim, number in numbers.items() if claim.passes(number))
         if cell in contrasts and len((one := contrasts[cell]["kinds"]["closed"])["seeds"]) >= paired_seeds.LEAST_SEEDS
     }
     passed, level = set(), len(CLAIMS)  # Holm: the smallest p value against 0.05 / 5, the next against 0.05 / 4, ...
@@ -311,8 +302,8 @@ def verdicts(study: Study, known: Cells, first: Cells, contrasts: Cells) -> str:
         level -= 1
     heads = ["claim", "gate", "bound", "measured", f"contrast, {MORE_ITEMS:,} items", "difference", "p", "here"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for claim in CLAIMS:
-        number, cell, differs, p = numbers[claim], claim.contrast, "-", "-"
+    for claim, number in numbers.items():
+        cell, differs, p = claim.contrast, "-", "-"
         if one := tested.get(cell):
             differs = f"{one['difference']:+.3f} {interval(one['ci95'], '+')}".strip()
             p = f"{one['p']:.3f}"
@@ -387,13 +378,14 @@ def main(argv: list[str] | None = None) -> int:
     for cell in wanted if not args.table else ():
         ask(study, cell, args.workdir, seeds, ITEMS, args.remake)
     known, first = found(study, args.workdir), found(study, args.workdir, most=1)
-    for cell in gates(study, known, first)[1] if not args.table else ():
-        if cell in wanted:
-            ask(study, cell, args.workdir, seeds, MORE_ITEMS, args.remake)
+    gates = {claim: claim.number(study, known, first) for claim in CLAIMS}
+    for claim, number in gates.items() if not args.table else ():
+        if claim.passes(number) and claim.contrast in wanted:
+            ask(study, claim.contrast, args.workdir, seeds, MORE_ITEMS, args.remake)
     print(f"files of answers that are kept: {len(list(study.kept.glob('*-seed*.json')))}")
     if known:
         contrasts = found(study, args.workdir, items=MORE_ITEMS)
-        said = f"{table(study, known)}\n\n{verdicts(study, known, first, contrasts)}"
+        said = f"{table(study, known)}\n\n{verdicts(gates, contrasts)}"
         writing.write(study.kept / "table.md", said + "\n")
         plot(study, known, study.plot)
         print(said)

@@ -71,7 +71,7 @@ def _share(values: np.ndarray, low: float, high: float) -> float:
 def _lowest_mode(values: np.ndarray) -> float:
     """The mean of the lowest peak of the histogram that holds half a percent of the values; without one the median.
 
-    No peak is found where most values pass 4,000: bone and soft tissue lie below.
+    No peak is found where nearly all values pass 4,000: bone and soft tissue lie below.
     """
     counts, edges = np.histogram(values, np.arange(LOWEST, 4000, _BIN))
     near = np.convolve(counts, np.ones(_WINDOW // _BIN), "valid")  # near[i]: from edges[i] on
