@@ -156,7 +156,7 @@ def get_config() -> ConfigDict:
     c.eval.batch = 50  # questions asked at once
     c.eval.new_tokens = 80  # longest report, in tokens
     c.eval.answer_tokens = 24  # longest answer to a question, in tokens
-    c.eval.seed = 42  # seed of the questions and intervals
+    c.eval.seed = 42  # seed of the questions
     c.eval.controls = ("shuffled", "section_shuffled", "blind", "wrong_group")  # controls to evaluate
     c.eval.calibration = 200  # validation items of each kind that calibrate the confidence; 0: none
     c.eval.transfer = 0  # items in each drawing style of the phantom that is never trained on

@@ -12,7 +12,7 @@ import pytest
 from configs import stage1, stage2
 from tests import tiny_run
 from tests.test_convert import llava_folder
-from tghmoe_jax import main, train
+from tghmoe_jax import evaluate, main, train
 from tghmoe_jax.drawn import phantom2
 from tghmoe_jax.drawn.phantom_adversarial import ADVERSARIAL
 from tghmoe_jax.evaluation import DISCLAIMER
@@ -85,6 +85,12 @@ def test_the_evaluation_gives_every_score_of_the_design_with_its_interval(reques
         assert value >= 0 and (value <= 1 or key == "moe/load_max_over_mean"), key
         if key not in NO_INTERVAL:
             assert 0 <= interval[0] <= value <= interval[1] <= 1, key
+
+
+def test_scoring_the_answers_again_gives_the_scores_and_the_intervals_of_the_run(tiny_stage2, capsys):
+    assert evaluate.main(["score", str(tiny_stage2), "--json"]) == 0
+    again, metrics = json.loads(capsys.readouterr().out), tiny_run.metrics(tiny_stage2)
+    assert set(SCORES) & set(again) and again == {key: metrics[key] for key in again}
 
 
 @pytest.mark.parametrize("stage", ["tiny_stage1", "tiny_stage2"])

@@ -43,7 +43,7 @@ HITS = {"closed": [True, False, True, True], "open": [False, False, True, False]
 
 
 def test_predicted_routing_takes_each_answer_from_the_group_that_the_router_picks():
-    scores = score_way(ORACLE, WRONG, HITS, seed=0)
+    scores = score_way(ORACLE, WRONG, HITS)
     assert [scores[f"router/{kind}"] for kind in ("closed", "open", "report")] == [0.75, 0.25, 0.5]
     assert scores["keyword/vqa"] == 1.0 and scores["keyword/report"] == 0.0
     assert [scores[f"closed/accuracy/{name}"] for name in ("predicted", "oracle", "wrong")] == [0.75, 1.0, 0.0]
@@ -54,7 +54,7 @@ def test_predicted_routing_takes_each_answer_from_the_group_that_the_router_pick
 
 @pytest.mark.parametrize("hit", [True, False])
 def test_a_router_that_is_always_right_or_wrong_scores_as_the_forced_group(hit):
-    scores = score_way(ORACLE, WRONG, {"closed": [hit] * 4, "report": [hit] * 2}, seed=0)
+    scores = score_way(ORACLE, WRONG, {"closed": [hit] * 4, "report": [hit] * 2})
     same = "oracle" if hit else "wrong"
     for score in ("closed/accuracy", "report/finding_f1"):
         assert scores[f"{score}/predicted"] == scores[f"{score}/{same}"]
@@ -62,7 +62,7 @@ def test_a_router_that_is_always_right_or_wrong_scores_as_the_forced_group(hit):
 
 
 def test_the_table_has_a_line_for_each_way_with_all_its_numbers():
-    scores = score_way(ORACLE, WRONG, HITS, seed=0)
+    scores = score_way(ORACLE, WRONG, HITS)
     head, first, second = table({"seen": scores, "typos": scores | {"closed/accuracy/wrong": None}}).splitlines()
     assert "closed" in head and first.split()[:4] == ["seen", "0.750", "0.250", "0.500"] and len(first.split()) == 12
     assert second.split().count("-") == 1

@@ -116,8 +116,8 @@ class Score(NamedTuple):
 class _Scorer:
     """Turns columns of samples into scores; the case or volume of a sample is what the bootstrap draws."""
 
-    def __init__(self, seed: int, resamples: int):
-        self.seed, self.resamples = seed, resamples
+    def __init__(self, resamples: int = statistics.RESAMPLES):
+        self.resamples = resamples
 
     def ratio(self, numerator, denominator, units: Sequence[Hashable], most: float = 1.0) -> Score:
         """Score of float64 (N, K) columns; see `statistics.ratio_ci95`."""
@@ -126,7 +126,7 @@ class _Scorer:
         value = float(statistics.mean_of_ratios(numerator.sum(0), denominator.sum(0)))
         if not self.resamples:
             return Score(value)
-        interval = statistics.ratio_ci95(numerator, denominator, units, self.seed, self.resamples, most)
+        interval = statistics.ratio_ci95(numerator, denominator, units, resamples=self.resamples, most=most)
         return Score(value, interval, statistics.count_units(denominator, units))
 
     def mean(self, values: Sequence[bool], units: Sequence[Hashable]) -> Score:
@@ -157,16 +157,16 @@ class _Scorer:
             return Score()
         columns, units = np.asarray(columns, np.float64), [one.unit for one in ones]
         count, interval = len(set(units)), None
-        sums = statistics.resampled_sums(columns, units, self.seed, self.resamples) if self.resamples else None
+        sums = statistics.resampled_sums(columns, units, resamples=self.resamples) if self.resamples else None
         if sums is not None:
             low, high = map(float, np.percentile([metric.summary(row) for row in sums], [2.5, 97.5]))
             interval = statistics.agreed_ci95(low, high, count, metric.most)
         return Score(metric.summary(columns.sum(0)), interval, count if self.resamples else None)
 
 
-def kind_scores(predictions: Run, seed: int = 0, resamples: int = statistics.RESAMPLES) -> dict[str, Score]:
+def kind_scores(predictions: Run, resamples: int = statistics.RESAMPLES) -> dict[str, Score]:
     """The scores `<kind>/<metric>` of the lists under each kind (a missing list scores None)."""
-    scorer = _Scorer(seed, resamples)
+    scorer = _Scorer(resamples)
     scores: dict[str, Score] = {}
     for kind in KINDS:
         ones = list(predictions.get(kind, ()))
@@ -216,7 +216,6 @@ def score(
     *,
     router: Mapping[str, tuple[Sequence[bool], Sequence[str]]] | None = None,
     load: np.ndarray | None = None,
-    seed: int = 0,
 ) -> dict[str, float | list[float] | None]:
     """The contents of `metrics.json` (design: what a run leaves behind).
 
@@ -225,9 +224,9 @@ def score(
     `load`: tokens each expert received in the evaluation, (..., E) with any leading layers and groups. A score that
     rests on fewer than FEW_UNITS cases, volumes or prompts has their number beside it, as `<key>_few_units`.
     """
-    scorer = _Scorer(seed, statistics.RESAMPLES)
-    scores = kind_scores(run, seed)
-    controls = {name: kind_scores(under_control(run, name), seed) for name in CONTROLS}
+    scorer = _Scorer()
+    scores = kind_scores(run)
+    controls = {name: kind_scores(under_control(run, name)) for name in CONTROLS}
     scores |= {key: controls[name][source] for key, (name, source) in control_scores().items()}
 
     router = router or {}

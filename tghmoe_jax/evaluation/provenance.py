@@ -24,7 +24,7 @@ RULES = {
 }
 
 
-def manifest(run: Run, *, seed: int, **known: object) -> dict[str, object]:
+def manifest(run: Run, **known: object) -> dict[str, object]:
     """Versions, rules, seeds and items of an evaluation; `known` says what else is certain (inputs, checkpoint)."""
     return {
         # The package offers `load`, whose module imports this one: importing the package here would be a cycle.
@@ -32,7 +32,7 @@ def manifest(run: Run, *, seed: int, **known: object) -> dict[str, object]:
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "rules": RULES,
-        "seed": seed,
+        "seed": statistics.SEED,
         "resamples": statistics.RESAMPLES,
         "items": {kind: len(run.get(kind, ())) for kind in KINDS},
         "empty_outputs": {kind: sum(not one.output.strip() for one in run.get(kind, ())) for kind in KINDS},

@@ -25,7 +25,6 @@ def score_way(
     oracle: Mapping[str, Sequence[Prediction]],
     wrong: Mapping[str, Sequence[Prediction]],
     hits: Mapping[str, Sequence[bool]],
-    seed: int,
 ) -> dict[str, object]:
     """One way of asking. `oracle` and `wrong` {kind: predictions} by the true and the other task's experts, item by
     item; `hits` {kind: whether the router picks the true task}, `open` being the closed questions without their
@@ -43,7 +42,7 @@ def score_way(
         task = ones[0].task_true
         result[f"keyword/{task}"] = float(np.mean([task_by_keyword(one.question) == task for one in ones]))
     for routing, run in zip(ROUTINGS, (predicted, oracle, wrong), strict=True):
-        scores = kind_scores(run, seed)
+        scores = kind_scores(run)
         for kind, name in SCORES.items():
             if kind in run:
                 result[f"{name}/{routing}"], result[f"{name}/{routing}_ci95"], _ = scores[name]

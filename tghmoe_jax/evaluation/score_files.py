@@ -87,7 +87,7 @@ def _score(args: argparse.Namespace) -> None:
         outputs.write_json(folder / "metrics.json", metrics)
         writing.write(folder / "scores.txt", _told(known, found) + "\n")
         manifest = provenance.manifest(
-            found, seed=0, predictions=digests,
+            found, predictions=digests,
             leaks=None if args.leaks is None else {"sha256": provenance.digest(args.leaks), **removed},
             bert=None if model is None else {"sha256": model.digest, "layer": model.layers},
         )  # fmt: skip

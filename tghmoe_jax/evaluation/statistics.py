@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # which imports its parts as they are used: `stats` takes a second
 
 RESAMPLES = 1_000
+SEED = 0  # of every interval: answers that are scored again, as files, get the intervals of their run
 FEW_UNITS = 20  # with fewer cases or volumes the percentile interval is too narrow to judge by
 
 
@@ -46,7 +47,7 @@ def ratio_ci95(
     numerator: np.ndarray,
     denominator: np.ndarray,
     units: Sequence[Hashable] | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     resamples: int = RESAMPLES,
     most: float = 1.0,
 ) -> list[float] | None:
@@ -69,7 +70,7 @@ def ratio_ci95(
 
 
 def resampled_sums(
-    columns: np.ndarray, units: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+    columns: np.ndarray, units: Sequence[Hashable], seed: int = SEED, resamples: int = RESAMPLES
 ) -> np.ndarray | None:
     """float64 (R, K): sums of `columns` (N, K) over whole `units` (N labels) drawn with replacement.
 
@@ -84,7 +85,7 @@ def resampled_sums(
 
 
 def drawn_units(
-    units: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+    units: Sequence[Hashable], seed: int = SEED, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """How often each resample draws each unit, int64 (R, U), and the unit of each sample (N,), drawn with replacement.
 

@@ -238,7 +238,7 @@ def examine(
             "keyword_accuracy": (keyword_right(everything), own_prompts),
             "keyword_accuracy_unseen_wording": (keyword_right(other), other_prompts),
         }
-    metrics = protocols.score(run, router=router, load=load if load.size else None, seed=e.seed)
+    metrics = protocols.score(run, router=router, load=load if load.size else None)
     if hasattr(source, "lesions_mm"):
         metrics[verdict.LESIONS] = source.lesions_mm
     meaning = verdict.verdicts(metrics, run)
@@ -248,7 +248,7 @@ def examine(
     if hosts.first():  # every process has asked the same questions and read the same answers
         outputs.write_predictions(folder, run)
         manifest = provenance.manifest(
-            run, seed=e.seed, checkpoint=reader.checkpoint, eval=e.to_dict(),
+            run, checkpoint=reader.checkpoint, eval=e.to_dict(),
             data={"name": config.data.name, "drop_leaks": config.data.drop_leaks},
         )  # fmt: skip
         outputs.write_json(folder / "manifest.json", manifest)

@@ -39,6 +39,6 @@ def hard_questions(reader: Reader, config: ConfigDict, progress=print) -> dict[s
                     )
                     for (i, q), answer in zip(asked, answers, strict=True)
                 ]  # fmt: skip
-        ways[way] = router_tests.score_way(routed["oracle"], routed["wrong"], hits, e.seed)
+        ways[way] = router_tests.score_way(routed["oracle"], routed["wrong"], hits)
         progress(f"asked in another way, {way}: {2 * e.adversarial} items")
     return ways
