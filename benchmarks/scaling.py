@@ -39,7 +39,7 @@ VOLUMES = (50, 200, 800, 3200)
 SCALED = ("base", "slices", "experts")  # asked at every number of volumes
 MORE = ("steps", "order", "tasks", "scan", "stages", "groups")  # at the largest alone
 STEPS, ITEMS = 800, 400  # beside the defaults of configs/stage1.py, in every study
-MORE_ITEMS = 2_000  # of a claim's contrast, of whose files only closed questions are kept: they alone are tested
+MORE_ITEMS = 2_000  # of a claim's contrast, which asks the closed questions alone: they alone are tested
 LINES = {  # question -> the side that its line shows, and its colour; the first side is the same run for all
     "": ("the recipe (stage 1)", "#1f5fa8"), "base": ("random vision tower", "#d98c3f"),
     "slices": ("single slices", "#3b8f4f"), "experts": ("one dense FFN", "#7a4fa3"),
@@ -76,7 +76,8 @@ class Study:
 
     def experiment(self, volumes: int, question: str, workdir: Path, items: int = ITEMS) -> Experiment:
         flags = [f"--config.{key}={value}" for key, value in self.fixed(volumes, items).items()]
-        return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags))
+        kinds = ("closed",) if items == MORE_ITEMS else ()
+        return Experiment(question, "configs/stage1.py", workdir / str(volumes), tuple(flags), kinds)
 
     def file_of(self, volumes: int, arm: Arm, seed: int, items: int = ITEMS) -> Path:
         of = (str(volumes), arm.name, arm.shows, f"{items}_items" if items != ITEMS else "", f"seed{seed}")
@@ -130,7 +131,6 @@ def train(study: Study, one: Experiment, volumes: int, arm: Arm, seed: int, item
     slim = {
         kind: dataclasses.replace(run, scores={(name := primary([*run.scores])): run.scores[name]})
         for kind, run in found.items()
-        if items == ITEMS or kind == "closed"
     }
     study.kept.mkdir(parents=True, exist_ok=True)
     record = {"made": made, "answers": {kind: run.to_json() for kind, run in slim.items()}}

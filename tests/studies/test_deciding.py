@@ -237,6 +237,12 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     assert {file: file.stat().st_mtime_ns for file in asked.parent.rglob("*") if file.is_file()} == files
     name, other = sorted(folder.name for folder in asked.iterdir())
     assert other == f"{name}-others"
+    flags, usual = tiny_run.options(tiny_folder), decisions.Arm(decisions.USUAL)
+    one = Experiment("scan", CONFIG, tmp_path / "runs", tuple(flags), kinds=("closed",))
+    one.run(usual, 0)
+    of_all, alone = (folder / "predictions_closed.csv" for folder in (asked / name, one.asked(usual, 0)))
+    assert alone.read_bytes() == of_all.read_bytes() and alone.parent not in (asked / name, asked / other)
+    assert not (alone.parent / "predictions_report.csv").exists()
     shorter = run(*argv, "--config.train.steps=3", folder=tmp_path)  # the run there is longer
     assert shorter.returncode == 2 and "more than --config.train.steps=3" in shorter.stderr
 

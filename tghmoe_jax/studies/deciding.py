@@ -66,12 +66,16 @@ def seconds_of_runs(config: ConfigDict) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A question about the config of `file` with `flags`, and the folder of its runs, which questions share."""
+    """A question about the config of `file` with `flags`, and the folder of its runs, which questions share.
+
+    kinds: of drawn data, the kinds of items that are asked; empty: all.
+    """
 
     name: str
     file: str
     workdir: Path
     flags: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
 
     @property
     def question(self) -> Decision:
@@ -134,6 +138,7 @@ class Experiment:
         """The folder of the answers, whose name tells all that they depend on beside the run."""
         config = self.config(arm, seed)
         asked = config.eval.to_dict() | {"batch": 0, "steps": config.train.steps, "data": self.digest}
+        asked |= {"kinds": self.kinds} if self.kinds else {}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         return self.folder(arm, seed) / "validation" / "-".join(filter(None, [digest, arm.shows]))
 
@@ -145,6 +150,8 @@ class Experiment:
             source = make_source(config.data, "validation", config.eval["items"], "seen")
         except UserError as error:
             raise UserError(f"--question needs a validation split, which is asked: {error}") from error
+        if self.kinds:
+            source.kinds = self.kinds
         return source
 
     @functools.cached_property
