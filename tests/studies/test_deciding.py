@@ -237,9 +237,15 @@ def test_finished_arms_are_neither_trained_nor_asked_again(tiny_folder, tmp_path
     assert {file: file.stat().st_mtime_ns for file in asked.parent.rglob("*") if file.is_file()} == files
     name, other = sorted(folder.name for folder in asked.iterdir())
     assert other == f"{name}-others"
-    flags, usual = tiny_run.options(tiny_folder), decisions.Arm(decisions.USUAL)
-    one = Experiment("scan", CONFIG, tmp_path / "runs", tuple(flags), kinds=("closed",))
-    one.run(usual, 0)
+    flags, usual = tuple(tiny_run.options(tiny_folder)), decisions.Arm(decisions.USUAL)
+    one = Experiment("scan", CONFIG, tmp_path / "runs", flags, kinds=("closed",))
+    code = (
+        "from pathlib import Path; from tghmoe_jax.studies import deciding, decisions; "
+        f"deciding.Experiment('scan', {CONFIG!r}, Path('runs'), {flags!r}, kinds=('closed',))"
+        f".run(decisions.Arm({decisions.USUAL!r}), 0)"
+    )
+    # In a process of its own, because asking sets the mesh of the whole process.
+    subprocess.run([sys.executable, "-c", code], env=tiny_run.environment(), cwd=tmp_path, check=True)
     of_all, alone = (folder / "predictions_closed.csv" for folder in (asked / name, one.asked(usual, 0)))
     assert alone.read_bytes() == of_all.read_bytes() and alone.parent not in (asked / name, asked / other)
     assert not (alone.parent / "predictions_report.csv").exists()
